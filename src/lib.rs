@@ -1,0 +1,3 @@
+//! towpath enforces Kubernetes NetworkPolicy where the network itself does not.
+
+pub mod model;

@@ -1,0 +1,113 @@
+//! A pod, as far as policy cares.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{Family, Labels, ObjectKey, Protocol};
+
+/// A pod, with only what decides about packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.nodeName`: the node that it is bound to, if any yet.
+    pub node: Option<Arc<str>>,
+    /// `status.podIPs` (with `status.podIP`): its addresses, the primary one first; empty while it has none.
+    pub addresses: Vec<IpAddr>,
+    /// `status.hostIPs` (with `status.hostIP`): the addresses of its node.
+    pub node_addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`: it uses its node's own network and addresses.
+    pub host_network: bool,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `metadata.deletionTimestamp` is set: it was told to stop and may still be running.
+    pub terminating: bool,
+    /// `metadata.creationTimestamp` in seconds since 1970; decides between two pods that claim one address.
+    pub created: Option<i64>,
+    /// The ports of all containers and init containers, sidecars among them.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// `status.phase` of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Accepted, not every container runs yet.
+    #[default]
+    Pending,
+    /// Bound to a node, at least one container runs or is about to.
+    Running,
+    /// All containers ended well and will not be started again.
+    Succeeded,
+    /// All containers ended, at least one of them badly.
+    Failed,
+    /// The node could not be asked.
+    Unknown,
+}
+
+/// A port that a container declares.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerPort {
+    /// Its name, if it has one.
+    pub name: Option<Arc<str>>,
+    /// Its protocol; TCP where none is written.
+    pub protocol: Protocol,
+    /// Its number, 1 to 65535.
+    pub number: u16,
+}
+
+impl Pod {
+    /// A running pod without labels, node, addresses or ports: the start of a struct update.
+    #[must_use]
+    pub fn new(key: ObjectKey) -> Self {
+        Self {
+            key,
+            labels: Labels::default(),
+            node: None,
+            addresses: Vec::new(),
+            node_addresses: Vec::new(),
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            created: None,
+            ports: Vec::new(),
+        }
+    }
+
+    /// Whether it has ended for good: its address may already belong to another pod.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// Whether policy selects it, as a subject or as a peer.
+    ///
+    /// A pod on its node's own network is out of the standard's reach, and a finished one has no packets. A
+    /// terminating pod is still in: it may be serving its last requests.
+    #[must_use]
+    pub fn is_selectable(&self) -> bool {
+        !self.host_network && !self.is_finished()
+    }
+
+    /// Its first address of `family`.
+    #[must_use]
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Family::of(*address) == family)
+    }
+
+    /// The numbers under which its containers declare a port of this name and protocol, ascending.
+    ///
+    /// Two containers may use one name for different numbers: the name then means all of them.
+    #[must_use]
+    pub fn named_port(&self, name: &str, protocol: Protocol) -> Vec<u16> {
+        let mut numbers: Vec<u16> = self
+            .ports
+            .iter()
+            .filter(|port| port.protocol == protocol && port.name.as_deref() == Some(name))
+            .map(|port| port.number)
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+}
