@@ -1,3 +1,5 @@
 //! towpath enforces Kubernetes NetworkPolicy where the network itself does not.
 
+pub mod dataplane;
 pub mod model;
+pub mod ruleset;

@@ -1,0 +1,93 @@
+//! Edge out: what holds the rules. The kernel is one; [`fake`] refuses what the kernel refuses, and fails on demand.
+
+pub mod fake;
+pub mod kernel;
+
+use crate::ruleset::{Object, observed::Observed, plan::Step};
+
+/// Something that holds chains and sets.
+pub trait Dataplane {
+    /// What of ours it holds. Reads names, set members and hooks; never parses rules back.
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn observe(&mut self) -> Result<Observed, DataplaneError>;
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    /// [`ApplyError::Refused`] names what was refused. Of a step of sets, the rest was carried out; a step of chains
+    /// takes effect whole or not at all. After [`ApplyError::Failed`] nothing is known: observe again.
+    fn apply(&mut self, step: &Step) -> Result<(), ApplyError>;
+
+    /// Whether it still holds what `expected` says, as far as a cheap look tells: hooks in the first place, chains
+    /// with their number of rules, sets with their number of members.
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError>;
+}
+
+/// Where the dataplane differs from what was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// What differs, each as a sentence for the log; empty if nothing does.
+    pub findings: Vec<String>,
+}
+
+/// One object that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What could not be written.
+    pub object: Object,
+    /// What the tool said, and what of the object it did not take.
+    pub reason: String,
+}
+
+/// Why a step could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Single objects were refused.
+    #[error("refused: {}", .0.iter().map(|r| format!("{}: {}", r.object, r.reason)).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refusal>),
+    /// The step failed as a whole.
+    #[error(transparent)]
+    Failed(#[from] DataplaneError),
+}
+
+/// A command or a system call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// A program is not installed.
+    #[error("{program} was not found: install the package {package}")]
+    Missing {
+        /// The program.
+        program: String,
+        /// The package that brings it, as Debian calls it.
+        package: &'static str,
+    },
+    /// A command ended with an error.
+    #[error("{command} failed with {status}: {stderr}")]
+    Command {
+        /// The command with its arguments.
+        command: String,
+        /// Its exit status, in words.
+        status: String,
+        /// What it said on standard error, trimmed.
+        stderr: String,
+    },
+    /// Another process holds the xtables lock; waiting helps.
+    #[error("another process holds the xtables lock ({command})")]
+    Locked {
+        /// The command that could not get it.
+        command: String,
+    },
+    /// Something else about the system.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,206 @@
+//! The names of our chains and sets.
+//!
+//! A name is a prefix that tells what the object is, and either a fixed word or a digest of what the object *means*:
+//! the selectors of a set (not its members), the ordered program of a group chain, the name of a pod. Equal meaning
+//! is equal name, so that policies share sets and pods share chains; another meaning is another object beside the
+//! old one, which makes every replacement atomic.
+
+use std::hash::{Hash, Hasher};
+
+use sha2::{Digest, Sha256};
+
+use super::{ChainName, SetName};
+use crate::model::{Direction, Family, ObjectKey};
+
+/// Part of every digest: what is compiled otherwise is named otherwise, also across versions of this program.
+const LAYOUT: u32 = 1;
+
+/// Digits of a digest: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
+const DIGITS: usize = 16;
+
+/// A digest of a value, as [`DIGITS`] characters of `a-z2-7`.
+#[must_use]
+pub fn digest(value: &impl Hash) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut hasher = Stable(Sha256::new());
+    LAYOUT.hash(&mut hasher);
+    value.hash(&mut hasher);
+    let bytes = hasher.0.finalize();
+    let bits = bytes.iter().take(DIGITS).fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
+    (0..DIGITS)
+        .map(|digit| {
+            let index = bits >> (128 - 5 * (digit + 1)) & 31;
+            char::from(ALPHABET.get(usize::try_from(index).unwrap_or(0)).copied().unwrap_or(b'a'))
+        })
+        .collect()
+}
+
+/// Feeds what derived `Hash` implementations write into SHA-256: unlike the standard library's own hasher, the same
+/// in every process.
+struct Stable(Sha256);
+
+impl Hasher for Stable {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Not used: names need more than 64 bits.
+    fn finish(&self) -> u64 {
+        0
+    }
+}
+
+/// What all forwarded packets meet.
+#[must_use]
+pub fn forward() -> ChainName {
+    chain("TOWPATH-FORWARD")
+}
+
+/// What packets to the node itself meet.
+#[must_use]
+pub fn input() -> ChainName {
+    chain("TOWPATH-INPUT")
+}
+
+/// Where packets of isolated pods part, by direction.
+#[must_use]
+pub fn dispatch(direction: Direction) -> ChainName {
+    chain(match direction {
+        Direction::Ingress => "TOWPATH-INGRESS",
+        Direction::Egress => "TOWPATH-EGRESS",
+    })
+}
+
+/// A branch of the dispatch tree: the pods whose addresses lie in `network`.
+#[must_use]
+pub fn branch(direction: Direction, network: ipnet::IpNet) -> ChainName {
+    chain(&format!("TP-D{}-{}", letter(direction), digest(&network)))
+}
+
+/// The chain of one pod.
+#[must_use]
+pub fn pod(direction: Direction, pod: &ObjectKey) -> ChainName {
+    chain(&format!("TP-P{}-{}", letter(direction), digest(pod)))
+}
+
+/// The chain of all pods with one program; `digest` is the program's.
+#[must_use]
+pub fn group(direction: Direction, digest: &str) -> ChainName {
+    chain(&format!("TP-G{}-{digest}", letter(direction)))
+}
+
+/// The pods of this node that are isolated in `direction`.
+#[must_use]
+pub fn isolated(family: Family, direction: Direction) -> SetName {
+    set(family, &format!("{direction}-isolated"))
+}
+
+/// Whether `name` is one that [`isolated`] makes: the only sets whose members are closed, not opened.
+#[must_use]
+pub fn is_isolated_set(name: &SetName) -> bool {
+    name.as_str().ends_with("-isolated")
+}
+
+/// Counts what was dropped, by isolated pod.
+#[must_use]
+pub fn drops(family: Family) -> SetName {
+    set(family, "drops")
+}
+
+/// All pods of this node.
+#[must_use]
+pub fn local_pods(family: Family) -> SetName {
+    set(family, "local-pods")
+}
+
+/// All addresses of nodes that are known.
+#[must_use]
+pub fn nodes(family: Family) -> SetName {
+    set(family, "nodes")
+}
+
+/// The pods of a selection; `digest` is the selection's.
+#[must_use]
+pub fn pods(family: Family, digest: &str) -> SetName {
+    set(family, &format!("pods-{digest}"))
+}
+
+/// The named ports of a selection; `digest` is the selection's.
+#[must_use]
+pub fn named_ports(family: Family, digest: &str) -> SetName {
+    set(family, &format!("named-{digest}"))
+}
+
+/// A set of networks.
+#[must_use]
+pub fn networks(family: Family, digest: &str) -> SetName {
+    set(family, &format!("nets-{digest}"))
+}
+
+/// A set of ports.
+#[must_use]
+pub fn ports(family: Family, digest: &str) -> SetName {
+    set(family, &format!("ports-{digest}"))
+}
+
+const fn letter(direction: Direction) -> char {
+    match direction {
+        Direction::Ingress => 'I',
+        Direction::Egress => 'E',
+    }
+}
+
+#[expect(clippy::expect_used, reason = "every caller is above; a test makes each kind of name")]
+fn chain(name: &str) -> ChainName {
+    ChainName::new(name).expect("a chain name of ours")
+}
+
+#[expect(clippy::expect_used, reason = "every caller is above; a test makes each kind of name")]
+fn set(family: Family, name: &str) -> SetName {
+    let prefix = match family {
+        Family::V4 => "tp4-",
+        Family::V6 => "tp6-",
+    };
+    SetName::new(&format!("{prefix}{name}")).expect("a set name of ours")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_name_fits_the_kernel_whatever_the_object_is_called() {
+        let long = ObjectKey::new("n".repeat(63), "p".repeat(253));
+        let digest = digest(&long);
+        assert_eq!(digest.len(), DIGITS);
+        for direction in Direction::BOTH {
+            let chains = [dispatch(direction), pod(direction, &long), group(direction, &digest)];
+            let branch = branch(direction, "fd00::/64".parse().unwrap());
+            assert!(chains.iter().chain([&branch]).all(|name| name.as_str().len() <= 28));
+            for family in Family::BOTH {
+                assert!(is_isolated_set(&isolated(family, direction)));
+                for name in [
+                    drops(family),
+                    local_pods(family),
+                    nodes(family),
+                    pods(family, &digest),
+                    named_ports(family, &digest),
+                    networks(family, &digest),
+                    ports(family, &digest),
+                ] {
+                    assert!(name.as_str().len() <= 31, "{name}");
+                    assert_eq!(name.family(), family);
+                    assert!(!is_isolated_set(&name));
+                }
+            }
+        }
+        assert!([forward(), input()].iter().all(|name| name.as_str().len() <= 28));
+    }
+
+    #[test]
+    fn a_digest_is_the_same_in_every_process_and_differs_with_the_value() {
+        assert_eq!(digest(&("a", 1_u8)), digest(&("a", 1_u8)));
+        assert_ne!(digest(&("a", 1_u8)), digest(&("a", 2_u8)));
+        assert_ne!(digest(&ObjectKey::new("a", "bc")), digest(&ObjectKey::new("ab", "c")));
+    }
+}

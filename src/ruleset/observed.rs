@@ -1,0 +1,139 @@
+//! What of ours the kernel holds now, as far as it is known.
+
+use std::collections::BTreeMap;
+
+use super::{
+    BuiltIn, Chain, ChainName, IpSet, Ruleset, SetName, Table,
+    plan::{SetEdit, Step},
+};
+use crate::model::Family;
+
+/// What of ours the kernel holds. Nothing of anybody else's is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Of IPv4.
+    pub v4: ObservedTable,
+    /// Of IPv6.
+    pub v6: ObservedTable,
+}
+
+/// What one family's table holds of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedTable {
+    /// Our chains.
+    pub chains: BTreeMap<ChainName, Content>,
+    /// Our sets, with their members.
+    pub sets: BTreeMap<SetName, IpSet>,
+    /// Our jumps in the built-in chains.
+    pub hooks: BTreeMap<BuiltIn, HookState>,
+}
+
+/// What is known of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Only that it is there: a former process wrote it, and rules are never read back.
+    Unknown,
+    /// We wrote this.
+    Known(Chain),
+}
+
+/// Our jumps in one built-in chain; absent where there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// The chains of ours to which it jumps, one entry for each such rule, in their order.
+    pub targets: Vec<ChainName>,
+    /// Whether the first of them is the first rule of the built-in chain.
+    pub first: bool,
+}
+
+impl HookState {
+    /// One jump to `chain`, in the first place: as it ought to be.
+    #[must_use]
+    pub fn in_place(chain: ChainName) -> Self {
+        Self { targets: vec![chain], first: true }
+    }
+}
+
+impl Observed {
+    /// What is observed once `ruleset` is in the kernel.
+    #[must_use]
+    pub fn holding(ruleset: &Ruleset) -> Self {
+        let table = |table: &Table| ObservedTable {
+            chains: table.chains.iter().map(|(n, c)| (n.clone(), Content::Known(c.clone()))).collect(),
+            sets: table.sets.clone(),
+            hooks: table.hooks.iter().map(|(at, to)| (*at, HookState::in_place(to.clone()))).collect(),
+        };
+        Self { v4: table(&ruleset.v4), v6: table(&ruleset.v6) }
+    }
+
+    /// The table of one family.
+    #[must_use]
+    pub fn table(&self, family: Family) -> &ObservedTable {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// The table of one family, to change.
+    pub fn table_mut(&mut self, family: Family) -> &mut ObservedTable {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Whether nothing of ours is there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        Family::BOTH.into_iter().all(|family| {
+            let table = self.table(family);
+            table.chains.is_empty() && table.sets.is_empty() && table.hooks.is_empty()
+        })
+    }
+
+    /// Takes note that a step was carried out.
+    pub fn note(&mut self, step: &Step) {
+        match step {
+            Step::Sets(edits) | Step::Tidy(edits) => edits.iter().for_each(|edit| self.note_edit(edit)),
+            Step::Chains(family, batch) => {
+                let table = self.table_mut(*family);
+                for name in &batch.remove {
+                    table.chains.remove(name);
+                }
+                for (name, chain) in &batch.write {
+                    table.chains.insert(name.clone(), Content::Known(chain.clone()));
+                }
+                for edit in &batch.hooks {
+                    match &edit.now {
+                        Some(to) => table.hooks.insert(edit.at, HookState::in_place(to.clone())),
+                        None => table.hooks.remove(&edit.at),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Takes note that one edit of a set was carried out.
+    pub fn note_edit(&mut self, edit: &SetEdit) {
+        let sets = &mut self.table_mut(edit.set().family()).sets;
+        match edit {
+            SetEdit::Create(name, kind) => {
+                sets.insert(name.clone(), IpSet { kind: *kind, members: imbl::OrdSet::new() });
+            }
+            SetEdit::Add(name, member) => {
+                if let Some(set) = sets.get_mut(name) {
+                    set.members.insert(*member);
+                }
+            }
+            SetEdit::Remove(name, member) => {
+                if let Some(set) = sets.get_mut(name) {
+                    set.members.remove(member);
+                }
+            }
+            SetEdit::Destroy(name) => {
+                sets.remove(name);
+            }
+        }
+    }
+}
