@@ -1,1 +1,406 @@
-//! x
+//! From what a node has to enforce to the chains and sets that do it.
+//!
+//! ```text
+//! FORWARD (position 1) -> TOWPATH-FORWARD
+//!   established or related                       -> RETURN
+//!   [v6] ICMPv6: neighbour and listener messages -> RETURN, the others as below
+//!   source in tp4-egress-isolated                -> TOWPATH-EGRESS
+//!   destination in tp4-ingress-isolated          -> TOWPATH-INGRESS
+//!   tunnel packets from local pods to nodes      -> DROP
+//! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
+//! TP-PE-<pod>:    to itself -> RETURN; goto its group
+//! TP-GE-<group>:  the program's rules -> RETURN; then log, count, DROP
+//! ```
+//!
+//! `goto` is the point of it: a RETURN inside a group chain goes back to TOWPATH-FORWARD, behind the rule that asked
+//! about this direction. So "allowed" needs no packet mark, and the other direction is still asked. An allowed packet
+//! returns to FORWARD and is never accepted outright: the rules of others still apply to it.
+//!
+//! Compiling is total and deterministic: every input has exactly one ruleset.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use imbl::OrdSet;
+use ipnet::IpNet;
+
+use super::{
+    BuiltIn, Chain, ChainName, Field, IpSet, Match, Member, PORT_SLOTS, Rule, Ruleset, SetKind, SetName,
+    Table, Target, names,
+};
+use crate::{
+    model::{Direction, Family, PortRange, Protocol},
+    policy::{
+        cidr::CidrSet,
+        ports::{PortMatch, PortSet},
+        program::{self, Action, PeerMatch, Program},
+        resolve::{LocalPod, Resolved},
+    },
+};
+
+/// How a node enforces, where that is a matter of taste.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// What a sender learns of a denied packet.
+    pub deny: DenyAction,
+    /// The netlink log group that gets a copy of denied packets; `None` logs nothing.
+    pub log_group: Option<u16>,
+    /// Whether egress policy also holds for packets of a pod to its own node.
+    pub enforce_pod_to_node: bool,
+    /// The UDP port of the node's VXLAN endpoint, to which no pod may send: its packets would come out on another
+    /// node as if they were some other pod's.
+    pub vxlan_port: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deny: DenyAction::Drop, log_group: Some(100), enforce_pod_to_node: false, vxlan_port: 8472 }
+    }
+}
+
+/// What happens to a denied packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenyAction {
+    /// It vanishes: its sender waits.
+    Drop,
+    /// Its sender is told: connections are refused at once.
+    Reject,
+}
+
+/// At most this many pods in one chain of the dispatch tree; beyond it the chain is split by prefix.
+const DISPATCH_WIDTH: usize = 16;
+
+/// By how many bits one level of the dispatch tree tells addresses apart: at most 16 branches.
+const DISPATCH_BITS: u8 = 4;
+
+/// Copies of denied packets a second, for each program.
+const LOGS_PER_SECOND: u32 = 10;
+
+/// ICMPv6 types without which IPv6 does not work on a link: multicast listener query, report and done (130 to 132),
+/// router and neighbour discovery with redirects (133 to 137), and the second report (143).
+const NEIGHBOUR_DISCOVERY: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
+
+/// IP protocol numbers of tunnels without ports: IPv4 in IP and IPv6 in IP.
+const IP_IN_IP: [u8; 2] = [4, 41];
+
+const ICMPV6: u8 = 58;
+
+/// The ruleset that enforces `resolved`.
+#[must_use]
+pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
+    let table = |family| TableBuilder { family, resolved, options, table: Table::default() }.build();
+    Ruleset { v4: table(Family::V4), v6: table(Family::V6) }
+}
+
+struct TableBuilder<'a> {
+    family: Family,
+    resolved: &'a Resolved,
+    options: &'a Options,
+    table: Table,
+}
+
+impl TableBuilder<'_> {
+    fn build(mut self) -> Table {
+        let local: Vec<(&LocalPod, IpAddr)> = self
+            .resolved
+            .pods
+            .iter()
+            .flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)))
+            .filter(|(_, address)| Family::of(*address) == self.family)
+            .collect();
+        let address_set =
+            |addresses: &mut dyn Iterator<Item = IpAddr>| addresses.map(Member::Address).collect();
+        let all = address_set(&mut local.iter().map(|(_, address)| *address));
+        self.set(names::local_pods(self.family), SetKind::Addresses, all);
+        self.set(names::nodes(self.family), SetKind::Addresses, self.resolved.nodes.of(self.family).clone());
+        let isolated = local.iter().filter(|(pod, _)| pod.ingress.is_some() || pod.egress.is_some());
+        let counted = address_set(&mut isolated.map(|(_, address)| *address));
+        self.set(names::drops(self.family), SetKind::CountedAddresses, counted);
+        for direction in Direction::BOTH {
+            self.direction(direction, &local);
+        }
+        self.hooked_chains();
+        self.table
+    }
+
+    /// The chains and sets of one direction.
+    fn direction(&mut self, direction: Direction, local: &[(&LocalPod, IpAddr)]) {
+        let mut leaves: BTreeMap<IpAddr, ChainName> = BTreeMap::new();
+        for &(pod, address) in local {
+            let Some(program) = pod.program(direction) else { continue };
+            let group = self.group(direction, program);
+            let name = names::pod(direction, &pod.key);
+            if !self.table.chains.contains_key(&name) {
+                self.pod(direction, pod, name.clone(), group);
+            }
+            leaves.insert(address, name);
+        }
+        let isolated = leaves.keys().copied().map(Member::Address).collect();
+        self.set(names::isolated(self.family, direction), SetKind::Addresses, isolated);
+        let leaves: Vec<(IpAddr, ChainName)> = leaves.into_iter().collect();
+        let dispatch = self.dispatch(direction, &leaves);
+        self.table.chains.insert(names::dispatch(direction), dispatch);
+    }
+
+    /// A chain that goes on, by the isolated pod's address, in that pod's chain; made of branches when there are many.
+    /// Who is in no branch is isolated but has no chain, and stays closed.
+    fn dispatch(&mut self, direction: Direction, leaves: &[(IpAddr, ChainName)]) -> Chain {
+        let own = |network| own_address(direction, network);
+        let goto = |network, to: ChainName| Rule::new([own(network)], Target::Goto(to));
+        let leaf = |(address, name): &(IpAddr, ChainName)| goto(IpNet::from(*address), name.clone());
+        let end = Rule::new([], Target::Drop);
+        if leaves.len() <= DISPATCH_WIDTH {
+            return leaves.iter().map(leaf).chain([end]).collect();
+        }
+        let prefix = common_prefix(leaves).saturating_add(DISPATCH_BITS).min(self.family.bits());
+        let network = |address: IpAddr| IpNet::new_assert(address, prefix).trunc();
+        let branches = leaves.chunk_by(|(a, _), (b, _)| network(*a) == network(*b));
+        let mut rules = Vec::new();
+        for branch in branches {
+            if let [single] = branch {
+                rules.push(leaf(single));
+            } else if let [(first, _), ..] = branch {
+                let network = network(*first);
+                let name = names::branch(direction, network);
+                let chain = self.dispatch(direction, branch);
+                self.table.chains.insert(name.clone(), chain);
+                rules.push(goto(network, name));
+            }
+        }
+        rules.into_iter().chain([end]).collect()
+    }
+
+    /// The chain of one pod: what it sends to itself passes, also by way of its own Service.
+    fn pod(&mut self, direction: Direction, pod: &LocalPod, name: ChainName, group: ChainName) {
+        let own = pod.addresses.iter().filter(|address| Family::of(**address) == self.family);
+        let itself = own.map(|address| {
+            let other_end = match direction {
+                Direction::Ingress => Match::Source(IpNet::from(*address)),
+                Direction::Egress => Match::Destination(IpNet::from(*address)),
+            };
+            Rule::new([other_end], Target::Return)
+        });
+        let comment = Match::Comment(shortened(&format!("{} {direction}", pod.key)));
+        let goto = Rule::new([comment], Target::Goto(group));
+        self.table.chains.insert(name, itself.chain([goto]).collect());
+    }
+
+    /// The chain of all pods with this program.
+    fn group(&mut self, direction: Direction, program: &Program) -> ChainName {
+        let name = names::group(direction, &program.digest);
+        if !self.table.chains.contains_key(&name) {
+            let mut rules = Vec::new();
+            for rule in program.tiers.iter().flat_map(|tier| &tier.rules) {
+                for matches in self.rule_matches(direction, rule) {
+                    self.act(direction, &program.digest, rule.action, &matches, &mut rules);
+                }
+            }
+            self.act(direction, &program.digest, program.default, &[], &mut rules);
+            self.table.chains.insert(name.clone(), rules.into_iter().collect());
+        }
+        name
+    }
+
+    /// What `action` does with the packets for which `matches` hold.
+    fn act(
+        &self,
+        direction: Direction,
+        digest: &str,
+        action: Action,
+        matches: &[Match],
+        rules: &mut Vec<Rule>,
+    ) {
+        let with = |more: &[Match]| [matches, more].concat();
+        match action {
+            Action::Allow => rules.push(Rule::new(matches, Target::Return)),
+            Action::Deny => {
+                if let Some(group) = self.options.log_group {
+                    let prefix = format!("towpath {direction} {digest} ").into();
+                    let limit = [Match::Limit { per_second: LOGS_PER_SECOND }];
+                    rules.push(Rule::new(with(&limit), Target::Log { group, prefix }));
+                }
+                let field = match direction {
+                    Direction::Ingress => Field::Destination,
+                    Direction::Egress => Field::Source,
+                };
+                // Looking an address up in this set counts the packet. Every isolated pod is in it; the rule behind
+                // is for the moment in which one is not yet, or no longer.
+                let counted = Match::Set { set: names::drops(self.family), field };
+                for counted in [&[counted][..], &[]] {
+                    match self.options.deny {
+                        DenyAction::Drop => rules.push(Rule::new(with(counted), Target::Drop)),
+                        DenyAction::Reject => {
+                            let tcp = [&[Match::Protocol(Protocol::Tcp.number())], counted].concat();
+                            rules.push(Rule::new(with(&tcp), Target::Reject));
+                            rules.push(Rule::new(with(counted), Target::Reject));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The alternatives of one rule: a packet for which all matches of one of them hold is meant. None, if the rule
+    /// speaks of the other family only.
+    fn rule_matches(&mut self, direction: Direction, rule: &program::Rule) -> Vec<Vec<Match>> {
+        let ports = self.port_matches(&rule.ports);
+        let peers = self.peer_matches(direction, &rule.peers);
+        let pair =
+            |port: &Vec<Match>, peer: &Option<Match>| port.iter().cloned().chain(peer.clone()).collect();
+        peers.iter().flat_map(|peer| ports.iter().map(move |port| pair(port, peer))).collect()
+    }
+
+    /// The alternatives by which the other end is recognised; `None` takes every one.
+    fn peer_matches(&mut self, direction: Direction, peers: &PeerMatch) -> Vec<Option<Match>> {
+        let (field, other_end): (_, fn(IpNet) -> Match) = match direction {
+            Direction::Ingress => (Field::Source, Match::Source),
+            Direction::Egress => (Field::Destination, Match::Destination),
+        };
+        match peers {
+            PeerMatch::Any => vec![None],
+            PeerMatch::NamedPorts(selection) => {
+                let set = names::named_ports(self.family, &selection.digest);
+                self.selection(set.clone(), SetKind::Endpoints, selection);
+                vec![Some(Match::Set { set, field: Field::DestinationEndpoint })]
+            }
+            PeerMatch::Of { pods, blocks } => {
+                let mut alternatives = Vec::new();
+                let networks = CidrSet::union(self.family, blocks).networks(self.family);
+                match &*networks {
+                    [] => {}
+                    [all] if all.prefix_len() == 0 => return vec![None],
+                    [one] => alternatives.push(Some(other_end(*one))),
+                    several => {
+                        let set = names::networks(self.family, &names::digest(&several));
+                        let members = several.iter().copied().map(Member::Network).collect();
+                        self.set(set.clone(), SetKind::Networks, members);
+                        alternatives.push(Some(Match::Set { set, field }));
+                    }
+                }
+                if let Some(selection) = pods {
+                    let set = names::pods(self.family, &selection.digest);
+                    self.selection(set.clone(), SetKind::Addresses, selection);
+                    alternatives.push(Some(Match::Set { set, field }));
+                }
+                alternatives
+            }
+        }
+    }
+
+    /// The alternatives by which protocol and port are recognised.
+    fn port_matches(&mut self, ports: &PortMatch) -> Vec<Vec<Match>> {
+        let PortMatch::Of(ports) = ports else { return vec![Vec::new()] };
+        ports.iter().map(|(protocol, ranges)| self.ranges(protocol, ranges)).collect()
+    }
+
+    fn ranges(&mut self, protocol: Protocol, ranges: &[PortRange]) -> Vec<Match> {
+        let slots: usize = ranges.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum();
+        if ranges == [PortSet::all_of()] {
+            vec![Match::Protocol(protocol.number())]
+        } else if slots <= PORT_SLOTS {
+            vec![Match::Ports(protocol, ranges.to_vec())]
+        } else {
+            let set = names::ports(self.family, &names::digest(&ranges));
+            let members =
+                ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
+            self.set(set.clone(), SetKind::Ports, members);
+            vec![Match::Protocol(protocol.number()), Match::Set { set, field: Field::DestinationPort }]
+        }
+    }
+
+    fn selection(&mut self, name: SetName, kind: SetKind, selection: &Arc<program::Selection>) {
+        let members = self.resolved.selections.get(selection).map(|members| members.of(self.family).clone());
+        self.set(name, kind, members.unwrap_or_default());
+    }
+
+    fn set(&mut self, name: SetName, kind: SetKind, members: OrdSet<Member>) {
+        self.table.sets.entry(name).or_insert(IpSet { kind, members });
+    }
+
+    /// The chains that the built-in ones jump to.
+    fn hooked_chains(&mut self) {
+        let established = Rule::new([Match::Established], Target::Return);
+        let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
+        let to_node = Match::Set { set: names::nodes(self.family), field: Field::Destination };
+
+        let forward = [
+            vec![established.clone()],
+            self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
+            self.ask(&Direction::BOTH),
+            self.tunnels(&[from_local.clone(), to_node]),
+        ];
+        let mut input = self.tunnels(&[from_local]);
+        if self.options.enforce_pod_to_node {
+            let own_egress = [Direction::Egress];
+            input.push(established);
+            input.extend(self.discovery("TOWPATH-INPUT-ND", &own_egress));
+            input.extend(self.ask(&own_egress));
+        }
+        for (at, name, chain) in [
+            (BuiltIn::Forward, names::forward(), forward.into_iter().flatten().collect::<Chain>()),
+            (BuiltIn::Input, names::input(), input.into_iter().collect()),
+        ] {
+            self.table.chains.insert(name.clone(), chain);
+            self.table.hooks.insert(at, name);
+        }
+    }
+
+    /// Asks about the isolated end of the packet, for each of `directions`.
+    fn ask(&self, directions: &[Direction]) -> Vec<Rule> {
+        directions
+            .iter()
+            .map(|direction| {
+                let field = match direction {
+                    Direction::Egress => Field::Source,
+                    Direction::Ingress => Field::Destination,
+                };
+                let is_isolated = Match::Set { set: names::isolated(self.family, *direction), field };
+                Rule::new([is_isolated], Target::Jump(names::dispatch(*direction)))
+            })
+            .collect()
+    }
+
+    /// Sends ICMPv6 through a chain of its own, so that other packets pay for one comparison only. What that chain
+    /// returns leaves the caller as well; so it asks itself what the caller would have asked.
+    fn discovery(&mut self, name: &str, directions: &[Direction]) -> Vec<Rule> {
+        let (Family::V6, Some(name)) = (self.family, ChainName::new(name)) else { return Vec::new() };
+        let pass = NEIGHBOUR_DISCOVERY.map(|number| Rule::new([Match::Icmpv6Type(number)], Target::Return));
+        let chain = pass.into_iter().chain(self.ask(directions)).collect();
+        self.table.chains.insert(name.clone(), chain);
+        vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
+    }
+
+    /// Drops tunnel packets for which `ends` hold.
+    fn tunnels(&self, ends: &[Match]) -> Vec<Rule> {
+        let vxlan = Match::Ports(Protocol::Udp, vec![PortRange::single(self.options.vxlan_port)]);
+        let tunnels = std::iter::once(vxlan).chain(IP_IN_IP.map(Match::Protocol));
+        tunnels.map(|tunnel| Rule::new([&[tunnel], ends].concat(), Target::Drop)).collect()
+    }
+}
+
+/// That the isolated pod of a packet lies in `network`.
+fn own_address(direction: Direction, network: IpNet) -> Match {
+    match direction {
+        Direction::Ingress => Match::Destination(network),
+        Direction::Egress => Match::Source(network),
+    }
+}
+
+/// How many leading bits all these addresses share; they are of one family and ascend, so that its first and last
+/// tell.
+fn common_prefix(leaves: &[(IpAddr, ChainName)]) -> u8 {
+    let bits = match (leaves.first(), leaves.last()) {
+        (Some((IpAddr::V4(a), _)), Some((IpAddr::V4(b), _))) => {
+            (u32::from(*a) ^ u32::from(*b)).leading_zeros()
+        }
+        (Some((IpAddr::V6(a), _)), Some((IpAddr::V6(b), _))) => {
+            (u128::from(*a) ^ u128::from(*b)).leading_zeros()
+        }
+        _ => 0,
+    };
+    u8::try_from(bits).unwrap_or(0)
+}
+
+/// At most as long as the kernel's comment match takes: 255 bytes. Names are ASCII.
+fn shortened(text: &str) -> Arc<str> {
+    text.chars().take(255).collect::<String>().into()
+}

@@ -1,0 +1,187 @@
+//! Sets of addresses, computed exactly.
+//!
+//! Several blocks of one rule, each with excepts of its own, are a union of differences. The kernel's `nomatch`
+//! members cannot say that: they take out of the whole set, by longest prefix. So the addresses are computed here,
+//! and the set gets the fewest networks that hold exactly those.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::model::{Family, IpBlock};
+
+/// A set of addresses of one family: ranges, ascending, apart from each other.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CidrSet {
+    ranges: Vec<(u128, u128)>,
+}
+
+impl CidrSet {
+    /// The addresses of `family` that lie in at least one of `blocks`, each block without its own excepts.
+    #[must_use]
+    pub fn union<'a>(family: Family, blocks: impl IntoIterator<Item = &'a IpBlock>) -> Self {
+        let mut ranges = Vec::new();
+        for block in blocks {
+            if Family::of_net(block.cidr()) == family {
+                subtract(bounds(block.cidr()), block.except(), &mut ranges);
+            }
+        }
+        ranges.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        Self { ranges: merged }
+    }
+
+    /// The fewest networks that hold exactly these addresses, ascending. `family` is the one of [`Self::union`].
+    #[must_use]
+    pub fn networks(&self, family: Family) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for &(first, last) in &self.ranges {
+            cover(family, first, last, &mut networks);
+        }
+        networks
+    }
+}
+
+/// `within` minus `excepts` (sorted by address, possibly nested), appended to `out`.
+fn subtract(within: (u128, u128), excepts: &[IpNet], out: &mut Vec<(u128, u128)>) {
+    let mut next = within.0;
+    for (first, last) in excepts.iter().map(|except| bounds(*except)) {
+        if first > next {
+            out.push((next, first - 1));
+        }
+        if last >= next {
+            match last.checked_add(1) {
+                Some(behind) => next = behind,
+                // The except ends where the address space does.
+                None => return,
+            }
+        }
+    }
+    if next <= within.1 {
+        out.push((next, within.1));
+    }
+}
+
+/// Appends the fewest networks that hold `first..=last`: again and again the largest one that begins at `first`.
+fn cover(family: Family, mut first: u128, last: u128, out: &mut Vec<IpNet>) {
+    let bits = u32::from(family.bits());
+    loop {
+        let aligned = first.trailing_zeros().min(bits);
+        let mut host_bits = aligned;
+        while host_bits > 0 && end(first, host_bits) > last {
+            host_bits -= 1;
+        }
+        out.push(network(family, first, bits - host_bits));
+        match end(first, host_bits).checked_add(1) {
+            Some(next) if next <= last => first = next,
+            _ => return,
+        }
+    }
+}
+
+/// The last address of the network that begins at `first` and has `host_bits` host bits.
+fn end(first: u128, host_bits: u32) -> u128 {
+    first | 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1)
+}
+
+fn bounds(net: IpNet) -> (u128, u128) {
+    (number(net.network()), number(net.broadcast()))
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+fn network(family: Family, first: u128, prefix: u32) -> IpNet {
+    // A prefix is at most the family's bits, and an IPv4 range never leaves 32 bits: neither can be cut off here.
+    let prefix = u8::try_from(prefix).unwrap_or(u8::MAX);
+    match family {
+        Family::V4 => {
+            let address = Ipv4Addr::from(u32::try_from(first).unwrap_or(u32::MAX));
+            Ipv4Net::new_assert(address, prefix).into()
+        }
+        Family::V6 => Ipv6Net::new_assert(Ipv6Addr::from(first), prefix).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block(cidr: &str, except: &[&str]) -> IpBlock {
+        IpBlock::new(cidr.parse().unwrap(), except.iter().map(|e| e.parse().unwrap())).unwrap()
+    }
+
+    fn networks(family: Family, blocks: &[IpBlock]) -> Vec<String> {
+        CidrSet::union(family, blocks).networks(family).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_except_takes_nothing_out_of_another_block() {
+        let blocks = [block("10.0.0.0/8", &["10.1.0.0/16"]), block("10.1.2.0/24", &[])];
+        let set = CidrSet::union(Family::V4, &blocks).networks(Family::V4);
+        let holds = |address: &str| set.iter().any(|net| net.contains(&address.parse::<IpAddr>().unwrap()));
+        assert!(holds("10.1.2.3") && holds("10.2.0.0"));
+        assert!(!holds("10.1.3.3") && !holds("11.0.0.0"));
+    }
+
+    #[test]
+    fn the_whole_space_and_its_ends_are_exact() {
+        assert_eq!(networks(Family::V4, &[block("0.0.0.0/0", &[])]), ["0.0.0.0/0"]);
+        assert_eq!(networks(Family::V6, &[block("::/0", &["8000::/1"])]), ["::/1"]);
+        assert_eq!(
+            networks(Family::V4, &[block("0.0.0.0/1", &[]), block("128.0.0.0/1", &[])]),
+            ["0.0.0.0/0"]
+        );
+        assert_eq!(networks(Family::V4, &[block("0.0.0.0/0", &["255.255.255.255/32"])]).len(), 32);
+        assert!(networks(Family::V6, &[block("0.0.0.0/0", &[])]).is_empty());
+        assert!(networks(Family::V4, &[block("10.0.0.0/30", &["10.0.0.0/31", "10.0.0.2/31"])]).is_empty());
+    }
+
+    /// Blocks within 10.0.0.0/24, small enough to ask for every address.
+    fn small_block() -> impl Strategy<Value = IpBlock> {
+        let net = |host: u8, prefix: u8| IpNet::new(IpAddr::from([10, 0, 0, host]), prefix).unwrap();
+        (any::<u8>(), 24_u8..=32, prop::collection::vec((any::<u8>(), 0_u8..=8), 0..5)).prop_map(
+            move |(host, prefix, excepts)| {
+                let cidr = net(host, prefix).trunc();
+                let inside = excepts.into_iter().filter_map(|(except, longer)| {
+                    let prefix = prefix + 1 + longer;
+                    let base = match cidr.network() {
+                        IpAddr::V4(base) => base.octets()[3],
+                        IpAddr::V6(_) => 0,
+                    };
+                    let except = base
+                        | (except & !(0xff_u8.checked_shl(u32::from(32 - cidr.prefix_len())).unwrap_or(0)));
+                    (prefix <= 32).then(|| net(except, prefix))
+                });
+                IpBlock::new(cidr, inside.collect::<Vec<_>>()).unwrap()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_networks_hold_exactly_what_the_blocks_hold_and_do_not_overlap(
+            blocks in prop::collection::vec(small_block(), 0..6)
+        ) {
+            let networks = CidrSet::union(Family::V4, &blocks).networks(Family::V4);
+            for host in 0..=255_u8 {
+                let address = IpAddr::from([10, 0, 0, host]);
+                let held = networks.iter().filter(|net| net.contains(&address)).count();
+                prop_assert_eq!(held, usize::from(blocks.iter().any(|block| block.contains(address))));
+            }
+            prop_assert_eq!(IpNet::aggregate(&networks).len(), networks.len());
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Sets of ports, computed exactly.
+
+use std::collections::BTreeMap;
+
+use crate::model::{PortRange, Protocol, Transport};
+
+/// What a program's rule demands of a packet's protocol and destination port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortMatch {
+    /// Nothing: every protocol, also those without ports.
+    Any,
+    /// One of these.
+    Of(PortSet),
+}
+
+impl PortMatch {
+    /// What either of the two lets through.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Of(mut ports), Self::Of(others)) => {
+                ports.extend(&others);
+                Self::Of(ports)
+            }
+            _ => Self::Any,
+        }
+    }
+
+    /// Whether it lets `transport` through.
+    #[must_use]
+    pub fn contains(&self, transport: Transport) -> bool {
+        match (self, transport) {
+            (Self::Any, _) => true,
+            (Self::Of(ports), Transport::Port(protocol, port)) => ports.contains(protocol, port),
+            (Self::Of(_), Transport::Other(_)) => false,
+        }
+    }
+}
+
+/// Ports by protocol: ranges, ascending, apart from each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortSet(BTreeMap<Protocol, Vec<PortRange>>);
+
+impl PortSet {
+    /// No port.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every port of a protocol, also those that a packet could carry and a policy cannot name.
+    #[must_use]
+    pub fn all_of() -> PortRange {
+        // `new` only refuses ranges that end before they begin.
+        PortRange::new(0, u16::MAX).unwrap_or(PortRange::single(0))
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a range.
+    pub fn insert(&mut self, protocol: Protocol, range: PortRange) {
+        let ranges = self.0.entry(protocol).or_default();
+        ranges.push(range);
+        ranges.sort_unstable();
+        *ranges = merged(ranges);
+    }
+
+    /// Adds all ports of another set.
+    pub fn extend(&mut self, other: &Self) {
+        for (protocol, ranges) in &other.0 {
+            let all = self.0.entry(*protocol).or_default();
+            all.extend(ranges);
+            all.sort_unstable();
+            *all = merged(all);
+        }
+    }
+
+    /// What of it `other` does not hold.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        let mut left = BTreeMap::new();
+        for (protocol, ranges) in &self.0 {
+            let holes = other.0.get(protocol).map_or(&[][..], Vec::as_slice);
+            let rest: Vec<PortRange> = ranges.iter().flat_map(|range| without(*range, holes)).collect();
+            if !rest.is_empty() {
+                left.insert(*protocol, rest);
+            }
+        }
+        Self(left)
+    }
+
+    /// Whether it holds this port.
+    #[must_use]
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        self.0.get(&protocol).is_some_and(|ranges| ranges.iter().any(|range| range.contains(port)))
+    }
+
+    /// The ranges of each protocol that has any, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (Protocol, &[PortRange])> {
+        self.0.iter().map(|(protocol, ranges)| (*protocol, ranges.as_slice()))
+    }
+}
+
+/// Collects ranges in one go: adding them one by one to a large set would sort it each time.
+impl FromIterator<(Protocol, PortRange)> for PortSet {
+    fn from_iter<I: IntoIterator<Item = (Protocol, PortRange)>>(ranges: I) -> Self {
+        let mut by_protocol: BTreeMap<Protocol, Vec<PortRange>> = BTreeMap::new();
+        for (protocol, range) in ranges {
+            by_protocol.entry(protocol).or_default().push(range);
+        }
+        for ranges in by_protocol.values_mut() {
+            ranges.sort_unstable();
+            *ranges = merged(ranges);
+        }
+        Self(by_protocol)
+    }
+}
+
+/// Joins what overlaps or touches; `sorted` is ascending.
+fn merged(sorted: &[PortRange]) -> Vec<PortRange> {
+    let mut merged: Vec<PortRange> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match merged.last_mut() {
+            Some(before) if u32::from(range.first()) <= u32::from(before.last()) + 1 => {
+                let last = before.last().max(range.last());
+                *before = PortRange::new(before.first(), last).unwrap_or(*before);
+            }
+            _ => merged.push(*range),
+        }
+    }
+    merged
+}
+
+/// `range` minus `holes`, which are ascending and apart from each other.
+fn without(range: PortRange, holes: &[PortRange]) -> Vec<PortRange> {
+    let mut rest = Vec::new();
+    let mut next = u32::from(range.first());
+    let mut keep = |first: u32, last: u32| {
+        let bound = |port: u32| u16::try_from(port).ok();
+        if let (Some(first), Some(last)) = (bound(first), bound(last)) {
+            rest.extend(PortRange::new(first, last));
+        }
+    };
+    for hole in holes.iter().filter(|hole| hole.last() >= range.first() && hole.first() <= range.last()) {
+        if u32::from(hole.first()) > next {
+            keep(next, u32::from(hole.first()) - 1);
+        }
+        next = next.max(u32::from(hole.last()) + 1);
+    }
+    if next <= u32::from(range.last()) {
+        keep(next, u32::from(range.last()));
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(ranges: &[(u16, u16)]) -> PortSet {
+        ranges.iter().map(|(a, b)| (Protocol::Tcp, PortRange::new(*a.min(b), *a.max(b)).unwrap())).collect()
+    }
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        assert_eq!(set(&[(80, 80), (81, 90), (85, 95)]), set(&[(80, 95)]));
+        assert_eq!(set(&[(65535, 65535), (65534, 65534)]), set(&[(65534, 65535)]));
+    }
+
+    #[test]
+    fn what_is_taken_out_is_out_and_nothing_else() {
+        assert_eq!(set(&[(0, 65535)]).minus(&set(&[(80, 80)])), set(&[(0, 79), (81, 65535)]));
+        assert!(set(&[(80, 90)]).minus(&set(&[(0, 65535)])).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn union_and_difference_agree_with_asking_port_by_port(
+            a in prop::collection::vec((0..40_u16, 0..40_u16), 0..6),
+            b in prop::collection::vec((0..40_u16, 0..40_u16), 0..6),
+        ) {
+            let (a, b) = (set(&a), set(&b));
+            let mut both = a.clone();
+            both.extend(&b);
+            let left = a.minus(&b);
+            for port in 0..42 {
+                let has = |set: &PortSet| set.contains(Protocol::Tcp, port);
+                prop_assert_eq!(has(&both), has(&a) || has(&b));
+                prop_assert_eq!(has(&left), has(&a) && !has(&b));
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The verdict program of a pod: what its policies allow in one direction, merged.
+//!
+//! A program is ordered tiers of rules with actions, then a default. NetworkPolicy is one tier of Allow rules with
+//! the default Deny. Pods to which the same policies apply, and which resolve named ports alike, have equal programs
+//! and share one chain.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::ports::{PortMatch, PortSet};
+use crate::{
+    model::{
+        Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, Ports, Protocol, Scope,
+    },
+    ruleset::names,
+};
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It passes in this direction.
+    Allow,
+    /// It is dropped.
+    Deny,
+}
+
+/// The verdict program of one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Asked one after the other; the first rule that matches decides.
+    pub tiers: Vec<Tier>,
+    /// What happens to a packet that no rule matches.
+    pub default: Action,
+    /// Tells programs apart, also from one process to the next.
+    pub digest: String,
+}
+
+/// Rules of one rank.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tier {
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule of a program: peers and ports must both match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// The other end.
+    pub peers: PeerMatch,
+    /// Protocol and destination port.
+    pub ports: PortMatch,
+    /// What then happens.
+    pub action: Action,
+}
+
+/// What a rule demands of the other end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PeerMatch {
+    /// Nothing.
+    Any,
+    /// That it is one of these pods, or lies in one of these blocks.
+    Of {
+        /// The pods, if any are chosen by labels.
+        pods: Option<Arc<Selection>>,
+        /// The blocks, sorted.
+        blocks: Vec<IpBlock>,
+    },
+    /// That the packet goes to a named port of one of these pods. The ports of such a rule are `Any`.
+    NamedPorts(Arc<Selection>),
+}
+
+/// Pods, or named ports of pods, chosen by what policies say: the meaning of one set of addresses.
+///
+/// Ordered by digest first, which is as good an order as any and quick to compare.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Selection {
+    /// Tells selections apart, also from one process to the next.
+    pub digest: String,
+    /// What is chosen.
+    pub chosen: Chosen,
+}
+
+/// What a [`Selection`] chooses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Chosen {
+    /// The addresses of the pods that match at least one of these; sorted, without repetition.
+    Pods(Vec<PodPeer>),
+    /// Of pods that declare a port of this name and protocol: their addresses with its number.
+    NamedPort {
+        /// The protocol.
+        protocol: Protocol,
+        /// The name.
+        name: Arc<str>,
+        /// Of which pods.
+        of: Owners,
+    },
+}
+
+/// Whose named ports are chosen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owners {
+    /// Every pod's.
+    Any,
+    /// Those of the pods that match one of `pods`, or whose address lies in one of `blocks`; both sorted.
+    Of {
+        /// Pods by labels.
+        pods: Vec<PodPeer>,
+        /// Pods by address.
+        blocks: Vec<IpBlock>,
+    },
+}
+
+impl Selection {
+    /// The selection of what `chosen` says.
+    #[must_use]
+    pub fn new(chosen: Chosen) -> Self {
+        Self { digest: names::digest(&chosen), chosen }
+    }
+
+    /// The peers by label that it speaks of.
+    #[must_use]
+    pub fn pod_peers(&self) -> &[PodPeer] {
+        match &self.chosen {
+            Chosen::Pods(pods) | Chosen::NamedPort { of: Owners::Of { pods, .. }, .. } => pods,
+            Chosen::NamedPort { of: Owners::Any, .. } => &[],
+        }
+    }
+}
+
+/// Whether a peer of a policy is this pod, as its labels and its namespace's stand in `cluster`.
+///
+/// A namespace whose object is not known has no labels to match: a namespaceSelector, even an empty one, does not
+/// choose its pods.
+#[must_use]
+pub fn selects(cluster: &Cluster, peer: &PodPeer, pod: &Pod) -> bool {
+    let in_scope = match &peer.scope {
+        Scope::Own(namespace) => *namespace == pod.key.namespace,
+        Scope::Matching(selector) => {
+            cluster.namespace(&pod.key.namespace).is_some_and(|namespace| selector.matches(&namespace.labels))
+        }
+    };
+    in_scope && peer.pods.matches(&pod.labels)
+}
+
+/// The peers of rules while they are being merged; `None` is everybody.
+type Who = Option<(BTreeSet<PodPeer>, BTreeSet<IpBlock>)>;
+
+impl Program {
+    /// What `policies` allow together in `direction`, for a pod that resolves named ports as `subject` does.
+    ///
+    /// "The set of allowed connections from/to a pod is the union of what the applicable policies allow": the order
+    /// of policies and of their rules is of no meaning, so that rules may be merged. Rules with the same peers become
+    /// one with the union of their ports, and rules with the same ports one with the union of their peers: what a
+    /// packet has to walk grows with the distinct ports, not with the policies.
+    #[must_use]
+    pub fn of_policies<'a>(
+        direction: Direction,
+        policies: impl IntoIterator<Item = &'a Arc<NetworkPolicy>>,
+        subject: &Pod,
+    ) -> Self {
+        let mut by_peers: BTreeMap<Who, PortMatch> = BTreeMap::new();
+        let mut named: BTreeMap<(Protocol, Arc<str>), Who> = BTreeMap::new();
+        for rule in policies.into_iter().flat_map(|policy| policy.rules(direction).unwrap_or_default()) {
+            let who = who(&rule.peers);
+            let (numbered, by_name) = ports(&rule.ports, direction, subject);
+            for name in by_name {
+                match named.entry(name) {
+                    std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(who.clone())),
+                    std::collections::btree_map::Entry::Occupied(mut entry) => {
+                        join(entry.get_mut(), who.clone());
+                    }
+                }
+            }
+            if numbered != PortMatch::Of(PortSet::new()) {
+                let all = by_peers.remove(&who).map_or(numbered.clone(), |before| before.or(numbered));
+                by_peers.insert(who, all);
+            }
+        }
+        let rules = merge(by_peers).into_iter().map(|(ports, who)| rule(who, ports));
+        let named = named.into_iter().map(|((protocol, name), who)| named_rule(protocol, name, who));
+        Self::new(vec![Tier { rules: rules.chain(named).collect() }], Action::Deny)
+    }
+
+    fn new(tiers: Vec<Tier>, default: Action) -> Self {
+        let digest = names::digest(&(&tiers, default));
+        Self { tiers, default, digest }
+    }
+
+    /// Whether it lets everything through, so that nothing needs to be asked.
+    #[must_use]
+    pub fn allows_everything(&self) -> bool {
+        let first = self.tiers.iter().flat_map(|tier| &tier.rules).next();
+        match first {
+            Some(Rule { peers: PeerMatch::Any, ports: PortMatch::Any, action }) => *action == Action::Allow,
+            Some(_) => false,
+            None => self.default == Action::Allow,
+        }
+    }
+
+    /// Every selection that it needs.
+    pub fn selections(&self) -> impl Iterator<Item = &Arc<Selection>> {
+        self.tiers.iter().flat_map(|tier| &tier.rules).filter_map(|rule| match &rule.peers {
+            PeerMatch::Any => None,
+            PeerMatch::Of { pods, .. } => pods.as_ref(),
+            PeerMatch::NamedPorts(selection) => Some(selection),
+        })
+    }
+}
+
+/// Drops what a rule for everybody allows anyway, and joins rules of equal ports.
+fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
+    let for_all = by_peers.remove(&None);
+    let mut by_ports: BTreeMap<PortMatch, Who> = BTreeMap::new();
+    for (who, ports) in by_peers {
+        let ports = match (ports, &for_all) {
+            (_, Some(PortMatch::Any)) => continue,
+            (PortMatch::Of(ports), Some(PortMatch::Of(open))) => PortMatch::Of(ports.minus(open)),
+            (ports, _) => ports,
+        };
+        if ports == PortMatch::Of(PortSet::new()) {
+            continue;
+        }
+        match by_ports.entry(ports) {
+            std::collections::btree_map::Entry::Vacant(entry) => drop(entry.insert(who)),
+            std::collections::btree_map::Entry::Occupied(mut entry) => join(entry.get_mut(), who),
+        }
+    }
+    if let Some(open) = for_all {
+        by_ports.insert(open, None);
+    }
+    by_ports
+}
+
+/// The peers of a rule, sorted. No peer at all stays no peer: it must never become everybody.
+fn who(peers: &Peers) -> Who {
+    let Peers::Of(list) = peers else { return None };
+    let mut pods = BTreeSet::new();
+    let mut blocks = BTreeSet::new();
+    for peer in list {
+        match peer {
+            Peer::Pods(peer) => drop(pods.insert(peer.clone())),
+            Peer::Block(block) => drop(blocks.insert(block.clone())),
+        }
+    }
+    Some((pods, blocks))
+}
+
+fn join(who: &mut Who, other: Who) {
+    match (who.as_mut(), other) {
+        (Some((pods, blocks)), Some((more_pods, more_blocks))) => {
+            pods.extend(more_pods);
+            blocks.extend(more_blocks);
+        }
+        _ => *who = None,
+    }
+}
+
+/// The ports of a rule by number, and those by name that only the receiver knows.
+///
+/// A named port of an ingress rule means the subject's own; one of an egress rule means each receiver's own.
+fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (PortMatch, Vec<(Protocol, Arc<str>)>) {
+    let Ports::Of(list) = ports else { return (PortMatch::Any, Vec::new()) };
+    let mut ranges = Vec::new();
+    let mut names = Vec::new();
+    for port in list {
+        match (port, direction) {
+            (Port::All(protocol), _) => ranges.push((*protocol, PortSet::all_of())),
+            (Port::Range(protocol, range), _) => ranges.push((*protocol, *range)),
+            (Port::Named(protocol, name), Direction::Ingress) => {
+                let numbers = subject.named_port(name, *protocol);
+                ranges.extend(numbers.into_iter().map(|n| (*protocol, crate::model::PortRange::single(n))));
+            }
+            (Port::Named(protocol, name), Direction::Egress) => names.push((*protocol, name.clone())),
+        }
+    }
+    (PortMatch::Of(ranges.into_iter().collect()), names)
+}
+
+fn rule(who: Who, ports: PortMatch) -> Rule {
+    let peers = match who {
+        None => PeerMatch::Any,
+        Some((pods, blocks)) => PeerMatch::Of {
+            pods: (!pods.is_empty())
+                .then(|| Arc::new(Selection::new(Chosen::Pods(pods.into_iter().collect())))),
+            blocks: blocks.into_iter().collect(),
+        },
+    };
+    Rule { peers, ports, action: Action::Allow }
+}
+
+fn named_rule(protocol: Protocol, name: Arc<str>, who: Who) -> Rule {
+    let of = match who {
+        None => Owners::Any,
+        Some((pods, blocks)) => {
+            Owners::Of { pods: pods.into_iter().collect(), blocks: blocks.into_iter().collect() }
+        }
+    };
+    let selection = Selection::new(Chosen::NamedPort { protocol, name, of });
+    let peers = PeerMatch::NamedPorts(Arc::new(selection));
+    Rule { peers, ports: PortMatch::Any, action: Action::Allow }
+}

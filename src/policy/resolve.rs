@@ -1,0 +1,412 @@
+//! Which policies bind the pods of this node, and which addresses their selectors mean, kept incrementally.
+//!
+//! A [`Resolver`] is told every [`Delta`] of the cluster. The cost of one is that of the change: a remote pod is
+//! held against the selections that this node's programs use, and only its own addresses move. Policies that bind
+//! no pod of this node cost nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use imbl::OrdSet;
+
+use super::program::{Chosen, Owners, Program, Selection, selects};
+use crate::{
+    model::{
+        Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Port,
+        Ports, Protocol, Scope,
+    },
+    ruleset::Member,
+};
+
+/// What this node has to enforce: everything that the compiler needs.
+#[derive(Clone, Debug, Default)]
+pub struct Resolved {
+    /// The pods of this node that have an address, by namespace and name.
+    pub pods: Vec<LocalPod>,
+    /// Every selection of their programs, with its members.
+    pub selections: BTreeMap<Arc<Selection>, Members>,
+    /// The addresses of all nodes that are known.
+    pub nodes: Members,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug)]
+pub struct LocalPod {
+    /// Its namespace and name.
+    pub key: ObjectKey,
+    /// The addresses that it owns.
+    pub addresses: Vec<IpAddr>,
+    /// What may come in; `None` if no policy restricts it.
+    pub ingress: Option<Arc<Program>>,
+    /// What may go out; `None` if no policy restricts it.
+    pub egress: Option<Arc<Program>>,
+}
+
+impl LocalPod {
+    /// Its program for `direction`.
+    #[must_use]
+    pub fn program(&self, direction: Direction) -> Option<&Arc<Program>> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
+}
+
+/// Members of a set, by family. A clone shares them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Those of IPv4.
+    pub v4: OrdSet<Member>,
+    /// Those of IPv6.
+    pub v6: OrdSet<Member>,
+}
+
+impl Members {
+    /// Those of one family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> &OrdSet<Member> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    fn of_mut(&mut self, family: Family) -> &mut OrdSet<Member> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Makes the members that speak of `address` exactly these.
+    fn replace(&mut self, address: IpAddr, now: &[Member]) {
+        let set = self.of_mut(Family::of(address));
+        let span =
+            Member::Endpoint(address, Protocol::Tcp, 0)..=Member::Endpoint(address, Protocol::Sctp, u16::MAX);
+        let stale: Vec<Member> = std::iter::once(Member::Address(address))
+            .filter(|member| set.contains(member))
+            .chain(set.range(span).copied())
+            .filter(|member| !now.contains(member))
+            .collect();
+        for member in stale {
+            set.remove(&member);
+        }
+        for member in now {
+            if !set.contains(member) {
+                set.insert(*member);
+            }
+        }
+    }
+}
+
+/// Keeps what one node has to enforce while the cluster changes.
+#[derive(Debug)]
+pub struct Resolver {
+    node: Arc<str>,
+    subjects: BTreeMap<ObjectKey, Subject>,
+    selections: BTreeMap<Arc<Selection>, Members>,
+    programs: HashMap<ProgramKey, Arc<Program>>,
+    nodes: Members,
+    handed_over: BTreeMap<IpAddr, Option<ObjectKey>>,
+}
+
+/// A pod of this node, and the policies whose podSelector selects it, by name.
+#[derive(Debug)]
+struct Subject {
+    pod: Arc<Pod>,
+    policies: BTreeMap<Arc<str>, Arc<NetworkPolicy>>,
+}
+
+/// What a program is a function of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ProgramKey {
+    direction: Direction,
+    /// By identity: a policy that changed is another value.
+    policies: Vec<Identity>,
+    /// What the policies' named ports mean for the pod, in their order; empty for egress.
+    named: Vec<Vec<u16>>,
+}
+
+/// A policy, compared by identity. Holding it keeps its address from being given to another.
+#[derive(Debug, Clone)]
+struct Identity(Arc<NetworkPolicy>);
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Identity {}
+
+impl std::hash::Hash for Identity {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+impl Resolver {
+    /// A resolver for the pods of `node`, before any object is known.
+    #[must_use]
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
+        Self {
+            node: node.into(),
+            subjects: BTreeMap::new(),
+            selections: BTreeMap::new(),
+            programs: HashMap::new(),
+            nodes: Members::default(),
+            handed_over: BTreeMap::new(),
+        }
+    }
+
+    /// A resolver that knows all of `cluster`.
+    #[must_use]
+    pub fn of(node: impl Into<Arc<str>>, cluster: &Cluster) -> Self {
+        let mut resolver = Self::new(node);
+        for pod in cluster.pods() {
+            resolver.place(cluster, pod);
+        }
+        resolver.list_nodes(cluster);
+        resolver
+    }
+
+    /// Takes in a change. `cluster` is as it is after the change.
+    pub fn update(&mut self, cluster: &Cluster, delta: &Delta) {
+        match delta {
+            Delta::Pod { before, after, handovers } => {
+                self.pod(cluster, before.as_ref(), after.as_ref(), handovers);
+            }
+            Delta::Namespace { before, after } => {
+                self.namespace(cluster, before.as_deref(), after.as_deref());
+            }
+            Delta::Policy { before, after } => self.policy(cluster, before.as_deref(), after.as_ref()),
+        }
+    }
+
+    /// What this node has to enforce now.
+    pub fn resolve(&mut self, cluster: &Cluster) -> Resolved {
+        let mut programs = HashMap::new();
+        let mut pods = Vec::new();
+        for (key, subject) in &self.subjects {
+            let is_own = |address: &&IpAddr| cluster.owner(**address).is_some_and(|owner| owner.key == *key);
+            let addresses: Vec<IpAddr> = subject.pod.addresses.iter().filter(is_own).copied().collect();
+            if addresses.is_empty() {
+                continue;
+            }
+            let mut program = |direction| {
+                let key = subject.program_key(direction)?;
+                if let Some(program) = programs.get(&key) {
+                    return Some(Arc::clone(program));
+                }
+                let program = self.programs.get(&key).cloned().unwrap_or_else(|| {
+                    let policies = key.policies.iter().map(|identity| &identity.0);
+                    Arc::new(Program::of_policies(direction, policies, &subject.pod))
+                });
+                programs.insert(key, program.clone());
+                Some(program)
+            };
+            let restricting = |program: Option<Arc<Program>>| program.filter(|p| !p.allows_everything());
+            let (ingress, egress) = (program(Direction::Ingress), program(Direction::Egress));
+            pods.push(LocalPod {
+                key: key.clone(),
+                addresses,
+                ingress: restricting(ingress),
+                egress: restricting(egress),
+            });
+        }
+        self.programs = programs;
+        self.keep_used_selections(cluster, &pods);
+        Resolved { pods, selections: self.selections.clone(), nodes: self.nodes.clone() }
+    }
+
+    /// The addresses that have another owner than when this was last asked.
+    pub fn take_handed_over(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.handed_over).into_keys().collect()
+    }
+
+    fn pod(
+        &mut self,
+        cluster: &Cluster,
+        before: Option<&Arc<Pod>>,
+        after: Option<&Arc<Pod>>,
+        handovers: &[Handover],
+    ) {
+        if let Some(pod) = before {
+            self.subjects.remove(&pod.key);
+        }
+        if let Some(pod) = after {
+            self.place(cluster, pod);
+        }
+        let addresses: BTreeSet<IpAddr> =
+            [before, after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        for (selection, members) in &mut self.selections {
+            for address in &addresses {
+                members.replace(*address, &chosen(cluster, selection, *address));
+            }
+        }
+        if before.map(|pod| (&pod.node, &pod.node_addresses))
+            != after.map(|pod| (&pod.node, &pod.node_addresses))
+        {
+            self.list_nodes(cluster);
+        }
+        for Handover { address, before, after } in handovers {
+            // Of several handovers only the first owner and the last one count: back where it was is no handover.
+            let first = self.handed_over.entry(*address).or_insert_with(|| before.clone());
+            if first == after {
+                self.handed_over.remove(address);
+            }
+        }
+    }
+
+    fn namespace(&mut self, cluster: &Cluster, before: Option<&Namespace>, after: Option<&Namespace>) {
+        let Some(name) = before.or(after).map(|namespace| &namespace.name) else { return };
+        let chooses = |namespace: Option<&Namespace>, peer: &PodPeer| match &peer.scope {
+            Scope::Own(_) => false,
+            Scope::Matching(selector) => {
+                namespace.is_some_and(|namespace| selector.matches(&namespace.labels))
+            }
+        };
+        for (selection, members) in &mut self.selections {
+            let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
+            if !selection.pod_peers().iter().any(differs) {
+                continue;
+            }
+            for address in cluster.pods_in(name).flat_map(|pod| &pod.addresses) {
+                members.replace(*address, &chosen(cluster, selection, *address));
+            }
+        }
+    }
+
+    fn policy(
+        &mut self,
+        cluster: &Cluster,
+        before: Option<&NetworkPolicy>,
+        after: Option<&Arc<NetworkPolicy>>,
+    ) {
+        let Some(key) = before.map(|policy| &policy.key).or(after.map(|policy| &policy.key)) else { return };
+        for pod in cluster.pods_in(&key.namespace) {
+            let Some(subject) = self.subjects.get_mut(&pod.key) else { continue };
+            match after.filter(|policy| policy.subject.matches(&pod.labels)) {
+                Some(policy) => subject.policies.insert(key.name.clone(), policy.clone()),
+                None => subject.policies.remove(&key.name),
+            };
+        }
+    }
+
+    /// Makes a pod a subject if it is one of this node.
+    fn place(&mut self, cluster: &Cluster, pod: &Arc<Pod>) {
+        if !pod.is_selectable() || pod.node.as_ref() != Some(&self.node) {
+            return;
+        }
+        let policies = cluster
+            .policies_in(&pod.key.namespace)
+            .filter(|policy| policy.subject.matches(&pod.labels))
+            .map(|policy| (policy.key.name.clone(), policy.clone()))
+            .collect();
+        self.subjects.insert(pod.key.clone(), Subject { pod: pod.clone(), policies });
+    }
+
+    fn list_nodes(&mut self, cluster: &Cluster) {
+        let of = |family| {
+            cluster.node_addresses().filter(|a| Family::of(*a) == family).map(Member::Address).collect()
+        };
+        self.nodes = Members { v4: of(Family::V4), v6: of(Family::V6) };
+    }
+
+    /// Drops selections that no program uses any more, and looks up the members of new ones.
+    fn keep_used_selections(&mut self, cluster: &Cluster, pods: &[LocalPod]) {
+        let used: HashSet<&Arc<Selection>> = pods
+            .iter()
+            .flat_map(|pod| [&pod.ingress, &pod.egress])
+            .flatten()
+            .map(|program| (Arc::as_ptr(program), program))
+            .collect::<HashMap<_, _>>()
+            .into_values()
+            .flat_map(|program| program.selections())
+            .collect();
+        self.selections.retain(|selection, _| used.contains(selection));
+        for selection in used {
+            if !self.selections.contains_key(selection) {
+                self.selections.insert(selection.clone(), members(cluster, selection));
+            }
+        }
+    }
+}
+
+impl Subject {
+    /// `None` if no policy isolates the pod in this direction.
+    fn program_key(&self, direction: Direction) -> Option<ProgramKey> {
+        let policies: Vec<&Arc<NetworkPolicy>> =
+            self.policies.values().filter(|policy| policy.rules(direction).is_some()).collect();
+        if policies.is_empty() {
+            return None;
+        }
+        let named = match direction {
+            Direction::Egress => Vec::new(),
+            Direction::Ingress => policies
+                .iter()
+                .flat_map(|policy| policy.rules(direction).unwrap_or_default())
+                .flat_map(|rule| match &rule.ports {
+                    Ports::Any => &[],
+                    Ports::Of(ports) => ports.as_slice(),
+                })
+                .filter_map(|port| match port {
+                    Port::Named(protocol, name) => Some(self.pod.named_port(name, *protocol)),
+                    Port::All(_) | Port::Range(..) => None,
+                })
+                .collect(),
+        };
+        let policies = policies.into_iter().cloned().map(Identity).collect();
+        Some(ProgramKey { direction, policies, named })
+    }
+}
+
+/// The members that `selection` takes from the owner of `address`.
+fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Member> {
+    let Some(pod) = cluster.owner(address) else { return Vec::new() };
+    let by_labels = |peers: &[PodPeer]| peers.iter().any(|peer| selects(cluster, peer, pod));
+    match &selection.chosen {
+        Chosen::Pods(peers) if by_labels(peers) => vec![Member::Address(address)],
+        Chosen::Pods(_) => Vec::new(),
+        Chosen::NamedPort { protocol, name, of } => {
+            let is_owner = match of {
+                Owners::Any => true,
+                Owners::Of { pods, blocks } => {
+                    by_labels(pods) || blocks.iter().any(|block| block.contains(address))
+                }
+            };
+            let numbers = if is_owner { pod.named_port(name, *protocol) } else { Vec::new() };
+            numbers.into_iter().map(|number| Member::Endpoint(address, *protocol, number)).collect()
+        }
+    }
+}
+
+/// All members of a selection, looked for only where there can be any.
+fn members(cluster: &Cluster, selection: &Selection) -> Members {
+    // Owners by address, and owners without condition, can be in any namespace.
+    let everywhere = match &selection.chosen {
+        Chosen::Pods(_) => false,
+        Chosen::NamedPort { of: Owners::Any, .. } => true,
+        Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => !blocks.is_empty(),
+    };
+    let in_reach = |namespace: &Arc<str>| {
+        everywhere
+            || selection.pod_peers().iter().any(|peer| match &peer.scope {
+                Scope::Own(own) => own == namespace,
+                Scope::Matching(selector) => {
+                    cluster.namespace(namespace).is_some_and(|object| selector.matches(&object.labels))
+                }
+            })
+    };
+    let mut members = Members::default();
+    for namespace in cluster.namespaces_with_pods().filter(|namespace| in_reach(namespace)) {
+        for address in cluster.pods_in(namespace).flat_map(|pod| &pod.addresses) {
+            members.of_mut(Family::of(*address)).extend(chosen(cluster, selection, *address));
+        }
+    }
+    members
+}
