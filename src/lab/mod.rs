@@ -1,0 +1,3 @@
+//! The proving ground: what tests, benches and the demo share.
+
+pub mod random;

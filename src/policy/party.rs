@@ -1,0 +1,135 @@
+//! Who the two ends of a flow are.
+
+use std::{net::IpAddr, sync::Arc};
+
+use crate::model::{Cluster, Direction, Endpoint, Family, Labels, NetworkPolicy, ObjectKey, Pod};
+
+/// One end of a flow, with all that its verdicts need.
+pub(super) struct Party<'a> {
+    pub(super) who: Who<'a>,
+    /// The addresses that it may use; of several of one family the first.
+    addresses: Vec<IpAddr>,
+    /// The nodes that it is: those of its address, or the one whose network it shares.
+    nodes: Vec<&'a Arc<str>>,
+    /// The policies that select it for egress, and for ingress, by name.
+    egress: Vec<&'a NetworkPolicy>,
+    ingress: Vec<&'a NetworkPolicy>,
+}
+
+/// What an end is. Only a [`Who::Pod`] is ever selected, be it as a subject or as a peer.
+pub(super) enum Who<'a> {
+    /// A pod with a network of its own.
+    Pod { pod: &'a Pod, namespace_labels: Option<&'a Labels> },
+    /// A pod on its node's network: to others it is its node's address, no more.
+    HostNetwork(&'a Pod),
+    /// A pod that has ended. It has no traffic; asked all the same, it is an address that nobody owns.
+    Finished(&'a Pod),
+    /// A name that no pod has.
+    Unknown(ObjectKey),
+    /// An address of a node, or of the world outside.
+    Address(IpAddr),
+}
+
+impl<'a> Party<'a> {
+    pub(super) fn new(cluster: &'a Cluster, endpoint: &Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Pod(key) => match cluster.pod(key) {
+                Some(pod) => Self::named(cluster, pod),
+                None => Self::outside(Who::Unknown(key.clone()), Vec::new(), Vec::new()),
+            },
+            Endpoint::Address(address) => {
+                let addresses = vec![*address];
+                if let Some(pod) = cluster.owner(*address) {
+                    return Self { addresses, ..Self::selectable(cluster, pod) };
+                }
+                Self::outside(Who::Address(*address), addresses, cluster.nodes_at(*address).collect())
+            }
+        }
+    }
+
+    fn named(cluster: &'a Cluster, pod: &'a Pod) -> Self {
+        if pod.is_finished() {
+            Self::outside(Who::Finished(pod), pod.addresses.clone(), Vec::new())
+        } else if pod.host_network {
+            let addresses = if pod.addresses.is_empty() { &pod.node_addresses } else { &pod.addresses };
+            Self::outside(Who::HostNetwork(pod), addresses.clone(), pod.node.iter().collect())
+        } else {
+            Self::selectable(cluster, pod)
+        }
+    }
+
+    /// A pod which lost its address to another keeps the address that it reports here: asked by name, it is still the
+    /// pod with these labels and, for an ipBlock, with this address.
+    fn selectable(cluster: &'a Cluster, pod: &'a Pod) -> Self {
+        let selecting = |direction| -> Vec<&'a NetworkPolicy> {
+            cluster
+                .policies_in(&pod.key.namespace)
+                .map(|policy| &**policy)
+                .filter(|policy| policy.rules(direction).is_some() && policy.subject.matches(&pod.labels))
+                .collect()
+        };
+        let namespace_labels = cluster.namespace(&pod.key.namespace).map(|namespace| &namespace.labels);
+        Self {
+            who: Who::Pod { pod, namespace_labels },
+            addresses: pod.addresses.clone(),
+            nodes: Vec::new(),
+            egress: selecting(Direction::Egress),
+            ingress: selecting(Direction::Ingress),
+        }
+    }
+
+    fn outside(who: Who<'a>, addresses: Vec<IpAddr>, nodes: Vec<&'a Arc<str>>) -> Self {
+        Self { who, addresses, nodes, egress: Vec::new(), ingress: Vec::new() }
+    }
+
+    /// The pod, if policy can select it.
+    pub(super) fn pod(&self) -> Option<&'a Pod> {
+        match self.who {
+            Who::Pod { pod, .. } => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// The policies that isolate it in this direction.
+    pub(super) fn isolated_by(&self, direction: Direction) -> &[&'a NetworkPolicy] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    /// Its address of `family`, without which no ipBlock matches it.
+    pub(super) fn address(&self, family: Option<Family>) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Some(Family::of(*address)) == family)
+    }
+
+    /// The node on which `pod` runs, if this end is that node.
+    pub(super) fn node_of(&self, pod: &'a Pod) -> Option<&'a Arc<str>> {
+        pod.node.as_ref().filter(|node| self.nodes.contains(node))
+    }
+
+    fn families(&self) -> Vec<Family> {
+        let mut families: Vec<Family> = Vec::new();
+        for address in &self.addresses {
+            let family = Family::of(*address);
+            if !families.contains(&family) {
+                families.push(family);
+            }
+        }
+        families
+    }
+}
+
+/// The families in which packets can go from one to the other, in the receiver's order.
+///
+/// An end without an address takes part by its labels; it will have what the other one has.
+pub(super) fn families(from: &Party<'_>, to: &Party<'_>) -> Vec<Family> {
+    let (senders, mut receivers) = (from.families(), to.families());
+    if receivers.is_empty() {
+        return senders;
+    }
+    if !senders.is_empty() {
+        receivers.retain(|family| senders.contains(family));
+    }
+    receivers
+}

@@ -1,0 +1,346 @@
+//! Who may talk to whom: the verdict of every flow between many ends, and what differs between two such tables.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::model::{Cluster, Direction, Endpoint, Family, Port, Ports, Protocol, Transport};
+
+use super::{
+    evaluate::Pair,
+    party::{Party, families},
+};
+
+/// For every ordered pair of ends and every transport, whether it may pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reachability {
+    endpoints: Vec<Endpoint>,
+    transports: Vec<Transport>,
+    /// By sender, receiver and transport, in this order.
+    cells: Vec<Reach>,
+}
+
+/// Whether one end may reach another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It is the same end.
+    Itself,
+    /// It may, in every family that both have.
+    Allowed,
+    /// It may not, in any family.
+    Denied,
+    /// It may in this family, and not in the other; the flag tells whether this is the family that it would use, the
+    /// first one of the receiver.
+    Only(Family, bool),
+}
+
+impl Reach {
+    /// Whether a packet in `family` passes; `None` stands for the family that the flow would use.
+    #[must_use]
+    pub fn allowed(self, family: Option<Family>) -> bool {
+        match self {
+            Self::Itself | Self::Allowed => true,
+            Self::Denied => false,
+            Self::Only(only, preferred) => family.map_or(preferred, |family| family == only),
+        }
+    }
+
+    /// Merges the verdicts of the families, the one that the flow would use first.
+    fn merge(verdicts: &[(Option<Family>, bool)]) -> Self {
+        match verdicts {
+            [(Some(first), true), (_, false)] => Self::Only(*first, true),
+            [(_, false), (Some(second), true)] => Self::Only(*second, false),
+            [(_, true), ..] => Self::Allowed,
+            _ => Self::Denied,
+        }
+    }
+}
+
+impl Reachability {
+    /// The table of all pods that have not finished, sorted, and then of the addresses in `external`.
+    ///
+    /// Each pair is looked at once, whatever the number of transports: the cost is that of pairs times rules of the
+    /// policies that select the two.
+    #[must_use]
+    pub fn new(cluster: &Cluster, external: &[IpAddr], transports: &[Transport]) -> Self {
+        let pods = cluster.pods().filter(|pod| !pod.is_finished()).map(|pod| Endpoint::Pod(pod.key.clone()));
+        let external: BTreeSet<IpAddr> = external.iter().copied().collect();
+        let endpoints: Vec<Endpoint> = pods.chain(external.into_iter().map(Endpoint::Address)).collect();
+        let transports: Vec<Transport> = distinct(transports);
+        let parties: Vec<Party<'_>> =
+            endpoints.iter().map(|endpoint| Party::new(cluster, endpoint)).collect();
+        let mut cells = Vec::with_capacity(endpoints.len() * endpoints.len() * transports.len());
+        for (row, from) in parties.iter().enumerate() {
+            for (column, to) in parties.iter().enumerate() {
+                if row == column {
+                    cells.extend(transports.iter().map(|_| Reach::Itself));
+                } else {
+                    cells.extend(between(from, to, &transports));
+                }
+            }
+        }
+        Self { endpoints, transports, cells }
+    }
+
+    /// The ends, pods first.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// What is sent between them, in the order in which it was asked for.
+    #[must_use]
+    pub fn transports(&self) -> &[Transport] {
+        &self.transports
+    }
+
+    /// Whether the `from`th end may reach the `to`th end with the `transport`th transport.
+    ///
+    /// `None` if there are not that many.
+    #[must_use]
+    pub fn reach(&self, from: usize, to: usize, transport: usize) -> Option<Reach> {
+        let ends = self.endpoints.len();
+        let within = from < ends && to < ends && transport < self.transports.len();
+        let at = (from * ends + to) * self.transports.len() + transport;
+        within.then(|| self.cells.get(at).copied()).flatten()
+    }
+
+    /// Every flow between two different ends: by transport, sender and receiver.
+    pub fn flows(&self) -> impl Iterator<Item = (&Endpoint, &Endpoint, Transport, Reach)> {
+        let ends = || self.endpoints.iter().enumerate();
+        self.transports.iter().enumerate().flat_map(move |(at, transport)| {
+            ends().flat_map(move |(row, from)| {
+                ends().filter(move |(column, _)| *column != row).filter_map(move |(column, to)| {
+                    Some((from, to, *transport, self.reach(row, column, at)?))
+                })
+            })
+        })
+    }
+}
+
+fn between(from: &Party<'_>, to: &Party<'_>, transports: &[Transport]) -> Vec<Reach> {
+    let mut shared: Vec<Option<Family>> = families(from, to).into_iter().map(Some).collect();
+    if shared.is_empty() {
+        shared.push(None);
+    }
+    let verdicts: Vec<(Option<Family>, Vec<bool>)> =
+        shared.into_iter().map(|family| (family, Pair { from, to, family }.passing(transports))).collect();
+    let of = |at: usize| -> Vec<(Option<Family>, bool)> {
+        verdicts.iter().filter_map(|(family, passing)| Some((*family, *passing.get(at)?))).collect()
+    };
+    (0..transports.len()).map(|at| Reach::merge(&of(at))).collect()
+}
+
+/// What is worth asking about: every container port of a pod that has not finished, and every number that a policy
+/// names; of a range its first and its last port. Sorted by number, then by protocol.
+#[must_use]
+pub fn known_transports(cluster: &Cluster) -> Vec<Transport> {
+    let mut known: BTreeSet<(u16, Protocol)> = BTreeSet::new();
+    for pod in cluster.pods().filter(|pod| !pod.is_finished()) {
+        known.extend(pod.ports.iter().map(|port| (port.number, port.protocol)));
+    }
+    let rules = cluster
+        .policies()
+        .flat_map(|policy| Direction::BOTH.into_iter().filter_map(|direction| policy.rules(direction)))
+        .flatten();
+    for rule in rules {
+        let Ports::Of(ports) = &rule.ports else { continue };
+        for port in ports {
+            if let Port::Range(protocol, range) = port {
+                known.extend([(range.first(), *protocol), (range.last(), *protocol)]);
+            }
+        }
+    }
+    known.into_iter().map(|(number, protocol)| Transport::Port(protocol, number)).collect()
+}
+
+/// What differs between two tables.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Difference {
+    /// Flows that were denied and now pass.
+    pub opened: Vec<FlowChange>,
+    /// Flows that passed and are now denied.
+    pub closed: Vec<FlowChange>,
+    /// Ends that only the later table has; their flows are not compared.
+    pub appeared: Vec<Endpoint>,
+    /// Ends that only the earlier table has; their flows are not compared.
+    pub vanished: Vec<Endpoint>,
+}
+
+/// A flow whose verdict changed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlowChange {
+    /// The sender.
+    pub from: Endpoint,
+    /// The receiver.
+    pub to: Endpoint,
+    /// What is sent.
+    pub transport: Transport,
+    /// In which family it changed; `None` if in each that both ends have.
+    pub family: Option<Family>,
+}
+
+impl Difference {
+    /// Whether no flow changed its verdict.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.opened.is_empty() && self.closed.is_empty()
+    }
+}
+
+/// Which flows `after` opens and which it closes, among the ends and transports that both tables have.
+///
+/// To compare two clusters, make both tables with the transports of both.
+#[must_use]
+pub fn difference(before: &Reachability, after: &Reachability) -> Difference {
+    let positions = |table: &Reachability| -> BTreeMap<Endpoint, usize> {
+        table.endpoints.iter().cloned().enumerate().map(|(at, endpoint)| (endpoint, at)).collect()
+    };
+    let (old, new) = (positions(before), positions(after));
+    let mut difference = Difference {
+        appeared: after.endpoints.iter().filter(|end| !old.contains_key(end)).cloned().collect(),
+        vanished: before.endpoints.iter().filter(|end| !new.contains_key(end)).cloned().collect(),
+        ..Difference::default()
+    };
+    for (from, to, transport, now) in after.flows() {
+        let once = || {
+            let at = before.transports.iter().position(|known| *known == transport)?;
+            before.reach(*old.get(from)?, *old.get(to)?, at)
+        };
+        let Some(once) = once() else { continue };
+        let change = |family| FlowChange { from: from.clone(), to: to.clone(), transport, family };
+        let turned = |allowed: bool| -> Vec<Family> {
+            let turned = |family: &Family| {
+                once.allowed(Some(*family)) != allowed && now.allowed(Some(*family)) == allowed
+            };
+            Family::BOTH.into_iter().filter(turned).collect()
+        };
+        let changes = |allowed: bool| match *turned(allowed) {
+            [] => None,
+            [family] => Some(change(Some(family))),
+            _ => Some(change(None)),
+        };
+        difference.opened.extend(changes(true));
+        difference.closed.extend(changes(false));
+    }
+    difference.opened.sort();
+    difference.closed.sort();
+    difference
+}
+
+fn distinct(transports: &[Transport]) -> Vec<Transport> {
+    let mut seen = BTreeSet::new();
+    transports.iter().copied().filter(|transport| seen.insert(*transport)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Change, ContainerPort, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, Phase, Pod,
+        PolicyRule, PortRange, Standing,
+    };
+
+    fn mk_pod(name: &str, addresses: &[&str]) -> Pod {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        Pod { addresses, ..Pod::new(ObjectKey::new("shop", name)) }
+    }
+
+    /// Isolates every pod of the namespace for ingress, and lets in these blocks to these ports.
+    fn mk_policy(blocks: &[&str], ports: Ports) -> NetworkPolicy {
+        let block = |cidr: &&str| Peer::Block(IpBlock::new(cidr.parse().unwrap(), []).unwrap());
+        NetworkPolicy {
+            key: ObjectKey::new("shop", "p"),
+            subject: LabelSelector::everything(),
+            ingress: Some(vec![PolicyRule { peers: Peers::Of(blocks.iter().map(block).collect()), ports }]),
+            egress: None,
+            standing: Standing::Accepted,
+        }
+    }
+
+    fn mk_cluster(pods: &[Pod], policy: Option<NetworkPolicy>) -> Cluster {
+        let mut cluster = Cluster::new();
+        for change in pods.iter().cloned().map(Change::SetPod).chain(policy.map(Change::SetPolicy)) {
+            cluster.apply(change);
+        }
+        cluster
+    }
+
+    fn table(cluster: &Cluster, external: &[&str]) -> Reachability {
+        let external: Vec<_> = external.iter().map(|address| address.parse().unwrap()).collect();
+        Reachability::new(cluster, &external, &["80".parse().unwrap()])
+    }
+
+    fn texts(changes: &[FlowChange]) -> Vec<String> {
+        let family =
+            |change: &FlowChange| change.family.map_or_else(String::new, |family| format!(" {family}"));
+        changes.iter().map(|change| format!("{} {}{}", change.from, change.to, family(change))).collect()
+    }
+
+    #[test]
+    fn the_ends_are_the_pods_that_have_not_finished_and_the_addresses_asked_for() {
+        let done = Pod { phase: Phase::Failed, ..mk_pod("done", &["10.0.0.9"]) };
+        let cluster = mk_cluster(&[mk_pod("web", &[]), done, mk_pod("db", &[])], None);
+        let table = table(&cluster, &["172.17.0.9", "172.17.0.9"]);
+        let ends: Vec<_> = table.endpoints().iter().map(ToString::to_string).collect();
+        assert_eq!(ends, ["shop/db", "shop/web", "ip:172.17.0.9"]);
+        assert_eq!(table.flows().count(), 6);
+        assert_eq!(table.reach(1, 1, 0), Some(Reach::Itself));
+        assert_eq!(table.reach(0, 1, 0), Some(Reach::Allowed));
+        assert_eq!(table.reach(0, 3, 0), None);
+        assert_eq!(table.reach(0, 0, 1), None);
+    }
+
+    #[test]
+    fn known_transports_are_declared_ports_and_the_numbers_in_policies_with_both_ends_of_a_range() {
+        let declares = |number| vec![ContainerPort { name: None, protocol: Protocol::Udp, number }];
+        let web = Pod { ports: declares(53), ..mk_pod("web", &[]) };
+        let done = Pod { ports: declares(99), phase: Phase::Succeeded, ..mk_pod("done", &[]) };
+        let ports = vec![
+            Port::Range(Protocol::Tcp, PortRange::new(8000, 8009).unwrap()),
+            Port::Range(Protocol::Tcp, PortRange::single(53)),
+            Port::All(Protocol::Sctp),
+            Port::Named(Protocol::Tcp, "http".into()),
+        ];
+        let cluster = mk_cluster(&[web, done], Some(mk_policy(&[], Ports::Of(ports))));
+        let known: Vec<_> = known_transports(&cluster).iter().map(ToString::to_string).collect();
+        assert_eq!(known, ["53/TCP", "53/UDP", "8000/TCP", "8009/TCP"]);
+    }
+
+    #[test]
+    fn a_pair_whose_families_differ_keeps_both_and_prefers_the_receivers_first() {
+        let pods = [mk_pod("four", &["10.0.0.1", "fd00::1"]), mk_pod("six", &["fd00::2", "10.0.0.2"])];
+        let cluster = mk_cluster(&pods, Some(mk_policy(&["10.0.0.0/8"], Ports::Any)));
+        let table = table(&cluster, &[]);
+        assert_eq!(table.reach(1, 0, 0), Some(Reach::Only(Family::V4, true)));
+        assert_eq!(table.reach(0, 1, 0), Some(Reach::Only(Family::V4, false)));
+        assert!(table.reach(1, 0, 0).unwrap().allowed(None));
+        assert!(!table.reach(0, 1, 0).unwrap().allowed(None));
+    }
+
+    #[test]
+    fn the_difference_names_opened_and_closed_flows_and_the_family_if_only_one_changed() {
+        let pods = [mk_pod("a", &["10.0.0.1", "fd00::1"]), mk_pod("b", &["10.0.1.1", "fd00::2"])];
+        let at = |blocks: &[&str]| table(&mk_cluster(&pods, Some(mk_policy(blocks, Ports::Any))), &[]);
+        let from_a = at(&["10.0.0.0/24", "fd00::1/128"]);
+        let to_b = difference(&from_a, &at(&["10.0.1.0/24", "fd00::1/128"]));
+        assert_eq!(texts(&to_b.opened), ["shop/b shop/a IPv4"]);
+        assert_eq!(texts(&to_b.closed), ["shop/a shop/b IPv4"]);
+        let to_none = difference(&from_a, &at(&[]));
+        assert_eq!(texts(&to_none.closed), ["shop/a shop/b"]);
+        assert!(to_none.opened.is_empty());
+        assert!(difference(&from_a, &from_a).is_empty());
+    }
+
+    #[test]
+    fn an_end_that_only_one_table_has_is_named_and_not_compared() {
+        let closed = || Some(mk_policy(&[], Ports::Any));
+        let before = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("b", &[])], None), &[]);
+        let after = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("c", &[])], closed()), &[]);
+        let difference = difference(&before, &after);
+        assert!(difference.is_empty());
+        assert_eq!(difference.appeared, [Endpoint::Pod(ObjectKey::new("shop", "c"))]);
+        assert_eq!(difference.vanished, [Endpoint::Pod(ObjectKey::new("shop", "b"))]);
+    }
+}

@@ -1,0 +1,198 @@
+//! The answer to "may this flow pass", and why.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use crate::model::{Direction, ObjectKey};
+
+/// Whether a flow may pass: both ends must let it.
+///
+/// "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod
+/// and the ingress policy on the destination pod need to allow the connection."
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What the sender's policies say.
+    pub egress: DirectionVerdict,
+    /// What the receiver's policies say.
+    pub ingress: DirectionVerdict,
+}
+
+/// What the policies of one end say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectionVerdict {
+    /// The policies that select this end for this direction, by name. It is isolated if there is one.
+    pub isolated_by: Vec<ObjectKey>,
+    /// Every rule of these policies that allows the flow, in the order of the policies.
+    pub allowed_by: Vec<RuleRef>,
+    /// What decided.
+    pub reason: Reason,
+}
+
+/// One rule of a policy; its direction is known from where it is named.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleRef {
+    /// The policy.
+    pub policy: ObjectKey,
+    /// Which entry of its `ingress` or `egress`, counted from 0.
+    pub rule: usize,
+}
+
+/// Why a flow may pass one end, or may not. Displays as a sentence without its full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Allowed: this end is an address that no pod owns.
+    NotAPod(IpAddr),
+    /// Allowed: no pod of this name is known.
+    UnknownPod(ObjectKey),
+    /// Allowed: the pod uses its node's own network and addresses.
+    HostNetwork(ObjectKey),
+    /// Allowed: the pod has ended, and sends and receives nothing.
+    Finished(ObjectKey),
+    /// Allowed: no policy selects the pod for this direction.
+    NotIsolated(ObjectKey, Direction),
+    /// Allowed: the pod talks to itself.
+    Itself(ObjectKey),
+    /// Allowed: the sender is the node of the receiving pod.
+    FromOwnNode(ObjectKey, Arc<str>),
+    /// Allowed: the receiver is the node of the sending pod.
+    ToOwnNode(ObjectKey, Arc<str>),
+    /// Allowed: by at least one rule of the policies that select the pod.
+    AllowedBy(Vec<RuleRef>, Direction),
+    /// Denied: policies select the pod for this direction, and no rule of theirs allows the flow.
+    DeniedBy {
+        /// The pod.
+        pod: ObjectKey,
+        /// The direction.
+        direction: Direction,
+        /// The policies that select it.
+        policies: Vec<ObjectKey>,
+        /// Those of them that could not be read, and so allow nothing.
+        refused: Vec<ObjectKey>,
+    },
+}
+
+impl Verdict {
+    /// Whether both ends let it pass.
+    #[must_use]
+    pub const fn allowed(&self) -> bool {
+        self.egress.allowed() && self.ingress.allowed()
+    }
+
+    /// What one end says.
+    #[must_use]
+    pub const fn of(&self, direction: Direction) -> &DirectionVerdict {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+impl DirectionVerdict {
+    /// Whether this end lets it pass.
+    #[must_use]
+    pub const fn allowed(&self) -> bool {
+        !matches!(self.reason, Reason::DeniedBy { .. })
+    }
+
+    /// Whether a policy selects this end for this direction. What is isolated may still be allowed.
+    #[must_use]
+    pub const fn isolated(&self) -> bool {
+        !self.isolated_by.is_empty()
+    }
+}
+
+impl fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rule {}", self.policy, self.rule)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAPod(address) => write!(f, "{address} is no pod, so no policy selects it"),
+            Self::UnknownPod(pod) => write!(f, "no pod {pod} is known, so no policy selects it"),
+            Self::HostNetwork(pod) => write!(f, "{pod} is on its node's network, so no policy selects it"),
+            Self::Finished(pod) => write!(f, "{pod} has finished, so no policy selects it"),
+            Self::NotIsolated(pod, direction) => write!(f, "no policy selects {pod} for {direction}"),
+            Self::Itself(pod) => write!(f, "{pod} may always reach itself"),
+            Self::FromOwnNode(pod, node) => {
+                write!(f, "a node may always reach its own pods, and {pod} runs on {node}")
+            }
+            Self::ToOwnNode(pod, node) => {
+                write!(f, "a pod may always reach its own node, and {pod} runs on {node}")
+            }
+            Self::AllowedBy(rules, direction) => {
+                write!(f, "allowed for {direction} by {}", Listed(rules))
+            }
+            Self::DeniedBy { pod, direction, policies, refused } => {
+                let (isolate, rules) =
+                    if policies.len() == 1 { ("isolates", "its") } else { ("isolate", "their") };
+                write!(f, "{} {isolate} {pod} for {direction}, ", Listed(policies))?;
+                write!(f, "and none of {rules} rules allows this")?;
+                if refused.is_empty() {
+                    return Ok(());
+                }
+                let (allows, they) = if refused.len() == 1 { ("allows", "it") } else { ("allow", "they") };
+                write!(f, "; {} could not be read, and {allows} nothing until {they} can be", Listed(refused))
+            }
+        }
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+struct Listed<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Listed<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, item) in self.0.iter().enumerate() {
+            let before = match at {
+                0 => "",
+                _ if at + 1 == self.0.len() => " and ",
+                _ => ", ",
+            };
+            write!(f, "{before}{item}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("shop", name)
+    }
+
+    #[test]
+    fn a_reason_is_a_sentence_that_names_the_policies() {
+        let denied = |policies: &[&str], refused: &[&str]| {
+            Reason::DeniedBy {
+                pod: key("db"),
+                direction: Direction::Ingress,
+                policies: policies.iter().map(|name| key(name)).collect(),
+                refused: refused.iter().map(|name| key(name)).collect(),
+            }
+            .to_string()
+        };
+        assert_eq!(
+            denied(&["closed"], &[]),
+            "shop/closed isolates shop/db for ingress, and none of its rules allows this"
+        );
+        assert_eq!(
+            denied(&["a", "b", "c"], &["b"]),
+            "shop/a, shop/b and shop/c isolate shop/db for ingress, and none of their rules allows this; \
+             shop/b could not be read, and allows nothing until it can be"
+        );
+        let rule = |name, rule| RuleRef { policy: key(name), rule };
+        assert_eq!(
+            Reason::AllowedBy(vec![rule("a", 0), rule("b", 2)], Direction::Egress).to_string(),
+            "allowed for egress by shop/a rule 0 and shop/b rule 2"
+        );
+        assert_eq!(
+            Reason::NotIsolated(key("web"), Direction::Ingress).to_string(),
+            "no policy selects shop/web for ingress"
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The standard, read twice, says the same: for random clusters and every flow in them, what [`evaluate`] says of the
+//! flow is what the compiled rules of the nodes on its way do with its first packet.
+//!
+//! `TOWPATH_SEED` starts elsewhere, `TOWPATH_FLOWS` asks about more flows (`make soak`).
+
+use std::net::IpAddr;
+
+use towpath::{
+    lab::random::{Generator, NODES, Shape, Stack, cluster_of, externals, transports},
+    model::{Cluster, Endpoint, Family, Flow, Transport},
+    policy::{evaluate, resolve::Resolver},
+    ruleset::{
+        BuiltIn, Ruleset,
+        compile::{Options, compile},
+        trace::{Packet, trace},
+    },
+};
+
+const FLOWS_IN_CI: usize = 200_000;
+
+fn number(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable)
+        .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
+/// Which node a packet from or to `address` is at home on: that of the pod that owns it, or that has the address.
+fn home(cluster: &Cluster, address: IpAddr) -> Option<usize> {
+    let place = |name: &str| NODES.iter().position(|node| *node == name);
+    match cluster.owner(address) {
+        Some(pod) => place(pod.node.as_deref()?),
+        None => place(cluster.nodes_at(address).next()?),
+    }
+}
+
+/// Whether the rules of the nodes on its way let the first packet through.
+fn passes(cluster: &Cluster, rulesets: &[Ruleset], from: IpAddr, to: IpAddr, transport: Transport) -> bool {
+    let is_node = |address| cluster.owner(address).is_none() && cluster.nodes_at(address).next().is_some();
+    let (start, end) = (home(cluster, from), home(cluster, to));
+    let ask = |node: usize, at| {
+        let packet = Packet { at, ..Packet::new(from, to, transport) };
+        trace(rulesets[node].table(Family::of(from)), &packet).passed
+    };
+    // What a node sends to its own pods does not pass through FORWARD, and a packet to itself no further than lo.
+    if is_node(from) && start == end || from == to {
+        return true;
+    }
+    let leaves = match start {
+        // A pod's packet to its own node comes in through INPUT.
+        Some(node) if !is_node(from) && is_node(to) && start == end => return ask(node, BuiltIn::Input),
+        Some(node) if !is_node(from) => ask(node, BuiltIn::Forward),
+        _ => true,
+    };
+    let arrives = match end {
+        Some(node) if is_node(to) => ask(node, BuiltIn::Input),
+        Some(node) if end != start || is_node(from) => ask(node, BuiltIn::Forward),
+        _ => true,
+    };
+    leaves && arrives
+}
+
+#[test]
+fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
+    let (first_seed, wanted) = (number("TOWPATH_SEED", 1), number("TOWPATH_FLOWS", FLOWS_IN_CI));
+    let (mut flows, mut allowed, mut clusters) = (0, 0, 0);
+    for seed in first_seed.. {
+        if flows >= wanted {
+            break;
+        }
+        let stack = [Stack::V4, Stack::V6, Stack::Dual][seed % 3];
+        let shape = Shape { stack, namespaces: 4, pods: 4, policies: 8, oddities: seed % 4 != 0 };
+        let seed = u64::try_from(seed).unwrap();
+        let cluster = cluster_of(Generator::new(seed, shape).cluster());
+        clusters += 1;
+        let options = Options::default();
+        let rulesets: Vec<Ruleset> = NODES
+            .iter()
+            .map(|node| compile(&Resolver::of(*node, &cluster).resolve(&cluster), &options))
+            .collect();
+        let mut ends: Vec<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        ends.extend(externals(stack));
+        ends.extend(cluster.node_addresses());
+        ends.sort_unstable();
+        ends.dedup();
+        for (from, to) in ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to))) {
+            if Family::of(from) != Family::of(to) {
+                continue;
+            }
+            for transport in transports() {
+                let flow = Flow {
+                    from: Endpoint::Address(from),
+                    to: Endpoint::Address(to),
+                    transport,
+                    family: None,
+                };
+                let verdict = evaluate(&cluster, &flow);
+                flows += 1;
+                allowed += usize::from(verdict.allowed());
+                assert_eq!(
+                    passes(&cluster, &rulesets, from, to, transport),
+                    verdict.allowed(),
+                    "seed {seed}: {from} -> {to} {transport}: {verdict:#?}\n{:#?}",
+                    cluster.policies().collect::<Vec<_>>()
+                );
+            }
+        }
+    }
+    println!("{flows} flows of {clusters} clusters agree, {allowed} of them allowed");
+    assert!(
+        allowed > flows / 20 && allowed < flows * 19 / 20,
+        "neither nearly all nor hardly any are allowed"
+    );
+}
