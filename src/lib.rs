@@ -1,7 +1,10 @@
 //! towpath enforces Kubernetes NetworkPolicy where the network itself does not.
 
+pub mod agent;
 pub mod dataplane;
 pub mod lab;
+pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod ruleset;
+pub mod web;

@@ -3,6 +3,8 @@
 //!
 //! `TOWPATH_SEED` starts elsewhere, `TOWPATH_FLOWS` asks about more flows (`make soak`).
 
+#![cfg(test)]
+
 use std::net::IpAddr;
 
 use towpath::{

@@ -183,16 +183,16 @@ impl Cluster {
         self.claims.get(&address).map(Claims::winner)
     }
 
-    /// Addresses that several pods claim at once, each with its claimants, the owner first.
-    pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, Vec<&Arc<Pod>>)> {
-        self.claims.iter().filter_map(|(address, claims)| match claims {
-            Claims::One(_) => None,
-            Claims::Many(pods) => {
-                let mut pods: Vec<&Arc<Pod>> = pods.iter().collect();
-                pods.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
-                Some((*address, pods))
-            }
-        })
+    /// The pods that claim `address`, its owner first.
+    #[must_use]
+    pub fn claimants(&self, address: IpAddr) -> Vec<&Arc<Pod>> {
+        let mut pods: Vec<&Arc<Pod>> = match self.claims.get(&address) {
+            None => Vec::new(),
+            Some(Claims::One(pod)) => vec![pod],
+            Some(Claims::Many(pods)) => pods.iter().collect(),
+        };
+        pods.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
+        pods
     }
 
     /// The nodes that have `address`, as far as the `status.hostIPs` of pods tell.
@@ -354,7 +354,7 @@ mod tests {
                 cluster.apply(Change::SetPod(pod.clone()));
             }
             assert_eq!(owner(&cluster, "10.0.0.1").as_deref(), Some("ns/a-new"));
-            assert_eq!(cluster.conflicts().count(), 1);
+            assert_eq!(cluster.claimants("10.0.0.1".parse().unwrap()).len(), 2);
         }
     }
 

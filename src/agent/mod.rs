@@ -1,0 +1,455 @@
+//! The loop: change, dirty, resolve, compile, plan, apply, publish, retry.
+//!
+//! It runs on a thread of its own, gets its inputs from a channel, and knows neither where they come from nor who
+//! looks at its [`Status`]. It writes nothing before every source has delivered its first list.
+
+mod status;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracing::{debug, error, info, warn};
+
+pub use status::{Readiness, Status};
+
+use crate::{
+    dataplane::{ApplyError, Dataplane, DataplaneError},
+    metrics::Metrics,
+    model::{Change, Cluster, Delta, Direction, Family},
+    policy::resolve::{Resolved, Resolver},
+    ruleset::{
+        Object, Ruleset,
+        compile::{Options, compile},
+        observed::Observed,
+        plan::{SetEdit, Step, plan},
+    },
+};
+
+/// What the loop is told.
+#[derive(Debug)]
+pub enum Input {
+    /// Objects changed.
+    Changes(Vec<Change>),
+    /// Every source has delivered its first list.
+    Synced,
+    /// Somebody else may have changed what is ours.
+    Suspicion,
+    /// End; what is in the kernel stays.
+    Stop,
+}
+
+/// The loop's own times.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// After a round, the next one waits until so long after its start: changes gather meanwhile.
+    pub debounce: Duration,
+    /// The first wait after a failure; it doubles with every further one.
+    pub retry_first: Duration,
+    /// The longest wait after a failure.
+    pub retry_most: Duration,
+    /// How often to look whether the kernel still holds what was written.
+    pub check: Duration,
+    /// Sets that went out of use are destroyed so long after the round that freed them.
+    pub tidy: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            debounce: Duration::from_millis(50),
+            retry_first: Duration::from_millis(100),
+            retry_most: Duration::from_secs(30),
+            check: Duration::from_mins(1),
+            tidy: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The loop shows itself at least so often.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What was written to the kernel: told to whoever cuts connections that it denies.
+#[derive(Debug, Clone)]
+pub struct Applied {
+    /// What the kernel now holds.
+    pub ruleset: Ruleset,
+    /// Whether something may be denied that was allowed before.
+    pub narrowed: bool,
+}
+
+/// The loop and all that it owns.
+#[derive(Debug)]
+pub struct Agent<D> {
+    dataplane: D,
+    options: Options,
+    pace: Pace,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    applied: Option<Sender<Applied>>,
+    cluster: Cluster,
+    resolver: Resolver,
+    kernel: Option<Observed>,
+    broken: BTreeSet<Object>,
+    handed_over: BTreeSet<IpAddr>,
+    synced: bool,
+    /// Whether something changed since the last round.
+    dirty: bool,
+    /// When the oldest change that is not yet enforced arrived.
+    waiting_since: Option<Instant>,
+    not_before: Instant,
+    /// When to try again what failed.
+    retry_at: Option<Instant>,
+    check_at: Instant,
+    tidy_at: Option<Instant>,
+    failures: u32,
+}
+
+/// Why a round ended early.
+enum Stopped {
+    Refused,
+    Failed(DataplaneError),
+}
+
+impl<D: Dataplane> Agent<D> {
+    /// A loop for the pods of `node`. Whoever listens on `applied` hears of every round that wrote.
+    #[must_use]
+    pub fn new(
+        node: &str,
+        dataplane: D,
+        options: Options,
+        pace: Pace,
+        metrics: Arc<Metrics>,
+        status: Arc<Status>,
+        applied: Option<Sender<Applied>>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            dataplane,
+            options,
+            pace,
+            metrics,
+            status,
+            applied,
+            cluster: Cluster::new(),
+            resolver: Resolver::new(node),
+            kernel: None,
+            broken: BTreeSet::new(),
+            handed_over: BTreeSet::new(),
+            synced: false,
+            dirty: false,
+            waiting_since: None,
+            not_before: now,
+            retry_at: None,
+            check_at: now + pace.check,
+            tidy_at: None,
+            failures: 0,
+        }
+    }
+
+    /// Runs until it is told to stop, or nobody is left who could tell it anything.
+    pub fn run(mut self, inbox: &Receiver<Input>) {
+        loop {
+            self.status.beat();
+            match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
+                Ok(input) => {
+                    // Whatever else has arrived goes into the same round.
+                    for input in std::iter::once(input).chain(inbox.try_iter()) {
+                        if !self.take(input) {
+                            return;
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.act(Instant::now());
+        }
+    }
+
+    /// When there is next something to do without being told.
+    fn deadline(&self) -> Instant {
+        let heartbeat = Instant::now() + HEARTBEAT;
+        if !self.synced {
+            return heartbeat;
+        }
+        let round = self.dirty.then_some(self.not_before);
+        [round, self.retry_at, self.tidy_at, Some(self.check_at)]
+            .into_iter()
+            .flatten()
+            .fold(heartbeat, Instant::min)
+    }
+
+    /// `false` if it is told to stop.
+    fn take(&mut self, input: Input) -> bool {
+        match input {
+            Input::Changes(changes) => {
+                for change in changes {
+                    self.change(change);
+                }
+            }
+            Input::Synced => {
+                self.synced = true;
+                self.mark_dirty();
+            }
+            Input::Suspicion => self.check_at = Instant::now(),
+            Input::Stop => return false,
+        }
+        true
+    }
+
+    fn change(&mut self, change: Change) {
+        let Some(delta) = self.cluster.apply(change) else { return };
+        self.resolver.update(&self.cluster, &delta);
+        self.count(&delta);
+        if let Delta::Pod { after: Some(pod), .. } = &delta {
+            for address in &pod.addresses {
+                if let [owner, others @ ..] = &*self.cluster.claimants(*address)
+                    && !others.is_empty()
+                {
+                    let others: Vec<String> = others.iter().map(|pod| pod.key.to_string()).collect();
+                    warn!(%address, owner = %owner.key, others = others.join(", "), "several pods report one address");
+                }
+            }
+        }
+        self.mark_dirty();
+    }
+
+    fn mark_dirty(&mut self) {
+        self.dirty = true;
+        self.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    fn act(&mut self, now: Instant) {
+        if !self.synced {
+            return;
+        }
+        if now >= self.check_at {
+            self.check_at = now + self.pace.check;
+            self.check();
+        }
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if is_due(self.retry_at) {
+            // What was refused gets another chance.
+            self.broken.clear();
+            self.round(false);
+        } else if self.dirty && now >= self.not_before {
+            self.round(false);
+        } else if !self.dirty && is_due(self.tidy_at) {
+            self.round(true);
+        }
+    }
+
+    /// Looks whether the kernel still holds what was written, and makes the state dirty if not.
+    fn check(&mut self) {
+        let Some(expected) = &self.kernel else { return };
+        match self.dataplane.check(expected) {
+            Ok(drift) if drift.findings.is_empty() => {}
+            Ok(drift) => {
+                for finding in &drift.findings {
+                    warn!(finding, "somebody else changed what is ours; putting it right");
+                }
+                self.metrics.drift_repairs.inc();
+                self.kernel = None;
+                self.mark_dirty();
+                self.not_before = Instant::now();
+            }
+            Err(error) => {
+                warn!(%error, "could not look whether the kernel still holds our rules");
+                self.metrics.failures.with_label_values(&["check"]).inc();
+            }
+        }
+    }
+
+    /// One round. Only one for tidiness destroys sets.
+    fn round(&mut self, tidy: bool) {
+        let start = Instant::now();
+        self.not_before = start + self.pace.debounce;
+        self.dirty = false;
+        self.retry_at = None;
+        self.tidy_at = None;
+        let result = self.sync(tidy);
+        self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
+        match result {
+            Ok(()) => self.succeeded(),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.metrics.syncs.with_label_values(&["success"]).inc();
+        if let Some(since) = self.waiting_since.take() {
+            self.metrics.enforcement_latency.observe(since.elapsed().as_secs_f64());
+        }
+        self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
+        if self.broken.is_empty() {
+            if self.failures > 0 {
+                info!(after = self.failures, "the kernel is as it ought to be again");
+            }
+            self.failures = 0;
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            self.metrics.last_success.set(since_1970.as_secs_f64());
+            self.status.set(Readiness::Ready);
+        } else {
+            // All else is enforced, and what these would allow is closed: ready, but not done.
+            let broken: Vec<String> = self.broken.iter().map(ToString::to_string).collect();
+            self.status.set(Readiness::Degraded(format!("the kernel refused {}", broken.join(", "))));
+            self.retry_later();
+        }
+    }
+
+    fn failed(&mut self, error: &DataplaneError) {
+        error!(%error, "could not write to the kernel; what it held before stays enforced");
+        self.metrics.syncs.with_label_values(&["failure"]).inc();
+        self.status.set(Readiness::Failing(error.to_string()));
+        self.kernel = None;
+        self.retry_later();
+    }
+
+    fn retry_later(&mut self) {
+        let wait = self.pace.retry_first.saturating_mul(1 << self.failures.min(16)).min(self.pace.retry_most);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(Instant::now() + wait);
+    }
+
+    fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
+        let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
+        let whole = self.timed("compile", |agent| compile(&resolved, &agent.options));
+        self.handed_over.extend(self.resolver.take_handed_over());
+        loop {
+            let desired = whole.clone().without(&self.broken);
+            let observed = match self.kernel.take() {
+                Some(observed) => observed,
+                None => self.timed("observe", |agent| agent.dataplane.observe()).inspect_err(|_| {
+                    self.metrics.failures.with_label_values(&["observe"]).inc();
+                })?,
+            };
+            let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.handed_over));
+            match self.carry_out(observed, &steps, tidy) {
+                Ok(()) => {
+                    self.handed_over.clear();
+                    self.publish(&resolved, desired, &steps);
+                    return Ok(());
+                }
+                Err(Stopped::Refused) => {}
+                Err(Stopped::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Carries out the steps. On success the kernel's state is known; otherwise it must be observed again.
+    fn carry_out(&mut self, mut observed: Observed, steps: &[Step], tidy: bool) -> Result<(), Stopped> {
+        for step in steps {
+            if matches!(step, Step::Tidy(_)) && !tidy {
+                self.tidy_at = Some(Instant::now() + self.pace.tidy);
+                continue;
+            }
+            let stage = match step {
+                Step::Sets(_) | Step::Tidy(_) => "sets",
+                Step::Chains(Family::V4, _) => "chains_v4",
+                Step::Chains(Family::V6, _) => "chains_v6",
+            };
+            match self.timed(stage, |agent| agent.dataplane.apply(step)) {
+                Ok(()) => observed.note(step),
+                Err(ApplyError::Refused(refusals)) => {
+                    if let Step::Tidy(edits) = step {
+                        debug!(sets = refusals.len(), "sets are still in use; trying again later");
+                        let is_left = |edit: &SetEdit| {
+                            refusals.iter().any(|refusal| refusal.object == Object::Set(edit.set().clone()))
+                        };
+                        edits.iter().filter(|edit| !is_left(edit)).for_each(|edit| observed.note_edit(edit));
+                        self.tidy_at = Some(Instant::now() + 2 * self.pace.tidy);
+                        continue;
+                    }
+                    let known = self.broken.len();
+                    for refusal in refusals {
+                        error!(object = %refusal.object, reason = refusal.reason, "refused; what it would allow stays closed");
+                        self.metrics.failures.with_label_values(&[stage]).inc();
+                        self.broken.insert(refusal.object);
+                    }
+                    if self.broken.len() == known {
+                        // Closing it did not help: nothing is gained by another try at once.
+                        let doing = format!("closing what the kernel refuses in step {stage}");
+                        let source = std::io::Error::other("it is refused all the same");
+                        return Err(Stopped::Failed(DataplaneError::System { doing, source }));
+                    }
+                    return Err(Stopped::Refused);
+                }
+                Err(ApplyError::Failed(error)) => {
+                    self.metrics.failures.with_label_values(&[stage]).inc();
+                    return Err(Stopped::Failed(error));
+                }
+            }
+        }
+        self.kernel = Some(observed);
+        Ok(())
+    }
+
+    fn publish(&self, resolved: &Resolved, ruleset: Ruleset, steps: &[Step]) {
+        let set = |gauge: &prometheus::IntGaugeVec, label: &str, value: usize| {
+            gauge.with_label_values(&[label]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        for family in Family::BOTH {
+            let table = ruleset.table(family);
+            let label = family.to_string();
+            set(&self.metrics.chains, &label, table.chains.len());
+            set(&self.metrics.rules, &label, table.chains.values().map(|chain| chain.rules.len()).sum());
+            set(&self.metrics.sets, &label, table.sets.len());
+            set(&self.metrics.set_entries, &label, table.sets.values().map(|set| set.members.len()).sum());
+        }
+        for direction in Direction::BOTH {
+            let isolated = resolved.pods.iter().filter(|pod| pod.program(direction).is_some()).count();
+            set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
+        }
+        if let Some(applied) = &self.applied
+            && !steps.is_empty()
+        {
+            // Whoever listened is gone only when the process ends.
+            let _ = applied.send(Applied { narrowed: steps.iter().any(may_deny), ruleset });
+        }
+    }
+
+    fn count(&self, delta: &Delta) {
+        let (kind, change) = match delta {
+            Delta::Pod { before, after, .. } => ("Pod", present(after.as_ref()) - present(before.as_ref())),
+            Delta::Namespace { before, after } => {
+                ("Namespace", present(after.as_ref()) - present(before.as_ref()))
+            }
+            Delta::Policy { before, after } => {
+                ("NetworkPolicy", present(after.as_ref()) - present(before.as_ref()))
+            }
+        };
+        self.metrics.objects.with_label_values(&[kind]).add(change);
+    }
+
+    fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+        let start = Instant::now();
+        let result = work(self);
+        self.metrics.sync_duration.with_label_values(&[stage]).observe(start.elapsed().as_secs_f64());
+        result
+    }
+}
+
+fn present<T>(object: Option<&T>) -> i64 {
+    i64::from(object.is_some())
+}
+
+/// Whether a step can deny what was allowed before it. Creating, extending and destroying allow-sets cannot.
+fn may_deny(step: &Step) -> bool {
+    use crate::ruleset::names::is_isolated_set;
+    match step {
+        Step::Chains(..) => true,
+        Step::Tidy(_) => false,
+        Step::Sets(edits) => edits.iter().any(|edit| match edit {
+            SetEdit::Add(set, _) => is_isolated_set(set),
+            SetEdit::Remove(set, _) => !is_isolated_set(set),
+            SetEdit::Create(..) | SetEdit::Destroy(_) => false,
+        }),
+    }
+}

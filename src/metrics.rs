@@ -1,0 +1,170 @@
+//! Every metric: its name, its help text and its buckets, in one place.
+//!
+//! Names and units follow the Prometheus conventions; docs/metrics.md says how to read them.
+
+use prometheus::{
+    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+/// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
+const SECONDS: [f64; 14] =
+    [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The metrics of one daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `towpath_syncs_total`.
+    pub syncs: IntCounterVec,
+    /// `towpath_sync_duration_seconds`, by stage.
+    pub sync_duration: HistogramVec,
+    /// `towpath_enforcement_latency_seconds`.
+    pub enforcement_latency: Histogram,
+    /// `towpath_failures_total`, by stage.
+    pub failures: IntCounterVec,
+    /// `towpath_last_success_timestamp_seconds`.
+    pub last_success: Gauge,
+    /// `towpath_objects`, by kind.
+    pub objects: IntGaugeVec,
+    /// `towpath_refused_objects`.
+    pub refused_objects: IntGauge,
+    /// `towpath_isolated_pods`, by direction.
+    pub isolated_pods: IntGaugeVec,
+    /// `towpath_chains`, by family.
+    pub chains: IntGaugeVec,
+    /// `towpath_rules`, by family.
+    pub rules: IntGaugeVec,
+    /// `towpath_sets`, by family.
+    pub sets: IntGaugeVec,
+    /// `towpath_set_entries`, by family.
+    pub set_entries: IntGaugeVec,
+    /// `towpath_broken_objects`.
+    pub broken_objects: IntGauge,
+    /// `towpath_drift_repairs_total`.
+    pub drift_repairs: IntCounter,
+    /// `towpath_connections_cut_total`.
+    pub connections_cut: IntCounter,
+    /// `towpath_commands_total`.
+    pub commands: IntGauge,
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    ///
+    /// # Errors
+    /// If two had one name, which a test rules out.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let build = register(
+            &registry,
+            IntGaugeVec::new(
+                Opts::new("towpath_build_info", "Always 1; the version is in the label."),
+                &["version"],
+            ),
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let int_gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let int_counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
+        let gauges = |name: &str, help: &str, label: &str| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
+        };
+        let counters = |name: &str, help: &str, label: &str| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        Ok(Self {
+            syncs: counters("towpath_syncs_total", "Rounds that compared and wrote, by result.", "result")?,
+            sync_duration: register(
+                &registry,
+                HistogramVec::new(
+                    seconds("towpath_sync_duration_seconds", "Time that each stage of a round took."),
+                    &["stage"],
+                ),
+            )?,
+            enforcement_latency: register(
+                &registry,
+                Histogram::with_opts(seconds(
+                    "towpath_enforcement_latency_seconds",
+                    "Time from a change's arrival until the kernel enforced it.",
+                )),
+            )?,
+            failures: counters(
+                "towpath_failures_total",
+                "Failures, by the stage in which they happened.",
+                "stage",
+            )?,
+            last_success: register(
+                &registry,
+                Gauge::new(
+                    "towpath_last_success_timestamp_seconds",
+                    "When the kernel last was as it ought to be, in seconds since 1970.",
+                ),
+            )?,
+            objects: gauges("towpath_objects", "Objects that are known, by kind.", "kind")?,
+            refused_objects: int_gauge(
+                "towpath_refused_objects",
+                "Faults of objects that could not be read.",
+            )?,
+            isolated_pods: gauges(
+                "towpath_isolated_pods",
+                "Pods of this node that policy isolates, by direction.",
+                "direction",
+            )?,
+            chains: gauges("towpath_chains", "Chains in the kernel, by family.", "family")?,
+            rules: gauges("towpath_rules", "Rules in the kernel, by family.", "family")?,
+            sets: gauges("towpath_sets", "Sets in the kernel, by family.", "family")?,
+            set_entries: gauges(
+                "towpath_set_entries",
+                "Entries of all sets in the kernel, by family.",
+                "family",
+            )?,
+            broken_objects: int_gauge(
+                "towpath_broken_objects",
+                "Chains and sets that the kernel refused; what they would allow is closed.",
+            )?,
+            drift_repairs: int_counter(
+                "towpath_drift_repairs_total",
+                "How often somebody else had changed what is ours and it was put right.",
+            )?,
+            connections_cut: int_counter(
+                "towpath_connections_cut_total",
+                "Established connections that were cut because policy no longer allows them.",
+            )?,
+            commands: int_gauge("towpath_commands", "Commands that this process has started.")?,
+            registry,
+        })
+    }
+
+    /// All metrics in Prometheus' text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        // Encoding into memory cannot fail but for a metric without a name.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let collector = collector?;
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_own_name_and_is_shown() {
+        let metrics = Metrics::new().unwrap();
+        metrics.failures.with_label_values(&["apply"]).inc();
+        let text = metrics.text();
+        assert!(text.contains("towpath_failures_total{stage=\"apply\"} 1"), "{text}");
+        assert!(text.contains("towpath_build_info{version="), "{text}");
+    }
+}
