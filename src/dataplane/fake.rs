@@ -1,1 +1,1 @@
-//! x
+//! A dataplane in memory.

@@ -1,5 +1,6 @@
 //! Edge out: what holds the rules. The kernel is one; [`fake`] refuses what the kernel refuses, and fails on demand.
 
+pub mod command;
 pub mod fake;
 pub mod kernel;
 
@@ -75,6 +76,22 @@ pub enum DataplaneError {
         status: String,
         /// What it said on standard error, trimmed.
         stderr: String,
+    },
+    /// This process may not change the kernel's tables.
+    #[error(
+        "changing the kernel's tables needs root, or at least the capability {capability}: run it as root"
+    )]
+    NotPermitted {
+        /// What it lacks.
+        capability: &'static str,
+    },
+    /// The kernel lacks something.
+    #[error("{what}: {remedy}")]
+    Unsupported {
+        /// What is missing, and what said so.
+        what: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// Another process holds the xtables lock; waiting helps.
     #[error("another process holds the xtables lock ({command})")]

@@ -1,0 +1,298 @@
+//! Runs programs: the one place that starts processes.
+//!
+//! Every command runs to its end, with its standard input fed and its output and exit status kept. Programs that
+//! take the xtables lock wait for it: in the legacy variant all writers of the machine share one lock file, and a
+//! firewall with many rules can hold it for seconds.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use iptables::IPTables;
+
+use super::DataplaneError;
+
+/// How long one run of a program waits for the xtables lock, in seconds. After each round a warning is logged.
+const LOCK_ROUND_SECONDS: u32 = 2;
+
+/// How long an operation waits for the xtables lock in all.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where programs are looked for if there is no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs programs and counts how many were started.
+#[derive(Debug)]
+pub struct Commands {
+    path: OsString,
+    patience: Duration,
+    started: AtomicU64,
+    /// Programs that were found, with their files. The `iptables` crate wants names that live forever; there are a
+    /// dozen of them.
+    found: Mutex<BTreeMap<String, &'static str>>,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self::new(std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into()))
+    }
+}
+
+impl Commands {
+    /// Looks for programs in the directories of `path`, which is written as `PATH` is.
+    #[must_use]
+    pub fn new(path: OsString) -> Self {
+        Self { path, patience: LOCK_PATIENCE, started: AtomicU64::new(0), found: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// How many processes it has started.
+    #[must_use]
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Whether `program` is there.
+    #[must_use]
+    pub fn has(&self, program: &str) -> bool {
+        self.find(program).is_ok()
+    }
+
+    /// Runs `program` to its end with `input` as its standard input.
+    ///
+    /// # Errors
+    /// If it is not installed or could not be run. Whether it succeeded is for the caller to ask: see
+    /// [`Output::checked`].
+    pub fn run(&self, program: &str, arguments: &[&str], input: &str) -> Result<Output, DataplaneError> {
+        let command = [&[program], arguments].concat().join(" ");
+        let failed = |source| DataplaneError::System { doing: format!("running {command}"), source };
+        let mut process = Command::new(self.find(program)?);
+        process.args(arguments).env("LC_ALL", "C");
+        process.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+        process.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let started = Instant::now();
+        self.started.fetch_add(1, Ordering::Relaxed);
+        let output = feed(process.spawn().map_err(failed)?, input).map_err(failed)?;
+        let output = Output::new(command, &output);
+        tracing::debug!(
+            command = output.command,
+            status = output.status,
+            input_bytes = input.len(),
+            microseconds = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "ran"
+        );
+        Ok(output)
+    }
+
+    /// Runs one of the programs that take the xtables lock, and waits for the lock for up to a minute.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and [`DataplaneError::Locked`] if somebody holds the lock for longer.
+    pub fn run_with_lock(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<Output, DataplaneError> {
+        let wait = format!("--wait={LOCK_ROUND_SECONDS}");
+        let arguments = [arguments, &[wait.as_str()]].concat();
+        self.until_unlocked(|| self.run(program, &arguments, input))
+    }
+
+    /// Asks `program`, an iptables or ip6tables, about a chain of `table`: `-S FORWARD 1`, say.
+    ///
+    /// # Errors
+    /// As [`run_with_lock`](Self::run_with_lock).
+    pub fn ask(&self, program: &str, table: &str, question: &str) -> Result<Output, DataplaneError> {
+        // Not the crate's own waiting, which has no end and says nothing.
+        let tool = IPTables { cmd: self.find(program)?, has_check: true, has_wait: false, is_numeric: true };
+        let arguments = format!("{question} -w {LOCK_ROUND_SECONDS}");
+        self.until_unlocked(|| {
+            self.started.fetch_add(1, Ordering::Relaxed);
+            let command = format!("{program} -t {table} {question}");
+            match tool.execute(table, &arguments) {
+                Ok(output) => Ok(Output::new(command, &output)),
+                Err(error) => {
+                    let source = match error.downcast::<io::Error>() {
+                        Ok(error) => *error,
+                        Err(other) => io::Error::other(other.to_string()),
+                    };
+                    Err(DataplaneError::System { doing: format!("running {command}"), source })
+                }
+            }
+        })
+    }
+
+    fn until_unlocked(
+        &self,
+        attempt: impl Fn() -> Result<Output, DataplaneError>,
+    ) -> Result<Output, DataplaneError> {
+        let since = Instant::now();
+        loop {
+            let output = attempt()?;
+            if !output.lacks_lock() {
+                return Ok(output);
+            }
+            if since.elapsed() >= self.patience {
+                return Err(DataplaneError::Locked { command: output.command });
+            }
+            tracing::warn!(
+                command = output.command,
+                seconds = since.elapsed().as_secs(),
+                "waiting for the xtables lock, which another process holds"
+            );
+        }
+    }
+
+    fn find(&self, program: &str) -> Result<&'static str, DataplaneError> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = found.get(program) {
+            return Ok(file);
+        }
+        let file: Option<PathBuf> =
+            std::env::split_paths(&self.path).map(|folder| folder.join(program)).find(|file| file.is_file());
+        let Some(file) = file.as_deref().and_then(|file| file.to_str()) else {
+            return Err(DataplaneError::Missing { program: program.to_owned(), package: package(program) });
+        };
+        let file: &'static str = Box::leak(file.into());
+        found.insert(program.to_owned(), file);
+        Ok(file)
+    }
+}
+
+/// Writes `input` beside the reading, so that neither side waits for the other with a full pipe.
+fn feed(mut child: Child, input: &str) -> io::Result<std::process::Output> {
+    let stdin = child.stdin.take();
+    thread::scope(|scope| {
+        if let Some(mut stdin) = stdin {
+            // A program that stops reading says why on standard error and by its status.
+            scope.spawn(move || stdin.write_all(input.as_bytes()));
+        }
+        child.wait_with_output()
+    })
+}
+
+/// The package that brings a program, as Debian calls it.
+fn package(program: &str) -> &'static str {
+    match program {
+        "ipset" => "ipset",
+        "modprobe" => "kmod",
+        "ip" => "iproute2",
+        _ => "iptables",
+    }
+}
+
+/// What a program said, and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The command with its arguments.
+    pub command: String,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error, trimmed.
+    pub stderr: String,
+    /// Whether it ended well.
+    pub success: bool,
+    /// Its exit status in words.
+    status: String,
+    code: Option<i32>,
+}
+
+impl Output {
+    fn new(command: String, output: &std::process::Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            command,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr).trim().to_owned(),
+            success: output.status.success(),
+            status: in_words(output.status),
+            code: output.status.code(),
+        }
+    }
+
+    /// What it wrote to standard output, if it ended well.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Command`] if it did not.
+    pub fn checked(self) -> Result<String, DataplaneError> {
+        if self.success { Ok(self.stdout) } else { Err(self.into_error()) }
+    }
+
+    /// The error that says that, how and why it failed.
+    #[must_use]
+    pub fn into_error(self) -> DataplaneError {
+        DataplaneError::Command { command: self.command, status: self.status, stderr: self.stderr }
+    }
+
+    /// "Another app is currently holding the xtables lock", with status 4: nothing was done.
+    fn lacks_lock(&self) -> bool {
+        self.code == Some(4) && self.stderr.contains("xtables lock")
+    }
+}
+
+fn in_words(status: ExitStatus) -> String {
+    status.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_input_and_output_do_not_block_each_other() {
+        let commands = Commands::default();
+        let input = "a line of text\n".repeat(100_000);
+        let output = commands.run("cat", &[], &input).unwrap();
+        assert_eq!(output.checked().unwrap(), input);
+        assert_eq!(commands.started(), 1);
+    }
+
+    #[test]
+    fn a_program_that_does_not_read_its_input_ends_all_the_same() {
+        let output = Commands::default().run("false", &[], &"x".repeat(1 << 20)).unwrap();
+        assert!(!output.success);
+    }
+
+    #[test]
+    fn an_error_keeps_the_status_and_what_was_said() {
+        let output = Commands::default().run("sh", &["-c", "echo why >&2; exit 3"], "").unwrap();
+        let error = output.checked().unwrap_err().to_string();
+        assert_eq!(error, "sh -c echo why >&2; exit 3 failed with exit status: 3: why");
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_its_package() {
+        let commands = Commands::new("/nonexistent".into());
+        assert!(!commands.has("ipset"));
+        let error = commands.run("ip6tables-nft-restore", &[], "").unwrap_err().to_string();
+        assert_eq!(error, "ip6tables-nft-restore was not found: install the package iptables");
+        assert_eq!(commands.started(), 0);
+    }
+
+    #[test]
+    fn a_held_xtables_lock_is_waited_for_and_then_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "#!/bin/sh\necho x >> \"$0.runs\"\n\
+                      echo 'Another app is currently holding the xtables lock.' >&2\nexit 4\n";
+        let program = folder.path().join("iptables-legacy-restore");
+        std::fs::write(&program, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let path = std::env::join_paths([folder.path(), "/bin".as_ref(), "/usr/bin".as_ref()]).unwrap();
+        let commands = Commands { patience: Duration::from_millis(50), ..Commands::new(path) };
+        let error = commands.run_with_lock("iptables-legacy-restore", &[], "*filter\n").unwrap_err();
+        assert!(matches!(error, DataplaneError::Locked { .. }), "{error}");
+        let runs = std::fs::read_to_string(folder.path().join("iptables-legacy-restore.runs")).unwrap();
+        assert!(runs.lines().count() > 1);
+    }
+}

@@ -1,0 +1,169 @@
+//! The kernel: netfilter's filter tables through `iptables`, its sets through `ipset`.
+//!
+//! ```text
+//! variant     which of the two variants of iptables
+//! chains      chains and hooks: iptables-restore, iptables-save
+//! sets        ipset restore, save, list
+//! drift       is it still there? A cheap comparison
+//! ```
+
+mod chains;
+mod drift;
+mod sets;
+mod variant;
+
+use std::{fs, sync::Arc};
+
+pub use variant::{Backend, BackendError, Variant};
+
+use self::{
+    chains::Filter,
+    variant::{Tools, usable_families},
+};
+use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands};
+use crate::{
+    model::Family,
+    ruleset::{observed::Observed, plan::Step},
+};
+
+/// The dataplane that is the kernel of this network namespace.
+#[derive(Debug)]
+pub struct Kernel {
+    commands: Arc<Commands>,
+    tools: Tools,
+    families: Vec<Family>,
+}
+
+impl Kernel {
+    /// Finds out how to speak with the kernel; writes nothing.
+    ///
+    /// # Errors
+    /// If this process may not, a program is not installed, or the kernel has no sets.
+    pub fn new(commands: Arc<Commands>, backend: Backend) -> Result<Self, DataplaneError> {
+        require_net_admin()?;
+        require_sets(&commands)?;
+        let tools = variant::choose(&commands, backend)?;
+        let mut families = usable_families(&commands, &tools);
+        families.retain(|family| is_usable(&commands, &tools, *family));
+        if !families.contains(&Family::V6) {
+            tracing::warn!("IPv6 is not policed: this kernel or its ip6tables cannot do it");
+        }
+        Ok(Self { commands, tools, families })
+    }
+
+    /// The variant of iptables that it uses.
+    #[must_use]
+    pub const fn variant(&self) -> Variant {
+        self.tools.variant
+    }
+
+    /// The families that it can police: IPv4, and IPv6 unless the kernel lacks it.
+    #[must_use]
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
+    fn filter(&self, family: Family) -> Filter<'_> {
+        Filter { commands: &self.commands, tools: &self.tools, family }
+    }
+}
+
+impl Dataplane for Kernel {
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        let mut observed = Observed::default();
+        for family in &self.families {
+            *observed.table_mut(*family) = self.filter(*family).read()?.into_observed();
+        }
+        for (name, set) in sets::read(&self.commands)? {
+            observed.table_mut(name.family()).sets.insert(name, set);
+        }
+        Ok(observed)
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+        match step {
+            Step::Sets(edits) => sets::apply(&self.commands, edits),
+            Step::Tidy(edits) => sets::tidy(&self.commands, edits),
+            Step::Chains(family, batch) if self.families.contains(family) => {
+                self.filter(*family).apply(batch)
+            }
+            // There is no packet of this family.
+            Step::Chains(..) => Ok(()),
+        }
+    }
+
+    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
+        let mut drift = Drift::default();
+        for family in &self.families {
+            let saved = self.filter(*family).read()?;
+            drift.findings.extend(drift::chains(*family, expected.table(*family), &saved));
+        }
+        let heads = sets::read_heads(&self.commands)?;
+        for family in Family::BOTH {
+            drift.findings.extend(drift::sets(expected.table(family), &heads));
+        }
+        Ok(drift)
+    }
+}
+
+/// The bit of `CAP_NET_ADMIN` in a set of capabilities.
+const NET_ADMIN: u64 = 1 << 12;
+
+fn require_net_admin() -> Result<(), DataplaneError> {
+    let file = "/proc/thread-self/status";
+    let status = fs::read_to_string(file)
+        .map_err(|source| DataplaneError::System { doing: format!("reading {file}"), source })?;
+    if effective_capabilities(&status) & NET_ADMIN == 0 {
+        return Err(DataplaneError::NotPermitted { capability: "CAP_NET_ADMIN" });
+    }
+    Ok(())
+}
+
+fn effective_capabilities(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn require_sets(commands: &Commands) -> Result<(), DataplaneError> {
+    let output = commands.run("ipset", &["list", "-name"], "")?;
+    if output.success {
+        return Ok(());
+    }
+    Err(DataplaneError::Unsupported {
+        what: format!("this kernel has no IP sets ({})", output.stderr),
+        remedy: "load the modules ip_set and xt_set (modprobe -a ip_set xt_set)",
+    })
+}
+
+/// Whether the family's filter table can be asked; a kernel may lack its module.
+fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
+    if family == Family::V4 {
+        return true;
+    }
+    match commands.ask(&tools.main(family), "filter", "-S FORWARD 1") {
+        Ok(output) if output.success => true,
+        Ok(output) => {
+            tracing::warn!(%family, command = output.command, error = output.stderr, "the family is skipped");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%family, %error, "the family is skipped");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_capabilities_are_read_from_the_status_of_the_thread() {
+        let status = "CapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\nCapBnd:\t0\n";
+        assert_eq!(effective_capabilities(status), NET_ADMIN);
+        assert_eq!(effective_capabilities("Name:\tx\n"), 0);
+    }
+}

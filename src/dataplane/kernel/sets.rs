@@ -1,0 +1,296 @@
+//! Sets: `ipset restore`, `ipset save` and `ipset list`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    thread,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    dataplane::{ApplyError, DataplaneError, Refusal, command::Commands, command::Output},
+    model::Protocol,
+    ruleset::{IpSet, Member, Object, SetKind, SetName, plan::SetEdit, render},
+};
+
+/// After so many refused entries of one set, the rest of that set is not tried any more.
+const REFUSED_ENTRIES: usize = 16;
+
+/// How long to wait, in turn, for the kernel to let go of sets. The nft variant frees the rules of a transaction
+/// after it, and these hold their sets until then: a few milliseconds, more on a busy machine.
+const RELEASE_WAITS: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(100)];
+
+/// Reads what `ipset save` prints, as far as it is ours.
+///
+/// A set of ours whose type we never make is left out: creating it will say so. So is a member that cannot be read.
+pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
+    let mut sets: BTreeMap<SetName, IpSet> = BTreeMap::new();
+    // Members follow their set, so that the set need not be looked up for each.
+    let mut current: Option<(SetName, SetKind, Vec<Member>)> = None;
+    let mut finish = |set: Option<(SetName, SetKind, Vec<Member>)>| {
+        if let Some((name, kind, members)) = set {
+            sets.insert(name, IpSet { kind, members: members.into_iter().collect() });
+        }
+    };
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("create"), Some(name), Some(kind)) => {
+                let set = SetName::new(name).and_then(|name| {
+                    Some((name, kind_of(kind, words.any(|word| word == "counters"))?, Vec::new()))
+                });
+                finish(std::mem::replace(&mut current, set));
+            }
+            (Some("add"), Some(name), Some(entry)) => {
+                if let Some((set, kind, members)) = &mut current
+                    && set.as_str() == name
+                {
+                    members.extend(member(*kind, entry));
+                }
+            }
+            _ => {}
+        }
+    }
+    finish(current);
+    sets
+}
+
+fn kind_of(kind: &str, counters: bool) -> Option<SetKind> {
+    match kind {
+        "hash:ip" if counters => Some(SetKind::CountedAddresses),
+        "hash:ip" => Some(SetKind::Addresses),
+        "hash:net" => Some(SetKind::Networks),
+        "hash:ip,port" => Some(SetKind::Endpoints),
+        "bitmap:port" => Some(SetKind::Ports),
+        _ => None,
+    }
+}
+
+fn member(kind: SetKind, entry: &str) -> Option<Member> {
+    match kind {
+        SetKind::Addresses | SetKind::CountedAddresses => entry.parse().ok().map(Member::Address),
+        SetKind::Networks => {
+            // A network of a single address is printed without its prefix length.
+            let network = entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+            network.ok().map(Member::Network)
+        }
+        SetKind::Endpoints => {
+            let (address, port) = entry.split_once(',')?;
+            let (protocol, port) = port.split_once(':')?;
+            let protocol = match protocol {
+                "tcp" => Protocol::Tcp,
+                "udp" => Protocol::Udp,
+                "sctp" => Protocol::Sctp,
+                _ => return None,
+            };
+            Some(Member::Endpoint(address.parse().ok()?, protocol, port.parse().ok()?))
+        }
+        SetKind::Ports => entry.parse().ok().map(Member::Port),
+    }
+}
+
+/// What the head of a set says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// How many rules use it.
+    pub(super) references: usize,
+    /// How many members it has.
+    pub(super) entries: usize,
+}
+
+/// Reads what `ipset list -t` prints, as far as it is ours.
+pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
+    let mut heads: BTreeMap<SetName, Head> = BTreeMap::new();
+    let mut current: Option<SetName> = None;
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(": ") else { continue };
+        if key == "Name" {
+            current = SetName::new(value);
+            heads.extend(current.clone().map(|name| (name, Head::default())));
+        } else if let Some(head) = current.as_ref().and_then(|name| heads.get_mut(name)) {
+            match key {
+                "References" => head.references = value.parse().unwrap_or(0),
+                "Number of entries" => head.entries = value.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    heads
+}
+
+/// Our sets with their members.
+pub(super) fn read(commands: &Commands) -> Result<BTreeMap<SetName, IpSet>, DataplaneError> {
+    // Sets of others are printed too and skipped: 100,000 entries cost 60 ms, once, which one process for each of
+    // our sets would cost as well.
+    Ok(parse(&commands.run("ipset", &["save"], "")?.checked()?))
+}
+
+/// The heads of our sets.
+pub(super) fn read_heads(commands: &Commands) -> Result<BTreeMap<SetName, Head>, DataplaneError> {
+    Ok(parse_heads(&commands.run("ipset", &["list", "-terse"], "")?.checked()?))
+}
+
+fn restore(commands: &Commands, text: &str) -> Result<Output, DataplaneError> {
+    commands.run("ipset", &["restore", "-exist"], text)
+}
+
+/// Carries out edits, in their order. What is refused is left out, and the rest is carried out.
+///
+/// `ipset restore` stops at the first line that it cannot take, and what it had read just before may be lost with it.
+/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once.
+pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
+    let text = render::sets(edits);
+    let mut output = restore(commands, &text)?;
+    if output.success {
+        return Ok(());
+    }
+    let mut lines: Vec<(&str, &SetEdit)> = text.lines().zip(edits).collect();
+    let mut refused: BTreeMap<&SetName, Vec<String>> = BTreeMap::new();
+    while !output.success {
+        let Some((line, reason)) = culprit(&output.stderr).filter(|(line, _)| *line < lines.len()) else {
+            return Err(output.into_error().into());
+        };
+        let (text, edit) = lines.remove(line);
+        let set = edit.set();
+        tracing::warn!(%set, edit = text, reason, "an edit of a set was refused");
+        let reasons = refused.entry(set).or_default();
+        reasons.push(format!("{text}: {reason}"));
+        if matches!(edit, SetEdit::Create(..)) || reasons.len() >= REFUSED_ENTRIES {
+            lines.retain(|(_, edit)| edit.set() != set);
+        }
+        if lines.is_empty() {
+            break;
+        }
+        let rest: String = lines.iter().flat_map(|(text, _)| [*text, "\n"]).collect();
+        output = restore(commands, &rest)?;
+    }
+    Err(refusals(refused))
+}
+
+fn refusals(refused: BTreeMap<&SetName, Vec<String>>) -> ApplyError {
+    let refusal = |(set, reasons): (&SetName, Vec<String>)| Refusal {
+        object: Object::Set(set.clone()),
+        reason: reasons.join("; "),
+    };
+    ApplyError::Refused(refused.into_iter().map(refusal).collect())
+}
+
+/// The line of the input, counted from 0, that `ipset restore` stopped at, and why.
+fn culprit(stderr: &str) -> Option<(usize, String)> {
+    let (_, rest) = stderr.split_once("Error in line ")?;
+    let (line, reason) = rest.split_once(':')?;
+    let line: usize = line.trim().parse().ok()?;
+    Some((line.checked_sub(1)?, reason.trim().to_owned()))
+}
+
+/// Destroys sets that nothing uses any more; those in use are refused.
+pub(super) fn tidy(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
+    if restore(commands, &render::sets(edits))?.success {
+        return Ok(());
+    }
+    let mut waits = RELEASE_WAITS.iter();
+    let in_use = loop {
+        let heads = read_heads(commands)?;
+        let in_use: BTreeSet<&SetName> = edits
+            .iter()
+            .map(SetEdit::set)
+            .filter(|set| heads.get(*set).is_some_and(|head| head.references > 0))
+            .collect();
+        match waits.next() {
+            Some(wait) if !in_use.is_empty() => thread::sleep(*wait),
+            _ => break in_use,
+        }
+    };
+    let free: Vec<SetEdit> = edits.iter().filter(|edit| !in_use.contains(edit.set())).cloned().collect();
+    let mut refused: BTreeMap<&SetName, Vec<String>> = in_use
+        .into_iter()
+        .map(|set| (set, vec!["a rule still uses it, which may be one of somebody else".to_owned()]))
+        .collect();
+    match apply(commands, &free) {
+        Ok(()) => {}
+        Err(ApplyError::Refused(more)) => {
+            let reason = |set: &SetName| {
+                let same = |refusal: &&Refusal| refusal.object == Object::Set(set.clone());
+                more.iter().find(same).map(|refusal| refusal.reason.clone())
+            };
+            for edit in &free {
+                refused.extend(reason(edit.set()).map(|reason| (edit.set(), vec![reason])));
+            }
+        }
+        Err(failed) => return Err(failed),
+    }
+    if refused.is_empty() { Ok(()) } else { Err(refusals(refused)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> SetName {
+        SetName::new(text).unwrap()
+    }
+
+    #[test]
+    fn members_of_every_kind_are_read_back_and_sets_of_others_are_not() {
+        let sets = parse(
+            "create KUBE-LOOP-BACK hash:ip,port,ip family inet hashsize 1024 maxelem 65536\n\
+             add KUBE-LOOP-BACK 10.0.0.1,tcp:80,10.0.0.1\n\
+             create tp4-nets-x hash:net family inet hashsize 1024 maxelem 4194304 bucketsize 12 initval 0x1\n\
+             add tp4-nets-x 10.0.0.0/8\n\
+             add tp4-nets-x 192.0.2.1\n\
+             create tp4-drops hash:ip family inet hashsize 1024 maxelem 65536 counters bucketsize 12\n\
+             add tp4-drops 10.244.0.7 packets 3 bytes 180\n\
+             create tp4-ports-x bitmap:port range 0-65535\n\
+             add tp4-ports-x 80\n\
+             create tp6-named-x hash:ip,port family inet6 hashsize 1024 maxelem 65536\n\
+             add tp6-named-x fd00::7,sctp:8080\n\
+             create tp6-nodes hash:ip family inet6 hashsize 1024 maxelem 65536\n\
+             create tp6-odd hash:mac hashsize 1024 maxelem 65536\n\
+             add tp6-odd 01:02:03:04:05:06\n",
+        );
+        let expected = [
+            (
+                "tp4-nets-x",
+                SetKind::Networks,
+                vec![
+                    Member::Network("10.0.0.0/8".parse().unwrap()),
+                    Member::Network("192.0.2.1/32".parse().unwrap()),
+                ],
+            ),
+            ("tp4-drops", SetKind::CountedAddresses, vec![Member::Address("10.244.0.7".parse().unwrap())]),
+            ("tp4-ports-x", SetKind::Ports, vec![Member::Port(80)]),
+            (
+                "tp6-named-x",
+                SetKind::Endpoints,
+                vec![Member::Endpoint("fd00::7".parse().unwrap(), Protocol::Sctp, 8080)],
+            ),
+            ("tp6-nodes", SetKind::Addresses, vec![]),
+        ];
+        let expected: BTreeMap<SetName, IpSet> = expected
+            .into_iter()
+            .map(|(set, kind, members)| (name(set), IpSet { kind, members: members.into_iter().collect() }))
+            .collect();
+        assert_eq!(sets, expected);
+    }
+
+    #[test]
+    fn heads_tell_members_and_references() {
+        let heads = parse_heads(
+            "Name: KUBE-X\nType: hash:ip\nReferences: 9\nNumber of entries: 9\n\n\
+             Name: tp4-nodes\nType: hash:ip\nRevision: 6\nHeader: family inet hashsize 1024\n\
+             Size in memory: 216\nReferences: 2\nNumber of entries: 31\n",
+        );
+        assert_eq!(heads, BTreeMap::from([(name("tp4-nodes"), Head { references: 2, entries: 31 })]));
+    }
+
+    #[test]
+    fn the_line_of_an_error_is_found() {
+        let stderr = "ipset v7.17: Error in line 3: Syntax error: cannot parse 1.2.3.4: resolving failed";
+        let (line, reason) = culprit(stderr).unwrap();
+        assert_eq!((line, &*reason), (2, "Syntax error: cannot parse 1.2.3.4: resolving failed"));
+        assert_eq!(culprit("ipset v7.17: Kernel error received: Operation not permitted"), None);
+    }
+}

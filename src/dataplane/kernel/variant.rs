@@ -1,0 +1,281 @@
+//! The two variants of iptables, and which of them this node uses.
+//!
+//! Rules of both variants hold at once, but each variant's programs see only their own. So the rules belong where
+//! kubelet and kube-proxy have theirs; a node whose administrator looks with `iptables -S` expects them there.
+
+use std::{fmt, fs, path::Path, str::FromStr};
+
+use crate::{
+    dataplane::{DataplaneError, command::Commands},
+    model::Family,
+};
+
+/// A variant of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// `iptables-nft`: tables of nftables.
+    Nft,
+    /// `iptables-legacy`: the kernel's older tables.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Nft => Self::Legacy,
+            Self::Legacy => Self::Nft,
+        }
+    }
+
+    /// As it stands in the names of the programs: `nft`, `legacy`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which variant is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// The one that kubelet and kube-proxy use; without them, the one with more rules.
+    #[default]
+    Auto,
+    /// This one.
+    Only(Variant),
+}
+
+/// `auto`, `nft`, `legacy`.
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(variant) => variant.fmt(f),
+        }
+    }
+}
+
+/// Reads `auto`, `nft` and `legacy`.
+impl FromStr for Backend {
+    type Err = BackendError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "nft" => Ok(Self::Only(Variant::Nft)),
+            "legacy" => Ok(Self::Only(Variant::Legacy)),
+            other => Err(BackendError(other.to_owned())),
+        }
+    }
+}
+
+/// A text that names no variant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no iptables backend: want auto, nft or legacy")]
+pub struct BackendError(String);
+
+/// The programs of one variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tools {
+    pub(super) variant: Variant,
+    /// What stands between `iptables` and `-restore`: `-nft`, `-legacy`, or nothing.
+    suffix: &'static str,
+}
+
+impl Tools {
+    fn of(variant: Variant) -> Self {
+        let suffix = match variant {
+            Variant::Nft => "-nft",
+            Variant::Legacy => "-legacy",
+        };
+        Self { variant, suffix }
+    }
+
+    /// `iptables-nft`
+    pub(super) fn main(&self, family: Family) -> String {
+        let program = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{program}{}", self.suffix)
+    }
+
+    /// `iptables-nft-save`
+    pub(super) fn save(&self, family: Family) -> String {
+        format!("{}-save", self.main(family))
+    }
+
+    /// `iptables-nft-restore`
+    pub(super) fn restore(&self, family: Family) -> String {
+        format!("{}-restore", self.main(family))
+    }
+
+    /// Whether this family's `table` may hold anything. Only looking into a legacy table makes it, in the kernel's
+    /// eyes, and hooks it into the way of every packet; so it is not looked into without need.
+    pub(super) fn may_hold(&self, family: Family, table: &str) -> bool {
+        if self.variant == Variant::Nft {
+            return true;
+        }
+        let file = match family {
+            Family::V4 => "/proc/thread-self/net/ip_tables_names",
+            Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+        };
+        fs::read_to_string(file).is_ok_and(|names| names.lines().any(|name| name == table))
+    }
+
+    /// One table as text; `None` if it holds nothing.
+    pub(super) fn saved(
+        &self,
+        commands: &Commands,
+        family: Family,
+        table: &str,
+    ) -> Result<Option<String>, DataplaneError> {
+        if !self.may_hold(family, table) {
+            return Ok(None);
+        }
+        commands.run(&self.save(family), &["-t", table], "")?.checked().map(Some)
+    }
+}
+
+/// Whether the kernel of this network namespace speaks IPv6.
+pub(super) fn kernel_has_ipv6() -> bool {
+    Path::new("/proc/thread-self/net/if_inet6").exists()
+}
+
+/// The families that this kernel and these programs can do.
+pub(super) fn usable_families(commands: &Commands, tools: &Tools) -> Vec<Family> {
+    let is_usable = |family: &Family| match family {
+        Family::V4 => true,
+        Family::V6 => {
+            kernel_has_ipv6()
+                && [tools.main(Family::V6), tools.save(Family::V6), tools.restore(Family::V6)]
+                    .iter()
+                    .all(|program| commands.has(program))
+        }
+    };
+    Family::BOTH.into_iter().filter(is_usable).collect()
+}
+
+/// The variants whose programs are installed, the usual one first.
+pub(super) fn installed(commands: &Commands) -> Result<Vec<Tools>, DataplaneError> {
+    let named: Vec<Tools> =
+        Variant::BOTH.map(Tools::of).into_iter().filter(|tools| is_complete(commands, tools)).collect();
+    if !named.is_empty() {
+        return Ok(named);
+    }
+    let variant = plain(commands)?;
+    Ok(vec![Tools { variant, suffix: "" }])
+}
+
+fn is_complete(commands: &Commands, tools: &Tools) -> bool {
+    [tools.main(Family::V4), tools.save(Family::V4), tools.restore(Family::V4)]
+        .iter()
+        .all(|program| commands.has(program))
+}
+
+/// The variant that plain `iptables` is.
+fn plain(commands: &Commands) -> Result<Variant, DataplaneError> {
+    let version = commands.run("iptables", &["--version"], "")?.checked()?;
+    // Before 1.8 there was only the one that is called legacy since.
+    Ok(if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
+}
+
+/// The variant to use.
+pub(super) fn choose(commands: &Commands, backend: Backend) -> Result<Tools, DataplaneError> {
+    let installed = installed(commands)?;
+    if let Backend::Only(variant) = backend {
+        let found = installed.into_iter().find(|tools| tools.variant == variant);
+        return found.ok_or_else(|| DataplaneError::Missing {
+            program: Tools::of(variant).restore(Family::V4),
+            package: "iptables",
+        });
+    }
+    if let [only] = &*installed {
+        tracing::info!(variant = %only.variant, "the only variant of iptables that is installed");
+        return Ok(only.clone());
+    }
+    for tools in &installed {
+        if has_hint(commands, tools)? {
+            tracing::info!(variant = %tools.variant, "the variant of iptables that kubelet uses");
+            return Ok(tools.clone());
+        }
+    }
+    let mut counts = Vec::new();
+    for tools in &installed {
+        counts.push((foreign_rules(commands, tools)?, tools));
+    }
+    let most = counts.iter().map(|(rules, _)| *rules).max().unwrap_or(0);
+    let mut leading = counts.iter().filter(|(rules, _)| *rules == most);
+    if let (Some((_, only)), None) = (leading.next(), leading.next()) {
+        tracing::info!(variant = %only.variant, rules = most, "the variant of iptables with more rules");
+        return Ok((*only).clone());
+    }
+    let variant = if commands.has("iptables") { plain(commands)? } else { Variant::Nft };
+    tracing::info!(%variant, "what plain iptables is, as nothing tells the variants apart");
+    Ok(installed.into_iter().find(|tools| tools.variant == variant).unwrap_or_else(|| Tools::of(variant)))
+}
+
+/// Whether kubelet made its mark with this variant. Older kubelets left another mark than newer ones.
+fn has_hint(commands: &Commands, tools: &Tools) -> Result<bool, DataplaneError> {
+    for family in usable_families(commands, tools) {
+        if !tools.may_hold(family, "mangle") {
+            continue;
+        }
+        for chain in ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"] {
+            if commands.ask(&tools.main(family), "mangle", &format!("-S {chain}"))?.success {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// How many rules of others there are. Ours do not count, or a wrong choice would confirm itself.
+fn foreign_rules(commands: &Commands, tools: &Tools) -> Result<usize, DataplaneError> {
+    let mut rules = 0;
+    for family in usable_families(commands, tools) {
+        for table in ["filter", "nat", "mangle"] {
+            let saved = tools.saved(commands, family, table)?.unwrap_or_default();
+            rules += saved.lines().filter(|line| is_foreign_rule(line)).count();
+        }
+    }
+    Ok(rules)
+}
+
+fn is_foreign_rule(line: &str) -> bool {
+    line.starts_with("-A ") && !line.contains(" TOWPATH-") && !line.contains(" TP-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_reads_as_it_prints() {
+        for text in ["auto", "nft", "legacy"] {
+            assert_eq!(text.parse::<Backend>().unwrap().to_string(), text);
+        }
+        assert!("iptables".parse::<Backend>().is_err());
+    }
+
+    #[test]
+    fn our_own_rules_do_not_speak_for_a_variant() {
+        assert!(is_foreign_rule("-A FORWARD -j KUBE-FORWARD"));
+        assert!(!is_foreign_rule("-A FORWARD -j TOWPATH-FORWARD"));
+        assert!(!is_foreign_rule("-A TP-GI-x -j DROP"));
+        assert!(!is_foreign_rule(":FORWARD ACCEPT [0:0]"));
+    }
+}
