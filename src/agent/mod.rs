@@ -26,7 +26,7 @@ use crate::{
     policy::resolve::{Resolved, Resolver},
     ruleset::{
         Object, Ruleset,
-        compile::{Options, compile},
+        compile::{Compiler, Options},
         observed::Observed,
         plan::{SetEdit, Step, plan},
     },
@@ -88,7 +88,7 @@ pub struct Applied {
 #[derive(Debug)]
 pub struct Agent<D> {
     dataplane: D,
-    options: Options,
+    compiler: Compiler,
     pace: Pace,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
@@ -132,7 +132,7 @@ impl<D: Dataplane> Agent<D> {
         let now = Instant::now();
         Self {
             dataplane,
-            options,
+            compiler: Compiler::new(options),
             pace,
             metrics,
             status,
@@ -320,7 +320,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
         let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
-        let whole = self.timed("compile", |agent| compile(&resolved, &agent.options));
+        let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
         self.handed_over.extend(self.resolver.take_handed_over());
         loop {
             let desired = whole.clone().without(&self.broken);

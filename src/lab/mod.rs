@@ -1,3 +1,4 @@
 //! The proving ground: what tests, benches and the demo share.
 
 pub mod random;
+pub mod sized;

@@ -15,8 +15,8 @@ use imbl::OrdSet;
 use super::program::{Chosen, Owners, Program, Selection, selects};
 use crate::{
     model::{
-        Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Port,
-        Ports, Protocol, Scope,
+        Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
+        PodPeer, Port, Ports, Protocol, Scope,
     },
     ruleset::Member,
 };
@@ -24,8 +24,9 @@ use crate::{
 /// What this node has to enforce: everything that the compiler needs.
 #[derive(Clone, Debug, Default)]
 pub struct Resolved {
-    /// The pods of this node that have an address, by namespace and name.
-    pub pods: Vec<LocalPod>,
+    /// The pods of this node that have an address, by namespace and name. While this is the same allocation, only
+    /// members of selections and nodes have changed.
+    pub pods: Arc<[LocalPod]>,
     /// Every selection of their programs, with its members.
     pub selections: BTreeMap<Arc<Selection>, Members>,
     /// The addresses of all nodes that are known.
@@ -111,6 +112,8 @@ pub struct Resolver {
     selections: BTreeMap<Arc<Selection>, Members>,
     programs: HashMap<ProgramKey, Arc<Program>>,
     nodes: Members,
+    /// The outcome of the last round, until a pod of this node or a policy that binds one changes.
+    pods: Option<Arc<[LocalPod]>>,
     handed_over: BTreeMap<IpAddr, Option<ObjectKey>>,
 }
 
@@ -159,6 +162,7 @@ impl Resolver {
             selections: BTreeMap::new(),
             programs: HashMap::new(),
             nodes: Members::default(),
+            pods: None,
             handed_over: BTreeMap::new(),
         }
     }
@@ -189,6 +193,16 @@ impl Resolver {
 
     /// What this node has to enforce now.
     pub fn resolve(&mut self, cluster: &Cluster) -> Resolved {
+        let pods = match &self.pods {
+            Some(pods) => pods.clone(),
+            None => self.local_pods(cluster),
+        };
+        self.pods = Some(pods.clone());
+        Resolved { pods, selections: self.selections.clone(), nodes: self.nodes.clone() }
+    }
+
+    /// Gives every pod of this node its programs, and forgets what none of them needs.
+    fn local_pods(&mut self, cluster: &Cluster) -> Arc<[LocalPod]> {
         let mut programs = HashMap::new();
         let mut pods = Vec::new();
         for (key, subject) in &self.subjects {
@@ -220,7 +234,7 @@ impl Resolver {
         }
         self.programs = programs;
         self.keep_used_selections(cluster, &pods);
-        Resolved { pods, selections: self.selections.clone(), nodes: self.nodes.clone() }
+        pods.into()
     }
 
     /// The addresses that have another owner than when this was last asked.
@@ -235,11 +249,19 @@ impl Resolver {
         after: Option<&Arc<Pod>>,
         handovers: &[Handover],
     ) {
+        let owners = handovers.iter().flat_map(|handover| [&handover.before, &handover.after]).flatten();
+        let keys: Vec<&ObjectKey> =
+            [before, after].into_iter().flatten().map(|pod| &pod.key).chain(owners).collect();
+        let mut concerns_local = keys.iter().any(|key| self.subjects.contains_key(*key));
         if let Some(pod) = before {
             self.subjects.remove(&pod.key);
         }
         if let Some(pod) = after {
             self.place(cluster, pod);
+        }
+        concerns_local |= keys.iter().any(|key| self.subjects.contains_key(*key));
+        if concerns_local {
+            self.pods = None;
         }
         let addresses: BTreeSet<IpAddr> =
             [before, after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
@@ -290,10 +312,14 @@ impl Resolver {
         let Some(key) = before.map(|policy| &policy.key).or(after.map(|policy| &policy.key)) else { return };
         for pod in cluster.pods_in(&key.namespace) {
             let Some(subject) = self.subjects.get_mut(&pod.key) else { continue };
-            match after.filter(|policy| policy.subject.matches(&pod.labels)) {
+            let now = after.filter(|policy| policy.subject.matches(&pod.labels));
+            let was = match now {
                 Some(policy) => subject.policies.insert(key.name.clone(), policy.clone()),
                 None => subject.policies.remove(&key.name),
             };
+            if now.is_some() || was.is_some() {
+                self.pods = None;
+            }
         }
     }
 
@@ -369,43 +395,69 @@ impl Subject {
 fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Member> {
     let Some(pod) = cluster.owner(address) else { return Vec::new() };
     let by_labels = |peers: &[PodPeer]| peers.iter().any(|peer| selects(cluster, peer, pod));
+    let is_chosen = match &selection.chosen {
+        Chosen::Pods(peers) => by_labels(peers),
+        Chosen::NamedPort { of: Owners::Any, .. } => true,
+        Chosen::NamedPort { of: Owners::Of { pods, blocks }, .. } => {
+            by_labels(pods) || blocks.iter().any(|block| block.contains(address))
+        }
+    };
+    if is_chosen { taken(selection, pod, address) } else { Vec::new() }
+}
+
+/// The members that `selection` takes from a pod that it chooses.
+fn taken(selection: &Selection, pod: &Pod, address: IpAddr) -> Vec<Member> {
     match &selection.chosen {
-        Chosen::Pods(peers) if by_labels(peers) => vec![Member::Address(address)],
-        Chosen::Pods(_) => Vec::new(),
-        Chosen::NamedPort { protocol, name, of } => {
-            let is_owner = match of {
-                Owners::Any => true,
-                Owners::Of { pods, blocks } => {
-                    by_labels(pods) || blocks.iter().any(|block| block.contains(address))
-                }
-            };
-            let numbers = if is_owner { pod.named_port(name, *protocol) } else { Vec::new() };
-            numbers.into_iter().map(|number| Member::Endpoint(address, *protocol, number)).collect()
+        Chosen::Pods(_) => vec![Member::Address(address)],
+        Chosen::NamedPort { protocol, name, .. } => {
+            let numbers = pod.named_port(name, *protocol).into_iter();
+            numbers.map(|number| Member::Endpoint(address, *protocol, number)).collect()
         }
     }
 }
 
-/// All members of a selection, looked for only where there can be any.
+/// All members of a selection, looked for only where there can be any: a namespace is asked once, not for each of
+/// its pods.
 fn members(cluster: &Cluster, selection: &Selection) -> Members {
-    // Owners by address, and owners without condition, can be in any namespace.
-    let everywhere = match &selection.chosen {
-        Chosen::Pods(_) => false,
-        Chosen::NamedPort { of: Owners::Any, .. } => true,
-        Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => !blocks.is_empty(),
-    };
-    let in_reach = |namespace: &Arc<str>| {
-        everywhere
-            || selection.pod_peers().iter().any(|peer| match &peer.scope {
-                Scope::Own(own) => own == namespace,
-                Scope::Matching(selector) => {
-                    cluster.namespace(namespace).is_some_and(|object| selector.matches(&object.labels))
+    let mut wanted: BTreeMap<&str, Vec<&LabelSelector>> = BTreeMap::new();
+    for peer in selection.pod_peers() {
+        match &peer.scope {
+            Scope::Own(namespace) => wanted.entry(namespace).or_default().push(&peer.pods),
+            Scope::Matching(selector) => {
+                for namespace in cluster.namespaces().filter(|object| selector.matches(&object.labels)) {
+                    wanted.entry(&namespace.name).or_default().push(&peer.pods);
                 }
-            })
-    };
+            }
+        }
+    }
     let mut members = Members::default();
-    for namespace in cluster.namespaces_with_pods().filter(|namespace| in_reach(namespace)) {
-        for address in cluster.pods_in(namespace).flat_map(|pod| &pod.addresses) {
-            members.of_mut(Family::of(*address)).extend(chosen(cluster, selection, *address));
+    let mut add = |pod: &Pod, address: IpAddr| {
+        if cluster.owner(address).is_some_and(|owner| owner.key == pod.key) {
+            members.of_mut(Family::of(address)).extend(taken(selection, pod, address));
+        }
+    };
+    for (namespace, selectors) in &wanted {
+        for pod in cluster.pods_in(namespace) {
+            if selectors.iter().any(|selector| selector.matches(&pod.labels)) {
+                pod.addresses.iter().for_each(|address| add(pod, *address));
+            }
+        }
+    }
+    // Owners by address, and owners without condition, can be in any namespace.
+    let of = match &selection.chosen {
+        Chosen::Pods(_) => return members,
+        Chosen::NamedPort { of, .. } => of,
+    };
+    let by_address = |address: IpAddr| match of {
+        Owners::Any => true,
+        Owners::Of { blocks, .. } => blocks.iter().any(|block| block.contains(address)),
+    };
+    if !matches!(of, Owners::Of { blocks, .. } if blocks.is_empty()) {
+        for pod in cluster.pods() {
+            pod.addresses
+                .iter()
+                .filter(|address| by_address(**address))
+                .for_each(|address| add(pod, *address));
         }
     }
     members

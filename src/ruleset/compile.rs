@@ -32,7 +32,7 @@ use crate::{
     policy::{
         cidr::CidrSet,
         ports::{PortMatch, PortSet},
-        program::{self, Action, PeerMatch, Program},
+        program::{self, Action, Chosen, PeerMatch, Program},
         resolve::{LocalPod, Resolved},
     },
 };
@@ -89,6 +89,56 @@ const ICMPV6: u8 = 58;
 pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
     let table = |family| TableBuilder { family, resolved, options, table: Table::default() }.build();
     Ruleset { v4: table(Family::V4), v6: table(Family::V6) }
+}
+
+/// Compiles round after round, and does only the work that the last change makes necessary.
+///
+/// What it returns is always what [`compile`] would.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    options: Options,
+    last: Option<(Arc<[LocalPod]>, Ruleset)>,
+}
+
+impl Compiler {
+    /// A compiler with these options.
+    #[must_use]
+    pub const fn new(options: Options) -> Self {
+        Self { options, last: None }
+    }
+
+    /// The ruleset that enforces `resolved`.
+    ///
+    /// While no pod of this node and no program changed, no chain does, and sets only get other members: that is
+    /// what most changes in a large cluster come to.
+    pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
+        let mut ruleset = match self.last.take() {
+            Some((pods, ruleset)) if Arc::ptr_eq(&pods, &resolved.pods) => ruleset,
+            _ => compile(resolved, &self.options),
+        };
+        for family in Family::BOTH {
+            let nodes = [(names::nodes(family), &resolved.nodes)];
+            let selections = resolved
+                .selections
+                .iter()
+                .map(|(selection, members)| (selection_set(family, selection).0, members));
+            for (name, members) in nodes.into_iter().chain(selections) {
+                if let Some(set) = ruleset.table_mut(family).sets.get_mut(&name) {
+                    set.members = members.of(family).clone();
+                }
+            }
+        }
+        self.last = Some((resolved.pods.clone(), ruleset.clone()));
+        ruleset
+    }
+}
+
+/// The set that holds the members of a selection, and its kind.
+fn selection_set(family: Family, selection: &program::Selection) -> (SetName, SetKind) {
+    match &selection.chosen {
+        Chosen::Pods(_) => (names::pods(family, &selection.digest), SetKind::Addresses),
+        Chosen::NamedPort { .. } => (names::named_ports(family, &selection.digest), SetKind::Endpoints),
+    }
 }
 
 struct TableBuilder<'a> {
@@ -258,8 +308,7 @@ impl TableBuilder<'_> {
         match peers {
             PeerMatch::Any => vec![None],
             PeerMatch::NamedPorts(selection) => {
-                let set = names::named_ports(self.family, &selection.digest);
-                self.selection(set.clone(), SetKind::Endpoints, selection);
+                let set = self.selection(selection);
                 vec![Some(Match::Set { set, field: Field::DestinationEndpoint })]
             }
             PeerMatch::Of { pods, blocks } => {
@@ -277,8 +326,7 @@ impl TableBuilder<'_> {
                     }
                 }
                 if let Some(selection) = pods {
-                    let set = names::pods(self.family, &selection.digest);
-                    self.selection(set.clone(), SetKind::Addresses, selection);
+                    let set = self.selection(selection);
                     alternatives.push(Some(Match::Set { set, field }));
                 }
                 alternatives
@@ -307,9 +355,12 @@ impl TableBuilder<'_> {
         }
     }
 
-    fn selection(&mut self, name: SetName, kind: SetKind, selection: &Arc<program::Selection>) {
+    /// The set of a selection.
+    fn selection(&mut self, selection: &Arc<program::Selection>) -> SetName {
+        let (name, kind) = selection_set(self.family, selection);
         let members = self.resolved.selections.get(selection).map(|members| members.of(self.family).clone());
-        self.set(name, kind, members.unwrap_or_default());
+        self.set(name.clone(), kind, members.unwrap_or_default());
+        name
     }
 
     fn set(&mut self, name: SetName, kind: SetKind, members: OrdSet<Member>) {

@@ -1,0 +1,115 @@
+//! What the core costs: resolve, compile, plan and evaluate at three sizes, and one change at each.
+//!
+//! `make bench` runs it; docs/benchmarks.md holds figures and says on what machine they were seen.
+
+use std::{collections::BTreeSet, hint::black_box};
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use towpath::{
+    lab::{
+        random::cluster_of,
+        sized::{self, NODE, SIZES, Size},
+    },
+    model::{Change, Cluster, Endpoint, Flow, Protocol, Transport},
+    policy::{evaluate, resolve::Resolver},
+    ruleset::{
+        compile::{Compiler, Options, compile},
+        observed::Observed,
+        plan::plan,
+    },
+};
+
+/// A node that has enforced everything and waits for the next change.
+struct Settled {
+    cluster: Cluster,
+    resolver: Resolver,
+    compiler: Compiler,
+    observed: Observed,
+}
+
+impl Settled {
+    fn new(size: Size) -> Self {
+        let cluster = cluster_of(sized::cluster(size));
+        let mut resolver = Resolver::of(NODE, &cluster);
+        let mut compiler = Compiler::new(Options::default());
+        let observed = Observed::holding(&compiler.compile(&resolver.resolve(&cluster)));
+        Self { cluster, resolver, compiler, observed }
+    }
+
+    /// Everything between a change and the steps that enforce it.
+    fn take(&mut self, change: Change) -> usize {
+        if let Some(delta) = self.cluster.apply(change) {
+            self.resolver.update(&self.cluster, &delta);
+        }
+        let ruleset = self.compiler.compile(&self.resolver.resolve(&self.cluster));
+        let steps = plan(&self.observed, &ruleset, &BTreeSet::new());
+        for step in &steps {
+            self.observed.note(step);
+        }
+        steps.len()
+    }
+}
+
+fn whole(criterion: &mut Criterion) {
+    for size in SIZES {
+        let mut group = criterion.benchmark_group(size.name);
+        group.sample_size(10);
+        let changes = sized::cluster(size);
+        group.bench_function("cluster from objects", |bencher| {
+            bencher.iter_batched(|| changes.clone(), cluster_of, BatchSize::PerIteration);
+        });
+        let cluster = cluster_of(changes);
+        group.bench_function("resolve", |bencher| {
+            bencher.iter(|| Resolver::of(NODE, black_box(&cluster)).resolve(&cluster));
+        });
+        let resolved = Resolver::of(NODE, &cluster).resolve(&cluster);
+        group.bench_function("compile", |bencher| {
+            bencher.iter(|| compile(black_box(&resolved), &Options::default()));
+        });
+        let ruleset = compile(&resolved, &Options::default());
+        group.bench_function("plan from nothing", |bencher| {
+            bencher.iter(|| plan(&Observed::default(), black_box(&ruleset), &BTreeSet::new()));
+        });
+        let flow = Flow {
+            from: Endpoint::Address([10, 0, 0, 20].into()),
+            to: Endpoint::Address([10, 0, 0, 10].into()),
+            transport: Transport::Port(Protocol::Tcp, 8080),
+            family: None,
+        };
+        group.bench_function("evaluate", |bencher| bencher.iter(|| evaluate(black_box(&cluster), &flow)));
+        group.finish();
+    }
+}
+
+fn one_change(criterion: &mut Criterion) {
+    for size in SIZES {
+        let mut group = criterion.benchmark_group(size.name);
+        group.sample_size(20);
+        let mut settled = Settled::new(size);
+        let mut turn = 0;
+        group.bench_function("change of a remote pod's label", |bencher| {
+            bencher.iter(|| {
+                turn += 1;
+                settled.take(sized::labelled_pod(size, size.local + 7, turn % 2))
+            });
+        });
+        group.bench_function("change of a local pod's label", |bencher| {
+            bencher.iter(|| {
+                turn += 1;
+                settled.take(sized::labelled_pod(size, 7, turn % 2))
+            });
+        });
+        group.bench_function("change of a policy that binds local pods", |bencher| {
+            bencher.iter(|| {
+                turn += 1;
+                let mut policy = sized::policy(size, 3);
+                policy.egress = (turn % 2 == 0).then(Vec::new);
+                settled.take(Change::SetPolicy(policy))
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, whole, one_change);
+criterion_main!(benches);
