@@ -1,6 +1,7 @@
 //! Edge out: what holds the rules. The kernel is one; [`fake`] refuses what the kernel refuses, and fails on demand.
 
 pub mod command;
+mod drift;
 pub mod fake;
 pub mod kernel;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::variant::Tools;
+use super::{variant::Tools, watch::Journal};
 use crate::{
     dataplane::{ApplyError, DataplaneError, Refusal, command::Commands, command::Output},
     model::Family,
@@ -89,6 +89,7 @@ fn target(rule: &str) -> Option<ChainName> {
 pub(super) struct Filter<'a> {
     pub(super) commands: &'a Commands,
     pub(super) tools: &'a Tools,
+    pub(super) journal: Option<&'a Journal>,
     pub(super) family: Family,
 }
 
@@ -122,7 +123,11 @@ impl Filter<'_> {
     }
 
     pub(super) fn restore(&self, text: &str) -> Result<Output, DataplaneError> {
-        self.commands.run_with_lock(&self.tools.restore(self.family), &["--noflush"], text)
+        let run = || self.commands.run_with_lock(&self.tools.restore(self.family), &["--noflush"], text);
+        match self.journal {
+            Some(journal) => journal.record(run),
+            None => run(),
+        }
     }
 
     /// The chains of a failed batch that are to blame.

@@ -4,23 +4,36 @@
 //! variant     which of the two variants of iptables
 //! chains      chains and hooks: iptables-restore, iptables-save
 //! sets        ipset restore, save, list
-//! drift       is it still there? A cheap comparison
+//! watch       foreign changes, as the kernel announces them
+//! sysctl      br_netfilter and its switches
+//! conntrack   connections that a new ruleset denies
+//! cleanup     removes everything of ours
+//! lock        one writer for each network namespace
+//! netlink     the messages that watch and conntrack exchange with the kernel
 //! ```
 
 mod chains;
-mod drift;
+pub mod cleanup;
+pub mod conntrack;
+pub mod lock;
+mod netlink;
 mod sets;
+pub mod sysctl;
 mod variant;
+mod watch;
 
 use std::{fs, sync::Arc};
 
 pub use variant::{Backend, BackendError, Variant};
+pub use watch::Watch;
 
 use self::{
-    chains::Filter,
+    chains::{Filter, Saved},
+    cleanup::Removed,
     variant::{Tools, usable_families},
+    watch::Journal,
 };
-use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands};
+use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands, drift};
 use crate::{
     model::Family,
     ruleset::{observed::Observed, plan::Step},
@@ -32,6 +45,8 @@ pub struct Kernel {
     commands: Arc<Commands>,
     tools: Tools,
     families: Vec<Family>,
+    /// Only the nft variant announces changes, and so only there it matters which are ours.
+    journal: Option<Arc<Journal>>,
 }
 
 impl Kernel {
@@ -48,7 +63,8 @@ impl Kernel {
         if !families.contains(&Family::V6) {
             tracing::warn!("IPv6 is not policed: this kernel or its ip6tables cannot do it");
         }
-        Ok(Self { commands, tools, families })
+        let journal = (tools.variant == Variant::Nft).then(journal).flatten();
+        Ok(Self { commands, tools, families, journal })
     }
 
     /// The variant of iptables that it uses.
@@ -63,8 +79,56 @@ impl Kernel {
         &self.families
     }
 
+    /// Calls `notify` from a thread of its own whenever somebody else changed the filter table where it concerns us:
+    /// our chains, those that we hook into, or the table itself. Several changes may be told as one. `None` in the
+    /// legacy variant, where the kernel announces nothing; there, ask [`quick_check`](Self::quick_check) often.
+    #[must_use]
+    pub fn watch(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
+        let watch = Watch::start(self.journal.clone()?, notify);
+        watch
+            .inspect_err(
+                |error| tracing::warn!(%error, "foreign changes are only seen by the periodic check"),
+            )
+            .ok()
+    }
+
+    /// Whether the hooks are in the first place: one short run of iptables for each hook, 3 ms with few rules and 12
+    /// ms with 11,000. Most of what others do to the filter table shows there: a flush takes the hooks along.
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    pub fn quick_check(&self, expected: &Observed) -> Result<Drift, DataplaneError> {
+        let mut drift = Drift::default();
+        for family in &self.families {
+            let program = self.tools.main(*family);
+            for (at, hook) in &expected.table(*family).hooks {
+                let first = self.commands.ask(&program, "filter", &format!("-S {} 1", at.name()))?;
+                let found = Saved::parse(&first.checked()?).hooks;
+                if found.get(at) != Some(hook) {
+                    drift.findings.push(format!(
+                        "the first rule of the {family} chain {} is not our jump any more",
+                        at.name()
+                    ));
+                }
+            }
+        }
+        Ok(drift)
+    }
+
+    /// Removes our hooks and chains from the tables of the variant that is not in use, where a former run may have
+    /// left them. Call it once the first sync is in the kernel, or there is a time without rules.
+    #[must_use]
+    pub fn remove_other_variant(&self) -> Removed {
+        let mut removed = Removed::default();
+        let others = variant::installed(&self.commands).unwrap_or_default();
+        for tools in others.iter().filter(|tools| tools.variant != self.tools.variant) {
+            cleanup::remove_chains(&self.commands, tools, &mut removed);
+        }
+        removed
+    }
+
     fn filter(&self, family: Family) -> Filter<'_> {
-        Filter { commands: &self.commands, tools: &self.tools, family }
+        Filter { commands: &self.commands, tools: &self.tools, journal: self.journal.as_deref(), family }
     }
 }
 
@@ -96,14 +160,28 @@ impl Dataplane for Kernel {
         let mut drift = Drift::default();
         for family in &self.families {
             let saved = self.filter(*family).read()?;
-            drift.findings.extend(drift::chains(*family, expected.table(*family), &saved));
+            drift.findings.extend(drift::chains(
+                *family,
+                expected.table(*family),
+                &saved.chains,
+                &saved.hooks,
+            ));
         }
         let heads = sets::read_heads(&self.commands)?;
         for family in Family::BOTH {
-            drift.findings.extend(drift::sets(expected.table(family), &heads));
+            drift
+                .findings
+                .extend(drift::sets(expected.table(family), |set| heads.get(set).map(|head| head.entries)));
         }
         Ok(drift)
     }
+}
+
+fn journal() -> Option<Arc<Journal>> {
+    Journal::open()
+        .inspect_err(|error| tracing::warn!(%error, "foreign changes are only seen by the periodic check"))
+        .ok()
+        .map(Arc::new)
 }
 
 /// The bit of `CAP_NET_ADMIN` in a set of capabilities.

@@ -1,0 +1,98 @@
+//! What differs from what was written: names, places and numbers, no contents.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    model::Family,
+    ruleset::{
+        BuiltIn, ChainName, SetName,
+        observed::{Content, HookState, ObservedTable},
+    },
+};
+
+/// How one family's chains and hooks differ, each difference as a sentence. `chains` tells how many rules each chain
+/// has.
+pub(super) fn chains(
+    family: Family,
+    expected: &ObservedTable,
+    chains: &BTreeMap<ChainName, usize>,
+    hooks: &BTreeMap<BuiltIn, HookState>,
+) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (at, hook) in &expected.hooks {
+        let target = hook.targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let there = hooks.get(at);
+        let at = at.name();
+        match there {
+            Some(there) if there == hook => {}
+            Some(HookState { first: false, .. }) => findings
+                .push(format!("the {family} chain {at} has a foreign rule in front of the jump to {target}")),
+            Some(_) => {
+                findings.push(format!(
+                    "the {family} chain {at} has other jumps of ours than the one to {target}"
+                ));
+            }
+            None => findings.push(format!("the {family} chain {at} lost its jump to {target}")),
+        }
+    }
+    for (name, content) in &expected.chains {
+        match (chains.get(name), content) {
+            (None, _) => findings.push(format!("the {family} chain {name} is gone")),
+            (Some(there), Content::Known(chain)) if *there != chain.rules.len() => findings.push(format!(
+                "the {family} chain {name} has {there} rules instead of {}",
+                chain.rules.len()
+            )),
+            _ => {}
+        }
+    }
+    findings
+}
+
+/// How sets differ, each difference as a sentence. `entries` tells how many members a set has, if it is there.
+pub(super) fn sets(expected: &ObservedTable, entries: impl Fn(&SetName) -> Option<usize>) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (name, set) in &expected.sets {
+        match entries(name) {
+            None => findings.push(format!("the set {name} is gone")),
+            Some(there) if there != set.members.len() => {
+                findings.push(format!("the set {name} has {there} members instead of {}", set.members.len()))
+            }
+            Some(_) => {}
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::{IpSet, SetKind};
+
+    #[test]
+    fn each_difference_is_told_once() {
+        let chain = |name: &str| ChainName::new(name).unwrap();
+        let set = SetName::new("tp4-nodes").unwrap();
+        let forward = chain("TOWPATH-FORWARD");
+        let mut expected = ObservedTable::default();
+        expected.hooks.insert(BuiltIn::Forward, HookState::in_place(forward.clone()));
+        expected.hooks.insert(BuiltIn::Input, HookState::in_place(chain("TOWPATH-INPUT")));
+        expected.chains.insert(forward.clone(), Content::Known([].into_iter().collect()));
+        expected.chains.insert(chain("TOWPATH-INPUT"), Content::Unknown);
+        expected.chains.insert(chain("TP-GI-x"), Content::Unknown);
+        expected.sets.insert(set, IpSet { kind: SetKind::Addresses, members: imbl::OrdSet::new() });
+        let there = BTreeMap::from([(forward.clone(), 3), (chain("TOWPATH-INPUT"), 3)]);
+        let hooks = BTreeMap::from([(BuiltIn::Forward, HookState { targets: vec![forward], first: false })]);
+        assert_eq!(
+            chains(Family::V4, &expected, &there, &hooks),
+            [
+                "the IPv4 chain INPUT lost its jump to TOWPATH-INPUT",
+                "the IPv4 chain FORWARD has a foreign rule in front of the jump to TOWPATH-FORWARD",
+                "the IPv4 chain TOWPATH-FORWARD has 3 rules instead of 0",
+                "the IPv4 chain TP-GI-x is gone",
+            ]
+        );
+        assert_eq!(sets(&expected, |_| None), ["the set tp4-nodes is gone"]);
+        assert_eq!(sets(&expected, |_| Some(2)), ["the set tp4-nodes has 2 members instead of 0"]);
+        assert!(sets(&expected, |_| Some(0)).is_empty());
+    }
+}

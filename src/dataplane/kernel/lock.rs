@@ -1,0 +1,103 @@
+//! One writer for each network namespace.
+//!
+//! Two daemons that write the same chains would undo each other's work. So a daemon holds an flock for as long as it
+//! runs; during a rolling update the new one waits and takes over when the old one ends, however it ends.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::dataplane::DataplaneError;
+
+/// Where the locks are, one file for each network namespace.
+pub const FOLDER: &str = "/run/towpath";
+
+/// The right to write in this network namespace; ends when dropped.
+///
+/// The file stays: were it removed, a waiting process would hold the lock of a file that nobody else can find.
+#[derive(Debug)]
+pub struct WriterLock {
+    _file: File,
+}
+
+impl WriterLock {
+    /// Takes the lock of this thread's network namespace, and waits for it as long as it takes. If it has to wait, it
+    /// first calls `waiting` with the process id of the holder, as far as that is known; the holder's container may
+    /// number processes in its own way.
+    ///
+    /// # Errors
+    /// If the file cannot be made or locked.
+    pub fn acquire(folder: &Path, waiting: impl FnOnce(Option<u32>)) -> Result<Self, DataplaneError> {
+        let path = path(folder)?;
+        let failed = |source| DataplaneError::System { doing: format!("locking {}", path.display()), source };
+        fs::create_dir_all(folder).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let holder = holder(&mut file);
+                tracing::warn!(
+                    file = %path.display(), holder,
+                    "another towpath writes in this network namespace: waiting until it ends"
+                );
+                waiting(holder);
+                file.lock().map_err(failed)?;
+                tracing::info!("the other towpath ended: taking over");
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        sign(&mut file).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn path(folder: &Path) -> Result<PathBuf, DataplaneError> {
+    let namespace = "/proc/thread-self/ns/net";
+    let inode = fs::metadata(namespace)
+        .map_err(|source| DataplaneError::System { doing: format!("reading {namespace}"), source })?
+        .ino();
+    Ok(folder.join(format!("netns-{inode}.lock")))
+}
+
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn sign(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_second_writer_waits_for_the_first_and_learns_who_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
+        let (told, waits) = mpsc::channel();
+        let path = folder.path().to_owned();
+        let second = thread::spawn(move || {
+            WriterLock::acquire(&path, move |holder| told.send(holder).unwrap()).unwrap();
+        });
+        assert_eq!(waits.recv().unwrap(), Some(std::process::id()));
+        assert!(!second.is_finished());
+        drop(first);
+        second.join().unwrap();
+    }
+}

@@ -1,0 +1,208 @@
+//! Messages of the kernel's netfilter subsystems, as far as we read and write them.
+//!
+//! A message is a header, the netfilter header (family, version, resource), and attributes; an attribute is a length,
+//! a type and a payload, padded to four bytes. Numbers of headers are in the machine's order, numbers in attributes in
+//! the network's. Whatever is shorter than it says ends the reading.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+pub(super) const FLAG_REQUEST: u16 = 0x1;
+pub(super) const FLAG_ACK: u16 = 0x4;
+pub(super) const FLAG_DUMP: u16 = 0x300;
+
+/// Kinds of messages that every subsystem has.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
+/// Set in the type of an attribute that holds attributes.
+pub(super) const NESTED: u16 = 0x8000;
+/// The bits of an attribute's type that tell what it is.
+const TYPE_MASK: u16 = 0x3fff;
+
+const HEADER: usize = 16;
+const NETFILTER_HEADER: usize = 4;
+
+/// Room for one read. The kernel puts at most 32 KiB of a dump into one.
+const ROOM: usize = 1 << 16;
+
+/// A socket to the kernel's netfilter.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    pub(super) socket: Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Netlink {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        Ok(Self { socket, buffer: Vec::with_capacity(ROOM), sequence: 0 })
+    }
+
+    /// Sends a request of the given kind (`subsystem << 8 | message`) and hands over each answer until the last.
+    pub(super) fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        attributes: &[u8],
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        self.sequence += 1;
+        let message = encode(kind, flags | FLAG_REQUEST, self.sequence, family, attributes);
+        self.socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
+        loop {
+            let sequence = self.sequence;
+            for message in messages(self.receive()?) {
+                if message.sequence != sequence {
+                    continue;
+                }
+                match message.kind {
+                    DONE => return Ok(()),
+                    ERROR => return message.error(),
+                    _ => each(&message),
+                }
+                // Neither a dump nor acknowledged: the answer was all.
+                if flags & (FLAG_DUMP | FLAG_ACK) == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits for the next datagram.
+    pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => return Ok(&self.buffer),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message<'a> {
+    /// `subsystem << 8 | message`
+    pub(super) kind: u16,
+    sequence: u32,
+    /// The family that the netfilter header names.
+    pub(super) family: u8,
+    /// What stands behind the header.
+    payload: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    pub(super) fn attributes(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        attributes(self.payload.get(NETFILTER_HEADER..).unwrap_or_default())
+    }
+
+    /// The result that an error message or an acknowledgement carries.
+    fn error(&self) -> io::Result<()> {
+        match self.payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
+            Some(0) => Ok(()),
+            Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
+            None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+        }
+    }
+}
+
+fn encode(kind: u16, flags: u16, sequence: u32, family: u8, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + NETFILTER_HEADER + attributes.len();
+    let mut message = Vec::with_capacity(length);
+    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(sequence.to_ne_bytes());
+    message.extend(0_u32.to_ne_bytes());
+    message.extend([family, 0, 0, 0]);
+    message.extend(attributes);
+    message
+}
+
+/// Appends an attribute.
+pub(super) fn put(to: &mut Vec<u8>, kind: u16, payload: &[u8]) {
+    to.extend(u16::try_from(payload.len() + 4).unwrap_or(u16::MAX).to_ne_bytes());
+    to.extend(kind.to_ne_bytes());
+    to.extend(payload);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
+/// The messages of a datagram.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let header = bytes.get(..HEADER)?;
+        let length = usize::try_from(u32::from_ne_bytes(*header.first_chunk()?)).ok()?;
+        let payload = bytes.get(HEADER..length)?;
+        let message = Message {
+            kind: u16::from_ne_bytes(*header.get(4..)?.first_chunk()?),
+            sequence: u32::from_ne_bytes(*header.get(8..)?.first_chunk()?),
+            family: payload.first().copied().unwrap_or(0),
+            payload,
+        };
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(message)
+    })
+}
+
+/// The attributes of a message, or in another attribute: type and payload.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & TYPE_MASK;
+        let payload = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// The payload as text, without its closing zero.
+pub(super) fn text(payload: &[u8]) -> &str {
+    let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
+    payload.get(..end).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_is_read_back_whatever_its_length() {
+        let mut encoded = Vec::new();
+        put(&mut encoded, 1 | NESTED, b"abc\0");
+        put(&mut encoded, 2, b"x");
+        let message = encode(0x0a10, FLAG_REQUEST, 7, 2, &encoded);
+        let twice = [message.clone(), message].concat();
+        let read: Vec<Message<'_>> = messages(&twice).collect();
+        assert_eq!(read.len(), 2);
+        for message in read {
+            assert_eq!((message.kind, message.sequence, message.family), (0x0a10, 7, 2));
+            let found: Vec<_> = message.attributes().collect();
+            assert_eq!(found, [(1, &b"abc\0"[..]), (2, &b"x"[..])]);
+            assert_eq!(text(found[0].1), "abc");
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_cut_short_ends_the_reading() {
+        let mut encoded = Vec::new();
+        put(&mut encoded, 1, b"abcdefgh");
+        let message = encode(0x0100, 0, 1, 2, &encoded);
+        for length in 0..message.len() {
+            assert_eq!(messages(&message[..length]).count(), 0);
+            assert!(attributes(&encoded[..length.min(encoded.len() - 1)]).count() == 0);
+        }
+    }
+
+    #[test]
+    fn a_length_of_nothing_does_not_loop() {
+        assert_eq!(messages(&[0; 64]).count(), 0);
+        assert_eq!(attributes(&[0; 64]).count(), 0);
+    }
+}

@@ -1,0 +1,132 @@
+//! The switches that make bridged packets pass through iptables.
+//!
+//! Between two pods on one bridge a packet is switched, not routed. It meets the rules of FORWARD only while the
+//! module `br_netfilter` is loaded and `net.bridge.bridge-nf-call-iptables` (and `-ip6tables`) is 1. Both exist once
+//! for each network namespace.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::variant::kernel_has_ipv6;
+use crate::dataplane::{DataplaneError, command::Commands};
+
+/// Where the switches are; the kernel shows those of the reader's network namespace.
+const FOLDER: &str = "/proc/sys/net/bridge";
+
+/// The module that brings them.
+const MODULE: &str = "br_netfilter";
+
+/// The switches of `br_netfilter`.
+#[derive(Clone, Debug)]
+pub struct Bridge {
+    folder: PathBuf,
+    switches: Vec<&'static str>,
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        let mut switches = vec!["bridge-nf-call-iptables"];
+        if kernel_has_ipv6() {
+            switches.push("bridge-nf-call-ip6tables");
+        }
+        Self { folder: FOLDER.into(), switches }
+    }
+}
+
+impl Bridge {
+    /// Loads the module if need be and sets the switches to 1. Says what it changed, each as a sentence.
+    ///
+    /// # Errors
+    /// If the module cannot be loaded or a switch not be set; the text says how an administrator can do it.
+    pub fn ensure(&self, commands: &Commands) -> Result<Vec<String>, DataplaneError> {
+        let mut changes = Vec::new();
+        if !self.folder.exists() {
+            load(commands, &self.folder)?;
+            changes.push(format!("loaded the kernel module {MODULE}"));
+        }
+        for switch in &self.switches {
+            let file = self.folder.join(switch);
+            if read(&file)? != "1" {
+                fs::write(&file, "1").map_err(|source| DataplaneError::Unsupported {
+                    what: format!("net.bridge.{switch} cannot be set to 1 ({source})"),
+                    remedy: "set it on the node with sysctl -w, or run towpath with a writable /proc/sys",
+                })?;
+                changes.push(format!("set net.bridge.{switch} to 1"));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// What is wrong, each as a sentence; empty if bridged packets pass through iptables. Starts no process.
+    #[must_use]
+    pub fn check(&self) -> Vec<String> {
+        if !self.folder.exists() {
+            return vec![format!("the kernel module {MODULE} is not loaded")];
+        }
+        let fault = |switch: &&str| match read(&self.folder.join(switch)) {
+            Ok(value) if value == "1" => None,
+            Ok(value) => Some(format!("net.bridge.{switch} is {value} instead of 1")),
+            Err(error) => Some(error.to_string()),
+        };
+        self.switches.iter().filter_map(fault).collect()
+    }
+}
+
+fn read(file: &Path) -> Result<String, DataplaneError> {
+    let text = fs::read_to_string(file)
+        .map_err(|source| DataplaneError::System { doing: format!("reading {}", file.display()), source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn load(commands: &Commands, folder: &Path) -> Result<(), DataplaneError> {
+    let what = |why: String| DataplaneError::Unsupported {
+        what: format!("the kernel module {MODULE} is not loaded, and could not be ({why})"),
+        remedy: "load it on the node: modprobe br_netfilter, and name it in /etc/modules-load.d to keep it",
+    };
+    let output = commands.run("modprobe", &[MODULE], "").map_err(|error| what(error.to_string()))?;
+    if !output.success {
+        return Err(what(output.into_error().to_string()));
+    }
+    if !folder.exists() {
+        return Err(what(io::Error::from(io::ErrorKind::NotFound).to_string()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bridge(folder: &Path) -> Bridge {
+        Bridge {
+            folder: folder.to_owned(),
+            switches: vec!["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"],
+        }
+    }
+
+    #[test]
+    fn switches_that_are_off_are_found_and_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let bridge = bridge(folder.path());
+        fs::write(folder.path().join("bridge-nf-call-iptables"), "0\n").unwrap();
+        fs::write(folder.path().join("bridge-nf-call-ip6tables"), "1\n").unwrap();
+        assert_eq!(bridge.check(), ["net.bridge.bridge-nf-call-iptables is 0 instead of 1"]);
+        let commands = Commands::default();
+        assert_eq!(bridge.ensure(&commands).unwrap(), ["set net.bridge.bridge-nf-call-iptables to 1"]);
+        assert!(bridge.check().is_empty());
+        assert!(bridge.ensure(&commands).unwrap().is_empty());
+        assert_eq!(commands.started(), 0);
+    }
+
+    #[test]
+    fn a_module_that_cannot_be_loaded_is_named_with_the_way_to_load_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let bridge = bridge(&folder.path().join("bridge"));
+        let error = bridge.ensure(&Commands::new("/nonexistent".into())).unwrap_err().to_string();
+        assert!(error.contains("install the package kmod"), "{error}");
+        assert!(error.contains("modprobe br_netfilter"), "{error}");
+        assert_eq!(bridge.check(), ["the kernel module br_netfilter is not loaded"]);
+    }
+}

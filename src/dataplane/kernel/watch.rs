@@ -1,0 +1,230 @@
+//! Hears of it when somebody else changes the filter table of the nft variant.
+//!
+//! The kernel announces every transaction on nftables to whoever listens: first what it changed, then the number of
+//! the generation that it made. Our own transactions are told from those of others by that number: one that was the
+//! only one between the beginning and the end of our own `iptables-restore` is ours. (The process id in the
+//! announcement would not do: in a container it is another one than we know our child by.)
+//!
+//! In the legacy variant nothing is announced.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, PipeReader, PipeWriter},
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::netlink::{Message, Netlink, messages, text};
+use crate::ruleset::{BuiltIn, ChainName};
+
+/// The multicast group of nftables' announcements.
+const GROUP: u32 = 7;
+
+const SUBSYSTEM: u16 = 10 << 8;
+const NEW_TABLE: u16 = SUBSYSTEM;
+const DELETE_TABLE: u16 = SUBSYSTEM | 2;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const DELETE_RULE: u16 = SUBSYSTEM | 8;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
+
+/// In every message about a table, a chain or a rule: the name of the table.
+const TABLE: u16 = 1;
+/// In messages about rules: the name of the chain.
+const RULE_CHAIN: u16 = 2;
+/// In messages about chains: its name.
+const CHAIN_NAME: u16 = 3;
+const GENERATION_ID: u16 = 1;
+
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+
+/// How many generations of ours are remembered: more than can wait to be announced.
+const REMEMBERED: usize = 1024;
+
+/// Which generations of nftables we made ourselves.
+#[derive(Debug)]
+pub(super) struct Journal(Mutex<Entries>);
+
+#[derive(Debug)]
+struct Entries {
+    netlink: Netlink,
+    ours: BTreeSet<u32>,
+}
+
+impl Journal {
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self(Mutex::new(Entries { netlink: Netlink::open()?, ours: BTreeSet::new() })))
+    }
+
+    /// Runs `transaction`, and takes note of the generation that it made. A listener that hears of it meanwhile waits
+    /// for the end before it judges.
+    pub(super) fn record<T>(&self, transaction: impl FnOnce() -> T) -> T {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = entries.generation();
+        let result = transaction();
+        let after = entries.generation();
+        if let (Some(before), Some(after)) = (before, after)
+            && after == before.wrapping_add(1)
+        {
+            entries.ours.insert(after);
+            if entries.ours.len() > REMEMBERED {
+                entries.ours.pop_first();
+            }
+        }
+        result
+    }
+
+    fn is_ours(&self, generation: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ours.contains(&generation)
+    }
+
+    /// Whether all generations since `last` are ours, and which one is the latest.
+    fn are_ours_since(&self, last: Option<u32>) -> (bool, Option<u32>) {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = entries.generation();
+        let (Some(last), Some(now)) = (last, now) else { return (false, now) };
+        let ours = (last.wrapping_add(1)..=now).all(|generation| entries.ours.contains(&generation));
+        (ours, Some(now))
+    }
+}
+
+impl Entries {
+    fn generation(&mut self) -> Option<u32> {
+        let mut id = None;
+        let answer = self.netlink.request(GET_GENERATION, 0, 0, &[], |message| id = generation(message));
+        if let Err(error) = answer {
+            tracing::debug!(%error, "the generation of nftables cannot be read");
+        }
+        id
+    }
+}
+
+fn generation(message: &Message<'_>) -> Option<u32> {
+    let id = attribute(message, GENERATION_ID)?;
+    id.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+fn attribute<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
+    message.attributes().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
+}
+
+/// Whether a message tells of a change that concerns us: of our chains, of those that we hook into, or of the table.
+fn concerns_us(message: &Message<'_>) -> bool {
+    let is_filter = matches!(message.family, IPV4 | IPV6)
+        && attribute(message, TABLE).is_some_and(|table| text(table) == "filter");
+    let chain = match message.kind {
+        NEW_TABLE | DELETE_TABLE => return is_filter,
+        NEW_CHAIN | DELETE_CHAIN => CHAIN_NAME,
+        NEW_RULE | DELETE_RULE => RULE_CHAIN,
+        _ => return false,
+    };
+    let is_watched =
+        |name: &str| BuiltIn::ALL.iter().any(|at| at.name() == name) || ChainName::new(name).is_some();
+    is_filter && attribute(message, chain).is_some_and(|name| is_watched(text(name)))
+}
+
+/// Listens on a thread of its own, until dropped.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub(super) fn start(journal: Arc<Journal>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        netlink.socket.set_non_blocking(true)?;
+        netlink.socket.add_membership(GROUP)?;
+        let (stopped, stop) = io::pipe()?;
+        let (_, last) = journal.are_ours_since(None);
+        let mut listener = Listener { netlink, journal, concerned: false, last };
+        let run = move || {
+            if let Err(error) = listener.run(&stopped, notify) {
+                tracing::error!(%error, "no longer hears of foreign changes at once: only the periodic check sees them");
+            }
+        };
+        let thread = thread::Builder::new().name("nft-watch".to_owned()).spawn(run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Listener {
+    netlink: Netlink,
+    journal: Arc<Journal>,
+    /// Whether the transaction that is being announced concerns us.
+    concerned: bool,
+    /// The latest generation that was announced.
+    last: Option<u32>,
+}
+
+impl Listener {
+    fn run(&mut self, stopped: &PipeReader, notify: impl Fn()) -> io::Result<()> {
+        loop {
+            let mut files = [
+                PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.netlink.socket.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut files, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            // The writing end closes when the watch is dropped.
+            if files.first().and_then(PollFd::any).unwrap_or(false) {
+                return Ok(());
+            }
+            if self.drain()? {
+                notify();
+            }
+        }
+    }
+
+    /// Reads all that is there. Whether anything of it was foreign and concerns us.
+    fn drain(&mut self) -> io::Result<bool> {
+        let mut foreign = false;
+        loop {
+            match self.netlink.receive() {
+                Ok(datagram) => {
+                    for message in messages(datagram) {
+                        if message.kind != NEW_GENERATION {
+                            self.concerned |= concerns_us(&message);
+                            continue;
+                        }
+                        let id = generation(&message);
+                        self.last = self.last.max(id);
+                        let is_ours = id.is_some_and(|id| self.journal.is_ours(id));
+                        foreign |= std::mem::take(&mut self.concerned) && !is_ours;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(foreign),
+                // More was announced than the socket could hold: what, only the generations tell.
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    let (ours, now) = self.journal.are_ours_since(self.last);
+                    self.last = now;
+                    self.concerned = false;
+                    foreign |= !ours;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
