@@ -1,6 +1,7 @@
 //! towpath enforces Kubernetes NetworkPolicy where the network itself does not.
 
 pub mod agent;
+pub mod cli;
 pub mod dataplane;
 pub mod lab;
 pub mod metrics;

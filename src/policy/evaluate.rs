@@ -78,7 +78,7 @@ impl<'a> Pair<'a> {
             .collect();
         let reason = match self.decider(direction) {
             Decider::Nature(reason) => reason,
-            Decider::Rules(_) if !allowed_by.is_empty() => Reason::AllowedBy(allowed_by.clone(), direction),
+            Decider::Rules(_) if !allowed_by.is_empty() => Reason::AllowedBy(allowed_by.clone()),
             Decider::Rules(pod) => {
                 let refused = policies.iter().filter(|policy| policy.standing == Standing::Refused);
                 Reason::DeniedBy {

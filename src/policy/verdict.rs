@@ -56,7 +56,7 @@ pub enum Reason {
     /// Allowed: the receiver is the node of the sending pod.
     ToOwnNode(ObjectKey, Arc<str>),
     /// Allowed: by at least one rule of the policies that select the pod.
-    AllowedBy(Vec<RuleRef>, Direction),
+    AllowedBy(Vec<RuleRef>),
     /// Denied: policies select the pod for this direction, and no rule of theirs allows the flow.
     DeniedBy {
         /// The pod.
@@ -122,8 +122,8 @@ impl fmt::Display for Reason {
             Self::ToOwnNode(pod, node) => {
                 write!(f, "a pod may always reach its own node, and {pod} runs on {node}")
             }
-            Self::AllowedBy(rules, direction) => {
-                write!(f, "allowed for {direction} by {}", Listed(rules))
+            Self::AllowedBy(rules) => {
+                write!(f, "{} {} it", Listed(rules), if rules.len() == 1 { "allows" } else { "allow" })
             }
             Self::DeniedBy { pod, direction, policies, refused } => {
                 let (isolate, rules) =
@@ -187,8 +187,8 @@ mod tests {
         );
         let rule = |name, rule| RuleRef { policy: key(name), rule };
         assert_eq!(
-            Reason::AllowedBy(vec![rule("a", 0), rule("b", 2)], Direction::Egress).to_string(),
-            "allowed for egress by shop/a rule 0 and shop/b rule 2"
+            Reason::AllowedBy(vec![rule("a", 0), rule("b", 2)]).to_string(),
+            "shop/a rule 0 and shop/b rule 2 allow it"
         );
         assert_eq!(
             Reason::NotIsolated(key("web"), Direction::Ingress).to_string(),

@@ -1,0 +1,356 @@
+//! `towpath explain`: one flow, its verdict in each direction, and the policies and rules behind it.
+
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use super::words::{ByFamily, Word, by_family, port_and_protocol};
+use crate::{
+    model::{
+        Cluster, Direction, Family, Flow, NetworkPolicy, ObjectKey, Peer, Peers, PodPeer, PolicyRule, Port,
+        Ports, Scope, Standing,
+    },
+    policy::{DirectionVerdict, Verdict, evaluate, evaluate_families},
+};
+
+/// The verdict in words: a line for the flow, then for each direction its reason and every rule that was asked.
+///
+/// If the families disagree, one such text for each.
+#[must_use]
+pub fn text(cluster: &Cluster, flow: &Flow) -> String {
+    let verdicts = evaluate_families(cluster, flow);
+    let mut text = String::new();
+    if differing(&verdicts) {
+        for (family, verdict) in &verdicts {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            write_verdict(&mut text, cluster, flow, Some(*family), verdict);
+        }
+    } else {
+        write_verdict(&mut text, cluster, flow, None, &evaluate(cluster, flow));
+    }
+    text
+}
+
+fn differing(verdicts: &[(Family, Verdict)]) -> bool {
+    verdicts.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.allowed() != b.allowed()))
+}
+
+fn write_verdict(
+    text: &mut String,
+    cluster: &Cluster,
+    flow: &Flow,
+    family: Option<Family>,
+    verdict: &Verdict,
+) {
+    let Flow { from, to, transport, .. } = flow;
+    let over = family.map_or_else(String::new, |family| format!(" over {family}"));
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(text, "{}: {from} to {to}, {transport}{over}", word(verdict.allowed()));
+    for direction in Direction::BOTH {
+        write_direction(text, cluster, direction, verdict.of(direction));
+    }
+}
+
+fn write_direction(text: &mut String, cluster: &Cluster, direction: Direction, verdict: &DirectionVerdict) {
+    let _ = writeln!(text, "\n{direction} {}: {}", word(verdict.allowed()), verdict.reason);
+    let policies = verdict.isolated_by.iter().filter_map(|key| cluster.policy(key));
+    for policy in policies {
+        write_policy(text, policy, direction, verdict);
+    }
+}
+
+fn write_policy(text: &mut String, policy: &NetworkPolicy, direction: Direction, verdict: &DirectionVerdict) {
+    let rules = policy.rules(direction).unwrap_or_default();
+    let comment = match policy.standing {
+        Standing::Refused => " could not be read, and allows nothing",
+        Standing::Accepted if rules.is_empty() => " has no rule, and allows nothing",
+        Standing::Accepted => "",
+    };
+    let _ = writeln!(text, "  {}{comment}", policy.key);
+    if policy.standing == Standing::Refused {
+        return;
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let allows = verdict.allowed_by.iter().any(|by| by.policy == policy.key && by.rule == index);
+        let mark = if allows { "allows" } else { "does not match" };
+        let _ = writeln!(text, "    rule {index} {mark}: {}", RuleText(direction, rule));
+    }
+}
+
+const fn word(allowed: bool) -> &'static str {
+    if allowed { "allowed" } else { "denied" }
+}
+
+/// A rule in words: `from pods app=api in shop, on 5432/TCP`.
+struct RuleText<'a>(Direction, &'a PolicyRule);
+
+impl fmt::Display for RuleText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(direction, PolicyRule { peers, ports }) = self;
+        f.write_str(match direction {
+            Direction::Ingress => "from ",
+            Direction::Egress => "to ",
+        })?;
+        match peers {
+            Peers::Any => f.write_str("everybody")?,
+            Peers::Of(peers) => alternatives(f, "nobody", peers.iter().map(peer_text))?,
+        }
+        f.write_str(", on ")?;
+        match ports {
+            Ports::Any => f.write_str("every port and protocol"),
+            Ports::Of(ports) => alternatives(f, "no port", ports.iter().map(port_text)),
+        }
+    }
+}
+
+fn alternatives(
+    f: &mut fmt::Formatter<'_>,
+    none: &str,
+    texts: impl ExactSizeIterator<Item = String>,
+) -> fmt::Result {
+    if texts.len() == 0 {
+        return f.write_str(none);
+    }
+    for (at, text) in texts.enumerate() {
+        write!(f, "{}{text}", if at == 0 { "" } else { " or " })?;
+    }
+    Ok(())
+}
+
+fn peer_text(peer: &Peer) -> String {
+    let (scope, pods) = match peer {
+        Peer::Block(block) => return block.to_string(),
+        Peer::Pods(PodPeer { scope, pods }) => (scope, pods),
+    };
+    let pods = if pods.is_everything() { "all pods".to_owned() } else { format!("pods {pods}") };
+    match scope {
+        Scope::Own(namespace) => format!("{pods} in {namespace}"),
+        Scope::Matching(selector) if selector.is_everything() => format!("{pods} in all namespaces"),
+        Scope::Matching(selector) => format!("{pods} in namespaces {selector}"),
+    }
+}
+
+fn port_text(port: &Port) -> String {
+    match port {
+        Port::All(protocol) => format!("every {protocol} port"),
+        Port::Range(protocol, range) => format!("{range}/{protocol}"),
+        Port::Named(protocol, name) => format!("{name}/{protocol}"),
+    }
+}
+
+/// What `-o json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// Whether it passes, in the first family of the receiver that the sender has too.
+    pub verdict: Word,
+    /// The sender: `ns/pod` or `ip:ADDRESS`.
+    pub from: String,
+    /// The receiver, likewise.
+    pub to: String,
+    /// The receiver's port; null for a protocol without ports.
+    pub port: Option<u16>,
+    /// TCP, UDP or SCTP; else the IP protocol number.
+    pub protocol: String,
+    /// What the sender's policies say.
+    pub egress: DirectionExplanation,
+    /// What the receiver's policies say.
+    pub ingress: DirectionExplanation,
+    /// The verdict of each family, if they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub families: Option<ByFamily>,
+}
+
+/// One direction of an [`Explanation`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DirectionExplanation {
+    /// Whether a policy selects this end for this direction.
+    pub isolated: bool,
+    /// Whether this end lets it pass.
+    pub verdict: Word,
+    /// The policies that select this end: `ns/name`.
+    pub isolated_by: Vec<String>,
+    /// Every rule of theirs that allows it.
+    pub allowed_by: Vec<RuleExplanation>,
+    /// What decided, as a sentence without its full stop.
+    pub reason: String,
+}
+
+/// A rule that allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleExplanation {
+    /// Its policy: `ns/name`.
+    pub policy: String,
+    /// Which entry of its `ingress` or `egress`, counted from 0.
+    pub rule: usize,
+}
+
+/// The same for scripts.
+#[must_use]
+pub fn json(cluster: &Cluster, flow: &Flow) -> Explanation {
+    let verdict = evaluate(cluster, flow);
+    let families = evaluate_families(cluster, flow);
+    let (port, protocol) = port_and_protocol(flow.transport);
+    Explanation {
+        verdict: Word::of(verdict.allowed()),
+        from: flow.from.to_string(),
+        to: flow.to.to_string(),
+        port,
+        protocol,
+        egress: direction_json(&verdict.egress),
+        ingress: direction_json(&verdict.ingress),
+        families: differing(&families)
+            .then(|| by_family(families.iter().map(|(family, verdict)| (*family, verdict.allowed())))),
+    }
+}
+
+fn direction_json(verdict: &DirectionVerdict) -> DirectionExplanation {
+    let allowed_by = verdict.allowed_by.iter();
+    DirectionExplanation {
+        isolated: verdict.isolated(),
+        verdict: Word::of(verdict.allowed()),
+        isolated_by: verdict.isolated_by.iter().map(ObjectKey::to_string).collect(),
+        allowed_by: allowed_by
+            .map(|by| RuleExplanation { policy: by.policy.to_string(), rule: by.rule })
+            .collect(),
+        reason: verdict.reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        Change, Endpoint, IpBlock, LabelSelector, Labels, Namespace, Pod, PortRange, Protocol, Requirement,
+    };
+
+    fn app(name: &str) -> LabelSelector {
+        LabelSelector::new([Requirement::equals("app", name)])
+    }
+
+    fn policy(name: &str, ingress: Vec<PolicyRule>) -> NetworkPolicy {
+        NetworkPolicy {
+            key: ObjectKey::new("shop", name),
+            subject: app("db"),
+            ingress: Some(ingress),
+            egress: None,
+            standing: Standing::Accepted,
+        }
+    }
+
+    /// `web` and `db`, both with both families, and these policies.
+    fn cluster(policies: impl IntoIterator<Item = NetworkPolicy>) -> Cluster {
+        let mut cluster = Cluster::new();
+        cluster.apply(Change::SetNamespace(Namespace { name: "shop".into(), labels: Labels::default() }));
+        for (at, name) in ["web", "db"].into_iter().enumerate() {
+            let labels: Labels = [("app", name)].into_iter().collect();
+            let addresses = [format!("10.0.0.{at}"), format!("fd00::{at}")];
+            let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            cluster.apply(Change::SetPod(Pod {
+                labels,
+                addresses,
+                ..Pod::new(ObjectKey::new("shop", name))
+            }));
+        }
+        for policy in policies {
+            cluster.apply(Change::SetPolicy(policy));
+        }
+        cluster
+    }
+
+    fn web_to_db() -> Flow {
+        let end = |name| Endpoint::Pod(ObjectKey::new("shop", name));
+        Flow { from: end("web"), to: end("db"), transport: "5432".parse().unwrap(), family: None }
+    }
+
+    fn rule(peer: Peer, ports: Ports) -> PolicyRule {
+        PolicyRule { peers: Peers::Of(vec![peer]), ports }
+    }
+
+    fn pods(scope: Scope, pods: LabelSelector) -> Peer {
+        Peer::Pods(PodPeer { scope, pods })
+    }
+
+    #[test]
+    fn the_text_names_every_policy_that_was_asked_and_what_each_rule_says() {
+        let postgres = || Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(5432))]);
+        let ours = || Scope::Own("shop".into());
+        let from_api = rule(pods(ours(), app("api")), postgres());
+        let everywhere = Scope::Matching(LabelSelector::everything());
+        let from_web = rule(pods(everywhere, app("web")), postgres());
+        let cluster = cluster([policy("closed", vec![]), policy("open", vec![from_api, from_web])]);
+        let expected = "\
+allowed: shop/web to shop/db, 5432/TCP
+
+egress allowed: no policy selects shop/web for egress
+
+ingress allowed: shop/open rule 1 allows it
+  shop/closed has no rule, and allows nothing
+  shop/open
+    rule 0 does not match: from pods app=api in shop, on 5432/TCP
+    rule 1 allows: from pods app=web in all namespaces, on 5432/TCP
+";
+        assert_eq!(text(&cluster, &web_to_db()), expected);
+    }
+
+    #[test]
+    fn the_text_says_which_policy_could_not_be_read() {
+        let refused = NetworkPolicy { standing: Standing::Refused, ..policy("broken", vec![]) };
+        let text = text(&cluster([refused]), &web_to_db());
+        assert!(text.starts_with("denied: shop/web to shop/db, 5432/TCP\n"));
+        assert!(text.contains("  shop/broken could not be read, and allows nothing\n"));
+    }
+
+    #[test]
+    fn families_that_disagree_are_told_apart() {
+        let block = IpBlock::new("10.0.0.0/8".parse().unwrap(), ["10.9.0.0/16".parse().unwrap()]).unwrap();
+        let cluster = cluster([policy("v4", vec![rule(Peer::Block(block), Ports::Any)])]);
+        let text = text(&cluster, &web_to_db());
+        assert!(text.starts_with("allowed: shop/web to shop/db, 5432/TCP over IPv4\n"));
+        assert!(
+            text.contains("rule 0 allows: from 10.0.0.0/8 except 10.9.0.0/16, on every port and protocol\n")
+        );
+        assert!(text.contains("\ndenied: shop/web to shop/db, 5432/TCP over IPv6\n"));
+        let families = json(&cluster, &web_to_db()).families.unwrap();
+        assert_eq!(families, by_family([(Family::V4, true), (Family::V6, false)]));
+    }
+
+    #[test]
+    fn rules_read_as_a_person_would_say_them() {
+        let tenants = LabelSelector::new([Requirement::equals("team", "a")]);
+        let ports = vec![Port::All(Protocol::Udp), Port::Named(Protocol::Tcp, "http".into())];
+        let some = rule(pods(Scope::Matching(tenants), LabelSelector::everything()), Ports::Of(ports));
+        assert_eq!(
+            RuleText(Direction::Egress, &some).to_string(),
+            "to all pods in namespaces team=a, on every UDP port or http/TCP"
+        );
+        let all = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+        assert_eq!(
+            RuleText(Direction::Ingress, &all).to_string(),
+            "from everybody, on every port and protocol"
+        );
+        let none = PolicyRule { peers: Peers::Of(vec![]), ports: Ports::Of(vec![]) };
+        assert_eq!(RuleText(Direction::Ingress, &none).to_string(), "from nobody, on no port");
+    }
+
+    #[test]
+    fn json_keeps_to_the_contract() {
+        let all = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+        let cluster = cluster([policy("closed", vec![]), policy("open", vec![all])]);
+        let value = serde_json::to_value(json(&cluster, &web_to_db())).unwrap();
+        let expected = serde_json::json!({
+            "verdict": "allow", "from": "shop/web", "to": "shop/db", "port": 5432, "protocol": "TCP",
+            "egress": {
+                "isolated": false, "verdict": "allow", "isolated_by": [], "allowed_by": [],
+                "reason": "no policy selects shop/web for egress",
+            },
+            "ingress": {
+                "isolated": true, "verdict": "allow", "isolated_by": ["shop/closed", "shop/open"],
+                "allowed_by": [{"policy": "shop/open", "rule": 0}],
+                "reason": "shop/open rule 0 allows it",
+            },
+        });
+        assert_eq!(value, expected);
+    }
+}
