@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs it; docs/benchmarks.md holds figures and says on what machine they were seen.
 
-use std::{collections::BTreeSet, hint::black_box};
+use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use towpath::{
@@ -42,7 +42,7 @@ impl Settled {
             self.resolver.update(&self.cluster, &delta);
         }
         let ruleset = self.compiler.compile(&self.resolver.resolve(&self.cluster));
-        let steps = plan(&self.observed, &ruleset, &BTreeSet::new());
+        let steps = plan(&self.observed, &ruleset, &self.resolver.take_moves());
         for step in &steps {
             self.observed.note(step);
         }
@@ -68,7 +68,7 @@ fn whole(criterion: &mut Criterion) {
         });
         let ruleset = compile(&resolved, &Options::default());
         group.bench_function("plan from nothing", |bencher| {
-            bencher.iter(|| plan(&Observed::default(), black_box(&ruleset), &BTreeSet::new()));
+            bencher.iter(|| plan(&Observed::default(), black_box(&ruleset), &[]));
         });
         let flow = Flow {
             from: Endpoint::Address([10, 0, 0, 20].into()),

@@ -197,7 +197,7 @@ fn seen(ruleset: &Ruleset) -> Observed {
 
 fn apply_all(kernel: &mut Kernel, desired: &Ruleset) {
     let observed = kernel.observe().unwrap();
-    for step in plan(&observed, desired, &BTreeSet::new()) {
+    for step in plan(&observed, desired, &[]) {
         kernel.apply(&step).unwrap();
     }
 }

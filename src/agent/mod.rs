@@ -7,7 +7,6 @@ mod status;
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
@@ -22,13 +21,14 @@ pub use status::{Readiness, Status};
 use crate::{
     dataplane::{ApplyError, Dataplane, DataplaneError},
     metrics::Metrics,
-    model::{Change, Cluster, Delta, Direction, Family},
+    model::{Change, Cluster, Delta, Direction, Family, ObjectKey, Pod},
     policy::resolve::{Resolved, Resolver},
     ruleset::{
         Object, Ruleset,
         compile::{Compiler, Options},
+        names,
         observed::Observed,
-        plan::{SetEdit, Step, plan},
+        plan::{Move, SetEdit, Step, plan},
     },
 };
 
@@ -87,6 +87,7 @@ pub struct Applied {
 /// The loop and all that it owns.
 #[derive(Debug)]
 pub struct Agent<D> {
+    node: Arc<str>,
     dataplane: D,
     compiler: Compiler,
     pace: Pace,
@@ -97,10 +98,14 @@ pub struct Agent<D> {
     resolver: Resolver,
     kernel: Option<Observed>,
     broken: BTreeSet<Object>,
-    handed_over: BTreeSet<IpAddr>,
+    moves: Vec<Move>,
     synced: bool,
     /// Whether something changed since the last round.
     dirty: bool,
+    /// Of which kind all changes since the last round are.
+    kind: Option<Kind>,
+    /// How many more rounds changes of another kind may bring about before the batch is through.
+    splits_left: usize,
     /// When the oldest change that is not yet enforced arrived.
     waiting_since: Option<Instant>,
     not_before: Instant,
@@ -110,6 +115,18 @@ pub struct Agent<D> {
     tidy_at: Option<Instant>,
     failures: u32,
 }
+
+/// What a change can change in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Only members of sets.
+    Members,
+    /// Chains as well.
+    Chains,
+}
+
+/// At most so many rounds are put in because changes of both kinds arrived together.
+const SPLITS: usize = 4;
 
 /// Why a round ended early.
 enum Stopped {
@@ -131,6 +148,7 @@ impl<D: Dataplane> Agent<D> {
     ) -> Self {
         let now = Instant::now();
         Self {
+            node: node.into(),
             dataplane,
             compiler: Compiler::new(options),
             pace,
@@ -141,9 +159,11 @@ impl<D: Dataplane> Agent<D> {
             resolver: Resolver::new(node),
             kernel: None,
             broken: BTreeSet::new(),
-            handed_over: BTreeSet::new(),
+            moves: Vec::new(),
             synced: false,
             dirty: false,
+            kind: None,
+            splits_left: 0,
             waiting_since: None,
             not_before: now,
             retry_at: None,
@@ -159,6 +179,7 @@ impl<D: Dataplane> Agent<D> {
             self.status.beat();
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
+                    self.splits_left = SPLITS;
                     // Whatever else has arrived goes into the same round.
                     for input in std::iter::once(input).chain(inbox.try_iter()) {
                         if !self.take(input) {
@@ -205,6 +226,7 @@ impl<D: Dataplane> Agent<D> {
     }
 
     fn change(&mut self, change: Change) {
+        self.split(&change);
         let Some(delta) = self.cluster.apply(change) else { return };
         self.resolver.update(&self.cluster, &delta);
         self.count(&delta);
@@ -219,6 +241,35 @@ impl<D: Dataplane> Agent<D> {
             }
         }
         self.mark_dirty();
+    }
+
+    /// Puts in a round where changes of another kind begin. A round that only moves members, and one that only
+    /// changes chains, neither opens nor closes anything on the way; one that does both may refuse for a moment what
+    /// both states allow.
+    fn split(&mut self, change: &Change) {
+        let kind = self.kind_of(change);
+        if self.synced
+            && self.dirty
+            && self.splits_left > 0
+            && self.retry_at.is_none()
+            && self.kind.is_some_and(|before| before != kind)
+        {
+            self.splits_left -= 1;
+            self.round(false);
+        }
+        self.kind = Some(kind);
+    }
+
+    fn kind_of(&self, change: &Change) -> Kind {
+        let is_local = |pod: &Pod| pod.node.as_deref() == Some(&*self.node);
+        let was_local = |key: &ObjectKey| self.cluster.pod(key).is_some_and(|pod| is_local(pod));
+        let chains = match change {
+            Change::SetPolicy(_) | Change::RemovePolicy(_) => true,
+            Change::SetNamespace(_) | Change::RemoveNamespace(_) => false,
+            Change::SetPod(pod) => is_local(pod) || was_local(&pod.key),
+            Change::RemovePod(key) => was_local(key),
+        };
+        if chains { Kind::Chains } else { Kind::Members }
     }
 
     fn mark_dirty(&mut self) {
@@ -272,6 +323,7 @@ impl<D: Dataplane> Agent<D> {
         let start = Instant::now();
         self.not_before = start + self.pace.debounce;
         self.dirty = false;
+        self.kind = None;
         self.retry_at = None;
         self.tidy_at = None;
         let result = self.sync(tidy);
@@ -321,7 +373,7 @@ impl<D: Dataplane> Agent<D> {
     fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
         let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
         let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
-        self.handed_over.extend(self.resolver.take_handed_over());
+        self.moves.extend(self.resolver.take_moves());
         loop {
             let desired = whole.clone().without(&self.broken);
             let observed = match self.kernel.take() {
@@ -330,10 +382,10 @@ impl<D: Dataplane> Agent<D> {
                     self.metrics.failures.with_label_values(&["observe"]).inc();
                 })?,
             };
-            let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.handed_over));
+            let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
-                    self.handed_over.clear();
+                    self.moves.clear();
                     self.publish(&resolved, desired, &steps);
                     return Ok(());
                 }
@@ -440,16 +492,13 @@ fn present<T>(object: Option<&T>) -> i64 {
     i64::from(object.is_some())
 }
 
-/// Whether a step can deny what was allowed before it. Creating, extending and destroying allow-sets cannot.
+/// Whether a step can deny what was allowed before it. New sets, longer ones and unused ones cannot.
 fn may_deny(step: &Step) -> bool {
-    use crate::ruleset::names::is_isolated_set;
     match step {
         Step::Chains(..) => true,
         Step::Tidy(_) => false,
-        Step::Sets(edits) => edits.iter().any(|edit| match edit {
-            SetEdit::Add(set, _) => is_isolated_set(set),
-            SetEdit::Remove(set, _) => !is_isolated_set(set),
-            SetEdit::Create(..) | SetEdit::Destroy(_) => false,
-        }),
+        Step::Sets(edits) => {
+            edits.iter().any(|edit| matches!(edit, SetEdit::Remove(set, _) if !names::grows_early(set)))
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
         PodPeer, Port, Ports, Protocol, Scope,
     },
-    ruleset::Member,
+    ruleset::{Member, plan::Move},
 };
 
 /// What this node has to enforce: everything that the compiler needs.
@@ -114,7 +114,10 @@ pub struct Resolver {
     nodes: Members,
     /// The outcome of the last round, until a pod of this node or a policy that binds one changes.
     pods: Option<Arc<[LocalPod]>>,
-    handed_over: BTreeMap<IpAddr, Option<ObjectKey>>,
+    /// What moved members since the moves were last taken, in the order of the events.
+    moves: Vec<Move>,
+    /// The owners, when the moves were last taken, of addresses that have changed hands since.
+    owners: BTreeMap<IpAddr, Option<ObjectKey>>,
 }
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
@@ -163,7 +166,8 @@ impl Resolver {
             programs: HashMap::new(),
             nodes: Members::default(),
             pods: None,
-            handed_over: BTreeMap::new(),
+            moves: Vec::new(),
+            owners: BTreeMap::new(),
         }
     }
 
@@ -237,9 +241,14 @@ impl Resolver {
         pods.into()
     }
 
-    /// The addresses that have another owner than when this was last asked.
-    pub fn take_handed_over(&mut self) -> BTreeSet<IpAddr> {
-        std::mem::take(&mut self.handed_over).into_keys().collect()
+    /// What moved members since this was last asked.
+    pub fn take_moves(&mut self) -> Vec<Move> {
+        let owners = std::mem::take(&mut self.owners);
+        let mut moves = std::mem::take(&mut self.moves);
+        for step in &mut moves {
+            step.close_first |= step.addresses.iter().any(|address| owners.contains_key(address));
+        }
+        moves
     }
 
     fn pod(
@@ -277,10 +286,13 @@ impl Resolver {
         }
         for Handover { address, before, after } in handovers {
             // Of several handovers only the first owner and the last one count: back where it was is no handover.
-            let first = self.handed_over.entry(*address).or_insert_with(|| before.clone());
+            let first = self.owners.entry(*address).or_insert_with(|| before.clone());
             if first == after {
-                self.handed_over.remove(address);
+                self.owners.remove(address);
             }
+        }
+        if self.pods.is_some() || !self.selections.is_empty() {
+            self.moves.push(Move { addresses: addresses.into_iter().collect(), close_first: false });
         }
     }
 
@@ -292,14 +304,22 @@ impl Resolver {
                 namespace.is_some_and(|namespace| selector.matches(&namespace.labels))
             }
         };
+        let addresses: Vec<IpAddr> =
+            cluster.pods_in(name).flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let mut moved = false;
         for (selection, members) in &mut self.selections {
             let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
             if !selection.pod_peers().iter().any(differs) {
                 continue;
             }
-            for address in cluster.pods_in(name).flat_map(|pod| &pod.addresses) {
+            moved = true;
+            for address in &addresses {
                 members.replace(*address, &chosen(cluster, selection, *address));
             }
+        }
+        if moved {
+            // All its pods move at once, and no order among them was ever real.
+            self.moves.push(Move { addresses, close_first: true });
         }
     }
 

@@ -4,8 +4,8 @@
 //! FORWARD (position 1) -> TOWPATH-FORWARD
 //!   established or related                       -> RETURN
 //!   [v6] ICMPv6: neighbour and listener messages -> RETURN, the others as below
-//!   source in tp4-egress-isolated                -> TOWPATH-EGRESS
-//!   destination in tp4-ingress-isolated          -> TOWPATH-INGRESS
+//!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
+//!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
 //!   tunnel packets from local pods to nodes      -> DROP
 //! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
 //! TP-PE-<pod>:    to itself -> RETURN; goto its group
@@ -87,7 +87,10 @@ const ICMPV6: u8 = 58;
 /// The ruleset that enforces `resolved`.
 #[must_use]
 pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
-    let table = |family| TableBuilder { family, resolved, options, table: Table::default() }.build();
+    let table = |family| {
+        let (isolated, table) = (BTreeMap::new(), Table::default());
+        TableBuilder { family, resolved, options, isolated, table }.build()
+    };
     Ruleset { v4: table(Family::V4), v6: table(Family::V6) }
 }
 
@@ -145,6 +148,8 @@ struct TableBuilder<'a> {
     family: Family,
     resolved: &'a Resolved,
     options: &'a Options,
+    /// The sets of isolated pods, once they are made.
+    isolated: BTreeMap<Direction, SetName>,
     table: Table,
 }
 
@@ -185,7 +190,9 @@ impl TableBuilder<'_> {
             leaves.insert(address, name);
         }
         let isolated = leaves.keys().copied().map(Member::Address).collect();
-        self.set(names::isolated(self.family, direction), SetKind::Addresses, isolated);
+        let name = names::isolated(self.family, direction, &isolated);
+        self.set(name.clone(), SetKind::Addresses, isolated);
+        self.isolated.insert(direction, name);
         let leaves: Vec<(IpAddr, ChainName)> = leaves.into_iter().collect();
         let dispatch = self.dispatch(direction, &leaves);
         self.table.chains.insert(names::dispatch(direction), dispatch);
@@ -397,15 +404,15 @@ impl TableBuilder<'_> {
 
     /// Asks about the isolated end of the packet, for each of `directions`.
     fn ask(&self, directions: &[Direction]) -> Vec<Rule> {
+        let directions =
+            directions.iter().filter_map(|direction| Some((*direction, self.isolated.get(direction)?)));
         directions
-            .iter()
-            .map(|direction| {
+            .map(|(direction, set)| {
                 let field = match direction {
                     Direction::Egress => Field::Source,
                     Direction::Ingress => Field::Destination,
                 };
-                let is_isolated = Match::Set { set: names::isolated(self.family, *direction), field };
-                Rule::new([is_isolated], Target::Jump(names::dispatch(*direction)))
+                Rule::new([Match::Set { set: set.clone(), field }], Target::Jump(names::dispatch(direction)))
             })
             .collect()
     }

@@ -7,9 +7,10 @@
 
 use std::hash::{Hash, Hasher};
 
+use imbl::OrdSet;
 use sha2::{Digest, Sha256};
 
-use super::{ChainName, SetName};
+use super::{ChainName, Member, SetName};
 use crate::model::{Direction, Family, ObjectKey};
 
 /// Part of every digest: what is compiled otherwise is named otherwise, also across versions of this program.
@@ -17,6 +18,12 @@ const LAYOUT: u32 = 1;
 
 /// Digits of a digest: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
 const DIGITS: usize = 16;
+
+/// The length of `tp4-` and `tp6-`.
+const PREFIX: usize = 4;
+
+/// What is left of 31 characters behind `tp4-ingress-isolated-`.
+const ISOLATED_DIGITS: usize = 10;
 
 /// A digest of a value, as [`DIGITS`] characters of `a-z2-7`.
 #[must_use]
@@ -89,16 +96,21 @@ pub fn group(direction: Direction, digest: &str) -> ChainName {
     chain(&format!("TP-G{}-{digest}", letter(direction)))
 }
 
-/// The pods of this node that are isolated in `direction`.
+/// The pods of this node that are isolated in `direction`, named after these members.
 #[must_use]
-pub fn isolated(family: Family, direction: Direction) -> SetName {
-    set(family, &format!("{direction}-isolated"))
+pub fn isolated(family: Family, direction: Direction, members: &OrdSet<Member>) -> SetName {
+    let digest = digest(members);
+    set(family, &format!("{direction}-isolated-{}", &digest[..ISOLATED_DIGITS]))
 }
 
-/// Whether `name` is one that [`isolated`] makes: the only sets whose members are closed, not opened.
+/// Whether a set may grow at any time and should shrink late: being in it closes, or it is named after its members, so
+/// that what it lacks is what a former process did not get to. Every other set allows.
 #[must_use]
-pub fn is_isolated_set(name: &SetName) -> bool {
-    name.as_str().ends_with("-isolated")
+pub fn grows_early(name: &SetName) -> bool {
+    let family = name.family();
+    let named_after_members = ["ingress-isolated-", "egress-isolated-", "nets-", "ports-"];
+    [drops, local_pods, nodes].iter().any(|closing| closing(family) == *name)
+        || named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
 }
 
 /// Counts what was dropped, by isolated pod.
@@ -178,8 +190,8 @@ mod tests {
             let branch = branch(direction, "fd00::/64".parse().unwrap());
             assert!(chains.iter().chain([&branch]).all(|name| name.as_str().len() <= 28));
             for family in Family::BOTH {
-                assert!(is_isolated_set(&isolated(family, direction)));
                 for name in [
+                    isolated(family, direction, &OrdSet::new()),
                     drops(family),
                     local_pods(family),
                     nodes(family),
@@ -190,7 +202,6 @@ mod tests {
                 ] {
                     assert!(name.as_str().len() <= 31, "{name}");
                     assert_eq!(name.family(), family);
-                    assert!(!is_isolated_set(&name));
                 }
             }
         }

@@ -1,27 +1,33 @@
 //! The way from what the kernel holds to what it shall hold, in an order of which every prefix is legal.
 //!
 //! "Legal" is: the kernel accepts it, and after any number of its edits no packet passes that both the old and the
-//! new state refuse, and none is refused that both allow. A process may be killed behind any edit, and another one
-//! goes on from there.
+//! new state refuse. A process may be killed behind any edit, and another one goes on from there.
 //!
 //! ```text
-//! Sets    create new sets, filled; take addresses that changed hands out of allow-sets; extend allow-sets;
-//!         take pods that are no longer isolated out of the isolated sets
+//! Sets    create new sets, filled; [with chains] shrink allow-sets
 //! Chains  per family, in one transaction: write changed chains and hooks, remove unused chains
-//! Sets    put newly isolated pods into the isolated sets; shrink allow-sets
+//! Sets    [with chains] extend allow-sets
 //! Tidy    destroy unused sets
 //! ```
 //!
-//! So an allow rule never meets a set that lacks what it had and shall have; a pod is isolated only when its chain
-//! is there, and its chain goes only when it is no longer isolated. Chains are removed in the same transaction that
-//! removes the last reference to them.
+//! Which pods are isolated, by which programs, and which sets those ask: all of that is in chains, and so it changes
+//! at one instant. (The sets of isolated pods are named after their members: another membership is another set, to
+//! which the chains pass over.) What remains are members that come and go in sets that stay.
+//!
+//! - Without a change of chains, members move pod by pod in the order of the events, so that every state on the way
+//!   is one that the objects went through. A pod enters its new sets before it leaves the old ones: it never loses
+//!   what both allow.
+//! - Together with a change of chains neither the old nor the new chains may meet members that are only the other's:
+//!   first the sets lose what goes, then the chains change, then the sets get what comes. That can refuse for some
+//!   milliseconds what both states allow by different sets; the other order could let through what neither allows.
+//!   So too when many pods move at once, and when an address passes from one pod to another.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
 use imbl::ordset::DiffItem;
 
 use super::{
-    BuiltIn, Chain, ChainName, IpSet, Member, Ruleset, SetKind, SetName, Table, names,
+    BuiltIn, Chain, ChainName, Member, Ruleset, SetKind, SetName, Table, names,
     observed::{Content, HookState, Observed, ObservedTable},
 };
 use crate::model::Family;
@@ -89,88 +95,115 @@ pub struct HookEdit {
     pub now: Option<ChainName>,
 }
 
+/// Addresses whose members of sets one change moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Those of one pod, or of all pods of a namespace.
+    pub addresses: Vec<IpAddr>,
+    /// Whether they leave their old sets before they enter the new ones: they belong to another pod than before, or
+    /// to several.
+    pub close_first: bool,
+}
+
 /// The steps that lead from `observed` to `desired`; empty if it is there.
 ///
-/// `handed_over` are the addresses whose owner is another one than when `observed` was desired. Such an address
-/// leaves the allow-sets of its former owner before it enters those of the new one, so that the new pod is never
-/// taken for the old.
+/// `moves` are what moved members since `observed` was desired, in the order of the events. What it does not explain
+/// leaves its old sets first.
 #[must_use]
-pub fn plan(observed: &Observed, desired: &Ruleset, handed_over: &BTreeSet<IpAddr>) -> Vec<Step> {
-    let mut before = Vec::new();
-    let mut after = Vec::new();
-    let mut tidy = Vec::new();
+pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step> {
+    let mut sets = SetEdits::default();
     let mut chains = Vec::new();
     for family in Family::BOTH {
         let (now, want) = (observed.table(family), desired.table(family));
-        SetPlan { before: &mut before, after: &mut after, tidy: &mut tidy, handed_over }.table(now, want);
+        sets.table(now, want);
         let batch = chain_batch(now, want);
         if !batch.is_empty() {
             chains.push(Step::Chains(family, batch));
         }
     }
-    let sets = |edits: Vec<SetEdit>| (!edits.is_empty()).then_some(Step::Sets(edits));
-    let tidy = (!tidy.is_empty()).then_some(Step::Tidy(tidy));
-    sets(before).into_iter().chain(chains).chain(sets(after)).chain(tidy).collect()
+    let step = |edits: Vec<SetEdit>| (!edits.is_empty()).then_some(Step::Sets(edits));
+    let tidy = (!sets.tidy.is_empty()).then_some(Step::Tidy(sets.tidy));
+    let (before, after) = if chains.is_empty() {
+        (sets.created.into_iter().chain(in_order(sets.removed, sets.added, moves)).collect(), sets.retired)
+    } else {
+        let removed = sets.removed.into_iter().map(|(set, member)| SetEdit::Remove(set, member));
+        let added = sets.added.into_iter().map(|(set, member)| SetEdit::Add(set, member));
+        (sets.created.into_iter().chain(removed).collect(), added.chain(sets.retired).collect())
+    };
+    step(before).into_iter().chain(chains).chain(step(after)).chain(tidy).collect()
 }
 
-/// Sorts the edits of sets into those before and behind the chains.
-struct SetPlan<'a> {
-    before: &'a mut Vec<SetEdit>,
-    after: &'a mut Vec<SetEdit>,
-    tidy: &'a mut Vec<SetEdit>,
-    handed_over: &'a BTreeSet<IpAddr>,
+/// The edits that lead from one state of all sets to another, by what they do.
+#[derive(Debug, Default)]
+struct SetEdits {
+    /// New sets with all their members, and more members for sets that may grow at any time.
+    created: Vec<SetEdit>,
+    /// Members that allow-sets lose.
+    removed: Vec<(SetName, Member)>,
+    /// Members that allow-sets get.
+    added: Vec<(SetName, Member)>,
+    /// Members that such sets lose.
+    retired: Vec<SetEdit>,
+    /// Sets that go.
+    tidy: Vec<SetEdit>,
 }
 
-impl SetPlan<'_> {
+impl SetEdits {
     fn table(&mut self, now: &ObservedTable, want: &Table) {
-        let is_isolated_set = |name: &SetName| names::is_isolated_set(name);
-        let empty = imbl::OrdSet::new();
-        let mut released = Vec::new();
-        let mut grown = Vec::new();
-        let mut opened = Vec::new();
-        let mut closed = Vec::new();
-        let mut shrunk = Vec::new();
         for (name, set) in &want.sets {
-            let members = match now.sets.get(name) {
-                Some(there) if there.kind == set.kind => &there.members,
-                _ => {
-                    grown.push(SetEdit::Create(name.clone(), set.kind));
-                    &empty
-                }
+            let Some(there) = now.sets.get(name).filter(|there| there.kind == set.kind) else {
+                self.created.push(SetEdit::Create(name.clone(), set.kind));
+                self.created.extend(set.members.iter().map(|member| SetEdit::Add(name.clone(), *member)));
+                continue;
             };
-            let (added, removed) = difference(members, &set.members);
-            let add = |member| SetEdit::Add(name.clone(), member);
-            let remove = |member| SetEdit::Remove(name.clone(), member);
-            if is_isolated_set(name) {
-                closed.extend(added.into_iter().map(add));
-                opened.extend(removed.into_iter().map(remove));
+            let (added, removed) = difference(&there.members, &set.members);
+            if names::grows_early(name) {
+                self.created.extend(added.into_iter().map(|member| SetEdit::Add(name.clone(), member)));
+                self.retired.extend(removed.into_iter().map(|member| SetEdit::Remove(name.clone(), member)));
             } else {
-                let (handed_over, others): (Vec<_>, Vec<_>) =
-                    removed.into_iter().partition(|member| self.is_handed_over(*member));
-                released.extend(handed_over.into_iter().map(remove));
-                grown.extend(added.into_iter().map(add));
-                shrunk.extend(others.into_iter().map(remove));
+                self.added.extend(added.into_iter().map(|member| (name.clone(), member)));
+                self.removed.extend(removed.into_iter().map(|member| (name.clone(), member)));
             }
         }
-        // An unused isolated set empties first as well: its pods are open from then on, chains or not.
-        for (name, IpSet { members, .. }) in
-            now.sets.iter().filter(|(name, _)| !want.sets.contains_key(*name))
-        {
-            if is_isolated_set(name) {
-                opened.extend(members.iter().map(|member| SetEdit::Remove(name.clone(), *member)));
-            }
-            self.tidy.push(SetEdit::Destroy(name.clone()));
-        }
-        self.before.extend(released.into_iter().chain(grown).chain(opened));
-        self.after.extend(closed.into_iter().chain(shrunk));
+        let unused = now.sets.keys().filter(|name| !want.sets.contains_key(*name));
+        self.tidy.extend(unused.map(|name| SetEdit::Destroy(name.clone())));
     }
+}
 
-    fn is_handed_over(&self, member: Member) -> bool {
-        match member {
-            Member::Address(address) | Member::Endpoint(address, ..) => self.handed_over.contains(&address),
-            Member::Network(_) | Member::Port(_) => false,
+/// Members as they move, pod by pod in the order of the events.
+fn in_order(
+    removed: Vec<(SetName, Member)>,
+    added: Vec<(SetName, Member)>,
+    moves: &[Move],
+) -> impl Iterator<Item = SetEdit> {
+    let mut places: HashMap<IpAddr, (usize, bool)> = HashMap::new();
+    let mut moved_again = false;
+    for (turn, Move { addresses, close_first }) in moves.iter().enumerate() {
+        for address in addresses {
+            moved_again |= places.insert(*address, (turn, *close_first)).is_some();
         }
     }
+    if moved_again {
+        // Only its last place is known by now: the states in between cannot be told any more.
+        places.clear();
+    }
+    // What nothing explains comes first, and closes first.
+    let place = |member: Member| match member {
+        Member::Address(address) | Member::Endpoint(address, ..) => places.get(&address).copied(),
+        Member::Network(_) | Member::Port(_) => None,
+    };
+    let place = |member| place(member).map_or((None, true), |(turn, close)| (Some(turn), close));
+    let removed = removed.into_iter().map(|(set, member)| (member, SetEdit::Remove(set, member), true));
+    let added = added.into_iter().map(|(set, member)| (member, SetEdit::Add(set, member), false));
+    let mut edits: Vec<_> = removed
+        .chain(added)
+        .map(|(member, edit, removes)| {
+            let (turn, close_first) = place(member);
+            ((turn, Reverse(removes == close_first)), edit)
+        })
+        .collect();
+    edits.sort_by_key(|(key, _)| *key);
+    edits.into_iter().map(|(_, edit)| edit)
 }
 
 /// What is in `want` but not in `now`, and the reverse.
