@@ -1,2 +1,7 @@
-//! The towpath binary.
-fn main() {}
+//! The towpath binary: see [`towpath::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    towpath::cli::main()
+}

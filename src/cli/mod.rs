@@ -1,5 +1,315 @@
-//! The commands: what they print.
+//! The command line: what each command asks, does and prints.
+//!
+//! Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the answer is "no", or
+//! faults were found; 2 wrong use; 3 could not do it.
 
+mod cleanup;
+mod compile;
 pub mod explain;
+mod lint;
 pub mod matrix;
+mod objects;
+mod run;
 pub mod words;
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::IpAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    dataplane::kernel::{Backend, Variant},
+    model::{Endpoint, Flow, ObjectKey, Transport},
+    policy::{Reachability, known_transports},
+    ruleset::compile::{DenyAction, Options},
+};
+
+/// Enforces Kubernetes NetworkPolicy with ipsets and iptables where the network itself does not.
+#[derive(Debug, Parser)]
+#[command(name = "towpath", version, max_term_width = 110)]
+struct Arguments {
+    /// Say more on standard error; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, env = "TOWPATH_VERBOSE")]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon: enforces, on this node, what the objects say.
+    #[command(after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586")]
+    Run(run::RunArgs),
+    /// Prints what `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
+    #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
+    Compile(compile::CompileArgs),
+    /// Who may talk to whom.
+    #[command(after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9")]
+    Matrix(MatrixArgs),
+    /// Whether one flow may pass, and which policies and rules decide that.
+    #[command(after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432")]
+    Explain(ExplainArgs),
+    /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
+    #[command(after_help = "Example: towpath lint manifests/")]
+    Lint(lint::LintArgs),
+    /// Removes every chain, rule and set of towpath here, and nothing else.
+    #[command(after_help = "Example: towpath cleanup")]
+    Cleanup,
+}
+
+/// Where objects come from.
+#[derive(Debug, Args)]
+struct ObjectArgs {
+    /// A file, a folder (every .yaml, .yml and .json below it) or - for standard input; may be repeated.
+    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
+    file: Vec<PathBuf>,
+}
+
+/// How packets are denied and what else is a matter of taste.
+#[derive(Debug, Args)]
+struct EnforcementArgs {
+    /// What the sender of a denied packet learns.
+    #[arg(long, value_enum, default_value_t = Deny::Drop, env = "TOWPATH_DENY_ACTION")]
+    deny_action: Deny,
+    /// Let egress policy also hold for packets of a pod to its own node.
+    #[arg(long, env = "TOWPATH_ENFORCE_POD_TO_NODE")]
+    enforce_pod_to_node: bool,
+    /// The netlink log group that gets copies of denied packets, ten a second for each program; 0 for none.
+    #[arg(long, value_name = "GROUP", default_value_t = 100, env = "TOWPATH_NFLOG_GROUP")]
+    nflog_group: u16,
+    /// The UDP port of the node's VXLAN endpoint; pods may not send to it on any node.
+    #[arg(long, value_name = "PORT", default_value_t = 8472, env = "TOWPATH_VXLAN_PORT")]
+    vxlan_port: u16,
+}
+
+impl EnforcementArgs {
+    fn options(&self) -> Options {
+        Options {
+            deny: match self.deny_action {
+                Deny::Drop => DenyAction::Drop,
+                Deny::Reject => DenyAction::Reject,
+            },
+            log_group: (self.nflog_group != 0).then_some(self.nflog_group),
+            enforce_pod_to_node: self.enforce_pod_to_node,
+            vxlan_port: self.vxlan_port,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Deny {
+    /// Nothing: the packet vanishes.
+    Drop,
+    /// A TCP reset, or an ICMP error.
+    Reject,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BackendArg {
+    /// The one that kubelet and kube-proxy use; without them, the one with more rules.
+    Auto,
+    /// iptables on nf_tables.
+    Nft,
+    /// iptables on the legacy tables.
+    Legacy,
+}
+
+impl From<BackendArg> for Backend {
+    fn from(argument: BackendArg) -> Self {
+        match argument {
+            BackendArg::Auto => Self::Auto,
+            BackendArg::Nft => Self::Only(Variant::Nft),
+            BackendArg::Legacy => Self::Only(Variant::Legacy),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct MatrixArgs {
+    #[command(flatten)]
+    objects: ObjectArgs,
+    /// A port to ask about: PORT for TCP, or PORT/PROTOCOL; may be repeated. Without it: every port that a pod
+    /// declares and every number that a policy names.
+    #[arg(long, value_name = "PORT[/PROTOCOL]", env = "TOWPATH_PORT", value_delimiter = ',')]
+    port: Vec<Transport>,
+    /// An address outside of the cluster to ask about; may be repeated.
+    #[arg(long, value_name = "IP", env = "TOWPATH_EXTERNAL", value_delimiter = ',')]
+    external: Vec<IpAddr>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Table::Table, env = "TOWPATH_OUTPUT")]
+    output: Table,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Table {
+    /// For people.
+    Table,
+    /// For scripts.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Text {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    #[command(flatten)]
+    objects: ObjectArgs,
+    /// Who sends: NAMESPACE/POD or an IP address.
+    #[arg(long, value_name = "X", value_parser = endpoint, env = "TOWPATH_FROM")]
+    from: Endpoint,
+    /// Who receives: NAMESPACE/POD or an IP address.
+    #[arg(long, value_name = "Y", value_parser = endpoint, env = "TOWPATH_TO")]
+    to: Endpoint,
+    /// The receiver's port: PORT for TCP, or PORT/PROTOCOL.
+    #[arg(long, value_name = "PORT[/PROTOCOL]", default_value = "80/TCP", env = "TOWPATH_PORT")]
+    port: Transport,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
+    output: Text,
+}
+
+/// Reads `ns/pod`, an address, or `ip:ADDRESS` as the matrix prints it.
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    let address: Result<IpAddr, _> = text.strip_prefix("ip:").unwrap_or(text).parse();
+    address.map(Endpoint::Address).or_else(|_| {
+        let key: Result<ObjectKey, _> = text.parse();
+        key.map(Endpoint::Pod).map_err(|_| format!("{text:?} is neither NAMESPACE/POD nor an IP address"))
+    })
+}
+
+/// How a command ended, where it did not do what it was asked.
+#[derive(Debug)]
+enum Ended {
+    /// The answer is "no", or faults were found; they are already printed.
+    No,
+    /// It was asked in a way that cannot be answered.
+    WrongUse(anyhow::Error),
+    /// It could not be done.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Reads the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Run(args) => {
+            log_to_stderr(args.log_format, arguments.verbose + 1);
+            run::run(args)
+        }
+        command => {
+            log_to_stderr(LogFormat::Text, arguments.verbose);
+            one_shot(command, arguments.verbose > 0)
+        }
+    };
+    let (status, error) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Ended::No) => return ExitCode::from(1),
+        Err(Ended::WrongUse(error)) => (2, error),
+        Err(Ended::Failed(error)) => (3, error),
+    };
+    eprintln!("towpath: {error:#}");
+    ExitCode::from(status)
+}
+
+fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Compile(args) => compile::compile(args, verbose),
+        Command::Matrix(args) => print_matrix(args, verbose),
+        Command::Explain(args) => print_explanation(args, verbose),
+        Command::Lint(args) => lint::lint(args),
+        Command::Cleanup => cleanup::cleanup(),
+    }
+}
+
+fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
+    let cluster = objects::read(&args.objects.file, true, verbose)?;
+    let transports = if args.port.is_empty() { known_transports(&cluster) } else { args.port.clone() };
+    let reachability = Reachability::new(&cluster, &args.external, &transports);
+    match args.output {
+        Table::Table => print(&matrix::table(&reachability)),
+        Table::Json => print(&json(&matrix::json(&reachability))?),
+    }
+}
+
+fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
+    let cluster = objects::read(&args.objects.file, true, verbose)?;
+    for end in [&args.from, &args.to] {
+        if let Endpoint::Pod(key) = end
+            && cluster.pod(key).is_none()
+        {
+            return Err(Ended::WrongUse(anyhow::anyhow!("there is no pod {key} among the objects")));
+        }
+    }
+    let (from, to) = (args.from.clone(), args.to.clone());
+    let flow = Flow { from, to, transport: args.port, family: None };
+    match args.output {
+        Text::Text => print(&explain::text(&cluster, &flow)),
+        Text::Json => print(&json(&explain::json(&cluster, &flow))?),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Ended> {
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// Writes a result to standard output. Nobody left to read it is no failure.
+fn print(text: &str) -> Result<(), Ended> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// A line for people.
+    Text,
+    /// An object a line, for collectors.
+    Json,
+}
+
+/// `TOWPATH_LOG` says what to log in `tracing`'s filter language; else `verbosity` does: warnings, information,
+/// details.
+fn log_to_stderr(format: LogFormat, verbosity: u8) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let level = match verbosity {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("TOWPATH_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            log.with_ansi(std::io::stderr().is_terminal()).with_target(false).compact().init();
+        }
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// The name of a node, as Kubernetes knows it.
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// The name of this node, as `spec.nodeName` of its pods says it.
+    #[arg(long, value_name = "NODE", env = "TOWPATH_NODE_NAME")]
+    node_name: Arc<str>,
+}

@@ -260,6 +260,8 @@ impl Rule {
 pub enum Match {
     /// It belongs to a connection that passed before, or is an error about one.
     Established,
+    /// It is a TCP segment that does not open a connection, although none is known that it belongs to.
+    MidStream,
     /// Its IP protocol number.
     Protocol(u8),
     /// Its protocol and destination port: at most [`PORT_SLOTS`] slots.

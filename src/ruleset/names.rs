@@ -69,6 +69,12 @@ pub fn input() -> ChainName {
     chain("TOWPATH-INPUT")
 }
 
+/// What TCP segments of unknown connections meet first.
+#[must_use]
+pub fn mid_stream() -> ChainName {
+    chain("TOWPATH-MIDSTREAM")
+}
+
 /// Where packets of isolated pods part, by direction.
 #[must_use]
 pub fn dispatch(direction: Direction) -> ChainName {
@@ -205,7 +211,7 @@ mod tests {
                 }
             }
         }
-        assert!([forward(), input()].iter().all(|name| name.as_str().len() <= 28));
+        assert!([forward(), input(), mid_stream()].iter().all(|name| name.as_str().len() <= 28));
     }
 
     #[test]

@@ -1,0 +1,94 @@
+//! `towpath compile`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{BackendArg, Ended, EnforcementArgs, NodeArgs, ObjectArgs, Text, json, objects, print};
+use crate::{
+    model::{Direction, Family},
+    policy::resolve::{Resolved, Resolver},
+    ruleset::{self, Ruleset, names, render},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct CompileArgs {
+    #[command(flatten)]
+    objects: ObjectArgs,
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    enforcement: EnforcementArgs,
+    /// For which variant of iptables; both read the same text.
+    #[arg(long, visible_alias = "iptables-backend", value_enum, default_value_t = BackendArg::Auto)]
+    #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
+    backend: BackendArg,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
+    output: Text,
+}
+
+/// What `-o json` prints: the input of each tool.
+#[derive(Debug, Serialize)]
+struct Inputs {
+    ipset: String,
+    iptables: String,
+    ip6tables: String,
+    /// What each chain of a pod or a group is for.
+    legend: Vec<Entry>,
+}
+
+/// A chain, and the pod or pods that it is for.
+#[derive(Debug, Serialize)]
+struct Entry {
+    chain: String,
+    direction: String,
+    pods: Vec<String>,
+}
+
+pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
+    // Both variants read the same text; the flag is there so that scripts may pass what they pass to `run`.
+    let _ = args.backend;
+    let cluster = objects::read(&args.objects.file, false, verbose)?;
+    let resolved = Resolver::of(args.node.node_name.clone(), &cluster).resolve(&cluster);
+    let ruleset = ruleset::compile::compile(&resolved, &args.enforcement.options());
+    let legend = legend(&resolved);
+    match args.output {
+        Text::Text => print(&text(&ruleset, &legend)?),
+        Text::Json => {
+            let [iptables, ip6tables] = Family::BOTH.map(|family| render::all_chains(family, ruleset.table(family)));
+            print(&json(&Inputs { ipset: render::all_sets(&ruleset), iptables, ip6tables, legend })?)
+        }
+    }
+}
+
+/// The three inputs one after the other. Each tool takes lines with `#` for comments.
+fn text(ruleset: &Ruleset, legend: &[Entry]) -> Result<String, Ended> {
+    let mut text = format!("# ipset restore -exist\n{}", render::all_sets(ruleset));
+    for (family, tool) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {
+        writeln!(text, "\n# {tool} --noflush")?;
+        for entry in legend {
+            writeln!(text, "# {}: {} of {}", entry.chain, entry.direction, entry.pods.join(", "))?;
+        }
+        text.push_str(&render::all_chains(family, ruleset.table(family)));
+    }
+    Ok(text)
+}
+
+fn legend(resolved: &Resolved) -> Vec<Entry> {
+    let mut chains = std::collections::BTreeMap::<String, (Direction, Vec<String>)>::new();
+    for pod in &*resolved.pods {
+        for direction in Direction::BOTH {
+            let Some(program) = pod.program(direction) else { continue };
+            for chain in [names::pod(direction, &pod.key), names::group(direction, &program.digest)] {
+                let (_, pods) = chains.entry(chain.to_string()).or_insert((direction, Vec::new()));
+                pods.push(pod.key.to_string());
+            }
+        }
+    }
+    chains
+        .into_iter()
+        .map(|(chain, (direction, pods))| Entry { chain, direction: direction.to_string(), pods })
+        .collect()
+}
