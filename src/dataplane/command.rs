@@ -26,7 +26,7 @@ use super::DataplaneError;
 const LOCK_ROUND_SECONDS: u32 = 2;
 
 /// How long an operation waits for the xtables lock in all.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where programs are looked for if there is no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
