@@ -137,7 +137,7 @@ fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
     });
 }
 
-/// Every address that `ruleset` isolates, with the chain of its own that it has, if any.
+/// Whether a pod is isolated while nothing leads to its chain.
 fn isolated_without_chains(ruleset: &Ruleset) -> bool {
     let table = &ruleset.v4;
     let is_isolated = |name: &SetName| name.as_str().ends_with("isolated");
@@ -149,7 +149,9 @@ fn isolated_without_chains(ruleset: &Ruleset) -> bool {
 fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there() {
     let steps = plan(&Observed::default(), &everything(), &BTreeSet::new());
     let mut whole = Fake::default();
-    steps.iter().for_each(|step| whole.apply(step).unwrap());
+    for step in &steps {
+        whole.apply(step).unwrap();
+    }
     assert_eq!(whole.ruleset(), &everything());
     for count in 0..whole.effects() {
         let mut fake = Fake::default();

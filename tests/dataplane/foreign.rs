@@ -172,7 +172,7 @@ fn what_others_did_to_our_rules_is_noticed() {
         ];
         assert_eq!(findings, told);
         sh(&format!("{main} -F"));
-        assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 2);
+        assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         assert!(kernel.check(&expected).unwrap().findings.len() > 4);
         apply_all(&mut kernel, &everything());
         assert_eq!(kernel.check(&expected).unwrap(), Drift::default());
@@ -216,5 +216,27 @@ fn more_announcements_than_the_kernel_keeps_are_still_told_apart() {
         assert!(changes.recv_timeout(Duration::from_millis(500)).is_err());
         sh("iptables-nft -F TP-GI-long");
         assert!(changes.recv_timeout(Duration::from_secs(5)).is_ok());
+    });
+}
+
+#[test]
+fn in_the_legacy_variant_others_are_heard_of_by_their_lock() {
+    in_namespace(|| {
+        let mut kernel = kernel(Variant::Legacy);
+        let (heard, changes) = std::sync::mpsc::channel();
+        let _watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
+        apply_all(&mut kernel, &everything());
+        let expected = Observed::holding(&everything());
+        for _ in 0..20 {
+            assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
+        }
+        assert!(changes.recv_timeout(Duration::from_millis(300)).is_err(), "our own writing and looking");
+        for _ in 0..3 {
+            sh("iptables-legacy -F");
+            assert!(changes.recv_timeout(Duration::from_secs(5)).is_ok());
+            assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
+            apply_all(&mut kernel, &everything());
+            assert!(changes.recv_timeout(Duration::from_millis(300)).is_err());
+        }
     });
 }

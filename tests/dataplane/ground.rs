@@ -8,6 +8,10 @@ use std::{
     thread,
 };
 
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use towpath::{
     dataplane::{
         Dataplane,
@@ -22,7 +26,8 @@ use towpath::{
     },
 };
 
-/// Runs `test` on a thread that has a network namespace of its own; its child processes run there too.
+/// Runs `test` on a thread that has a network namespace and a `/run` of its own, and so an xtables lock of its own;
+/// its child processes run there too.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
@@ -30,7 +35,10 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
         return;
     }
     let run = move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
         test();
     };
     if let Err(panic) = thread::spawn(run).join() {
