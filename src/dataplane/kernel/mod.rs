@@ -4,7 +4,7 @@
 //! variant     which of the two variants of iptables
 //! chains      chains and hooks: iptables-restore, iptables-save
 //! sets        ipset restore, save, list
-//! watch       foreign changes, as the kernel announces them
+//! watch       hears of foreign changes at once
 //! sysctl      br_netfilter and its switches
 //! conntrack   connections that a new ruleset denies
 //! cleanup     removes everything of ours
@@ -89,9 +89,9 @@ impl Kernel {
     /// can be listened to.
     #[must_use]
     pub fn watch(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
-        let watch = match &self.journal {
-            Some(journal) => Watch::nft(Arc::clone(journal), notify),
-            None => Watch::legacy(Arc::clone(&self.commands), notify),
+        let watch = match self.tools.variant {
+            Variant::Nft => Watch::nft(Arc::clone(self.journal.as_ref()?), notify),
+            Variant::Legacy => Watch::legacy(Arc::clone(&self.commands), notify),
         };
         watch
             .inspect_err(
