@@ -12,12 +12,12 @@ use towpath::{
     dataplane::{Dataplane, fake::Fake},
     lab::random::{Generator, NODES, Shape, Stack, externals, transports},
     model::{Change, Cluster, Family, Protocol, Transport},
-    policy::resolve::Resolver,
+    policy::{members::Move, resolve::Resolver},
     ruleset::{
         BuiltIn, Ruleset, Table,
         compile::{Compiler, Options},
         observed::Observed,
-        plan::{Move, SetEdit, Step, plan},
+        plan::{SetEdit, Step, plan},
         trace::{Packet, trace},
     },
 };

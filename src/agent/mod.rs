@@ -22,13 +22,16 @@ use crate::{
     dataplane::{ApplyError, Dataplane, DataplaneError},
     metrics::Metrics,
     model::{Change, Cluster, Delta, Direction, Family, ObjectKey, Pod},
-    policy::resolve::{Resolved, Resolver},
+    policy::{
+        members::Move,
+        resolve::{Resolved, Resolver},
+    },
     ruleset::{
         Object, Ruleset,
         compile::{Compiler, Options},
         names,
         observed::Observed,
-        plan::{Move, SetEdit, Step, plan},
+        plan::{SetEdit, Step, plan},
     },
 };
 

@@ -1,7 +1,7 @@
 //! What the loop tells the outside of itself.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,40 +14,88 @@ pub enum Readiness {
     Ready,
     /// All but single objects is enforced; what those would allow is closed.
     Degraded(String),
-    /// The last round failed; what the kernel held before stays enforced.
+    /// Something does not work; what the kernel held before stays enforced.
     Failing(String),
 }
 
 /// The loop's state, as others may ask for it at any time.
 #[derive(Debug)]
-pub struct Status(Mutex<(Readiness, Instant)>);
+pub struct Status(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    readiness: Readiness,
+    /// What keeps the rules from working although they are written.
+    impediment: Option<String>,
+    /// When the loop last showed itself; `None` before it began.
+    beat: Option<Instant>,
+}
 
 impl Status {
     /// Before the first round; `waiting_for` says what has to come first.
     #[must_use]
     pub fn starting(waiting_for: &str) -> Self {
-        Self(Mutex::new((Readiness::Starting(waiting_for.to_owned()), Instant::now())))
+        let readiness = Readiness::Starting(waiting_for.to_owned());
+        Self(Mutex::new(State { readiness, impediment: None, beat: None }))
     }
 
     /// Whether this node enforces what it ought to.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        let state = self.state();
+        match (&state.readiness, &state.impediment) {
+            (Readiness::Ready | Readiness::Degraded(_), Some(impediment)) => {
+                Readiness::Failing(impediment.clone())
+            }
+            (readiness, _) => readiness.clone(),
+        }
     }
 
-    /// How long the loop has not shown itself.
+    /// How long the loop has not shown itself; nothing before it began.
     #[must_use]
     pub fn silence(&self) -> Duration {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed()
+        self.state().beat.map_or(Duration::ZERO, |beat| beat.elapsed())
     }
 
-    /// Says how it stands.
+    /// Says how the last round ended.
     pub fn set(&self, readiness: Readiness) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 = readiness;
+        self.state().readiness = readiness;
+    }
+
+    /// Before the first round: says what is being waited for now.
+    pub fn wait_for(&self, what: &str) {
+        let mut state = self.state();
+        if matches!(state.readiness, Readiness::Starting(_)) {
+            state.readiness = Readiness::Starting(what.to_owned());
+        }
+    }
+
+    /// Says what keeps the rules from working, or that nothing does any more.
+    pub fn set_impediment(&self, impediment: Option<String>) {
+        self.state().impediment = impediment;
     }
 
     /// Shows that the loop still turns.
     pub fn beat(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = Instant::now();
+        self.state().beat = Some(Instant::now());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_cannot_work_are_not_ready_however_well_they_are_written() {
+        let status = Status::starting("the objects");
+        status.set(Readiness::Ready);
+        status.set_impediment(Some("bridged packets pass by".to_owned()));
+        assert_eq!(status.readiness(), Readiness::Failing("bridged packets pass by".to_owned()));
+        status.set_impediment(None);
+        assert_eq!(status.readiness(), Readiness::Ready);
     }
 }

@@ -4,7 +4,7 @@ use super::{Ended, print};
 use crate::dataplane::{command::Commands, kernel};
 
 pub(super) fn cleanup() -> Result<(), Ended> {
-    let removed = kernel::cleanup(&Commands::default())?;
+    let removed = kernel::cleanup::cleanup(&Commands::default())?;
     print(&format!(
         "removed {} jumps, {} chains and {} sets\n",
         removed.hooks, removed.chains, removed.sets

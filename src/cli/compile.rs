@@ -57,8 +57,13 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     match args.output {
         Text::Text => print(&text(&ruleset, &legend)?),
         Text::Json => {
-            let [iptables, ip6tables] = Family::BOTH.map(|family| render::all_chains(family, ruleset.table(family)));
-            print(&json(&Inputs { ipset: render::all_sets(&ruleset), iptables, ip6tables, legend })?)
+            let chains = |family| render::all_chains(family, ruleset.table(family));
+            print(&json(&Inputs {
+                ipset: render::all_sets(&ruleset),
+                iptables: chains(Family::V4),
+                ip6tables: chains(Family::V6),
+                legend,
+            })?)
         }
     }
 }

@@ -43,16 +43,22 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The daemon: enforces, on this node, what the objects say.
-    #[command(after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586")]
+    #[command(
+        after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586"
+    )]
     Run(run::RunArgs),
     /// Prints what `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
     #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
     Compile(compile::CompileArgs),
     /// Who may talk to whom.
-    #[command(after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9")]
+    #[command(
+        after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9"
+    )]
     Matrix(MatrixArgs),
     /// Whether one flow may pass, and which policies and rules decide that.
-    #[command(after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432")]
+    #[command(
+        after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432"
+    )]
     Explain(ExplainArgs),
     /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
@@ -113,7 +119,7 @@ enum Deny {
 enum BackendArg {
     /// The one that kubelet and kube-proxy use; without them, the one with more rules.
     Auto,
-    /// iptables on nf_tables.
+    /// iptables on `nf_tables`.
     Nft,
     /// iptables on the legacy tables.
     Legacy,

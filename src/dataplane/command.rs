@@ -11,7 +11,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -26,7 +26,7 @@ use super::DataplaneError;
 const LOCK_ROUND_SECONDS: u32 = 2;
 
 /// How long an operation waits for the xtables lock in all.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+const LOCK_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where programs are looked for if there is no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -37,6 +37,8 @@ pub struct Commands {
     path: OsString,
     patience: Duration,
     started: AtomicU64,
+    /// How many runs have taken the xtables lock, or tried to. Held while one does.
+    lock_runs: Mutex<u64>,
     /// Programs that were found, with their files. The `iptables` crate wants names that live forever; there are a
     /// dozen of them.
     found: Mutex<BTreeMap<String, &'static str>>,
@@ -52,7 +54,13 @@ impl Commands {
     /// Looks for programs in the directories of `path`, which is written as `PATH` is.
     #[must_use]
     pub fn new(path: OsString) -> Self {
-        Self { path, patience: LOCK_PATIENCE, started: AtomicU64::new(0), found: Mutex::new(BTreeMap::new()) }
+        Self {
+            path,
+            patience: LOCK_PATIENCE,
+            started: AtomicU64::new(0),
+            lock_runs: Mutex::new(0),
+            found: Mutex::new(BTreeMap::new()),
+        }
     }
 
     /// How many processes it has started.
@@ -138,7 +146,11 @@ impl Commands {
     ) -> Result<Output, DataplaneError> {
         let since = Instant::now();
         loop {
-            let output = attempt()?;
+            let output = {
+                let mut runs = self.lock_runs();
+                *runs += 1;
+                attempt()?
+            };
             if !output.lacks_lock() {
                 return Ok(output);
             }
@@ -151,6 +163,11 @@ impl Commands {
                 "waiting for the xtables lock, which another process holds"
             );
         }
+    }
+
+    /// How many runs have taken the xtables lock, or tried to. While this is held, none does.
+    pub(super) fn lock_runs(&self) -> MutexGuard<'_, u64> {
+        self.lock_runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(&self, program: &str) -> Result<&'static str, DataplaneError> {

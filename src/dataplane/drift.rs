@@ -55,7 +55,7 @@ pub(super) fn sets(expected: &ObservedTable, entries: impl Fn(&SetName) -> Optio
         match entries(name) {
             None => findings.push(format!("the set {name} is gone")),
             Some(there) if there != set.members.len() => {
-                findings.push(format!("the set {name} has {there} members instead of {}", set.members.len()))
+                findings.push(format!("the set {name} has {there} members instead of {}", set.members.len()));
             }
             Some(_) => {}
         }

@@ -1,7 +1,7 @@
 //! A dataplane in memory, for tests: it refuses what the kernel refuses, and stops wherever it is told to.
 //!
-//! Where the kernel would silently take a rule that can never match, or a loop that no packet reaches yet, it is
-//! stricter than the kernel: both are faults of whoever wrote them.
+//! Where the kernel silently takes a rule that can never match, a loop that no packet reaches yet, or a text that it
+//! cuts because it is too long, the fake is stricter: all three are faults of whoever wrote them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -146,13 +146,13 @@ impl Fake {
                 set.members.remove(&member);
                 Ok(())
             }
-            SetEdit::Destroy(_) => match table.chains.iter().find(|(_, chain)| uses_set(chain, name)) {
-                Some((chain, _)) => Err(format!("{name} is in use by a rule of {chain}")),
-                None => {
-                    table.sets.remove(name);
-                    Ok(())
+            SetEdit::Destroy(_) => {
+                if let Some((chain, _)) = table.chains.iter().find(|(_, chain)| uses_set(chain, name)) {
+                    return Err(format!("{name} is in use by a rule of {chain}"));
                 }
-            },
+                table.sets.remove(name);
+                Ok(())
+            }
         }
     }
 
@@ -326,7 +326,7 @@ fn rule_fault(family: Family, table: &Table, rule: &Rule) -> Option<String> {
 
 fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
     match m {
-        Match::Established | Match::MidStream | Match::Protocol(_) => None,
+        Match::Established | Match::Protocol(_) => None,
         Match::Ports(_, ranges) => {
             let slots: usize = ranges.iter().map(|r| if r.first() == r.last() { 1 } else { 2 }).sum();
             (slots == 0 || slots > PORT_SLOTS)

@@ -15,7 +15,8 @@ pub trait Dataplane {
     /// If it could not be asked.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
-    /// Carries out one step.
+    /// Carries out one step. A chain that shall go but that somebody else's rule uses is emptied and left; a warning in
+    /// the log says whose rule it is.
     ///
     /// # Errors
     /// [`ApplyError::Refused`] names what was refused. Of a step of sets, the rest was carried out; a step of chains

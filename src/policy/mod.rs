@@ -6,7 +6,9 @@
 //! them disagree.
 
 pub mod cidr;
+pub mod digest;
 pub mod evaluate;
+pub mod members;
 mod party;
 pub mod ports;
 pub mod program;

@@ -9,12 +9,12 @@ use std::{
     sync::Arc,
 };
 
-use super::ports::{PortMatch, PortSet};
-use crate::{
-    model::{
-        Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, Ports, Protocol, Scope,
-    },
-    ruleset::names,
+use super::{
+    digest::digest,
+    ports::{PortMatch, PortSet},
+};
+use crate::model::{
+    Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, Ports, Protocol, Scope,
 };
 
 /// What is done with a packet.
@@ -116,7 +116,7 @@ impl Selection {
     /// The selection of what `chosen` says.
     #[must_use]
     pub fn new(chosen: Chosen) -> Self {
-        Self { digest: names::digest(&chosen), chosen }
+        Self { digest: digest(&chosen), chosen }
     }
 
     /// The peers by label that it speaks of.
@@ -184,7 +184,7 @@ impl Program {
     }
 
     fn new(tiers: Vec<Tier>, default: Action) -> Self {
-        let digest = names::digest(&(&tiers, default));
+        let digest = digest(&(&tiers, default));
         Self { tiers, default, digest }
     }
 

@@ -10,15 +10,13 @@ use std::{
     sync::Arc,
 };
 
-use imbl::OrdSet;
-
-use super::program::{Chosen, Owners, Program, Selection, selects};
-use crate::{
-    model::{
-        Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
-        PodPeer, Port, Ports, Protocol, Scope,
-    },
-    ruleset::{Member, plan::Move},
+use super::{
+    members::{Member, Members, Move},
+    program::{Chosen, Owners, Program, Selection, selects},
+};
+use crate::model::{
+    Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
+    PodPeer, Port, Ports, Scope,
 };
 
 /// What this node has to enforce: everything that the compiler needs.
@@ -53,53 +51,6 @@ impl LocalPod {
         match direction {
             Direction::Ingress => self.ingress.as_ref(),
             Direction::Egress => self.egress.as_ref(),
-        }
-    }
-}
-
-/// Members of a set, by family. A clone shares them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Those of IPv4.
-    pub v4: OrdSet<Member>,
-    /// Those of IPv6.
-    pub v6: OrdSet<Member>,
-}
-
-impl Members {
-    /// Those of one family.
-    #[must_use]
-    pub fn of(&self, family: Family) -> &OrdSet<Member> {
-        match family {
-            Family::V4 => &self.v4,
-            Family::V6 => &self.v6,
-        }
-    }
-
-    fn of_mut(&mut self, family: Family) -> &mut OrdSet<Member> {
-        match family {
-            Family::V4 => &mut self.v4,
-            Family::V6 => &mut self.v6,
-        }
-    }
-
-    /// Makes the members that speak of `address` exactly these.
-    fn replace(&mut self, address: IpAddr, now: &[Member]) {
-        let set = self.of_mut(Family::of(address));
-        let span =
-            Member::Endpoint(address, Protocol::Tcp, 0)..=Member::Endpoint(address, Protocol::Sctp, u16::MAX);
-        let stale: Vec<Member> = std::iter::once(Member::Address(address))
-            .filter(|member| set.contains(member))
-            .chain(set.range(span).copied())
-            .filter(|member| !now.contains(member))
-            .collect();
-        for member in stale {
-            set.remove(&member);
-        }
-        for member in now {
-            if !set.contains(member) {
-                set.insert(*member);
-            }
         }
     }
 }

@@ -3,7 +3,6 @@
 //! ```text
 //! FORWARD (position 1) -> TOWPATH-FORWARD
 //!   established or related                       -> RETURN
-//!   TCP in mid-stream                            -> TOWPATH-MIDSTREAM
 //!   [v6] ICMPv6: neighbour and listener messages -> RETURN, the others as below
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
 //!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
@@ -32,6 +31,7 @@ use crate::{
     model::{Direction, Family, PortRange, Protocol},
     policy::{
         cidr::CidrSet,
+        digest::digest,
         ports::{PortMatch, PortSet},
         program::{self, Action, Chosen, PeerMatch, Program},
         resolve::{LocalPod, Resolved},
@@ -327,7 +327,7 @@ impl TableBuilder<'_> {
                     [all] if all.prefix_len() == 0 => return vec![None],
                     [one] => alternatives.push(Some(other_end(*one))),
                     several => {
-                        let set = names::networks(self.family, &names::digest(&several));
+                        let set = names::networks(self.family, &digest(&several));
                         let members = several.iter().copied().map(Member::Network).collect();
                         self.set(set.clone(), SetKind::Networks, members);
                         alternatives.push(Some(Match::Set { set, field }));
@@ -355,7 +355,7 @@ impl TableBuilder<'_> {
         } else if slots <= PORT_SLOTS {
             vec![Match::Ports(protocol, ranges.to_vec())]
         } else {
-            let set = names::ports(self.family, &names::digest(&ranges));
+            let set = names::ports(self.family, &digest(&ranges));
             let members =
                 ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
             self.set(set.clone(), SetKind::Ports, members);
@@ -383,7 +383,6 @@ impl TableBuilder<'_> {
 
         let forward = [
             vec![established.clone()],
-            self.mid_stream(),
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
             self.ask(&Direction::BOTH),
             self.tunnels(&[from_local.clone(), to_node]),
@@ -417,23 +416,6 @@ impl TableBuilder<'_> {
                 Rule::new([Match::Set { set: set.clone(), field }], Target::Jump(names::dispatch(direction)))
             })
             .collect()
-    }
-
-    /// Drops TCP segments of unknown connections where they would be judged as new in the wrong direction.
-    ///
-    /// The kernel takes up an unknown connection from any segment. When a connection to an isolated pod is cut, the
-    /// pod's next segment would found it anew the other way round, and what policy denies would go on as its reply.
-    /// In the right direction such a segment is judged like any first packet.
-    fn mid_stream(&mut self) -> Vec<Rule> {
-        let name = names::mid_stream();
-        let wrong_ways = [(Direction::Ingress, Field::Source), (Direction::Egress, Field::Destination)];
-        let rules = wrong_ways.into_iter().filter_map(|(direction, field)| {
-            let set = self.isolated.get(&direction)?.clone();
-            Some(Rule::new([Match::Set { set, field }], Target::Drop))
-        });
-        let chain = rules.collect();
-        self.table.chains.insert(name.clone(), chain);
-        vec![Rule::new([Match::MidStream], Target::Jump(name))]
     }
 
     /// Sends ICMPv6 through a chain of its own, so that other packets pay for one comparison only. What that chain

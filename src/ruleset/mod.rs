@@ -19,12 +19,13 @@ pub mod trace;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     sync::Arc,
 };
 
 use imbl::OrdSet;
 use ipnet::IpNet;
+
+pub use crate::policy::members::Member;
 
 use crate::model::{Family, PortRange, Protocol};
 
@@ -260,8 +261,6 @@ impl Rule {
 pub enum Match {
     /// It belongs to a connection that passed before, or is an error about one.
     Established,
-    /// It is a TCP segment that does not open a connection, although none is known that it belongs to.
-    MidStream,
     /// Its IP protocol number.
     Protocol(u8),
     /// Its protocol and destination port: at most [`PORT_SLOTS`] slots.
@@ -349,17 +348,4 @@ pub enum SetKind {
     Endpoints,
     /// Ports (`bitmap:port`).
     Ports,
-}
-
-/// A member of a set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Member {
-    /// An address.
-    Address(IpAddr),
-    /// A network. Its prefix length is at least 1: the kernel's hash of networks has no place for `/0`.
-    Network(IpNet),
-    /// A protocol and port of an address.
-    Endpoint(IpAddr, Protocol, u16),
-    /// A port.
-    Port(u16),
 }

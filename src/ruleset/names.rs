@@ -5,57 +5,19 @@
 //! is equal name, so that policies share sets and pods share chains; another meaning is another object beside the
 //! old one, which makes every replacement atomic.
 
-use std::hash::{Hash, Hasher};
-
 use imbl::OrdSet;
-use sha2::{Digest, Sha256};
 
 use super::{ChainName, Member, SetName};
-use crate::model::{Direction, Family, ObjectKey};
-
-/// Part of every digest: what is compiled otherwise is named otherwise, also across versions of this program.
-const LAYOUT: u32 = 1;
-
-/// Digits of a digest: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
-const DIGITS: usize = 16;
+use crate::{
+    model::{Direction, Family, ObjectKey},
+    policy::digest::digest,
+};
 
 /// The length of `tp4-` and `tp6-`.
 const PREFIX: usize = 4;
 
 /// What is left of 31 characters behind `tp4-ingress-isolated-`.
 const ISOLATED_DIGITS: usize = 10;
-
-/// A digest of a value, as [`DIGITS`] characters of `a-z2-7`.
-#[must_use]
-pub fn digest(value: &impl Hash) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut hasher = Stable(Sha256::new());
-    LAYOUT.hash(&mut hasher);
-    value.hash(&mut hasher);
-    let bytes = hasher.0.finalize();
-    let bits = bytes.iter().take(DIGITS).fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
-    (0..DIGITS)
-        .map(|digit| {
-            let index = bits >> (128 - 5 * (digit + 1)) & 31;
-            char::from(ALPHABET.get(usize::try_from(index).unwrap_or(0)).copied().unwrap_or(b'a'))
-        })
-        .collect()
-}
-
-/// Feeds what derived `Hash` implementations write into SHA-256: unlike the standard library's own hasher, the same
-/// in every process.
-struct Stable(Sha256);
-
-impl Hasher for Stable {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    /// Not used: names need more than 64 bits.
-    fn finish(&self) -> u64 {
-        0
-    }
-}
 
 /// What all forwarded packets meet.
 #[must_use]
@@ -67,12 +29,6 @@ pub fn forward() -> ChainName {
 #[must_use]
 pub fn input() -> ChainName {
     chain("TOWPATH-INPUT")
-}
-
-/// What TCP segments of unknown connections meet first.
-#[must_use]
-pub fn mid_stream() -> ChainName {
-    chain("TOWPATH-MIDSTREAM")
 }
 
 /// Where packets of isolated pods part, by direction.
@@ -190,7 +146,6 @@ mod tests {
     fn every_kind_of_name_fits_the_kernel_whatever_the_object_is_called() {
         let long = ObjectKey::new("n".repeat(63), "p".repeat(253));
         let digest = digest(&long);
-        assert_eq!(digest.len(), DIGITS);
         for direction in Direction::BOTH {
             let chains = [dispatch(direction), pod(direction, &long), group(direction, &digest)];
             let branch = branch(direction, "fd00::/64".parse().unwrap());
@@ -211,13 +166,6 @@ mod tests {
                 }
             }
         }
-        assert!([forward(), input(), mid_stream()].iter().all(|name| name.as_str().len() <= 28));
-    }
-
-    #[test]
-    fn a_digest_is_the_same_in_every_process_and_differs_with_the_value() {
-        assert_eq!(digest(&("a", 1_u8)), digest(&("a", 1_u8)));
-        assert_ne!(digest(&("a", 1_u8)), digest(&("a", 2_u8)));
-        assert_ne!(digest(&ObjectKey::new("a", "bc")), digest(&ObjectKey::new("ab", "c")));
+        assert!([forward(), input()].iter().all(|name| name.as_str().len() <= 28));
     }
 }

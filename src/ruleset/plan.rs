@@ -30,7 +30,7 @@ use super::{
     BuiltIn, Chain, ChainName, Member, Ruleset, SetKind, SetName, Table, names,
     observed::{Content, HookState, Observed, ObservedTable},
 };
-use crate::model::Family;
+use crate::{model::Family, policy::members::Move};
 
 /// One step of a plan: what one run of one tool carries out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,16 +93,6 @@ pub struct HookEdit {
     pub remove: Vec<ChainName>,
     /// Where its first rule shall jump to.
     pub now: Option<ChainName>,
-}
-
-/// Addresses whose members of sets one change moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// Those of one pod, or of all pods of a namespace.
-    pub addresses: Vec<IpAddr>,
-    /// Whether they leave their old sets before they enter the new ones: they belong to another pod than before, or
-    /// to several.
-    pub close_first: bool,
 }
 
 /// The steps that lead from `observed` to `desired`; empty if it is there.

@@ -122,7 +122,6 @@ fn arguments(family: Family, rule: &Rule) -> String {
 fn match_arguments(m: &Match) -> String {
     match m {
         Match::Established => "-m conntrack --ctstate RELATED,ESTABLISHED".to_owned(),
-        Match::MidStream => "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN".to_owned(),
         Match::Protocol(number) => format!("-p {}", protocol_name(*number)),
         Match::Ports(protocol, ranges) => ports(*protocol, ranges),
         Match::Icmpv6Type(number) => format!("-p ipv6-icmp -m icmp6 --icmpv6-type {number}"),

@@ -24,23 +24,13 @@ pub struct Packet {
     pub icmpv6_type: Option<u8>,
     /// Whether it belongs to a connection that passed before, or is an error about one.
     pub established: bool,
-    /// For a TCP segment, whether it opens a connection.
-    pub opens: bool,
 }
 
 impl Packet {
     /// The first packet of a forwarded flow.
     #[must_use]
     pub const fn new(source: IpAddr, destination: IpAddr, transport: Transport) -> Self {
-        Self {
-            at: BuiltIn::Forward,
-            source,
-            destination,
-            transport,
-            icmpv6_type: None,
-            established: false,
-            opens: true,
-        }
+        Self { at: BuiltIn::Forward, source, destination, transport, icmpv6_type: None, established: false }
     }
 }
 
@@ -109,7 +99,6 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
     };
     match m {
         Match::Established => packet.established,
-        Match::MidStream => protocol == Protocol::Tcp.number() && !packet.opens,
         Match::Protocol(number) => *number == protocol,
         Match::Ports(wanted, ranges) => match packet.transport {
             Transport::Port(protocol, port) => {

@@ -2,6 +2,14 @@
 //!
 //! Rules judge the first packet of a connection; what follows passes as ESTABLISHED. So a connection that began before
 //! its policy would outlive it. Deleting its entry makes the next packet a first one again, and the rules judge it.
+//!
+//! That is not enough for TCP. If the next packet comes from the end that answers, the kernel takes it for the first
+//! one of a connection in the other direction (`nf_conntrack_tcp_loose`), which policy may well allow, and the denied
+//! end's packets pass as its replies: measured, a server that talks keeps its connection. So the entry of a TCP
+//! connection is replaced by one in the state of a connection whose first packet was never answered. While that lasts,
+//! the kernel calls everything from the denied end INVALID or NEW, never ESTABLISHED, and the rules judge it; the other
+//! end's packets start nothing new. With address translation it is enough to delete: what the server sends then carries
+//! an address that the client has no connection with, and the client resets it.
 
 use std::{
     collections::BTreeSet,
@@ -11,15 +19,20 @@ use std::{
 
 use nix::{errno::Errno, ifaddrs::getifaddrs};
 
-use super::netlink::{FLAG_ACK, FLAG_DUMP, Message, NESTED, Netlink, attributes, put};
+use super::netlink::{
+    FLAG_ACK, FLAG_CREATE, FLAG_DUMP, FLAG_EXCLUSIVE, Message, NESTED, Netlink, attributes, put,
+};
 use crate::{dataplane::DataplaneError, model::Family};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
+const NEW: u16 = SUBSYSTEM;
 const DELETE: u16 = SUBSYSTEM | 2;
 
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const PROTOCOL_STATE: u16 = 4;
+const TIMEOUT: u16 = 7;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 
@@ -34,6 +47,21 @@ const V6_DESTINATION: u16 = 4;
 const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
+
+/// In the state of the protocol: that of TCP; and in that, the state's number.
+const TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+
+const SYN_SENT: u8 = 1;
+const TIME_WAIT: u8 = 7;
+const CLOSE: u8 = 8;
+
+/// How long the entry of a connection that was cut keeps it from coming back, in seconds: longer than either end sends
+/// a segment again and again before it gives up, which is about 15 minutes (`tcp_retries2`).
+const CUT_LASTS: u32 = 1200;
+
+/// How often a connection is cut again if it came back between two messages to the kernel.
+const ATTEMPTS: usize = 4;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +87,14 @@ pub struct Entry {
     pub original: Tuple,
     /// Its replies, as sent: by whoever really answers.
     pub reply: Tuple,
-    /// What identifies it to the kernel: the first direction, the zone and the id, as the kernel wrote them.
+    /// The number of its state, if it is TCP.
+    tcp_state: Option<u8>,
+    /// What identifies it to the kernel: the first direction and the zone, as the kernel wrote them.
     key: Vec<u8>,
+    /// Its replies, as the kernel wrote them.
+    raw_reply: Vec<u8>,
+    /// The kernel's number of it, which another connection between the same ends will not have.
+    id: Vec<u8>,
 }
 
 /// A connection as the filter table sees its first packet: after the destination was translated.
@@ -80,21 +114,32 @@ impl Entry {
     fn parse(message: &Message<'_>) -> Option<Self> {
         let mut original = None;
         let mut reply = None;
-        let mut key = Vec::new();
+        let (mut key, mut raw_reply, mut id) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tcp_state = None;
         for (kind, payload) in message.attributes() {
             match kind {
                 TUPLE_ORIGINAL => {
                     original = Some(tuple(payload)?);
                     put(&mut key, kind | NESTED, payload);
                 }
-                TUPLE_REPLY => reply = Some(tuple(payload)?),
-                ID | ZONE => put(&mut key, kind, payload),
+                TUPLE_REPLY => {
+                    reply = Some(tuple(payload)?);
+                    put(&mut raw_reply, kind | NESTED, payload);
+                }
+                PROTOCOL_STATE => {
+                    tcp_state = inner(payload, TCP)
+                        .and_then(|tcp| inner(tcp, TCP_STATE))
+                        .and_then(|state| state.first().copied());
+                }
+                ZONE => put(&mut key, kind, payload),
+                ID => put(&mut id, kind, payload),
                 _ => {}
             }
         }
         let (protocol, original) = original?;
         let (_, reply) = reply?;
-        Some(Self { family: Family::of(original.source), protocol, original, reply, key })
+        let family = Family::of(original.source);
+        Some(Self { family, protocol, original, reply, tcp_state, key, raw_reply, id })
     }
 
     /// As the filter table sees it.
@@ -107,6 +152,39 @@ impl Entry {
             destination_port: self.reply.source_port,
         }
     }
+
+    /// Whether addresses or ports are translated on the way.
+    fn is_translated(&self) -> bool {
+        let Tuple { source, destination, source_port, destination_port } = self.reply;
+        self.original
+            != Tuple {
+                source: destination,
+                destination: source,
+                source_port: destination_port,
+                destination_port: source_port,
+            }
+    }
+
+    /// Whether both ends may still send, so that the connection could come back.
+    fn is_open_tcp(&self) -> bool {
+        self.tcp_state.is_some_and(|state| state != TIME_WAIT && state != CLOSE)
+    }
+
+    /// The entry of a connection between the same ends that was begun but never answered.
+    fn unanswered(&self) -> Vec<u8> {
+        let mut attributes = [self.key.as_slice(), &self.raw_reply].concat();
+        put(&mut attributes, TIMEOUT, &CUT_LASTS.to_be_bytes());
+        let (mut state, mut tcp) = (Vec::new(), Vec::new());
+        put(&mut state, TCP_STATE, &[SYN_SENT]);
+        put(&mut tcp, TCP | NESTED, &state);
+        put(&mut attributes, PROTOCOL_STATE | NESTED, &tcp);
+        attributes
+    }
+}
+
+/// The attribute of a type among those in `payload`.
+fn inner(payload: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(payload).find(|(found, _)| *found == kind).map(|(_, payload)| payload)
 }
 
 fn tuple(payload: &[u8]) -> Option<(u8, Tuple)> {
@@ -172,19 +250,44 @@ impl Conntrack {
             .map_err(failed("reading the table of connections"))
     }
 
-    /// Deletes one connection. Whether it was still there.
+    /// Forgets one connection, so that its next packet is judged as a first one. Whether it was still there.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn delete(&mut self, entry: &Entry) -> Result<bool, DataplaneError> {
-        match self.netlink.request(DELETE, FLAG_ACK, number(entry.family), &entry.key, |_| {}) {
+        self.delete_by(entry.family, &[entry.key.as_slice(), &entry.id].concat())
+    }
+
+    fn delete_by(&mut self, family: Family, key: &[u8]) -> Result<bool, DataplaneError> {
+        match self.netlink.request(DELETE, FLAG_ACK, number(family), key, |_| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(false),
             Err(error) => Err(failed("deleting a tracked connection")(error)),
         }
     }
 
+    /// Keeps an open TCP connection, whose entry was deleted, from coming back by what the answering end sends.
+    fn keep_out(&mut self, entry: &Entry) -> Result<(), DataplaneError> {
+        let flags = FLAG_CREATE | FLAG_EXCLUSIVE | FLAG_ACK;
+        let unanswered = entry.unanswered();
+        for _ in 0..ATTEMPTS {
+            match self.netlink.request(NEW, flags, number(entry.family), &unanswered, |_| {}) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {
+                    // A packet was faster. The kernel finds the entry by either of its directions.
+                    self.delete_by(entry.family, &entry.key)?;
+                }
+                Err(error) => return Err(failed("replacing a tracked connection")(error)),
+            }
+        }
+        tracing::warn!(from = %entry.original.source, to = %entry.reply.source, "a denied connection keeps coming back");
+        Ok(())
+    }
+
     /// Cuts every connection that `denies` holds for, and says how many these were.
+    ///
+    /// What is not TCP has no direction that the kernel could tell: if policy lets the answering end begin, its next
+    /// packet is the first of such a connection.
     ///
     /// It is not asked about connections that begin or end on this node itself: their packets do not pass FORWARD, so
     /// no rule of ours judged them, and kubelet's probes must not be cut.
@@ -193,19 +296,24 @@ impl Conntrack {
     /// If the table cannot be read or written.
     pub fn cut(&mut self, denies: impl Fn(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
         let local = local_addresses().map_err(failed("listing this node's addresses"))?;
-        let mut denied = Vec::new();
+        let mut to_cut = Vec::new();
         for family in Family::BOTH {
             self.each(family, |entry| {
                 let flow = entry.flow();
                 let is_forwarded = !local.contains(&flow.source) && !local.contains(&flow.destination);
                 if is_forwarded && denies(&flow) {
-                    denied.push(entry);
+                    to_cut.push(entry);
                 }
             })?;
         }
         let mut cut = 0;
-        for entry in denied {
-            cut += usize::from(self.delete(&entry)?);
+        for entry in to_cut {
+            let is_there = self.delete(&entry)?;
+            if is_there && entry.is_open_tcp() && !entry.is_translated() {
+                self.keep_out(&entry)?;
+            }
+            // Among those never answered are the ones that were cut before.
+            cut += usize::from(is_there && entry.tcp_state != Some(SYN_SENT));
         }
         Ok(cut)
     }
@@ -230,4 +338,58 @@ const fn number(family: Family) -> u8 {
 fn failed(doing: &str) -> impl FnOnce(io::Error) -> DataplaneError {
     let doing = doing.to_owned();
     |source| DataplaneError::System { doing, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::netlink::{encode, messages};
+    use super::*;
+
+    /// A message as the kernel writes it: a connection to a Service that a pod answers.
+    fn through_a_service() -> Vec<u8> {
+        let tuple = |source: [u8; 4], destination: [u8; 4], ports: [u16; 2]| {
+            let (mut addresses, mut protocol, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+            put(&mut addresses, V4_SOURCE, &source);
+            put(&mut addresses, V4_DESTINATION, &destination);
+            put(&mut protocol, PROTOCOL_NUMBER, &[6]);
+            put(&mut protocol, SOURCE_PORT, &ports[0].to_be_bytes());
+            put(&mut protocol, DESTINATION_PORT, &ports[1].to_be_bytes());
+            put(&mut tuple, TUPLE_ADDRESSES | NESTED, &addresses);
+            put(&mut tuple, TUPLE_PROTOCOL | NESTED, &protocol);
+            tuple
+        };
+        let (mut state, mut tcp, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        put(&mut state, TCP_STATE, &[3]);
+        put(&mut tcp, TCP | NESTED, &state);
+        put(&mut all, TUPLE_ORIGINAL | NESTED, &tuple([10, 244, 0, 7], [10, 96, 0, 1], [40_000, 80]));
+        put(&mut all, TUPLE_REPLY | NESTED, &tuple([10, 244, 1, 9], [10, 244, 0, 7], [8080, 40_000]));
+        put(&mut all, PROTOCOL_STATE | NESTED, &tcp);
+        put(&mut all, ID, &[1, 2, 3, 4]);
+        encode(NEW, 0, 1, 2, &all)
+    }
+
+    #[test]
+    fn a_flow_ends_at_the_pod_that_answers_and_not_at_its_service() {
+        let bytes = through_a_service();
+        let entry = Entry::parse(&messages(&bytes).next().unwrap()).unwrap();
+        let flow = EstablishedFlow {
+            source: "10.244.0.7".parse().unwrap(),
+            destination: "10.244.1.9".parse().unwrap(),
+            protocol: 6,
+            destination_port: 8080,
+        };
+        assert_eq!(entry.flow(), flow);
+        assert_eq!(entry.original.destination.to_string(), "10.96.0.1");
+        assert!(entry.is_translated() && entry.is_open_tcp());
+    }
+
+    #[test]
+    fn a_message_that_lacks_its_end_is_no_connection() {
+        let bytes = through_a_service();
+        for length in 20..bytes.len() - 40 {
+            let mut short = bytes[..length].to_vec();
+            short[..4].copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
+            assert!(messages(&short).next().is_none_or(|message| Entry::parse(&message).is_none()));
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! variant     which of the two variants of iptables
 //! chains      chains and hooks: iptables-restore, iptables-save
 //! sets        ipset restore, save, list
-//! watch       foreign changes, as the kernel announces them
+//! watch       hears of foreign changes at once
 //! sysctl      br_netfilter and its switches
 //! conntrack   connections that a new ruleset denies
 //! cleanup     removes everything of ours
@@ -36,7 +36,7 @@ use self::{
 use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands, drift};
 use crate::{
     model::Family,
-    ruleset::{observed::Observed, plan::Step},
+    ruleset::{BuiltIn, observed::Observed, plan::Step},
 };
 
 /// The dataplane that is the kernel of this network namespace.
@@ -58,6 +58,7 @@ impl Kernel {
         require_net_admin()?;
         require_sets(&commands)?;
         let tools = variant::choose(&commands, backend)?;
+        require_filter_table(&commands, &tools)?;
         let mut families = usable_families(&commands, &tools);
         families.retain(|family| is_usable(&commands, &tools, *family));
         if !families.contains(&Family::V6) {
@@ -79,12 +80,19 @@ impl Kernel {
         &self.families
     }
 
-    /// Calls `notify` from a thread of its own whenever somebody else changed the filter table where it concerns us:
-    /// our chains, those that we hook into, or the table itself. Several changes may be told as one. `None` in the
-    /// legacy variant, where the kernel announces nothing; there, ask [`quick_check`](Self::quick_check) often.
+    /// Calls `notify` from a thread of its own when somebody else changed the filter table. Several changes may be
+    /// told as one.
+    ///
+    /// In the nft variant the kernel announces changes, and it is called only if they concern us: our chains, those
+    /// that we hook into, or the table itself. In the legacy variant it is called whenever somebody else took the
+    /// xtables lock, which also those do who only look; ask [`quick_check`](Self::quick_check) then. `None` if neither
+    /// can be listened to.
     #[must_use]
     pub fn watch(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
-        let watch = Watch::start(self.journal.clone()?, notify);
+        let watch = match self.tools.variant {
+            Variant::Nft => Watch::nft(Arc::clone(self.journal.as_ref()?), notify),
+            Variant::Legacy => Watch::legacy(Arc::clone(&self.commands), notify),
+        };
         watch
             .inspect_err(
                 |error| tracing::warn!(%error, "foreign changes are only seen by the periodic check"),
@@ -92,24 +100,22 @@ impl Kernel {
             .ok()
     }
 
-    /// Whether the hooks are in the first place: one short run of iptables for each hook, 3 ms with few rules and 12
-    /// ms with 11,000. Most of what others do to the filter table shows there: a flush takes the hooks along.
+    /// Whether our jump is still the first rule of FORWARD: one short run of iptables for each family, 3 ms with few
+    /// rules and 12 ms with 11,000. Most of what others do to the filter table shows there: a flush takes it along.
     ///
     /// # Errors
     /// If it could not be asked.
     pub fn quick_check(&self, expected: &Observed) -> Result<Drift, DataplaneError> {
+        let at = BuiltIn::Forward;
         let mut drift = Drift::default();
         for family in &self.families {
-            let program = self.tools.main(*family);
-            for (at, hook) in &expected.table(*family).hooks {
-                let first = self.commands.ask(&program, "filter", &format!("-S {} 1", at.name()))?;
-                let found = Saved::parse(&first.checked()?).hooks;
-                if found.get(at) != Some(hook) {
-                    drift.findings.push(format!(
-                        "the first rule of the {family} chain {} is not our jump any more",
-                        at.name()
-                    ));
-                }
+            let Some(hook) = expected.table(*family).hooks.get(&at) else { continue };
+            let question = format!("-S {} 1", at.name());
+            let first = self.commands.ask(&self.tools.main(*family), "filter", &question)?;
+            let found = Saved::parse(&first.checked()?).hooks;
+            if found.get(&at) != Some(hook) {
+                let finding = format!("the first rule of the {family} chain {} is not our jump", at.name());
+                drift.findings.push(finding);
             }
         }
         Ok(drift)
@@ -216,7 +222,21 @@ fn require_sets(commands: &Commands) -> Result<(), DataplaneError> {
     })
 }
 
-/// Whether the family's filter table can be asked; a kernel may lack its module.
+fn require_filter_table(commands: &Commands, tools: &Tools) -> Result<(), DataplaneError> {
+    let output = commands.ask(&tools.main(Family::V4), "filter", "-S FORWARD 1")?;
+    if output.success {
+        return Ok(());
+    }
+    Err(DataplaneError::Unsupported {
+        what: format!("the filter table cannot be used ({}: {})", output.command, output.stderr),
+        remedy: match tools.variant {
+            Variant::Nft => "load the modules nf_tables and nft_compat, or choose the legacy backend",
+            Variant::Legacy => "load the module iptable_filter, or choose the nft backend",
+        },
+    })
+}
+
+/// Whether the family's filter table can be asked; a kernel may lack that of IPv6.
 fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
     if family == Family::V4 {
         return true;
@@ -224,11 +244,11 @@ fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
     match commands.ask(&tools.main(family), "filter", "-S FORWARD 1") {
         Ok(output) if output.success => true,
         Ok(output) => {
-            tracing::warn!(%family, command = output.command, error = output.stderr, "the family is skipped");
+            tracing::warn!(command = output.command, error = output.stderr, "the IPv6 table cannot be used");
             false
         }
         Err(error) => {
-            tracing::warn!(%family, %error, "the family is skipped");
+            tracing::warn!(%error, "the IPv6 table cannot be used");
             false
         }
     }

@@ -11,6 +11,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 pub(super) const FLAG_REQUEST: u16 = 0x1;
 pub(super) const FLAG_ACK: u16 = 0x4;
 pub(super) const FLAG_DUMP: u16 = 0x300;
+pub(super) const FLAG_EXCLUSIVE: u16 = 0x200;
+pub(super) const FLAG_CREATE: u16 = 0x400;
 
 /// Kinds of messages that every subsystem has.
 const ERROR: u16 = 2;
@@ -113,7 +115,7 @@ impl<'a> Message<'a> {
     }
 }
 
-fn encode(kind: u16, flags: u16, sequence: u32, family: u8, attributes: &[u8]) -> Vec<u8> {
+pub(super) fn encode(kind: u16, flags: u16, sequence: u32, family: u8, attributes: &[u8]) -> Vec<u8> {
     let length = HEADER + NETFILTER_HEADER + attributes.len();
     let mut message = Vec::with_capacity(length);
     message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());

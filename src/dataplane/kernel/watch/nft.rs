@@ -1,26 +1,21 @@
-//! Hears of it when somebody else changes the filter table of the nft variant.
+//! The nft variant announces every transaction to whoever listens: first what it changed, then the number of the
+//! generation that it made.
 //!
-//! The kernel announces every transaction on nftables to whoever listens: first what it changed, then the number of
-//! the generation that it made. Our own transactions are told from those of others by that number: one that was the
-//! only one between the beginning and the end of our own `iptables-restore` is ours. (The process id in the
-//! announcement would not do: in a container it is another one than we know our child by.)
-//!
-//! In the legacy variant nothing is announced.
+//! Our own transactions are told from those of others by that number: one that was the only one between the beginning
+//! and the end of our own `iptables-restore` is ours. (The process id in the announcement would not do: in a container
+//! it is another one than we know our child by.)
 
 use std::{
     collections::BTreeSet,
-    io::{self, PipeReader, PipeWriter},
-    os::fd::AsFd as _,
+    io,
+    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, PoisonError},
-    thread::{self, JoinHandle},
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::errno::Errno;
 
-use super::netlink::{Message, Netlink, messages, text};
+use super::Listen;
+use crate::dataplane::kernel::netlink::{Message, Netlink, messages, text};
 use crate::ruleset::{BuiltIn, ChainName};
 
 /// The multicast group of nftables' announcements.
@@ -52,7 +47,7 @@ const REMEMBERED: usize = 1024;
 
 /// Which generations of nftables we made ourselves.
 #[derive(Debug)]
-pub(super) struct Journal(Mutex<Entries>);
+pub(in crate::dataplane::kernel) struct Journal(Mutex<Entries>);
 
 #[derive(Debug)]
 struct Entries {
@@ -61,13 +56,13 @@ struct Entries {
 }
 
 impl Journal {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::dataplane::kernel) fn open() -> io::Result<Self> {
         Ok(Self(Mutex::new(Entries { netlink: Netlink::open()?, ours: BTreeSet::new() })))
     }
 
     /// Runs `transaction`, and takes note of the generation that it made. A listener that hears of it meanwhile waits
     /// for the end before it judges.
-    pub(super) fn record<T>(&self, transaction: impl FnOnce() -> T) -> T {
+    pub(in crate::dataplane::kernel) fn record<T>(&self, transaction: impl FnOnce() -> T) -> T {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = entries.generation();
         let result = transaction();
@@ -132,42 +127,8 @@ fn concerns_us(message: &Message<'_>) -> bool {
     is_filter && attribute(message, chain).is_some_and(|name| is_watched(text(name)))
 }
 
-/// Listens on a thread of its own, until dropped.
-#[derive(Debug)]
-pub struct Watch {
-    stop: Option<PipeWriter>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watch {
-    pub(super) fn start(journal: Arc<Journal>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let netlink = Netlink::open()?;
-        netlink.socket.set_non_blocking(true)?;
-        netlink.socket.add_membership(GROUP)?;
-        let (stopped, stop) = io::pipe()?;
-        let (_, last) = journal.are_ours_since(None);
-        let mut listener = Listener { netlink, journal, concerned: false, last };
-        let run = move || {
-            if let Err(error) = listener.run(&stopped, notify) {
-                tracing::error!(%error, "no longer hears of foreign changes at once: only the periodic check sees them");
-            }
-        };
-        let thread = thread::Builder::new().name("nft-watch".to_owned()).spawn(run)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
-    }
-}
-
-struct Listener {
+/// Listens to announcements.
+pub(super) struct Listener {
     netlink: Netlink,
     journal: Arc<Journal>,
     /// Whether the transaction that is being announced concerns us.
@@ -177,27 +138,22 @@ struct Listener {
 }
 
 impl Listener {
-    fn run(&mut self, stopped: &PipeReader, notify: impl Fn()) -> io::Result<()> {
-        loop {
-            let mut files = [
-                PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.netlink.socket.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut files, PollTimeout::NONE) {
-                Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            // The writing end closes when the watch is dropped.
-            if files.first().and_then(PollFd::any).unwrap_or(false) {
-                return Ok(());
-            }
-            if self.drain()? {
-                notify();
-            }
-        }
+    pub(super) fn open(journal: Arc<Journal>) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        netlink.socket.set_non_blocking(true)?;
+        netlink.socket.add_membership(GROUP)?;
+        let (_, last) = journal.are_ours_since(None);
+        Ok(Self { netlink, journal, concerned: false, last })
     }
+}
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netlink.socket.as_fd()
+    }
+}
+
+impl Listen for Listener {
     /// Reads all that is there. Whether anything of it was foreign and concerns us.
     fn drain(&mut self) -> io::Result<bool> {
         let mut foreign = false;

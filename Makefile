@@ -1,0 +1,61 @@
+# Everything that a person or CI does with this repository. `make` alone lists it.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-smoke soak packages clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## The release binary: target/release/towpath
+	$(CARGO) build --release --locked
+
+demo: packages ## Two simulated nodes, real packets, a story (root)
+	$(CARGO) build --release --locked
+	target/release/towpath demo $(DEMO_ARGS)
+
+test: packages fmt clippy doc unit ## Everything that must hold: fmt, clippy, docs, all tests (root runs the kernel's too)
+
+fmt: ## Whether the source is formatted
+	$(CARGO) fmt --all --check
+
+clippy: ## Lints, warnings denied
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc: ## The documentation builds without a warning
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+unit: packages ## All tests; those that need root say so when they are skipped
+	$(CARGO) test --locked
+
+kernel: packages ## Only the tests with real packets and the real kernel (root)
+	$(CARGO) test --locked --test dataplane --test lab --test kernel -- --nocapture
+
+scenarios: ## Only the truth tables of the standard's clauses
+	$(CARGO) test --locked --test scenarios -- --nocapture
+
+deny: ## Licences, sources and bans of dependencies (needs cargo-deny)
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
+	$(CARGO) deny --locked check licenses bans sources
+
+bench: ## Criterion benches of the core at three sizes
+	$(CARGO) bench --locked
+
+bench-smoke: ## Every bench runs once
+	$(CARGO) bench --locked --bench core -- --test
+
+soak: ## A million flows of random clusters, and many more restarts and packets
+	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
+	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
+	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
+
+# What the kernel tests, the demo and the daemon call. Installs what is missing when it may, and says what to install
+# when it may not.
+packages:
+	@./scripts/packages
+
+clean: ## Removes what was built
+	$(CARGO) clean

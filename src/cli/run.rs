@@ -1,0 +1,335 @@
+//! `towpath run`: where the ends are joined.
+//!
+//! ```text
+//! file source --Changes--> agent --Step--> kernel
+//! watcher, guard --Suspicion--^  |
+//!                                +--Applied--> cutter (connections that policy no longer allows)
+//! web: /metrics /livez /readyz <-- metrics, status
+//! ```
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tracing::{error, info, warn};
+
+use super::{BackendArg, Ended, EnforcementArgs, LogFormat, NodeArgs};
+use crate::{
+    agent::{Agent, Applied, Input, Pace, Status},
+    dataplane::{
+        command::Commands,
+        kernel::{
+            Kernel,
+            conntrack::{Conntrack, EstablishedFlow},
+            lock::{self, WriterLock},
+            sysctl::Bridge,
+        },
+    },
+    k8s::files::{FileSource, SourceEvent},
+    metrics::Metrics,
+    model::{Family, Protocol, Transport},
+    ruleset::{
+        BuiltIn, Ruleset,
+        trace::{Packet, trace},
+    },
+    web::Web,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// A folder or a file with the objects, which is watched; may be repeated.
+    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
+    file: Vec<PathBuf>,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Which variant of iptables to write to.
+    #[arg(long, visible_alias = "backend", value_enum, default_value_t = BackendArg::Auto)]
+    #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
+    iptables_backend: BackendArg,
+    /// Where to answer /metrics, /livez and /readyz.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9586", env = "TOWPATH_LISTEN")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    enforcement: EnforcementArgs,
+    /// What becomes of an established connection that policy no longer allows.
+    #[arg(long, value_enum, default_value_t = Established::Cut, env = "TOWPATH_ESTABLISHED")]
+    established: Established,
+    /// Whether bridged packets have to pass through iptables: as on a bridge CNI, flannel's included.
+    #[arg(long, value_enum, default_value_t = BridgeNetfilter::Require, env = "TOWPATH_BRIDGE_NETFILTER")]
+    bridge_netfilter: BridgeNetfilter,
+    /// How often to look whether the kernel still holds all that was written, in seconds. What others do to the
+    /// filter table is heard of at once; this is for the rest.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "TOWPATH_CHECK_INTERVAL")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    check_interval: u64,
+    /// The folder of the lock that lets one daemon at a time write in a network namespace.
+    #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
+    run_dir: PathBuf,
+    /// How to write the log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "TOWPATH_LOG_FORMAT")]
+    pub(super) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Established {
+    /// It is cut at once.
+    Cut,
+    /// It goes on until it ends by itself.
+    Keep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BridgeNetfilter {
+    /// Load `br_netfilter`, set its switches, watch them, and be not ready while they are wrong.
+    Require,
+    /// Leave them alone: no pod is on a bridge.
+    Ignore,
+}
+
+/// How often the guard looks after what starts no process to look at.
+const GUARD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A first packet that was judged just before new rules took effect may found its connection just after: so the
+/// connections are gone through once more.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// How long the loop may take to end when told to. What a command of its own does to the kernel is atomic.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
+    let commands = Arc::new(Commands::default());
+    let metrics = Arc::new(Metrics::new()?);
+    let status = Arc::new(Status::starting("the objects have not been read yet"));
+    let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
+    info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let listener = runtime
+        .block_on(TcpListener::bind(args.listen))
+        .with_context(|| format!("listening on {}", args.listen))?;
+    let web = Web { metrics: metrics.clone(), status: status.clone() };
+    runtime.spawn(async move {
+        if let Err(error) = web.serve(listener).await {
+            error!(%error, "no longer answers requests");
+        }
+    });
+
+    let (inputs, inbox) = mpsc::channel();
+    let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };
+    let mut ended = daemon.start(kernel, inbox)?;
+    let told = runtime.block_on(async {
+        tokio::select! {
+            told = told_to_stop() => told.map(|()| true),
+            _ = &mut ended => Ok(false),
+        }
+    })?;
+    if !told {
+        return Err(Ended::Failed(anyhow::anyhow!("the loop ended by itself; the rules stay")));
+    }
+    info!("told to stop; the rules stay");
+    // Nobody hears it if the loop is gone already.
+    let _ = inputs.send(Input::Stop);
+    if runtime.block_on(async { tokio::time::timeout(FAREWELL, ended).await }).is_err() {
+        warn!("a command is still at work; leaving it to end by itself");
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn told_to_stop() -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// What the parts of the daemon share.
+struct Daemon<'a> {
+    args: &'a RunArgs,
+    commands: Arc<Commands>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    inputs: Sender<Input>,
+}
+
+impl Daemon<'_> {
+    /// Starts every part on a thread of its own. What is returned hears of the loop's end.
+    fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
+        let source = self.source()?;
+        let applied = match self.args.established {
+            Established::Cut => Some(self.cutter()?),
+            Established::Keep => None,
+        };
+        if self.args.bridge_netfilter == BridgeNetfilter::Require {
+            self.guard()?;
+        }
+        let pace = Pace { check: Duration::from_secs(self.args.check_interval), ..Pace::default() };
+        let (metrics, status) = (self.metrics.clone(), self.status.clone());
+        let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
+        let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
+        let (ending, ended) = oneshot::channel::<()>();
+        thread::Builder::new().name("agent".to_owned()).spawn(move || {
+            // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
+            let _ending = ending;
+            let Some(_lock) = writer_lock(&run_dir, &status) else { return };
+            let watch = kernel.watch(move || {
+                let _ = suspicions.send(Input::Suspicion);
+            });
+            let agent = Agent::new(&node, kernel, options, pace, metrics, status, applied);
+            agent.run(&inbox);
+            drop((watch, source));
+        })?;
+        Ok(ended)
+    }
+
+    /// Reads the objects and goes on watching their files.
+    fn source(&self) -> Result<FileSource, Ended> {
+        let (inputs, metrics) = (self.inputs.clone(), self.metrics.clone());
+        let source = FileSource::open(&self.args.file, move |event| match event {
+            SourceEvent::Changes(changes) => drop(inputs.send(Input::Changes(changes))),
+            SourceEvent::Synced => drop(inputs.send(Input::Synced)),
+            SourceEvent::Faults(faults) => {
+                let errors = faults.iter().filter(|fault| fault.is_error()).count();
+                metrics.refused_objects.set(i64::try_from(errors).unwrap_or(i64::MAX));
+                for fault in &faults {
+                    if fault.is_error() {
+                        error!("{fault}; the last good version stays enforced");
+                    } else {
+                        warn!("{fault}");
+                    }
+                }
+            }
+        })?;
+        Ok(source)
+    }
+
+    /// Cuts established connections that the rules just written deny.
+    fn cutter(&self) -> Result<Sender<Applied>, Ended> {
+        let (sender, receiver) = mpsc::channel::<Applied>();
+        let (metrics, commands) = (self.metrics.clone(), self.commands.clone());
+        thread::Builder::new().name("cutter".to_owned()).spawn(move || {
+            let mut look_again = false;
+            let mut latest: Option<Ruleset> = None;
+            loop {
+                let first = if look_again {
+                    receiver.recv_timeout(SECOND_LOOK)
+                } else {
+                    receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+                };
+                let mut narrowed = false;
+                match first {
+                    Ok(applied) => {
+                        for applied in std::iter::once(applied).chain(receiver.try_iter()) {
+                            narrowed |= applied.narrowed;
+                            latest = Some(applied.ruleset);
+                        }
+                    }
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+                let look_now = narrowed || look_again;
+                look_again = narrowed;
+                metrics.commands.set(i64::try_from(commands.started()).unwrap_or(i64::MAX));
+                if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
+                    cut(ruleset, &metrics);
+                }
+            }
+        })?;
+        Ok(sender)
+    }
+
+    /// Looks after the switches that let iptables see bridged packets.
+    fn guard(&self) -> Result<(), Ended> {
+        let (commands, status, metrics) = (self.commands.clone(), self.status.clone(), self.metrics.clone());
+        let bridge = Bridge::default();
+        let mend = move |first: bool| {
+            let faults = bridge.check();
+            if faults.is_empty() {
+                status.set_impediment(None);
+                return;
+            }
+            match bridge.ensure(&commands) {
+                Ok(changes) => {
+                    for change in changes {
+                        info!("{change}");
+                    }
+                    if !first {
+                        metrics.drift_repairs.inc();
+                    }
+                    status.set_impediment(None);
+                }
+                Err(error) => {
+                    error!(%error, "packets between pods of this node are not seen by iptables");
+                    status.set_impediment(Some(error.to_string()));
+                }
+            }
+        };
+        mend(true);
+        thread::Builder::new().name("guard".to_owned()).spawn(move || {
+            loop {
+                thread::sleep(GUARD_INTERVAL);
+                mend(false);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// Waits until no other daemon writes in this network namespace.
+fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
+    let waiting = |holder: Option<u32>| {
+        let holder = holder.map_or(String::new(), |pid| format!(" (process {pid})"));
+        status.wait_for(&format!("another towpath{holder} writes in this network namespace"));
+    };
+    match WriterLock::acquire(folder, waiting) {
+        Ok(lock) => {
+            status.wait_for("the first round has not been written yet");
+            Some(lock)
+        }
+        Err(error) => {
+            error!(%error, "cannot make sure that no other towpath writes here; writing nothing");
+            status.wait_for(&error.to_string());
+            None
+        }
+    }
+}
+
+/// Cuts the connections whose first packet `ruleset` would drop today.
+fn cut(ruleset: &Ruleset, metrics: &Metrics) {
+    let denies = |flow: &EstablishedFlow| {
+        let family = Family::of(flow.source);
+        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == flow.protocol);
+        let transport = protocol.map_or(Transport::Other(flow.protocol), |protocol| {
+            Transport::Port(protocol, flow.destination_port)
+        });
+        let packet = Packet { at: BuiltIn::Forward, ..Packet::new(flow.source, flow.destination, transport) };
+        !trace(ruleset.table(family), &packet).passed
+    };
+    match Conntrack::open().and_then(|mut conntrack| conntrack.cut(denies)) {
+        Ok(0) => {}
+        Ok(count) => {
+            info!(count, "cut connections that policy no longer allows");
+            metrics.connections_cut.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        }
+        Err(error) => {
+            error!(%error, "could not cut connections that policy no longer allows");
+            metrics.failures.with_label_values(&["conntrack"]).inc();
+        }
+    }
+}

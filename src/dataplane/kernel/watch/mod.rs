@@ -1,0 +1,87 @@
+//! Hears of it when somebody else may have changed our rules.
+
+mod legacy;
+mod nft;
+
+use std::{
+    io::{self, PipeReader, PipeWriter},
+    os::fd::AsFd,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+pub(super) use nft::Journal;
+
+use crate::dataplane::command::Commands;
+
+/// Listens on a thread of its own, until dropped.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Something to listen to.
+trait Listen: AsFd + Send + 'static {
+    /// Reads all that is there to read. Whether it tells of what others did.
+    fn drain(&mut self) -> io::Result<bool>;
+}
+
+impl Watch {
+    /// Listens to the announcements of nftables.
+    pub(super) fn nft(journal: Arc<Journal>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+        Self::start(nft::Listener::open(journal)?, notify)
+    }
+
+    /// Listens to others taking the xtables lock.
+    pub(super) fn legacy(commands: Arc<Commands>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+        Self::start(legacy::Listener::open(commands)?, notify)
+    }
+
+    fn start(mut listener: impl Listen, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let (stopped, stop) = io::pipe()?;
+        let run = move || {
+            if let Err(error) = listen(&mut listener, &stopped, notify) {
+                tracing::error!(%error, "foreign changes are no longer heard of: only the periodic check sees them");
+            }
+        };
+        let thread = thread::Builder::new().name("rules-watch".to_owned()).spawn(run)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn listen(listener: &mut impl Listen, stopped: &PipeReader, notify: impl Fn()) -> io::Result<()> {
+    loop {
+        let mut files = [
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut files, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        // The writing end closes when the watch is dropped.
+        if files.first().and_then(PollFd::any).unwrap_or(false) {
+            return Ok(());
+        }
+        if listener.drain()? {
+            notify();
+        }
+    }
+}

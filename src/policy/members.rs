@@ -1,0 +1,78 @@
+//! What selectors, blocks and ports come to: members of sets.
+
+use std::net::IpAddr;
+
+use imbl::OrdSet;
+use ipnet::IpNet;
+
+use crate::model::{Family, Protocol};
+
+/// A member of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    /// An address.
+    Address(IpAddr),
+    /// A network. Its prefix length is at least 1: the kernel's hash of networks has no place for `/0`.
+    Network(IpNet),
+    /// A protocol and port of an address.
+    Endpoint(IpAddr, Protocol, u16),
+    /// A port.
+    Port(u16),
+}
+
+/// Members of a set, by family. A clone shares them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Those of IPv4.
+    pub v4: OrdSet<Member>,
+    /// Those of IPv6.
+    pub v6: OrdSet<Member>,
+}
+
+impl Members {
+    /// Those of one family.
+    #[must_use]
+    pub fn of(&self, family: Family) -> &OrdSet<Member> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    pub(super) fn of_mut(&mut self, family: Family) -> &mut OrdSet<Member> {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+
+    /// Makes the members that speak of `address` exactly these.
+    pub(super) fn replace(&mut self, address: IpAddr, now: &[Member]) {
+        let set = self.of_mut(Family::of(address));
+        let span =
+            Member::Endpoint(address, Protocol::Tcp, 0)..=Member::Endpoint(address, Protocol::Sctp, u16::MAX);
+        let stale: Vec<Member> = std::iter::once(Member::Address(address))
+            .filter(|member| set.contains(member))
+            .chain(set.range(span).copied())
+            .filter(|member| !now.contains(member))
+            .collect();
+        for member in stale {
+            set.remove(&member);
+        }
+        for member in now {
+            if !set.contains(member) {
+                set.insert(*member);
+            }
+        }
+    }
+}
+
+/// Addresses whose members of sets one change moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Those of one pod, or of all pods of a namespace.
+    pub addresses: Vec<IpAddr>,
+    /// Whether they leave their old sets before they enter the new ones: they belong to another pod than before, or
+    /// to several.
+    pub close_first: bool,
+}

@@ -1,0 +1,165 @@
+//! The rules of the house, read off the source.
+//!
+//! Rooms are the folders and files right below `src/`. Data flows downward through the list of [`ROOMS`]; lower never
+//! names higher. The core does no I/O, and knows neither async, clock, log nor Kubernetes' types.
+
+#![cfg(test)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every room, with the rooms that it may name.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("policy", &["model"]),
+    ("ruleset", &["model", "policy"]),
+    ("metrics", &[]),
+    ("k8s", &["model"]),
+    ("dataplane", &["model", "ruleset"]),
+    ("agent", &["dataplane", "metrics", "model", "policy", "ruleset"]),
+    ("web", &["agent", "metrics"]),
+    ("lab", &["model"]),
+    ("cli", &["agent", "dataplane", "k8s", "lab", "metrics", "model", "policy", "ruleset", "web"]),
+];
+
+/// The rooms that only compute.
+const CORE: [&str; 3] = ["model", "policy", "ruleset"];
+
+/// What the core must not name.
+const FORBIDDEN_IN_CORE: &[&str] = &[
+    "std::fs",
+    "std::io",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::time",
+    "Instant::now",
+    "SystemTime",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "async ",
+    ".await",
+    "tokio",
+    "futures",
+    "tracing",
+    "println!",
+    "eprintln!",
+    "kube::",
+    "k8s_openapi",
+    "serde",
+    "prometheus",
+];
+
+/// Where processes may be started: the kernel edge, and the proving ground with the demo that stands on it.
+const STARTS_PROCESSES: [&str; 3] = ["src/dataplane/command.rs", "src/lab/", "src/cli/demo/"];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    walk(&root.join("src"), &mut found);
+    found.sort();
+    let relative = |path: &Path| path.strip_prefix(root).unwrap().to_owned();
+    found.iter().map(|path| (relative(path), code(&fs::read_to_string(path).unwrap()))).collect()
+}
+
+/// The text without comments and without the tests at its end.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn room(path: &Path) -> String {
+    let name = path.components().nth(1).unwrap().as_os_str().to_string_lossy().into_owned();
+    name.strip_suffix(".rs").unwrap_or(&name).to_owned()
+}
+
+/// The rooms that a text names as `crate::room` or within `crate::{...}`.
+fn named_rooms(text: &str) -> BTreeSet<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut rooms = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            rooms.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut starts) = (0, true);
+        for (at, character) in group.char_indices() {
+            match character {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => starts = true,
+                _ if starts && !character.is_whitespace() => {
+                    rooms.insert(word(&group[at..]));
+                    starts = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn lower_rooms_never_name_higher_ones() {
+    let mut seen = BTreeSet::new();
+    for (path, text) in sources() {
+        let here = room(&path);
+        if here == "lib" || here == "main" {
+            continue;
+        }
+        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == here) else {
+            panic!("{} is in no room that this test knows", path.display())
+        };
+        for named in named_rooms(&text) {
+            let fine = named == here || allowed.contains(&named.as_str());
+            assert!(fine, "{}: {here} must not name {named}", path.display());
+        }
+        seen.insert(here);
+    }
+    assert_eq!(seen.len(), ROOMS.len(), "every room of the list is there");
+}
+
+#[test]
+fn the_core_does_no_io_and_knows_no_clock_log_or_kubernetes() {
+    for (path, text) in sources().into_iter().filter(|(path, _)| CORE.contains(&room(path).as_str())) {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        for forbidden in FORBIDDEN_IN_CORE {
+            assert!(!text.contains(forbidden), "{}: the core names {forbidden:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn processes_are_started_in_one_place() {
+    for (path, text) in sources() {
+        let path = path.to_string_lossy().into_owned();
+        if !STARTS_PROCESSES.iter().any(|place| path.starts_with(place)) {
+            assert!(!text.contains("Command::new("), "{path} starts a process");
+            assert!(!text.contains("iptables::"), "{path} uses a crate that starts processes");
+        }
+    }
+}
+
+#[test]
+fn this_test_sees_what_it_looks_for() {
+    let text = "use crate::{\n    agent::{Agent, Input},\n    web::Web,\n};\nfn f() { crate::cli::main() }";
+    let expected: BTreeSet<String> = ["agent", "cli", "web"].map(str::to_owned).into();
+    assert_eq!(named_rooms(text), expected);
+}

@@ -1,0 +1,231 @@
+//! Connections of real packets through a node, cut when a rule denies them.
+//!
+//! ```text
+//! client 10.1.1.2 --- 10.1.1.1 node 10.1.2.1 --- 10.1.2.2 server
+//! ```
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use towpath::{
+    dataplane::kernel::conntrack::{Conntrack, EstablishedFlow},
+    model::Family,
+};
+
+use crate::ground::{in_namespace, sh};
+
+const CLIENT: &str = "10.1.1.2";
+const SERVER: &str = "10.1.2.2";
+
+/// Two threads with a namespace each, joined to this thread's namespace.
+struct Pods {
+    client: Pod,
+    server: Pod,
+}
+
+/// A thread that runs what it is sent in a namespace of its own.
+struct Pod {
+    work: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Pod {
+    /// Joins it to this thread's namespace by a veth pair; the node's end has the first address of the network.
+    fn new(name: &str, network: &str) -> Self {
+        let (work, tasks) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, thread) = mpsc::channel();
+        thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(nix::unistd::gettid()).unwrap();
+            for task in tasks {
+                task();
+            }
+        });
+        let thread = thread.recv().unwrap();
+        sh(&format!(
+            "ip link add {name} type veth peer name eth0 netns {thread} && ip link set {name} up &&
+             ip address add {network}.1/24 dev {name}"
+        ));
+        let pod = Self { work };
+        let network = network.to_owned();
+        pod.run(move || {
+            sh(&format!(
+                "ip address add {network}.2/24 dev eth0 && ip link set eth0 up &&
+                 ip route add default via {network}.1"
+            ))
+        });
+        pod
+    }
+
+    fn run<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        self.work.send(Box::new(move || done.send(task()).unwrap())).unwrap();
+        result.recv().unwrap()
+    }
+}
+
+impl Pods {
+    fn new() -> Self {
+        let pods = Self { client: Pod::new("client", "10.1.1"), server: Pod::new("server", "10.1.2") };
+        sh("ip link set lo up && echo 1 > /proc/sys/net/ipv4/ip_forward");
+        // Something has to ask for connection tracking.
+        sh("iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
+        pods
+    }
+
+    /// A TCP connection through which both ends talk all the time; counts what arrives at either end.
+    fn talk(&self, address: &'static str, port: u16) -> Talk {
+        let listener = self.server.run(move || TcpListener::bind((SERVER, port)).unwrap());
+        let client = self.client.run(move || TcpStream::connect(address).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        Talk { at_server: chat(&server, &client), at_client: chat(&client, &server), _ends: (server, client) }
+    }
+}
+
+/// Sends from one end every few milliseconds, and counts what the other one gets.
+fn chat(to: &TcpStream, from: &TcpStream) -> Arc<AtomicU64> {
+    let count = Arc::new(AtomicU64::new(0));
+    let (mut to, mut from, counter) =
+        (to.try_clone().unwrap(), from.try_clone().unwrap(), Arc::clone(&count));
+    thread::spawn(move || {
+        while from.write_all(b"x").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok(length @ 1..) = to.read(&mut bytes) {
+            counter.fetch_add(u64::try_from(length).unwrap(), Ordering::Relaxed);
+        }
+    });
+    count
+}
+
+struct Talk {
+    at_server: Arc<AtomicU64>,
+    at_client: Arc<AtomicU64>,
+    _ends: (TcpStream, TcpStream),
+}
+
+impl Talk {
+    /// Whether both ends hear of each other.
+    fn is_alive(&self) -> bool {
+        let (server, client) = self.heard();
+        server > 5 && client > 5
+    }
+
+    /// How much arrives at the server within a while, and how much at the client.
+    fn heard(&self) -> (u64, u64) {
+        let before = (self.at_server.load(Ordering::Relaxed), self.at_client.load(Ordering::Relaxed));
+        thread::sleep(Duration::from_millis(800));
+        (self.at_server.load(Ordering::Relaxed) - before.0, self.at_client.load(Ordering::Relaxed) - before.1)
+    }
+}
+
+fn denies(port: u16) -> impl Fn(&EstablishedFlow) -> bool {
+    move |flow| {
+        let (source, destination) = (CLIENT.parse().unwrap(), SERVER.parse().unwrap());
+        *flow == EstablishedFlow { source, destination, protocol: 6, destination_port: port }
+    }
+}
+
+#[test]
+fn a_denied_connection_ends_although_its_server_talks_and_another_one_goes_on() {
+    in_namespace(|| {
+        let pods = Pods::new();
+        let denied = pods.talk("10.1.2.2:80", 80);
+        let allowed = pods.talk("10.1.2.2:81", 81);
+        assert!(denied.is_alive());
+        sh("iptables-nft -A FORWARD -s 10.1.1.2 -p tcp --dport 80 -j DROP");
+        assert!(denied.is_alive(), "the rule alone does not touch what is established");
+        let mut conntrack = Conntrack::open().unwrap();
+        assert_eq!(conntrack.cut(denies(80)).unwrap(), 1);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(denied.heard().0, 0, "nothing of the client arrives any more");
+        assert_eq!(denied.heard(), (0, 0), "nor does the server come through without acknowledgements");
+        assert!(allowed.is_alive());
+        assert_eq!(conntrack.cut(denies(80)).unwrap(), 0, "it was cut already");
+        assert_eq!(denied.heard(), (0, 0));
+    });
+}
+
+#[test]
+fn a_client_that_takes_the_same_port_again_is_judged_again() {
+    in_namespace(|| {
+        let pods = Pods::new();
+        let listener = pods.server.run(|| TcpListener::bind((SERVER, 80)).unwrap());
+        let connect = || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+            socket.bind(&address("10.1.1.2:40000")).unwrap();
+            // Closing resets, so that nothing lingers at the client.
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+            socket.connect_timeout(&address("10.1.2.2:80"), Duration::from_millis(1500)).map(|()| socket)
+        };
+        let first = pods.client.run(connect).unwrap();
+        let server = listener.accept().unwrap();
+        sh("iptables-nft -A FORWARD -s 10.1.1.2 -p tcp --dport 80 -j DROP");
+        assert_eq!(Conntrack::open().unwrap().cut(denies(80)).unwrap(), 1);
+        drop(first);
+        assert!(pods.client.run(connect).is_err());
+        sh("iptables-nft -D FORWARD -s 10.1.1.2 -p tcp --dport 80 -j DROP");
+        drop(server);
+        assert!(pods.client.run(connect).is_ok(), "once allowed, nothing of the cut stands in its way");
+    });
+}
+
+#[test]
+fn a_connection_through_a_service_is_known_by_the_pod_that_answers_and_cut() {
+    in_namespace(|| {
+        let pods = Pods::new();
+        sh(
+            "iptables-nft -t nat -A PREROUTING -d 10.96.0.1 -p tcp --dport 80 -j DNAT --to-destination 10.1.2.2:8080",
+        );
+        let talk = pods.talk("10.96.0.1:80", 8080);
+        assert!(talk.is_alive());
+        sh("iptables-nft -A FORWARD -s 10.1.1.2 -p tcp --dport 8080 -j DROP");
+        assert_eq!(Conntrack::open().unwrap().cut(denies(8080)).unwrap(), 1);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(talk.heard(), (0, 0));
+    });
+}
+
+#[test]
+fn connections_of_the_node_itself_are_not_asked_about_and_others_are_listed_with_their_ports() {
+    in_namespace(|| {
+        let pods = Pods::new();
+        let server = pods.server.run(|| UdpSocket::bind((SERVER, 53)).unwrap());
+        let client = pods.client.run(|| UdpSocket::bind((CLIENT, 5000)).unwrap());
+        let probe = UdpSocket::bind("10.1.2.1:6000").unwrap();
+        let mut bytes = [0; 8];
+        for sender in [&client, &probe] {
+            sender.send_to(b"?", (SERVER, 53)).unwrap();
+            server.recv_from(&mut bytes).unwrap();
+        }
+        let mut conntrack = Conntrack::open().unwrap();
+        let mut found = Vec::new();
+        conntrack.each(Family::V4, |entry| found.push(entry)).unwrap();
+        let entry = found.iter().find(|entry| entry.original.source_port == 5000).unwrap();
+        let flow = EstablishedFlow {
+            source: CLIENT.parse().unwrap(),
+            destination: SERVER.parse().unwrap(),
+            protocol: 17,
+            destination_port: 53,
+        };
+        assert_eq!(entry.flow(), flow);
+        assert_eq!(conntrack.cut(|_| true).unwrap(), 1);
+        assert!(!conntrack.delete(entry).unwrap(), "it is gone");
+        let mut left = Vec::new();
+        conntrack.each(Family::V4, |entry| left.push(entry.original.source_port)).unwrap();
+        assert_eq!(left, [6000]);
+    });
+}

@@ -1,0 +1,190 @@
+//! The fake does what the kernel does, so that what holds on the fake holds on a node.
+
+use std::collections::BTreeSet;
+
+use towpath::{
+    dataplane::{ApplyError, Dataplane, fake::Fake},
+    model::{Family, PortRange, Protocol},
+    ruleset::{
+        BuiltIn, Field, Match, Member, Object, Rule, Ruleset, SetKind, SetName, Target,
+        observed::Observed,
+        plan::{ChainBatch, HookEdit, SetEdit, Step, plan},
+    },
+};
+
+use crate::ground::{chain, everything, for_both_variants, in_set, kernel, seen, set};
+
+/// What comes of a step, without the words.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Refused(BTreeSet<Object>),
+    Failed,
+}
+
+fn outcome(dataplane: &mut impl Dataplane, step: &Step) -> Outcome {
+    match dataplane.apply(step) {
+        Ok(()) => Outcome::Done,
+        Err(ApplyError::Refused(refusals)) => {
+            Outcome::Refused(refusals.into_iter().map(|refusal| refusal.object).collect())
+        }
+        Err(ApplyError::Failed(_)) => Outcome::Failed,
+    }
+}
+
+fn rules(rules: impl IntoIterator<Item = Rule>) -> ChainBatch {
+    ChainBatch { write: vec![(chain("TP-GI-new"), rules.into_iter().collect())], ..ChainBatch::default() }
+}
+
+fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
+    rules([Rule::new(matches, Target::Return)])
+}
+
+/// Steps that start from [`everything`], and most of which the kernel does not take.
+fn steps() -> Vec<Step> {
+    let address = |text: &str| Member::Address(text.parse().unwrap());
+    let network = |text: &str| Member::Network(text.parse().unwrap());
+    let pods = || set("tp4-pods-x");
+    let mut steps: Vec<Step> = [
+        SetEdit::Create(pods(), SetKind::Addresses),
+        SetEdit::Create(pods(), SetKind::Networks),
+        SetEdit::Create(pods(), SetKind::CountedAddresses),
+        SetEdit::Add(set("tp4-missing"), address("10.0.0.1")),
+        SetEdit::Remove(set("tp4-missing"), address("10.0.0.1")),
+        SetEdit::Destroy(set("tp4-missing")),
+        SetEdit::Destroy(pods()),
+        SetEdit::Add(pods(), address("10.0.0.1")),
+        SetEdit::Add(pods(), address("0.0.0.0")),
+        SetEdit::Add(pods(), address("fd00::1")),
+        SetEdit::Remove(pods(), address("10.9.9.9")),
+        SetEdit::Add(set("tp6-pods-x"), address("10.0.0.1")),
+        SetEdit::Add(set("tp4-nets-x"), network("0.0.0.0/0")),
+        SetEdit::Add(set("tp4-nets-x"), network("10.7.7.7/16")),
+        SetEdit::Add(set("tp4-nets-x"), network("fd00::/64")),
+        SetEdit::Add(set("tp4-ports-x"), Member::Port(0)),
+        SetEdit::Add(set("tp4-named-x"), address("10.0.0.1")),
+        SetEdit::Add(set("tp6-named-x"), Member::Endpoint("fd00::1".parse().unwrap(), Protocol::Udp, 53)),
+    ]
+    .map(|edit| Step::Sets(vec![edit]))
+    .into();
+    let port = |port| Match::Ports(Protocol::Tcp, vec![PortRange::single(port)]);
+    let net = |text: &str| text.parse().unwrap();
+    let log = |length| Target::Log { group: 1, prefix: "x".repeat(length).into() };
+    let hook = |remove: &[&str], now: Option<&str>| ChainBatch {
+        hooks: vec![HookEdit {
+            at: BuiltIn::Forward,
+            remove: remove.iter().map(|name| chain(name)).collect(),
+            now: now.map(chain),
+        }],
+        ..ChainBatch::default()
+    };
+    let to_new = ChainBatch {
+        write: vec![(
+            chain("TOWPATH-INGRESS"),
+            [Rule::new([], Target::Goto(chain("TP-GI-new")))].into_iter().collect(),
+        )],
+        ..ChainBatch::default()
+    };
+    let mut looped = rules([Rule::new([], Target::Jump(chain("TOWPATH-FORWARD")))]);
+    looped.write.extend(to_new.write.clone());
+    let remove = |name: &str| ChainBatch { remove: vec![chain(name)], ..ChainBatch::default() };
+    steps.extend(
+        [
+            rule([port(80), Match::Source(net("10.0.0.0/8"))]),
+            rule([port(80), Match::Protocol(6)]),
+            rule([Match::Source(net("10.0.0.0/8")), Match::Source(net("10.0.0.0/9"))]),
+            rule([Match::Source(net("fd00::/8"))]),
+            rule([Match::Icmpv6Type(135)]),
+            rule([in_set("tp4-missing", Field::Source)]),
+            rule([in_set("tp6-pods-x", Field::Source)]),
+            rule([Match::Limit { per_second: 10_000 }]),
+            rule([Match::Limit { per_second: 20_000 }]),
+            rule([Match::Comment("x".repeat(255).into())]),
+            rules([Rule::new([], log(63))]),
+            to_new,
+            looped,
+            hook(&["TOWPATH-INPUT"], None),
+            hook(&["TOWPATH-FORWARD"], Some("TP-GI-missing")),
+            hook(&["TOWPATH-FORWARD"], Some("TOWPATH-INGRESS")),
+            remove("TOWPATH-INGRESS"),
+            remove("TP-GI-missing"),
+        ]
+        .map(|batch| Step::Chains(Family::V4, batch)),
+    );
+    steps
+}
+
+#[test]
+fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
+    for_both_variants(|variant| {
+        let mut kernel = kernel(variant);
+        let mut fake = Fake::default();
+        let mut refused = 0;
+        for step in steps() {
+            // Each step starts from the same state.
+            for step in plan(&kernel.observe().unwrap(), &everything(), &[]) {
+                kernel.apply(&step).unwrap();
+            }
+            for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+                fake.apply(&step).unwrap();
+            }
+            let outcome_of_kernel = outcome(&mut kernel, &step);
+            assert_eq!(outcome(&mut fake, &step), outcome_of_kernel, "{step:?}");
+            assert_eq!(fake.observe().unwrap(), kernel.observe().unwrap(), "{step:?}");
+            refused += u32::from(outcome_of_kernel != Outcome::Done);
+        }
+        assert!(refused > 20, "{refused}");
+    });
+}
+
+/// Whether a pod is isolated while nothing leads to its chain.
+fn isolated_without_chains(ruleset: &Ruleset) -> bool {
+    let table = &ruleset.v4;
+    let is_isolated = |name: &SetName| name.as_str().ends_with("isolated");
+    let isolates = table.sets.iter().any(|(name, set)| is_isolated(name) && !set.members.is_empty());
+    isolates && !table.hooks.contains_key(&BuiltIn::Forward)
+}
+
+#[test]
+fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there() {
+    let steps = plan(&Observed::default(), &everything(), &[]);
+    let mut whole = Fake::default();
+    for step in &steps {
+        whole.apply(step).unwrap();
+    }
+    assert_eq!(whole.ruleset(), &everything());
+    for count in 0..whole.effects() {
+        let mut fake = Fake::default();
+        fake.die_after(count);
+        let failed = steps.iter().find_map(|step| fake.apply(step).err());
+        assert!(matches!(failed, Some(ApplyError::Failed(_))));
+        assert!(fake.observe().is_err(), "it is dead");
+        assert_eq!(fake.effects(), count);
+        assert!(!isolated_without_chains(fake.ruleset()));
+        fake.revive();
+        for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+            fake.apply(&step).unwrap();
+        }
+        assert_eq!(fake.ruleset(), &everything());
+        assert_eq!(fake.observe().unwrap(), seen(&everything()));
+    }
+}
+
+#[test]
+fn the_fake_refuses_an_object_on_demand_and_shows_drift() {
+    let mut fake = Fake::default();
+    let broken = Object::Set(set("tp4-pods-x"));
+    fake.refuse(broken.clone());
+    let steps = plan(&Observed::default(), &everything(), &[]);
+    assert_eq!(outcome(&mut fake, &steps[0]), Outcome::Refused([broken.clone()].into()));
+    assert_eq!(fake.ruleset().v4.sets.len(), everything().v4.sets.len() - 1);
+    fake.refuse_nothing();
+    for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+        fake.apply(&step).unwrap();
+    }
+    let expected = Observed::holding(&everything());
+    assert!(fake.check(&expected).unwrap().findings.is_empty());
+    fake.displace(Family::V4, BuiltIn::Forward);
+    fake.ruleset_mut().v6.sets.clear();
+    assert_eq!(fake.check(&expected).unwrap().findings.len(), 1 + everything().v6.sets.len());
+}

@@ -1,0 +1,203 @@
+//! What the tests stand on: a namespace of their own, commands, and a ruleset with everything in it.
+
+use std::{
+    process::{self, Stdio},
+    sync::Arc,
+    thread,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use towpath::{
+    dataplane::{
+        Dataplane,
+        command::Commands,
+        kernel::{Backend, Kernel, Variant},
+    },
+    model::{Family, PortRange, Protocol},
+    ruleset::{
+        BuiltIn, ChainName, Field, IpSet, Match, Member, Rule, Ruleset, SetKind, SetName, Table, Target,
+        observed::{Content, Observed},
+        plan::plan,
+    },
+};
+
+/// Runs `test` on a thread that has a network namespace and a `/run` of its own, and so an xtables lock of its own;
+/// its child processes run there too.
+pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
+        println!("skipped: needs root");
+        return;
+    }
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        test();
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `test` for both variants, each in a namespace of its own.
+pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {
+    for variant in Variant::BOTH {
+        let test = test.clone();
+        in_namespace(move || test(variant));
+    }
+}
+
+/// The program of one variant: `tool(Legacy, V6, "-save")` is `ip6tables-legacy-save`.
+pub(crate) fn tool(variant: Variant, family: Family, suffix: &str) -> String {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    format!("{program}-{variant}{suffix}")
+}
+
+pub(crate) fn kernel(variant: Variant) -> Kernel {
+    Kernel::new(Arc::new(Commands::default()), Backend::Only(variant)).unwrap()
+}
+
+/// Runs a command of the shell in this thread's namespace.
+pub(crate) fn sh(command: &str) -> String {
+    sh_with(command, "")
+}
+
+pub(crate) fn sh_with(command: &str, input: &str) -> String {
+    let mut child = process::Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}: {:?}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn chain(name: &str) -> ChainName {
+    ChainName::new(name).unwrap()
+}
+
+pub(crate) fn set(name: &str) -> SetName {
+    SetName::new(name).unwrap()
+}
+
+pub(crate) fn in_set(name: &str, field: Field) -> Match {
+    Match::Set { set: set(name), field }
+}
+
+/// A ruleset with every kind of match, target, set and member, in both families.
+pub(crate) fn everything() -> Ruleset {
+    Ruleset {
+        v4: every_table("tp4-", "10.0.0.0/8", "192.0.2.7/32"),
+        v6: every_table("tp6-", "fd00::/8", "2001:db8::7/128"),
+    }
+}
+
+pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
+    let named = |name: &str| format!("{prefix}{name}");
+    let network: ipnet::IpNet = network.parse().unwrap();
+    let single: ipnet::IpNet = single.parse().unwrap();
+    let is_v6 = prefix == "tp6-";
+    let ports = |ranges: &[(u16, u16)]| {
+        ranges.iter().map(|(a, b)| PortRange::new(*a, *b).unwrap()).collect::<Vec<_>>()
+    };
+    let mut group = vec![
+        Rule::new(
+            [Match::Ports(Protocol::Tcp, ports(&[(80, 80)])), in_set(&named("pods-x"), Field::Source)],
+            Target::Return,
+        ),
+        Rule::new([Match::Ports(Protocol::Udp, ports(&[(53, 53), (1000, 2000)]))], Target::Return),
+        Rule::new([Match::Ports(Protocol::Sctp, ports(&[(9, 10)]))], Target::Return),
+        Rule::new(
+            [Match::Ports(
+                Protocol::Sctp,
+                ports(&[(1, 2), (4, 5), (7, 8), (10, 11), (13, 14), (16, 17), (19, 20), (22, 22)]),
+            )],
+            Target::Return,
+        ),
+        Rule::new([in_set(&named("named-x"), Field::DestinationEndpoint)], Target::Return),
+        Rule::new([Match::Protocol(6), in_set(&named("ports-x"), Field::DestinationPort)], Target::Return),
+        Rule::new([in_set(&named("nets-x"), Field::Destination)], Target::Return),
+        Rule::new([Match::Protocol(47), Match::Source(network), Match::Destination(single)], Target::Return),
+        Rule::new([Match::Protocol(4)], Target::Drop),
+        Rule::new(
+            [Match::Limit { per_second: 10 }, Match::Comment("a \"b\" \\ 'c' $d `e` é; -j x".into())],
+            Target::Log { group: 7, prefix: "towpath: ingress x".into() },
+        ),
+        Rule::new([in_set(&named("drops"), Field::Source), Match::Protocol(6)], Target::Reject),
+        Rule::new([], Target::Reject),
+        Rule::new([], Target::Drop),
+    ];
+    if is_v6 {
+        group.insert(0, Rule::new([Match::Icmpv6Type(135)], Target::Return));
+    }
+    let forward = vec![
+        Rule::new([Match::Established], Target::Return),
+        Rule::new(
+            [in_set(&named("ingress-isolated"), Field::Destination)],
+            Target::Jump(chain("TOWPATH-INGRESS")),
+        ),
+    ];
+    let ingress = vec![
+        Rule::new([Match::Destination(single)], Target::Goto(chain("TP-GI-aaaaaaaaaaaaaaaa"))),
+        Rule::new([], Target::Drop),
+    ];
+    let of = |kind, members: Vec<Member>| IpSet { kind, members: members.into_iter().collect() };
+    let address = single.addr();
+    Table {
+        chains: [
+            ("TOWPATH-FORWARD", forward),
+            ("TOWPATH-INPUT", vec![Rule::new([Match::Established], Target::Return)]),
+            ("TOWPATH-INGRESS", ingress),
+            ("TP-GI-aaaaaaaaaaaaaaaa", group),
+        ]
+        .into_iter()
+        .map(|(name, rules)| (chain(name), rules.into_iter().collect()))
+        .collect(),
+        sets: [
+            ("pods-x", of(SetKind::Addresses, vec![Member::Address(address)])),
+            ("ingress-isolated", of(SetKind::Addresses, vec![Member::Address(address)])),
+            ("drops", of(SetKind::CountedAddresses, vec![Member::Address(address)])),
+            ("nets-x", of(SetKind::Networks, vec![Member::Network(network), Member::Network(single)])),
+            (
+                "named-x",
+                of(
+                    SetKind::Endpoints,
+                    Protocol::ALL.map(|protocol| Member::Endpoint(address, protocol, 8080)).to_vec(),
+                ),
+            ),
+            ("ports-x", of(SetKind::Ports, (1..100).chain([65535]).map(Member::Port).collect())),
+        ]
+        .into_iter()
+        .map(|(name, of)| (set(&named(name)), of))
+        .collect(),
+        hooks: [(BuiltIn::Forward, chain("TOWPATH-FORWARD")), (BuiltIn::Input, chain("TOWPATH-INPUT"))]
+            .into(),
+    }
+}
+
+/// What `ruleset` looks like to one who reads names and headers.
+pub(crate) fn seen(ruleset: &Ruleset) -> Observed {
+    let mut observed = Observed::holding(ruleset);
+    for family in Family::BOTH {
+        observed.table_mut(family).chains.values_mut().for_each(|content| *content = Content::Unknown);
+    }
+    observed
+}
+
+pub(crate) fn apply_all(kernel: &mut Kernel, desired: &Ruleset) {
+    let observed = kernel.observe().unwrap();
+    for step in plan(&observed, desired, &[]) {
+        kernel.apply(&step).unwrap();
+    }
+}

@@ -1,0 +1,10 @@
+//! The kernel dataplane against a real kernel, in network namespaces of the tests' own. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
+
+mod connections;
+mod fake;
+mod foreign;
+mod ground;
+mod variants;
+mod writing;

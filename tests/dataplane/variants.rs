@@ -1,0 +1,81 @@
+//! Which variant of iptables is used, and what is said if there is none.
+
+use std::sync::Arc;
+
+use towpath::{
+    dataplane::{
+        Dataplane,
+        command::Commands,
+        kernel::{Backend, Kernel, Variant},
+    },
+    model::Family,
+    ruleset::Ruleset,
+};
+
+use crate::ground::{apply_all, everything, for_both_variants, in_namespace, kernel, seen, sh, tool};
+
+/// A folder with links to `programs`, to be the only one that is searched.
+fn only(programs: &[&str]) -> (tempfile::TempDir, Arc<Commands>) {
+    let folder = tempfile::tempdir().unwrap();
+    for program in programs {
+        std::os::unix::fs::symlink(format!("/usr/sbin/{program}"), folder.path().join(program)).unwrap();
+    }
+    let commands = Arc::new(Commands::new(folder.path().into()));
+    (folder, commands)
+}
+
+#[test]
+fn what_is_not_installed_is_named_with_its_package() {
+    in_namespace(|| {
+        let error = |programs: &[&str], backend| {
+            let (_folder, commands) = only(programs);
+            Kernel::new(commands, backend).unwrap_err().to_string()
+        };
+        assert_eq!(error(&[], Backend::Auto), "ipset was not found: install the package ipset");
+        assert_eq!(error(&["ipset"], Backend::Auto), "iptables was not found: install the package iptables");
+        let nft = ["ipset", "iptables-nft", "iptables-nft-save", "iptables-nft-restore"];
+        assert_eq!(
+            error(&nft, Backend::Only(Variant::Legacy)),
+            "iptables-legacy-restore was not found: install the package iptables"
+        );
+    });
+}
+
+#[test]
+fn the_only_installed_variant_is_used_and_without_ip6tables_only_ipv4() {
+    in_namespace(|| {
+        for variant in Variant::BOTH {
+            let programs = ["", "-save", "-restore"].map(|suffix| tool(variant, Family::V4, suffix));
+            let programs: Vec<&str> = programs.iter().map(String::as_str).chain(["ipset"]).collect();
+            let (_folder, commands) = only(&programs);
+            let mut kernel = Kernel::new(commands, Backend::Auto).unwrap();
+            assert_eq!(kernel.variant(), variant);
+            assert_eq!(kernel.families(), [Family::V4]);
+            apply_all(&mut kernel, &everything());
+            let found = kernel.observe().unwrap();
+            assert_eq!(found.v4, seen(&everything()).v4);
+            assert!(found.v6.chains.is_empty());
+            apply_all(&mut kernel, &Ruleset::default());
+        }
+        let (_folder, commands) = only(&["ipset", "iptables", "iptables-save", "iptables-restore"]);
+        let is_nft = sh("iptables --version").contains("nf_tables");
+        let variant = if is_nft { Variant::Nft } else { Variant::Legacy };
+        assert_eq!(Kernel::new(commands, Backend::Auto).unwrap().variant(), variant);
+    });
+}
+
+#[test]
+fn the_variant_is_the_one_that_kubelet_uses_or_else_the_one_with_more_rules() {
+    let chosen = || Kernel::new(Arc::new(Commands::default()), Backend::Auto).unwrap().variant();
+    for_both_variants(move |variant| {
+        let (this, other) = (tool(variant, Family::V4, ""), tool(variant.other(), Family::V4, ""));
+        sh(&format!("{this} -A INPUT -j ACCEPT"));
+        assert_eq!(chosen(), variant, "one rule against none");
+        apply_all(&mut kernel(variant.other()), &everything());
+        assert_eq!(chosen(), variant, "rules of ours do not count");
+        sh(&format!("{other} -A INPUT -j ACCEPT && {other} -A INPUT -j ACCEPT"));
+        assert_eq!(chosen(), variant.other(), "two rules against one");
+        sh(&format!("{} -t mangle -N KUBE-KUBELET-CANARY", tool(variant, Family::V6, "")));
+        assert_eq!(chosen(), variant, "kubelet's mark");
+    });
+}
