@@ -70,6 +70,20 @@ impl Key {
         }
     }
 
+    /// What identifies the object of this name.
+    #[must_use]
+    pub fn of_id(id: &ObjectId) -> Self {
+        let key = || ObjectKey {
+            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            name: id.name.clone(),
+        };
+        match id.kind {
+            "Namespace" => Self::Namespace(id.name.clone()),
+            "NetworkPolicy" => Self::Policy(key()),
+            _ => Self::Pod(key()),
+        }
+    }
+
     /// The removal of the object.
     #[must_use]
     pub fn removal(self) -> Change {
@@ -104,18 +118,6 @@ struct Place<'f> {
 impl Place<'_> {
     fn fault(self, at: Position, problem: &Problem) -> Fault {
         Fault::new(self.file.to_owned(), at.after(self.lines), problem, self.manifest.id.clone())
-    }
-
-    fn key(self, id: &ObjectId) -> Key {
-        let key = |id: &ObjectId| ObjectKey {
-            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
-            name: id.name.clone(),
-        };
-        match id.kind {
-            "Namespace" => Key::Namespace(id.name.clone()),
-            "NetworkPolicy" => Key::Policy(key(id)),
-            _ => Key::Pod(key(id)),
-        }
     }
 
     /// What the object may be taken for when it cannot be taken for what it says.
@@ -214,7 +216,7 @@ impl Assembly {
 
     fn say(&mut self, place: Place<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
         let Some(id) = &place.manifest.id else { return };
-        let key = place.key(id);
+        let key = Key::of_id(id);
         if duplicates.contains(id) {
             let said = self.said.entry(key).or_insert(Said::Doubtful(None));
             if matches!(said, Said::Doubtful(None)) {

@@ -129,7 +129,7 @@ pub(super) fn not_utf8(error: std::str::Utf8Error) -> String {
     format!("not UTF-8 text after {} bytes: save it as UTF-8", error.valid_up_to())
 }
 
-fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     if is_stdin(path) {
         let mut bytes = Vec::new();
         io::stdin().lock().read_to_end(&mut bytes)?;
@@ -138,12 +138,12 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-fn is_stdin(path: &Path) -> bool {
+pub(super) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
 /// The files that `path` stands for, sorted.
-fn find(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+pub(super) fn find(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
     if is_stdin(path) {
         return Ok(vec![path.to_owned()]);
     }

@@ -351,14 +351,14 @@ pub fn cluster_of(changes: impl IntoIterator<Item = Change>) -> Cluster {
     cluster
 }
 
-/// The addresses of pod number `slot` on a node: `10.244.<node>.<slot>` and `fd00:10:<node>::<slot>`.
+/// The addresses of pod number `slot` on a node: `10.244.<node>.<slot>` and `fd00:10:244:<node>::<slot>`.
 #[must_use]
 pub fn pod_addresses(stack: Stack, node: usize, slot: usize) -> Vec<IpAddr> {
     let subnet = u8::try_from(node + 1).unwrap_or(u8::MAX);
     let host = u16::try_from(slot + 10).unwrap_or(u16::MAX);
     let [high, low] = host.to_be_bytes();
     let v4 = IpAddr::from([10, 244, subnet.wrapping_add(high), low]);
-    let v6 = IpAddr::from([0xfd00, 0x10, u16::from(subnet), 0, 0, 0, 0, host]);
+    let v6 = IpAddr::from([0xfd00, 0x10, 0x244, u16::from(subnet), 0, 0, 0, host]);
     by_stack(stack, v4, v6)
 }
 
@@ -405,10 +405,10 @@ const BLOCKS: [(&str, &[&str]); 16] = [
     ("192.168.77.0/24", &["192.168.77.2/32"]),
     ("128.0.0.0/1", &["172.16.0.0/12"]),
     ("::/0", &["fd00:10::/32", "fd00:17:0:1::/64", "2001:db8::5/128"]),
-    ("fd00:10::/32", &["fd00:10:1::/48", "fd00:10:2::c/127"]),
-    ("fd00:10:1::/64", &["fd00:10:1::c/126", "fd00:10:1::10/124"]),
-    ("fd00:10:2::a/127", &[]),
-    ("fd00:10:1::b/128", &[]),
+    ("fd00:10:244::/48", &["fd00:10:244:1::/64", "fd00:10:244:2::c/127"]),
+    ("fd00:10:244:1::/64", &["fd00:10:244:1::c/126", "fd00:10:244:1::10/124"]),
+    ("fd00:10:244:2::a/127", &[]),
+    ("fd00:10:244:1::b/128", &[]),
     ("fd00:17::/32", &["fd00:17:0:1::/64", "fd00:17::8/125"]),
     ("fd00:77::/64", &["fd00:77::2/128"]),
     ("8000::/1", &["fd00::/8"]),

@@ -1,6 +1,7 @@
 //! What the tests stand on: a namespace of their own, commands, and a ruleset with everything in it.
 
 use std::{
+    io::Write as _,
     process::{self, Stdio},
     sync::Arc,
     thread,
