@@ -1,0 +1,265 @@
+//! The objects of many files, put together: which of them count, and what is wrong between them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    chunk::Chunk,
+    convert::{DEFAULT_NAMESPACE, bare_namespace},
+    fault::{Fault, ObjectId, Problem, Severity},
+    intern::Interner,
+    object::{Manifest, Object},
+    path::{FieldPath, Position},
+};
+use crate::model::{Change, NetworkPolicy, ObjectKey, Standing};
+
+/// The namespaces that every cluster has.
+const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kube-node-lease"];
+
+/// What a file holds.
+#[derive(Clone, Debug, Default)]
+pub struct FileContents {
+    /// Its pieces, each with the number of lines in front of it.
+    pub chunks: Vec<(u32, Arc<Chunk>)>,
+    /// Why it could not be read at all.
+    pub unreadable: Option<String>,
+}
+
+/// What identifies an object in the model. In this order they are told to whoever listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A namespace.
+    Namespace(Arc<str>),
+    /// A pod.
+    Pod(ObjectKey),
+    /// A policy.
+    Policy(ObjectKey),
+}
+
+/// What the files say of one object.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// It is this.
+    Is(Object),
+    /// It is there, and refused, or there more than once: this is what it may be taken for.
+    Doubtful(Option<Object>),
+}
+
+/// Every object of all files.
+#[derive(Debug, Default)]
+pub struct Assembly {
+    /// What is said of each.
+    pub said: BTreeMap<Key, Said>,
+    /// What is wrong, by file and position.
+    pub faults: Vec<Fault>,
+    /// How many objects of other kinds there were, by `apiVersion/kind`.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Key {
+    /// What identifies `object`.
+    #[must_use]
+    pub fn of(object: &Object) -> Self {
+        match object {
+            Object::Namespace(namespace) => Self::Namespace(namespace.name.clone()),
+            Object::Pod(pod) => Self::Pod(pod.key.clone()),
+            Object::Policy(policy) => Self::Policy(policy.key.clone()),
+        }
+    }
+
+    /// The removal of the object.
+    #[must_use]
+    pub fn removal(self) -> Change {
+        match self {
+            Self::Namespace(name) => Change::RemoveNamespace(name),
+            Self::Pod(key) => Change::RemovePod(key),
+            Self::Policy(key) => Change::RemovePolicy(key),
+        }
+    }
+}
+
+impl Object {
+    /// The change that makes the object this.
+    #[must_use]
+    pub fn change(self) -> Change {
+        match self {
+            Self::Namespace(namespace) => Change::SetNamespace(namespace),
+            Self::Pod(pod) => Change::SetPod(pod),
+            Self::Policy(policy) => Change::SetPolicy(policy),
+        }
+    }
+}
+
+/// Where an object stands.
+#[derive(Clone, Copy)]
+struct Place<'f> {
+    file: &'f Path,
+    lines: u32,
+    manifest: &'f Manifest,
+}
+
+impl Place<'_> {
+    fn fault(self, at: Position, problem: &Problem) -> Fault {
+        Fault::new(self.file.to_owned(), at.after(self.lines), problem, self.manifest.id.clone())
+    }
+
+    fn key(self, id: &ObjectId) -> Key {
+        let key = |id: &ObjectId| ObjectKey {
+            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            name: id.name.clone(),
+        };
+        match id.kind {
+            "Namespace" => Key::Namespace(id.name.clone()),
+            "NetworkPolicy" => Key::Policy(key(id)),
+            _ => Key::Pod(key(id)),
+        }
+    }
+
+    /// What the object may be taken for when it cannot be taken for what it says.
+    fn fallback(self) -> Option<Object> {
+        match &self.manifest.object {
+            Some(Object::Policy(policy)) => Some(Object::Policy(refused(policy))),
+            Some(object) => Some(object.clone()),
+            None => self.manifest.stand_in.clone().map(Object::Policy),
+        }
+    }
+}
+
+fn refused(policy: &NetworkPolicy) -> NetworkPolicy {
+    NetworkPolicy {
+        ingress: policy.ingress.as_ref().map(|_| Vec::new()),
+        egress: policy.egress.as_ref().map(|_| Vec::new()),
+        standing: Standing::Refused,
+        ..policy.clone()
+    }
+}
+
+/// Puts together the contents of `files`, in their order.
+#[must_use]
+pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> Assembly {
+    let mut assembly = Assembly::default();
+    let mut places: Vec<Place<'_>> = Vec::new();
+    for (file, contents) in files {
+        assembly.take_in(file, contents);
+        for (lines, chunk) in &contents.chunks {
+            let (file, lines) = (file.as_path(), *lines);
+            places.extend(chunk.manifests.iter().map(|manifest| Place { file, lines, manifest }));
+        }
+    }
+    let duplicates = assembly.find_duplicates(&places);
+    // Pods before the workloads that stand for one: the pod of a name is the pod itself.
+    let is_workload = |place: &&Place<'_>| {
+        place.manifest.id.as_ref().is_some_and(|id| !["Namespace", "Pod", "NetworkPolicy"].contains(&id.kind))
+    };
+    for place in places.iter().filter(|place| !is_workload(place)) {
+        assembly.say(*place, &duplicates, names);
+    }
+    for place in places.iter().filter(is_workload) {
+        assembly.say(*place, &duplicates, names);
+    }
+    for name in ALWAYS {
+        let bare = || Said::Is(Object::Namespace(bare_namespace(name, names)));
+        assembly.said.entry(Key::Namespace(name.into())).or_insert_with(bare);
+    }
+    assembly.warn_of_undeclared_namespaces(&places);
+    assembly.faults.sort_by(|a, b| {
+        (&a.file, a.line, a.column, a.severity).cmp(&(&b.file, b.line, b.column, b.severity))
+    });
+    assembly
+}
+
+impl Assembly {
+    /// The faults of one file, and what was skipped in it.
+    fn take_in(&mut self, file: &Path, contents: &FileContents) {
+        if let Some(text) = &contents.unreadable {
+            let problem = Problem::error(FieldPath::root(), text);
+            self.faults.push(Fault::new(file.to_owned(), Position::START, &problem, None));
+        }
+        for (lines, chunk) in &contents.chunks {
+            for kind in &chunk.skipped {
+                *self.skipped.entry(kind.clone()).or_default() += 1;
+            }
+            if let Some(error) = &chunk.error {
+                let problem = Problem::error(FieldPath::root(), &error.text);
+                self.faults.push(Fault::new(file.to_owned(), error.at.after(*lines), &problem, None));
+            }
+            for manifest in &chunk.manifests {
+                let place = Place { file, lines: *lines, manifest };
+                self.faults.extend(manifest.problems.iter().map(|(at, problem)| place.fault(*at, problem)));
+            }
+        }
+    }
+
+    /// The objects that stand in several places; each place but the first is a fault that names the first.
+    fn find_duplicates<'f>(&mut self, places: &[Place<'f>]) -> BTreeSet<&'f ObjectId> {
+        let mut first: HashMap<&ObjectId, Place<'_>> = HashMap::with_capacity(places.len());
+        let mut duplicates = BTreeSet::new();
+        for place in places {
+            let Some(id) = &place.manifest.id else { continue };
+            let Some(before) = first.get(id) else {
+                first.insert(id, *place);
+                continue;
+            };
+            let at = before.manifest.name_at.after(before.lines);
+            let text = format!("{id} is already defined at {}:{at}: keep one", before.file.display());
+            let problem = Problem::error(FieldPath::of(&["metadata", "name"]), text);
+            self.faults.push(place.fault(place.manifest.name_at, &problem));
+            duplicates.insert(id);
+        }
+        duplicates
+    }
+
+    fn say(&mut self, place: Place<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
+        let Some(id) = &place.manifest.id else { return };
+        let key = place.key(id);
+        if duplicates.contains(id) {
+            let said = self.said.entry(key).or_insert(Said::Doubtful(None));
+            if matches!(said, Said::Doubtful(None)) {
+                *said = Said::Doubtful(place.fallback());
+            }
+            return;
+        }
+        let said = match &place.manifest.object {
+            Some(object) => Said::Is(object.clone()),
+            None => Said::Doubtful(place.fallback()),
+        };
+        let std::collections::btree_map::Entry::Occupied(taken) = self.said.entry(key.clone()) else {
+            self.said.insert(key, said);
+            return;
+        };
+        // A Deployment and a StatefulSet of one name are two pods of one name here.
+        if let (Key::Pod(key), Said::Is(Object::Pod(mut pod))) = (taken.key().clone(), said) {
+            let name = format!("{}.{}", id.kind.to_ascii_lowercase(), id.name);
+            let text =
+                format!("{} stands for two objects here: this one is called {}/{name}", key, key.namespace);
+            let problem = Problem::warning(FieldPath::of(&["metadata", "name"]), text);
+            self.faults.push(place.fault(place.manifest.name_at, &problem));
+            pod.key = ObjectKey { name: names.string(&name), ..key };
+            self.said.insert(Key::Pod(pod.key.clone()), Said::Is(Object::Pod(pod)));
+        }
+    }
+
+    fn warn_of_undeclared_namespaces(&mut self, places: &[Place<'_>]) {
+        let mut warned: BTreeSet<&str> = BTreeSet::new();
+        for place in places {
+            let Some(namespace) = place.manifest.id.as_ref().and_then(|id| id.namespace.as_ref()) else {
+                continue;
+            };
+            if self.said.contains_key(&Key::Namespace(namespace.clone())) || !warned.insert(namespace) {
+                continue;
+            }
+            let text = format!(
+                "the namespace {namespace} is not declared in these files: no namespaceSelector matches its pods"
+            );
+            let problem = Problem {
+                severity: Severity::Warning,
+                path: FieldPath::of(&["metadata", "namespace"]),
+                text,
+            };
+            self.faults.push(place.fault(place.manifest.namespace_at, &problem));
+        }
+    }
+}

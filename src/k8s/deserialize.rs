@@ -1,0 +1,606 @@
+//! A serde deserialiser over a [`Node`] that is strict, and knows where everything stands.
+//!
+//! What the type does not know is reported with its path and the names that it does know. What has the wrong type is
+//! reported and then left out, so that one reading finds every fault of an object and the rest of it can still be
+//! judged: a policy with a fault in its rules still says which pods it means.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
+
+use serde::{
+    Deserialize,
+    de::{self, DeserializeSeed, IntoDeserializer, Visitor, value::StrDeserializer},
+};
+
+use super::{
+    fault::Problem,
+    node::{Entry, Node, Value},
+    path::{FieldPath, Step},
+    scalar::Kind,
+};
+
+/// How many wrong types of one object are reported.
+const WRONG_TYPES: usize = 50;
+
+/// A reading of one object: its tree, and what was found wrong so far.
+pub struct Reading<'t> {
+    root: &'t Node<'t>,
+    /// Entries whose values have the wrong type, by address: they read as if they were not there.
+    left_out: RefCell<HashSet<usize>>,
+    unknown: RefCell<BTreeMap<FieldPath, &'static [&'static str]>>,
+    strict: Cell<bool>,
+    problems: RefCell<Vec<Problem>>,
+}
+
+/// A field that its object does not have.
+#[derive(Debug)]
+pub struct Unknown {
+    /// Its path.
+    pub path: FieldPath,
+    /// The fields that it could have been.
+    pub known: &'static [&'static str],
+}
+
+impl<'t> Reading<'t> {
+    /// Begins to read `root`.
+    #[must_use]
+    pub fn new(root: &'t Node<'t>) -> Self {
+        Self {
+            root,
+            left_out: RefCell::default(),
+            unknown: RefCell::default(),
+            strict: Cell::new(false),
+            problems: RefCell::default(),
+        }
+    }
+
+    /// Reads it as a `T` for its faults alone, and remembers them.
+    pub fn check<T: Deserialize<'t>>(&self) {
+        self.strict.set(true);
+        let _ = self.read::<T>();
+        self.strict.set(false);
+    }
+
+    /// Reads it as a `T`; what has the wrong type is remembered and left out. `None` if nothing is left.
+    pub fn read<T: Deserialize<'t>>(&self) -> Option<T> {
+        for _ in 0..WRONG_TYPES {
+            let reader = Reader {
+                node: self.root,
+                trail: &Trail::Root,
+                entry: 0,
+                known: &[],
+                loose: false,
+                reading: self,
+            };
+            let error = match T::deserialize(reader) {
+                Ok(value) => return Some(value),
+                Err(error) => *error.0,
+            };
+            self.problems.borrow_mut().push(Problem::of_field(error.path, error.text));
+            if error.entry == 0 || !self.left_out.borrow_mut().insert(error.entry) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// What was found: wrong types, and fields that are not known.
+    #[must_use]
+    pub fn finish(self) -> (Vec<Problem>, Vec<Unknown>) {
+        let unknown =
+            self.unknown.into_inner().into_iter().map(|(path, known)| Unknown { path, known }).collect();
+        (self.problems.into_inner(), unknown)
+    }
+}
+
+/// The way to a node, kept on the stack.
+enum Trail<'p> {
+    Root,
+    Key(&'p Trail<'p>, &'p str),
+    Index(&'p Trail<'p>, usize),
+}
+
+impl Trail<'_> {
+    fn path(&self) -> FieldPath {
+        let mut steps = Vec::new();
+        let mut trail = self;
+        loop {
+            trail = match trail {
+                Self::Root => break,
+                Self::Key(parent, key) => {
+                    steps.push(Step::Key((*key).into()));
+                    parent
+                }
+                Self::Index(parent, index) => {
+                    steps.push(Step::Index(*index));
+                    parent
+                }
+            };
+        }
+        steps.into_iter().rev().collect()
+    }
+}
+
+/// A value of the wrong type.
+#[derive(Debug)]
+struct Mismatch {
+    text: String,
+    path: FieldPath,
+    /// The entry to leave out, by address; 0 if it is the whole object.
+    entry: usize,
+    placed: bool,
+}
+
+#[derive(Debug)]
+struct Error(Box<Mismatch>);
+
+impl Error {
+    fn new(text: String) -> Self {
+        Self(Box::new(Mismatch { text, path: FieldPath::root(), entry: 0, placed: false }))
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.text)
+    }
+}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(text: T) -> Self {
+        Self::new(text.to_string())
+    }
+
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::new(format!("must be {}, not {}", plainly(expected), found_plainly(found)))
+    }
+
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, expected)
+    }
+}
+
+/// What a type calls itself, in the words of a manifest's author.
+fn plainly(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "IntOrString" => "a number or a name".to_owned(),
+        "i32" | "a 32-bit integer" => "a 32-bit whole number".to_owned(),
+        "i64" => "a 64-bit whole number".to_owned(),
+        "f64" => "a number".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn found_plainly(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Bool(value) => format!("the boolean {value}"),
+        de::Unexpected::Unsigned(value) => value.to_string(),
+        de::Unexpected::Signed(value) => value.to_string(),
+        de::Unexpected::Float(value) => value.to_string(),
+        de::Unexpected::Str(value) => format!("{value:?}"),
+        de::Unexpected::Unit | de::Unexpected::Option => "empty".to_owned(),
+        de::Unexpected::Seq => "a list".to_owned(),
+        de::Unexpected::Map => "a mapping".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// One node on its way into a value.
+#[derive(Clone, Copy)]
+struct Reader<'t, 'p> {
+    node: &'t Node<'t>,
+    trail: &'p Trail<'p>,
+    /// The innermost entry that leads here, by address.
+    entry: usize,
+    /// The fields of the struct that this is the value of a field of.
+    known: &'static [&'static str],
+    /// Whether a number will do where text is asked for.
+    loose: bool,
+    reading: &'p Reading<'t>,
+}
+
+impl<'t> Reader<'t, '_> {
+    fn place(self, mut error: Error) -> Error {
+        if !error.0.placed {
+            error.0.placed = true;
+            error.0.path = self.trail.path();
+            error.0.entry = self.entry;
+        }
+        error
+    }
+
+    fn must_be<T>(self, wanted: &str) -> Result<T, Error> {
+        let text = match &self.node.value {
+            Value::List(_) => format!("must be {wanted}, not a list: remove the dash (-)"),
+            Value::Map(_) => format!("must be {wanted}, not a mapping"),
+            Value::Scalar(_, Kind::Null) => format!("must be {wanted}, and is empty"),
+            Value::Scalar(text, Kind::String) => format!("must be {wanted}, not the text {text:?}"),
+            Value::Scalar(text, Kind::Bool(_)) => format!("must be {wanted}, not the boolean {text}"),
+            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) => {
+                format!("must be {wanted}, not the number {text}")
+            }
+        };
+        Err(self.place(Error::new(text)))
+    }
+
+    fn must_be_text<T>(self) -> Result<T, Error> {
+        let text = match &self.node.value {
+            Value::Scalar(text, Kind::Bool(value)) if matches!(&**text, "true" | "false") => {
+                format!("must be text, but {text} is the boolean {value}: write \"{text}\"")
+            }
+            Value::Scalar(text, Kind::Bool(value)) => {
+                format!("must be text, but {text} is the boolean {value} in YAML 1.1: write \"{text}\"")
+            }
+            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) => {
+                format!("must be text, but {text} is a number: write \"{text}\"")
+            }
+            Value::Scalar(text, Kind::Null) if text.is_empty() => {
+                "must be text, and is empty: write \"\" for an empty text".to_owned()
+            }
+            Value::Scalar(text, Kind::Null) => format!("must be text, but {text} is null: write \"{text}\""),
+            _ => return self.must_be("text"),
+        };
+        Err(self.place(Error::new(text)))
+    }
+
+    fn number<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        let result = match &self.node.value {
+            Value::Scalar(_, Kind::Integer(number)) => visit_integer(*number, visitor),
+            Value::Scalar(_, Kind::Float(number)) => match whole(*number) {
+                Some(number) => visitor.visit_i64(number),
+                None => return self.must_be("a whole number"),
+            },
+            Value::Scalar(text, Kind::String) if text.parse::<i64>().is_ok() => {
+                let text = format!("must be a number, but \"{text}\" is text: write {text}");
+                return Err(self.place(Error::new(text)));
+            }
+            _ => return self.must_be("a whole number"),
+        };
+        result.map_err(|error| self.place(error))
+    }
+
+    fn list<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::List(items) => visitor
+                .visit_seq(Items { items: items.iter().enumerate(), reader: self })
+                .map_err(|error| self.place(error)),
+            Value::Map(_) => {
+                let text = "must be a list, not a mapping: begin the item with a dash (-)".to_owned();
+                Err(self.place(Error::new(text)))
+            }
+            Value::Scalar(..) => self.must_be("a list"),
+        }
+    }
+
+    fn map<V: Visitor<'t>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Map(entries) => visitor
+                .visit_map(Entries { entries: entries.iter(), value: None, fields, reader: self })
+                .map_err(|error| self.place(error)),
+            Value::Scalar(_, Kind::Null) => self.must_be("a mapping; write {} for one without fields"),
+            _ => self.must_be("a mapping"),
+        }
+    }
+}
+
+fn visit_integer<'t, V: Visitor<'t>>(number: i128, visitor: V) -> Result<V::Value, Error> {
+    match (i64::try_from(number), u64::try_from(number)) {
+        (Ok(number), _) => visitor.visit_i64(number),
+        (_, Ok(number)) => visitor.visit_u64(number),
+        _ => Err(Error::new(format!("{number} is too large"))),
+    }
+}
+
+/// `80.0` is 80 once the API server has turned YAML into JSON.
+fn whole(number: f64) -> Option<i64> {
+    let exact = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "whole, and within the 53 bits that a float holds exactly"
+    )]
+    (number.fract() == 0.0 && number.abs() < exact).then_some(number as i64)
+}
+
+macro_rules! numbers {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+            self.number(visitor)
+        }
+    )*};
+}
+
+impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        let result = match &self.node.value {
+            Value::Scalar(_, Kind::Null) => visitor.visit_unit(),
+            Value::Scalar(_, Kind::Bool(value)) => visitor.visit_bool(*value),
+            Value::Scalar(_, Kind::Integer(number)) => visit_integer(*number, visitor),
+            Value::Scalar(_, Kind::Float(number)) => match whole(*number) {
+                Some(number) => visitor.visit_i64(number),
+                None => visitor.visit_f64(*number),
+            },
+            Value::Scalar(text, Kind::String) => visitor.visit_borrowed_str(text),
+            Value::List(_) => return self.list(visitor),
+            Value::Map(_) => return self.map(&[], visitor),
+        };
+        result.map_err(|error| self.place(error))
+    }
+
+    fn deserialize_bool<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Scalar(_, Kind::Bool(value)) => visitor.visit_bool(*value),
+            _ => self.must_be("true or false"),
+        }
+    }
+
+    numbers!(deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128);
+    numbers!(deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128);
+
+    fn deserialize_f32<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Scalar(_, Kind::Float(number)) => visitor.visit_f64(*number),
+            Value::Scalar(_, Kind::Integer(number)) => {
+                visit_integer(*number, visitor).map_err(|error| self.place(error))
+            }
+            _ => self.must_be("a number"),
+        }
+    }
+
+    fn deserialize_char<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_str<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Scalar(text, Kind::String) => {
+                visitor.visit_borrowed_str(text).map_err(|error| self.place(error))
+            }
+            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) if self.loose => {
+                visitor.visit_borrowed_str(text)
+            }
+            _ => self.must_be_text(),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.node.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_unit<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.node.is_null() { visitor.visit_unit() } else { self.must_be("empty") }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'t>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'t>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        // The API takes `cpu: 1` for a quantity, and the type wants text.
+        let loose = name == "Quantity";
+        visitor.visit_newtype_struct(Self { loose, ..self }).map_err(|error| self.place(error))
+    }
+
+    fn deserialize_seq<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.list(visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'t>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+        self.list(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.list(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.map(&[], visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.map(fields, visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'t>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let Some(text) = self.node.as_str() else { return self.must_be_text() };
+        let text: StrDeserializer<'_, Error> = text.into_deserializer();
+        visitor.visit_enum(text).map_err(|error| self.place(error))
+    }
+
+    fn deserialize_identifier<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    /// Called for the value of a field that the type does not have, and for nothing else.
+    fn deserialize_ignored_any<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.reading.strict.get() {
+            self.reading.unknown.borrow_mut().insert(self.trail.path(), self.known);
+        }
+        visitor.visit_unit()
+    }
+}
+
+struct Items<'t, 'p> {
+    items: std::iter::Enumerate<std::slice::Iter<'t, Node<'t>>>,
+    reader: Reader<'t, 'p>,
+}
+
+impl<'t> de::SeqAccess<'t> for Items<'t, '_> {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'t>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        let trail = Trail::Index(self.reader.trail, index);
+        let reader = Reader { node, trail: &trail, ..self.reader };
+        seed.deserialize(reader).map(Some).map_err(|error| reader.place(error))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.items.len())
+    }
+}
+
+struct Entries<'t, 'p> {
+    entries: std::slice::Iter<'t, Entry<'t>>,
+    value: Option<&'t Entry<'t>>,
+    fields: &'static [&'static str],
+    reader: Reader<'t, 'p>,
+}
+
+fn address(entry: &Entry<'_>) -> usize {
+    std::ptr::from_ref(entry).addr()
+}
+
+impl<'t> de::MapAccess<'t> for Entries<'t, '_> {
+    type Error = Error;
+
+    fn next_key_seed<S: DeserializeSeed<'t>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+        let left_out = self.reader.reading.left_out.borrow();
+        let Some(entry) =
+            self.entries.find(|entry| left_out.is_empty() || !left_out.contains(&address(entry)))
+        else {
+            return Ok(None);
+        };
+        drop(left_out);
+        self.value = Some(entry);
+        seed.deserialize(de::value::BorrowedStrDeserializer::new(&entry.key)).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'t>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        let Some(entry) = self.value.take() else {
+            return Err(Error::new("a value without a key".to_owned()));
+        };
+        let trail = Trail::Key(self.reader.trail, &entry.key);
+        let reader = Reader {
+            node: &entry.value,
+            trail: &trail,
+            entry: address(entry),
+            known: self.fields,
+            loose: false,
+            reading: self.reader.reading,
+        };
+        seed.deserialize(reader).map_err(|error| reader.place(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
+
+    use super::*;
+    use crate::k8s::node::parse;
+
+    fn faults<T: for<'t> Deserialize<'t>>(text: &str) -> (Option<T>, Vec<String>) {
+        let (documents, error) = parse(text);
+        assert_eq!(error, None);
+        let root = documents[0].root.as_ref().unwrap();
+        let reading = Reading::new(root);
+        reading.check::<T>();
+        let value = reading.read::<T>();
+        let (problems, unknown) = reading.finish();
+        let mut faults: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        faults.extend(unknown.iter().map(|unknown| format!("unknown {}", unknown.path)));
+        (value, faults)
+    }
+
+    #[test]
+    fn what_the_type_does_not_know_is_found_at_any_depth() {
+        let (value, faults) = faults::<NetworkPolicy>(
+            "spec:\n  podSelector:\n  matchLabels: {a: b}\n  ingress:\n  - from:\n    - matchLabels: {c: d}\n",
+        );
+        assert!(value.is_some());
+        assert_eq!(faults, ["unknown spec.ingress[0].from[0].matchLabels", "unknown spec.matchLabels"]);
+    }
+
+    #[test]
+    fn every_wrong_type_is_found_and_the_rest_is_read() {
+        let (value, faults) = faults::<NetworkPolicy>(
+            "metadata: {name: a, labels: {x: y, z: 1}}\nspec:\n  ingress:\n  - ports: [80]\n  egress:\n    to: []\n",
+        );
+        assert_eq!(
+            faults,
+            [
+                "error: x must be text, but y is the boolean true in YAML 1.1: write \"y\" (metadata.labels.x)",
+                "error: z must be text, but 1 is a number: write \"1\" (metadata.labels.z)",
+                "error: ports[0] must be a mapping, not the number 80 (spec.ingress[0].ports[0])",
+                "error: egress must be a list, not a mapping: begin the item with a dash (-) (spec.egress)",
+            ]
+        );
+        assert_eq!(value.unwrap().metadata.name.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_number_may_be_written_as_a_whole_float_and_a_quantity_as_a_number() {
+        let (value, faults) = faults::<Pod>(
+            "spec:\n  containers:\n  - name: a\n    ports: [{containerPort: 80.0}]\n    resources: {limits: {cpu: 1, memory: 1.5}}\n",
+        );
+        assert_eq!(faults, Vec::<String>::new());
+        let ports = value.unwrap().spec.unwrap().containers.remove(0).ports.unwrap();
+        assert_eq!(ports[0].container_port, 80);
+    }
+
+    #[test]
+    fn a_number_out_of_range_or_with_a_fraction_or_in_quotes_is_refused() {
+        for (port, text) in [
+            ("80.5", "must be a whole number, not the number 80.5"),
+            ("99999999999", "must be a 32-bit whole number, not 99999999999"),
+            ("\"80\"", "must be a number, but \"80\" is text: write 80"),
+            ("yes", "must be a whole number, not the boolean yes"),
+        ] {
+            let (_, faults) =
+                faults::<Pod>(&format!("spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}"));
+            assert_eq!(
+                faults,
+                [format!("error: containerPort {text} (spec.containers[0].ports[0].containerPort)")]
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_no_mapping_is_nothing() {
+        let (value, faults) = faults::<Pod>("- a\n");
+        assert!(value.is_none());
+        assert!(faults[0].contains("must be a mapping"), "{faults:?}");
+    }
+}

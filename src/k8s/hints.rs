@@ -1,0 +1,191 @@
+//! What the author of a field that does not exist probably meant.
+
+use super::{
+    deserialize::Unknown,
+    fault::Problem,
+    node::{Node, Value},
+    path::{FieldPath, Step},
+};
+
+/// Says of a field that its object does not have it, and what to do.
+#[must_use]
+pub fn explain(unknown: &Unknown, root: &Node<'_>) -> Problem {
+    let Some((parent, name)) = unknown.path.split_key() else {
+        return Problem::error(unknown.path.clone(), "unknown field");
+    };
+    let text = match hint(name, &parent, unknown.known, root) {
+        Some(hint) => format!("unknown field {name:?}: {hint}"),
+        None => format!("unknown field {name:?}"),
+    };
+    Problem::error(unknown.path.clone(), text)
+}
+
+fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Option<String> {
+    if let Some(field) = known.iter().find(|field| field.eq_ignore_ascii_case(name)) {
+        return Some(format!("did you mean `{field}`?"));
+    }
+    if let Some(home) = home(name, parent, root) {
+        return Some(home);
+    }
+    nearest(name, known).map(|field| format!("did you mean `{field}`?"))
+}
+
+/// Where a field belongs that exists, but elsewhere: nearly always a matter of indentation.
+fn home(name: &str, parent: &FieldPath, root: &Node<'_>) -> Option<String> {
+    let inside = |field: &str| Some(format!("it belongs inside {field}: indent it"));
+    let beside = |field: &str| root.nearest(parent).get(field).is_some();
+    let place = Place::of(parent);
+    match (name, place) {
+        ("matchLabels" | "matchExpressions", _) => {
+            let selector =
+                ["podSelector", "namespaceSelector", "selector"].into_iter().find(|field| beside(field));
+            match selector {
+                Some(selector) => inside(selector),
+                None => Some("it belongs inside a podSelector or a namespaceSelector".to_owned()),
+            }
+        }
+        (_, Place::Selector) => {
+            Some(format!("labels to match stand inside matchLabels: `matchLabels: {{{name}: ...}}`"))
+        }
+        ("cidr" | "except", _) => inside("ipBlock"),
+        ("port" | "protocol" | "endPort", Place::Rule(_) | Place::Spec | Place::Peer) => {
+            Some("it belongs to an item of ports: `ports: [{protocol: TCP, port: 80}]`".to_owned())
+        }
+        ("ingress" | "egress" | "podSelector" | "policyTypes" | "template" | "containers", Place::Object) => {
+            inside("spec")
+        }
+        ("ingress" | "egress" | "policyTypes", Place::Metadata | Place::Rule(_) | Place::Peer) => {
+            Some("it belongs directly inside spec".to_owned())
+        }
+        ("podSelector", Place::Metadata) => Some("it belongs directly inside spec".to_owned()),
+        ("spec", Place::Metadata) => Some("it belongs beside metadata: indent it less".to_owned()),
+        ("podSelector" | "namespaceSelector" | "ipBlock", Place::Rule(list)) => {
+            Some(format!("it belongs to an item of {list}: `{list}: [{{{name}: ...}}]`"))
+        }
+        ("namespaceSelector" | "ipBlock", Place::Spec) => {
+            Some("it belongs to an item of from or to, in a rule of ingress or egress".to_owned())
+        }
+        ("from", Place::Spec) => {
+            Some("it belongs to an item of ingress: `ingress: [{from: [...]}]`".to_owned())
+        }
+        ("to", Place::Spec) => Some("it belongs to an item of egress: `egress: [{to: [...]}]`".to_owned()),
+        ("from", Place::Rule("to")) => Some("a rule of egress has `to`".to_owned()),
+        ("to", Place::Rule("from")) => Some("a rule of ingress has `from`".to_owned()),
+        ("ports", Place::Spec) => Some("it belongs to an item of ingress or egress".to_owned()),
+        ("ports" | "from" | "to", Place::Peer) => {
+            Some("it belongs to the rule, beside from or to: indent it less".to_owned())
+        }
+        ("labels" | "annotations" | "name" | "namespace", Place::Object | Place::Spec) => inside("metadata"),
+        _ => None,
+    }
+}
+
+/// What kind of mapping a field stands in.
+#[derive(Clone, Copy)]
+enum Place {
+    Object,
+    Metadata,
+    Spec,
+    /// An item of ingress or egress, and what its list of peers is called.
+    Rule(&'static str),
+    Peer,
+    Selector,
+    Elsewhere,
+}
+
+impl Place {
+    fn of(path: &FieldPath) -> Self {
+        let keys: Vec<&str> = path
+            .steps()
+            .iter()
+            .filter_map(|step| if let Step::Key(key) = step { Some(&**key) } else { None })
+            .collect();
+        match keys[..] {
+            [] => Self::Object,
+            ["metadata"] => Self::Metadata,
+            ["spec"] => Self::Spec,
+            ["spec", "ingress"] => Self::Rule("from"),
+            ["spec", "egress"] => Self::Rule("to"),
+            ["spec", "ingress", "from"] | ["spec", "egress", "to"] => Self::Peer,
+            [.., "podSelector" | "namespaceSelector"] => Self::Selector,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+/// The name among `known` that `name` is a slip of the pen away from: two letters at most, and not most of the word.
+#[must_use]
+pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let within = name.chars().count().div_ceil(3).min(2);
+    known
+        .iter()
+        .map(|field| (distance(name, field), *field))
+        .filter(|(distance, _)| *distance <= within)
+        .min()
+        .map(|(_, field)| field)
+}
+
+/// How many letters must be put in, taken out, changed or swapped with their neighbour to turn `a` into `b`.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    if a.len().abs_diff(b.len()) > 2 {
+        return usize::MAX;
+    }
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let changed = rows[i][j] + usize::from(x != y);
+            let mut best = changed.min(row[j] + 1).min(rows[i][j + 1] + 1);
+            if i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y {
+                best = best.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+/// What is wrong with the outermost fields of something that has no `kind` or no `apiVersion`.
+#[must_use]
+pub fn missing(field: &str, root: &Node<'_>) -> Problem {
+    let Value::Map(entries) = &root.value else {
+        return Problem::error(
+            FieldPath::root(),
+            "is no Kubernetes object: it must be a mapping with apiVersion and kind",
+        );
+    };
+    let names: Vec<&str> = entries.iter().map(|entry| &*entry.key).collect();
+    let slip = names
+        .iter()
+        .find(|name| name.eq_ignore_ascii_case(field))
+        .copied()
+        .or_else(|| nearest(field, &names).filter(|name| !["kind", "spec", "metadata"].contains(name)));
+    match slip {
+        Some(slip) => {
+            let text = format!("unknown field {slip:?}: did you mean `{field}`?");
+            Problem::error(FieldPath::of(&[slip]), text)
+        }
+        None => {
+            Problem::error(FieldPath::root(), format!("{field} is missing: every Kubernetes object has one"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_letters_make_a_slip_and_three_another_word() {
+        let known = ["podSelector", "policyTypes", "ingress", "egress", "to"];
+        assert_eq!(nearest("podSelectors", &known), Some("podSelector"));
+        assert_eq!(nearest("plocyTypes", &known), Some("policyTypes"));
+        assert_eq!(nearest("ingres", &known), Some("ingress"));
+        assert_eq!(nearest("egerss", &known), Some("egress"));
+        assert_eq!(nearest("podSel", &known), None);
+        assert_eq!(nearest("from", &known), None);
+        assert_eq!(nearest("x", &known), None);
+    }
+}

@@ -1,0 +1,80 @@
+//! Equal strings and equal labels, held once.
+
+use std::{collections::HashSet, sync::Arc};
+
+use crate::model::Labels;
+
+/// Hands out shared allocations. In a cluster of 100,000 pods there are some hundred distinct sets of labels.
+#[derive(Debug, Default)]
+pub struct Interner {
+    strings: HashSet<Arc<str>>,
+    labels: HashSet<Labels>,
+    sweep_at: usize,
+}
+
+impl Interner {
+    /// One that holds nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The shared copy of `text`.
+    pub fn string(&mut self, text: &str) -> Arc<str> {
+        if let Some(shared) = self.strings.get(text) {
+            return shared.clone();
+        }
+        self.sweep();
+        let shared: Arc<str> = text.into();
+        self.strings.insert(shared.clone());
+        shared
+    }
+
+    /// The shared copy of these labels.
+    pub fn labels<'a>(&mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Labels {
+        let labels: Labels =
+            pairs.into_iter().map(|(key, value)| (self.string(key), self.string(value))).collect();
+        if let Some(shared) = self.labels.get(&labels) {
+            return shared.clone();
+        }
+        self.labels.insert(labels.clone());
+        labels
+    }
+
+    /// Forgets what nobody else holds, each time that the number of strings has doubled. Labels are forgotten all at
+    /// once: what is still in use stays shared among those who hold it.
+    fn sweep(&mut self) {
+        const FEW: usize = 1024;
+        if self.strings.len() < self.sweep_at.max(FEW) {
+            return;
+        }
+        self.labels.clear();
+        self.strings.retain(|string| Arc::strong_count(string) > 1);
+        self.sweep_at = self.strings.len() * 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_strings_and_labels_share_one_allocation() {
+        let mut names = Interner::new();
+        assert!(Arc::ptr_eq(&names.string("a"), &names.string("a")));
+        let (one, other) = (names.labels([("app", "web")]), names.labels([("app", "web")]));
+        let value = |labels: &Labels| labels.get("app").map(str::as_ptr);
+        assert_eq!(value(&one), value(&other));
+    }
+
+    #[test]
+    fn what_nobody_holds_is_forgotten() {
+        let mut names = Interner::new();
+        let kept = names.string("kept");
+        for n in 0..10_000 {
+            names.string(&n.to_string());
+        }
+        assert!(names.strings.len() < 2000, "{}", names.strings.len());
+        assert!(Arc::ptr_eq(&kept, &names.string("kept")));
+    }
+}

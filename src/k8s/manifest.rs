@@ -1,0 +1,190 @@
+//! Manifests, read once: for the commands that answer a question and end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    assemble::{Assembly, FileContents, Said, assemble},
+    chunk,
+    fault::Fault,
+    intern::Interner,
+};
+use crate::model::{Change, Cluster};
+
+/// What to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether workloads (Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob) stand for one pod of their
+    /// template. If not they are skipped: in a cluster, their pods are objects of their own.
+    pub workloads: bool,
+}
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The objects: namespaces first, then pods, then policies, each by name.
+    ///
+    /// A policy that was refused is here with [`Standing::Refused`](crate::model::Standing) if it could be told which
+    /// pods it means. The namespaces that every cluster has are here whether or not a file declares them.
+    pub changes: Vec<Change>,
+    /// What is wrong, by file and position.
+    pub faults: Vec<Fault>,
+    /// How many objects of other kinds there were, by `apiVersion/kind`.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Loaded {
+    /// The objects as a cluster.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        let mut cluster = Cluster::new();
+        for change in &self.changes {
+            cluster.apply(change.clone());
+        }
+        cluster
+    }
+
+    /// Whether any fault is an error.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
+        self.faults.iter().any(Fault::is_error)
+    }
+}
+
+/// A path that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", path.display())]
+pub struct LoadError {
+    /// The path.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// Reads `paths`: files, folders (every .yaml, .yml and .json file below them), and `-` for standard input.
+///
+/// # Errors
+/// A path that does not exist or cannot be read. What is wrong inside of a file is a [`Fault`], not an error.
+pub fn load(paths: &[PathBuf], options: Options) -> Result<Loaded, LoadError> {
+    let mut files: Vec<(PathBuf, FileContents)> = Vec::new();
+    let mut names = Interner::new();
+    let mut seen = BTreeSet::new();
+    for path in paths {
+        for file in find(path)? {
+            let same = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
+            if !seen.insert(same) {
+                continue;
+            }
+            let bytes = read_bytes(&file).map_err(|source| LoadError { path: file.clone(), source })?;
+            let contents = read(&bytes, options, &mut names);
+            files.push((file, contents));
+        }
+    }
+    let files: Vec<(&PathBuf, &FileContents)> =
+        files.iter().map(|(path, contents)| (path, contents)).collect();
+    Ok(assemble(&files, &mut names).into())
+}
+
+/// Reads one text as if it were the file `name`.
+#[must_use]
+pub fn load_text(name: &Path, text: &str, options: Options) -> Loaded {
+    let mut names = Interner::new();
+    let contents = read(text.as_bytes(), options, &mut names);
+    assemble(&[(&name.to_owned(), &contents)], &mut names).into()
+}
+
+impl From<Assembly> for Loaded {
+    fn from(assembly: Assembly) -> Self {
+        let objects = assembly.said.into_values().filter_map(|said| match said {
+            Said::Is(object) => Some(object),
+            Said::Doubtful(fallback) => fallback,
+        });
+        Self {
+            changes: objects.map(super::object::Object::change).collect(),
+            faults: assembly.faults,
+            skipped: assembly.skipped,
+        }
+    }
+}
+
+fn read(bytes: &[u8], options: Options, names: &mut Interner) -> FileContents {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => FileContents {
+            chunks: chunk::pieces(text)
+                .into_iter()
+                .map(|piece| (piece.lines, Arc::new(chunk::read(piece.text, options.workloads, names))))
+                .collect(),
+            unreadable: None,
+        },
+        Err(error) => FileContents { chunks: Vec::new(), unreadable: Some(not_utf8(error)) },
+    }
+}
+
+pub(super) fn not_utf8(error: std::str::Utf8Error) -> String {
+    format!("not UTF-8 text after {} bytes: save it as UTF-8", error.valid_up_to())
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    if is_stdin(path) {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    fs::read(path)
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// The files that `path` stands for, sorted.
+fn find(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    if is_stdin(path) {
+        return Ok(vec![path.to_owned()]);
+    }
+    let error = |path: &Path, source| LoadError { path: path.to_owned(), source };
+    if !fs::metadata(path).map_err(|source| error(path, source))?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    let mut folders = vec![path.to_owned()];
+    let mut visited = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        // A link to a folder above would lead round and round.
+        if !visited.insert(fs::canonicalize(&folder).map_err(|source| error(&folder, source))?) {
+            continue;
+        }
+        for entry in fs::read_dir(&folder).map_err(|source| error(&folder, source))? {
+            let entry = entry.map_err(|source| error(&folder, source))?.path();
+            if is_hidden(&entry) {
+                continue;
+            }
+            match fs::metadata(&entry) {
+                Ok(kind) if kind.is_dir() => folders.push(entry),
+                Ok(kind) if kind.is_file() && is_manifest(&entry) => files.push(entry),
+                Err(source) if is_manifest(&entry) => return Err(error(&entry, source)),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Whether a file of this name is read when its folder is.
+#[must_use]
+pub(super) fn is_manifest(path: &Path) -> bool {
+    !is_hidden(path)
+        && path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
+}
+
+/// Whether a name begins with a dot. Such files are the leavings of editors, and such folders hold the generations of
+/// a mounted ConfigMap, whose files are linked to from outside of them.
+pub(super) fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}

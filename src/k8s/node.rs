@@ -1,0 +1,497 @@
+//! YAML text as a tree in which every value knows where it stands.
+//!
+//! JSON is read the same way: every JSON text is YAML.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
+
+use super::{
+    path::{FieldPath, Position, Step},
+    scalar::{Kind, resolve},
+};
+
+/// How deep lists and mappings may nest. No Kubernetes object comes near it.
+const DEPTH: usize = 100;
+
+/// How many nodes the aliases of one document may copy: a few lines of aliases of aliases would fill the memory.
+const COPIES: usize = 100_000;
+
+/// A value, and where it begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node<'t> {
+    /// Where it begins.
+    pub at: Position,
+    /// What it is.
+    pub value: Value<'t>,
+}
+
+/// What a [`Node`] is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value<'t> {
+    /// A single value: its text, and what that stands for.
+    Scalar(Cow<'t, str>, Kind),
+    /// A list.
+    List(Vec<Node<'t>>),
+    /// A mapping, in the order of the text; every key once.
+    Map(Vec<Entry<'t>>),
+}
+
+/// A key of a mapping with its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry<'t> {
+    /// Where the key stands.
+    pub at: Position,
+    /// The key.
+    pub key: Cow<'t, str>,
+    /// Its value.
+    pub value: Node<'t>,
+}
+
+/// One document of a text.
+#[derive(Debug)]
+pub struct Document<'t> {
+    /// Its content; `None` if it holds nothing but blanks and comments.
+    pub root: Option<Node<'t>>,
+    /// Keys that stand twice in one mapping. The tree has the first of each.
+    pub repeated: Vec<RepeatedKey>,
+}
+
+/// A key that its mapping already had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepeatedKey {
+    /// Where it stands first.
+    pub first: Position,
+    /// Where it stands again.
+    pub again: Position,
+    /// Its path.
+    pub path: FieldPath,
+}
+
+/// A text that is not YAML.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{at}: {text}")]
+pub struct SyntaxError {
+    /// Where the reader stopped.
+    pub at: Position,
+    /// Why.
+    pub text: String,
+}
+
+impl<'t> Node<'t> {
+    /// The value under `key`, if this is a mapping that has it.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Node<'t>> {
+        self.entry(key).map(|entry| &entry.value)
+    }
+
+    /// The entry of `key`, if this is a mapping that has it.
+    #[must_use]
+    pub fn entry(&self, key: &str) -> Option<&Entry<'t>> {
+        self.entries().iter().find(|entry| entry.key == key)
+    }
+
+    /// The entries, if this is a mapping.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry<'t>] {
+        if let Value::Map(entries) = &self.value { entries } else { &[] }
+    }
+
+    /// The text, if this is a string.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        if let Value::Scalar(text, Kind::String) = &self.value { Some(text) } else { None }
+    }
+
+    /// Whether it is null, written or left out.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        matches!(self.value, Value::Scalar(_, Kind::Null))
+    }
+
+    /// The node at `path`, or the nearest one on the way to it.
+    #[must_use]
+    pub fn nearest(&self, path: &FieldPath) -> &Node<'t> {
+        self.walk(path).0
+    }
+
+    /// Where to point for a fault at `path`: the value if it is a single one, else the key that leads to it; the
+    /// nearest place on the way if there is nothing at `path`.
+    #[must_use]
+    pub fn position(&self, path: &FieldPath) -> Position {
+        let (node, at, whole) = self.walk(path);
+        if whole && matches!(node.value, Value::Scalar(..)) && !node.is_null() { node.at } else { at }
+    }
+
+    /// Follows `path` as far as it goes: the node there, the key or item that leads to it, and whether that is all.
+    fn walk(&self, path: &FieldPath) -> (&Node<'t>, Position, bool) {
+        let (mut node, mut at) = (self, self.at);
+        for step in path.steps() {
+            let next = match (step, &node.value) {
+                (Step::Key(key), _) => node.entry(key).map(|entry| (&entry.value, entry.at)),
+                (Step::Index(index), Value::List(items)) => items.get(*index).map(|item| (item, item.at)),
+                (Step::Index(_), _) => None,
+            };
+            let Some(next) = next else { return (node, at, false) };
+            (node, at) = next;
+        }
+        (node, at, true)
+    }
+
+    /// How many nodes there are in it, itself included.
+    fn size(&self) -> usize {
+        1 + match &self.value {
+            Value::Scalar(..) => 0,
+            Value::List(items) => items.iter().map(Node::size).sum(),
+            Value::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
+        }
+    }
+}
+
+/// Reads every document of `text`, up to what is not YAML, if anything is not.
+pub fn parse(text: &str) -> (Vec<Document<'_>>, Option<SyntaxError>) {
+    let mut documents = Vec::new();
+    let mut parser = Parser::new_from_str(text);
+    loop {
+        match next_document(&mut parser) {
+            Ok(Some(document)) => documents.push(document),
+            Ok(None) => return (documents, None),
+            Err(error) => return (documents, Some(error)),
+        }
+    }
+}
+
+fn next_document<'t>(parser: &mut Parser<'t, StrInput<'t>>) -> Result<Option<Document<'t>>, SyntaxError> {
+    let mut builder = Builder::default();
+    while let Some(event) = parser.next_event() {
+        let (event, span) = event.map_err(|error| SyntaxError {
+            at: position(*error.marker()),
+            text: syntax_hint(error.info()),
+        })?;
+        let at = position(span.start);
+        match event {
+            Event::DocumentEnd => return Ok(Some(builder.finish())),
+            Event::StreamEnd => return Ok(None),
+            Event::StreamStart | Event::DocumentStart(_) | Event::Nothing => {}
+            Event::Alias(anchor) => {
+                let node = builder.alias(anchor, at)?;
+                builder.put(node, 0)?;
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let kind = scalar_kind(&text, style, tag.as_deref(), at)?;
+                builder.put(Node { at, value: Value::Scalar(text, kind) }, anchor)?;
+            }
+            Event::SequenceStart(anchor, _) => builder.open(at, anchor, Held::List(Vec::new()))?,
+            Event::MappingStart(anchor, _) => {
+                builder.open(
+                    at,
+                    anchor,
+                    Held::Map { entries: Vec::new(), key: None, merged: Vec::new(), seen: Seen::default() },
+                )?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => builder.close()?,
+        }
+    }
+    Ok(None)
+}
+
+fn position(marker: Marker) -> Position {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Position { line: number(marker.line()).max(1), column: number(marker.col()).saturating_add(1) }
+}
+
+fn syntax_hint(info: &str) -> String {
+    if info.contains("tab") {
+        return format!("not valid YAML: {info}; indent with spaces");
+    }
+    format!("not valid YAML: {info}")
+}
+
+fn scalar_kind(text: &str, style: ScalarStyle, tag: Option<&Tag>, at: Position) -> Result<Kind, SyntaxError> {
+    let Some(tag) = tag else {
+        return Ok(if style == ScalarStyle::Plain { resolve(text) } else { Kind::String });
+    };
+    if tag.is_yaml_core_schema() {
+        match (tag.suffix.as_str(), resolve(text)) {
+            ("str", _) => return Ok(Kind::String),
+            ("int", kind @ Kind::Integer(_))
+            | ("float", kind @ (Kind::Float(_) | Kind::Integer(_)))
+            | ("bool", kind @ Kind::Bool(_))
+            | ("null", kind @ Kind::Null) => return Ok(kind),
+            _ => {}
+        }
+    } else if tag.handle.is_empty() && tag.suffix == "!" {
+        return Ok(Kind::String);
+    }
+    Err(SyntaxError { at, text: format!("the tag {tag} does not fit {text:?}: remove it") })
+}
+
+/// A document under construction: the lists and mappings that are open, outermost first.
+#[derive(Default)]
+struct Builder<'t> {
+    open: Vec<Open<'t>>,
+    root: Option<Node<'t>>,
+    anchors: HashMap<usize, Node<'t>>,
+    copied: usize,
+    repeated: Vec<RepeatedKey>,
+}
+
+struct Open<'t> {
+    at: Position,
+    anchor: usize,
+    held: Held<'t>,
+}
+
+enum Held<'t> {
+    List(Vec<Node<'t>>),
+    Map {
+        entries: Vec<Entry<'t>>,
+        key: Option<(Position, Cow<'t, str>)>,
+        merged: Vec<Node<'t>>,
+        seen: Seen<'t>,
+    },
+}
+
+impl<'t> Builder<'t> {
+    fn open(&mut self, at: Position, anchor: usize, held: Held<'t>) -> Result<(), SyntaxError> {
+        if self.open.len() == DEPTH {
+            return Err(SyntaxError { at, text: format!("nested deeper than {DEPTH} levels") });
+        }
+        if let Some(Open { held: Held::Map { key: None, .. }, .. }) = self.open.last() {
+            return Err(SyntaxError { at, text: "a list or mapping cannot be a key".to_owned() });
+        }
+        self.open.push(Open { at, anchor, held });
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), SyntaxError> {
+        let Some(Open { at, anchor, held }) = self.open.pop() else { return Ok(()) };
+        let value = match held {
+            Held::List(items) => Value::List(items),
+            Held::Map { mut entries, merged, .. } => {
+                for node in &merged {
+                    merge(&mut entries, node)?;
+                }
+                Value::Map(entries)
+            }
+        };
+        self.put(Node { at, value }, anchor)
+    }
+
+    fn put(&mut self, node: Node<'t>, anchor: usize) -> Result<(), SyntaxError> {
+        if anchor > 0 {
+            self.count(node.size(), node.at)?;
+            self.anchors.insert(anchor, node.clone());
+        }
+        let Some(open) = self.open.last_mut() else {
+            self.root = Some(node);
+            return Ok(());
+        };
+        match &mut open.held {
+            Held::List(items) => items.push(node),
+            Held::Map { entries, key, merged, seen } => match key.take() {
+                None => *key = Some((node.at, key_text(node)?)),
+                Some((_, name)) if name == "<<" => merged.push(node),
+                Some((at, name)) => match seen.add(entries, &name) {
+                    None => entries.push(Entry { at, key: name, value: node }),
+                    Some(first) => {
+                        let path = self.path().key(&name);
+                        self.repeated.push(RepeatedKey { first, again: at, path });
+                    }
+                },
+            },
+        }
+        Ok(())
+    }
+
+    fn alias(&mut self, anchor: usize, at: Position) -> Result<Node<'t>, SyntaxError> {
+        let node = self.anchors.get(&anchor).cloned().ok_or_else(|| SyntaxError {
+            at,
+            text: "this alias stands inside of what it is an alias of".to_owned(),
+        })?;
+        self.count(node.size(), at)?;
+        Ok(node)
+    }
+
+    fn count(&mut self, nodes: usize, at: Position) -> Result<(), SyntaxError> {
+        self.copied += nodes;
+        if self.copied > COPIES {
+            return Err(SyntaxError {
+                at,
+                text: "anchors and aliases make this document too large".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The path of the innermost open list or mapping.
+    fn path(&self) -> FieldPath {
+        let outer = self.open.split_last().map_or(&[][..], |(_, outer)| outer);
+        outer
+            .iter()
+            .map(|open| match &open.held {
+                Held::List(items) => Step::Index(items.len()),
+                Held::Map { key, .. } => Step::Key(key.as_ref().map_or("", |(_, name)| name).into()),
+            })
+            .collect()
+    }
+
+    fn finish(self) -> Document<'t> {
+        let blank =
+            |root: &Node<'_>| matches!(&root.value, Value::Scalar(text, Kind::Null) if text.is_empty());
+        Document { root: self.root.filter(|root| !blank(root)), repeated: self.repeated }
+    }
+}
+
+/// The keys of one mapping. A few are looked through, many are hashed.
+#[derive(Default)]
+struct Seen<'t>(HashMap<Cow<'t, str>, Position>);
+
+impl<'t> Seen<'t> {
+    /// Where `name` stands in `entries` already; takes it in if it does not.
+    fn add(&mut self, entries: &[Entry<'t>], name: &Cow<'t, str>) -> Option<Position> {
+        const FEW: usize = 16;
+        if entries.len() < FEW {
+            return entries.iter().find(|entry| entry.key == *name).map(|entry| entry.at);
+        }
+        let known = self.0.len();
+        self.0.extend(entries.iter().skip(known).map(|entry| (entry.key.clone(), entry.at)));
+        self.0.get(name).copied()
+    }
+}
+
+/// What a key is once the object is JSON: a number is written out, and what would become `true` or `null` is refused.
+fn key_text(node: Node<'_>) -> Result<Cow<'_, str>, SyntaxError> {
+    let refuse = |text: String| Err(SyntaxError { at: node.at, text });
+    match node.value {
+        Value::Scalar(text, Kind::String | Kind::Float(_)) => Ok(text),
+        Value::Scalar(_, Kind::Integer(number)) => Ok(number.to_string().into()),
+        Value::Scalar(text, Kind::Bool(value)) => {
+            refuse(format!("the key {text} is the boolean {value} in YAML 1.1: write \"{text}\""))
+        }
+        Value::Scalar(_, Kind::Null) => refuse("a key is missing before this colon".to_owned()),
+        Value::List(_) | Value::Map(_) => refuse("a list or mapping cannot be a key".to_owned()),
+    }
+}
+
+/// Takes in what stands behind `<<`: the entries whose keys the mapping does not have itself.
+fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &Node<'t>) -> Result<(), SyntaxError> {
+    match &from.value {
+        Value::Map(others) => {
+            for other in others {
+                if !entries.iter().any(|entry| entry.key == other.key) {
+                    entries.push(other.clone());
+                }
+            }
+            Ok(())
+        }
+        Value::List(items) if items.iter().all(|item| matches!(item.value, Value::Map(_))) => {
+            items.iter().try_for_each(|item| merge(entries, item))
+        }
+        _ => Err(SyntaxError {
+            at: from.at,
+            text: "a merge key (<<) takes a mapping, or a list of mappings".to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> Node<'_> {
+        let (mut documents, error) = parse(text);
+        assert_eq!(error, None, "{text}");
+        documents.remove(0).root.unwrap()
+    }
+
+    fn error(text: &str) -> SyntaxError {
+        parse(text).1.unwrap_or_else(|| panic!("{text:?} was accepted"))
+    }
+
+    #[test]
+    fn every_value_knows_its_line_and_column() {
+        let root = one("a: 1\nb:\n  - x\n  - {c: d}\n");
+        let path = FieldPath::of(&["b"]).index(1).key("c");
+        assert_eq!(root.position(&path), Position { line: 4, column: 9 });
+        assert_eq!(root.position(&FieldPath::of(&["b"])), Position { line: 2, column: 1 });
+        assert_eq!(root.position(&FieldPath::of(&["a"])), Position { line: 1, column: 4 });
+        assert_eq!(root.position(&FieldPath::of(&["b", "nowhere"])), Position { line: 2, column: 1 });
+    }
+
+    #[test]
+    fn json_and_windows_line_ends_are_read() {
+        let json = "{\r\n\t\"a\": [1, true, null, \"y\", \"\\u00e4\\/\"]\r\n}\r\n";
+        let root = one(json);
+        let Some(Value::List(items)) = root.get("a").map(|node| &node.value) else { panic!("{root:?}") };
+        assert_eq!(items[1].value, Value::Scalar("true".into(), Kind::Bool(true)));
+        assert_eq!(items[3].as_str(), Some("y"));
+        assert_eq!(items[4].as_str(), Some("\u{e4}/"));
+        assert_eq!(one("a: b\r\nc: d\r\n").get("c").and_then(Node::as_str), Some("d"));
+    }
+
+    #[test]
+    fn documents_are_told_apart_and_blank_ones_are_nothing() {
+        let (documents, error) = parse("# only this\n---\na: 1\n---\n---\nb: 2\n...\n");
+        assert_eq!(error, None);
+        assert_eq!(documents.iter().filter(|document| document.root.is_some()).count(), 2);
+    }
+
+    #[test]
+    fn a_repeated_key_names_both_places() {
+        let (documents, error) = parse("spec:\n  rules:\n  - from: 1\n    to: 2\n    from: 3\n");
+        assert_eq!(error, None);
+        let [repeated] = &documents[0].repeated[..] else { panic!("{documents:?}") };
+        assert_eq!(repeated.path.to_string(), "spec.rules[0].from");
+        assert_eq!(repeated.first, Position { line: 3, column: 5 });
+        assert_eq!(repeated.again, Position { line: 5, column: 5 });
+    }
+
+    #[test]
+    fn a_repeated_key_is_found_among_many() {
+        let mut text: String = (0..40).map(|n| format!("k{n}: 0\n")).collect();
+        text.push_str("k3: 1\nk39: 1\n");
+        let (documents, _) = parse(&text);
+        let lines: Vec<u32> = documents[0].repeated.iter().map(|repeated| repeated.first.line).collect();
+        assert_eq!(lines, [4, 40]);
+    }
+
+    #[test]
+    fn anchors_aliases_and_merge_keys_are_followed() {
+        let root = one("base: &b {a: 1, c: 2}\nuse:\n  <<: *b\n  a: 9\nsame: *b\n");
+        let text = |path: &[&str]| match &root.nearest(&FieldPath::of(path)).value {
+            Value::Scalar(text, _) => text.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(text(&["use", "a"]), "9");
+        assert_eq!(text(&["use", "c"]), "2");
+        assert_eq!(text(&["same", "a"]), "1");
+    }
+
+    #[test]
+    fn aliases_of_aliases_do_not_fill_the_memory() {
+        let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..30 {
+            let below = vec![format!("*a{}", level - 1); 10].join(", ");
+            text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        }
+        assert!(error(&text).text.contains("too large"));
+    }
+
+    #[test]
+    fn what_is_not_yaml_is_placed() {
+        assert_eq!(error("a:\n  b: [1, 2\nc: 3\n").at.line, 3);
+        assert!(error("a:\n\tb: 1\n").text.contains("tab"), "{}", error("a:\n\tb: 1\n"));
+        assert!(error("y: 1\n").text.contains("write \"y\""));
+        assert!(error("[a, b]: 1\n").text.contains("cannot be a key"));
+        assert!(error("a: !wrong b\n").text.contains("remove it"));
+        assert!(error(&"[".repeat(120)).text.contains("nested deeper"));
+        assert!(error(&"[".repeat(5000)).text.contains("recursion limit"));
+        assert!(error("a: &a [*a]\n").text.contains("inside of what"));
+    }
+
+    #[test]
+    fn a_tag_can_make_text_of_a_number() {
+        assert_eq!(one("a: !!str 80\n").get("a").and_then(Node::as_str), Some("80"));
+    }
+}

@@ -1,0 +1,351 @@
+//! One object of a manifest: what kind it is of, whether it is right, and what the model makes of it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::{apps, batch, core, networking};
+use serde::de::DeserializeOwned;
+
+use super::{
+    convert::{self, Conversion, DEFAULT_NAMESPACE},
+    deserialize::Reading,
+    fault::{ObjectId, Problem, Severity},
+    hints,
+    intern::Interner,
+    network_policy,
+    node::{Node, RepeatedKey, Value},
+    path::{FieldPath, Position},
+    types,
+};
+use crate::model::{Namespace, NetworkPolicy, Pod};
+
+/// What the model makes of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A pod, or one pod of a workload.
+    Pod(Pod),
+    /// A policy.
+    Policy(NetworkPolicy),
+}
+
+/// One object that was read.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// Which object it is; `None` if not even that could be told.
+    pub id: Option<ObjectId>,
+    /// Where it begins, in its document.
+    pub at: Position,
+    /// Where its name stands, in its document.
+    pub name_at: Position,
+    /// Where its namespace stands, in its document.
+    pub namespace_at: Position,
+    /// The object, if it is right.
+    pub object: Option<Object>,
+    /// What stands in for it, if it is a policy that is not right but says which pods it means.
+    pub stand_in: Option<NetworkPolicy>,
+    /// What is wrong with it.
+    pub problems: Vec<(Position, Problem)>,
+}
+
+impl Manifest {
+    /// Something of which it cannot be told which object it is.
+    fn unnamed(at: Position, problem: (Position, Problem)) -> Self {
+        let (name_at, namespace_at) = (at, at);
+        Self { id: None, at, name_at, namespace_at, object: None, stand_in: None, problems: vec![problem] }
+    }
+}
+
+/// What a document holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The objects of kinds that matter here.
+    pub manifests: Vec<Manifest>,
+    /// Objects of other kinds, by `apiVersion/kind`.
+    pub skipped: Vec<String>,
+}
+
+/// A kind that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Namespace,
+    Pod,
+    NetworkPolicy,
+    Workload,
+    List,
+}
+
+/// Every kind that is read, with its apiVersion.
+const KINDS: [(&str, &str, Kind); 10] = [
+    ("v1", "Namespace", Kind::Namespace),
+    ("v1", "Pod", Kind::Pod),
+    ("networking.k8s.io/v1", "NetworkPolicy", Kind::NetworkPolicy),
+    ("apps/v1", "Deployment", Kind::Workload),
+    ("apps/v1", "StatefulSet", Kind::Workload),
+    ("apps/v1", "DaemonSet", Kind::Workload),
+    ("apps/v1", "ReplicaSet", Kind::Workload),
+    ("batch/v1", "Job", Kind::Workload),
+    ("batch/v1", "CronJob", Kind::Workload),
+    ("v1", "List", Kind::List),
+];
+
+/// Reads the object, or list of objects, that is `root`.
+#[must_use]
+pub fn read(root: &Node<'_>, repeated: &[RepeatedKey], workloads: bool, names: &mut Interner) -> Contents {
+    let mut reader = Reader { repeated, workloads, names, contents: Contents::default() };
+    reader.object(root, &FieldPath::root(), None);
+    reader.contents
+}
+
+struct Reader<'r> {
+    repeated: &'r [RepeatedKey],
+    workloads: bool,
+    names: &'r mut Interner,
+    contents: Contents,
+}
+
+/// What kind an object says it is of.
+enum Told {
+    Known(&'static str, Kind),
+    Other(String),
+    Wrong(Problem),
+}
+
+impl Reader<'_> {
+    /// Reads `root`, which stands at `at` in its document; `item` is the kind that its list is of.
+    fn object(&mut self, root: &Node<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
+        match tell(root, item) {
+            Told::Known(_, Kind::List) => self.list(root, at),
+            Told::Known(kind, Kind::Workload) if !self.workloads => {
+                let api = root.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
+                self.contents.skipped.push(format!("{api}/{kind}"));
+            }
+            Told::Known(name, kind) => {
+                let manifest = self.known(root, at, name, kind);
+                self.contents.manifests.push(manifest);
+            }
+            Told::Other(kind) => self.contents.skipped.push(kind),
+            Told::Wrong(problem) => {
+                let place = root.position(&problem.path);
+                let problem = Problem { path: at.join(&problem.path), ..problem };
+                self.contents.manifests.push(Manifest::unnamed(root.at, (place, problem)));
+            }
+        }
+    }
+
+    fn list(&mut self, root: &Node<'_>, at: &FieldPath) {
+        let text = |field| root.get(field).and_then(Node::as_str).unwrap_or_default();
+        // The items of a PodList need not say that they are pods.
+        let item = text("kind").strip_suffix("List").filter(|kind| !kind.is_empty());
+        let item = item.map(|kind| (text("apiVersion"), kind));
+        let problem = match root.get("items").map(|items| &items.value) {
+            Some(Value::List(items)) => {
+                for (index, node) in items.iter().enumerate() {
+                    self.object(node, &at.key("items").index(index), item);
+                }
+                return;
+            }
+            None => Problem::error(at.clone(), "a list without items"),
+            Some(Value::Scalar(..)) if root.get("items").is_some_and(Node::is_null) => return,
+            Some(_) => Problem::of_field(at.key("items"), "must be a list"),
+        };
+        let place = root.get("items").map_or(root.at, |items| items.at);
+        self.contents.manifests.push(Manifest::unnamed(root.at, (place, problem)));
+    }
+
+    fn known(&mut self, root: &Node<'_>, at: &FieldPath, name: &'static str, kind: Kind) -> Manifest {
+        use apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+        match (name, kind) {
+            (_, Kind::Namespace) => self
+                .judge::<core::v1::Namespace, types::Namespace, _>(root, at, name, convert::namespace)
+                .into_manifest(Object::Namespace),
+            (_, Kind::Pod) => self
+                .judge::<core::v1::Pod, types::Pod, _>(root, at, name, convert::pod)
+                .into_manifest(Object::Pod),
+            (_, Kind::NetworkPolicy) => self.policy(root, at, name),
+            ("Deployment", _) => self.workload::<Deployment>(root, at, name),
+            ("StatefulSet", _) => self.workload::<StatefulSet>(root, at, name),
+            ("DaemonSet", _) => self.workload::<DaemonSet>(root, at, name),
+            ("ReplicaSet", _) => self.workload::<ReplicaSet>(root, at, name),
+            ("Job", _) => self.workload::<batch::v1::Job>(root, at, name),
+            (_, Kind::Workload | Kind::List) => self.workload::<batch::v1::CronJob>(root, at, name),
+        }
+    }
+
+    fn workload<Full: DeserializeOwned>(
+        &mut self,
+        root: &Node<'_>,
+        at: &FieldPath,
+        name: &'static str,
+    ) -> Manifest {
+        self.judge::<Full, types::Workload, _>(root, at, name, convert::workload).into_manifest(Object::Pod)
+    }
+
+    fn policy(&mut self, root: &Node<'_>, at: &FieldPath, name: &'static str) -> Manifest {
+        use networking::v1::NetworkPolicy;
+        let judged = self.judge::<NetworkPolicy, types::NetworkPolicy, _>(
+            root,
+            at,
+            name,
+            network_policy::network_policy,
+        );
+        let stand_in = match (&judged.converted, &judged.read) {
+            (None, Some(object)) => {
+                let problems: Vec<Problem> =
+                    judged.problems.iter().map(|(_, problem)| problem.clone()).collect();
+                network_policy::stand_in(object, &problems, self.names)
+            }
+            _ => None,
+        };
+        Manifest { stand_in, ..judged.into_manifest(Object::Policy) }
+    }
+
+    /// Reads `root` twice: as the `Full` type of the API for whatever that does not know, and as the `Slim` one for
+    /// what is used of it.
+    fn judge<Full: DeserializeOwned, Slim: DeserializeOwned, T>(
+        &mut self,
+        root: &Node<'_>,
+        at: &FieldPath,
+        kind: &'static str,
+        convert: fn(&Slim, &mut Interner) -> Conversion<T>,
+    ) -> Judged<Slim, T> {
+        let reading = Reading::new(root);
+        reading.check::<Full>();
+        let read = reading.read::<Slim>();
+        let (mut problems, unknown) = reading.finish();
+        problems.extend(unknown.iter().map(|unknown| hints::explain(unknown, root)));
+        let mut placed: Vec<(Position, Problem)> =
+            problems.into_iter().map(|problem| (root.position(&problem.path), problem)).collect();
+        for repeated in self.repeated {
+            let within = repeated.path.steps().strip_prefix(at.steps());
+            if let (Some(steps), Some((_, key))) = (within, repeated.path.split_key()) {
+                let text = format!("the key {key:?} stands twice here: first at {}", repeated.first);
+                let problem = Problem::error(steps.iter().cloned().collect(), text);
+                placed.push((repeated.again, problem));
+            }
+        }
+        let mut converted = None;
+        if let Some(read) = &read {
+            let Conversion { object, problems } = convert(read, self.names);
+            converted = object;
+            for problem in problems {
+                // What was left out for its type is not missing.
+                if !placed.iter().any(|(_, known)| known.path == problem.path) {
+                    placed.push((root.position(&problem.path), problem));
+                }
+            }
+        }
+        if placed.iter().any(|(_, problem)| problem.severity == Severity::Error) {
+            converted = None;
+        }
+        placed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let position = |field| root.position(&FieldPath::of(&["metadata", field]));
+        Judged {
+            id: self.identify(root, kind),
+            at: root.at,
+            name_at: position("name"),
+            namespace_at: position("namespace"),
+            read,
+            converted,
+            problems: placed,
+            prefix: at.clone(),
+        }
+    }
+
+    /// Which object it is, as far as it can be told without trusting the rest of it.
+    fn identify(&mut self, root: &Node<'_>, kind: &'static str) -> Option<ObjectId> {
+        let text = |field| {
+            let node = root.get("metadata")?.get(field)?;
+            node.as_str().filter(|text| !text.is_empty())
+        };
+        let name = self.names.string(text("name")?);
+        let namespace: Option<Arc<str>> =
+            (kind != "Namespace").then(|| self.names.string(text("namespace").unwrap_or(DEFAULT_NAMESPACE)));
+        Some(ObjectId { kind, namespace, name })
+    }
+}
+
+/// An object that was read, before the kinds go separate ways.
+struct Judged<Slim, T> {
+    id: Option<ObjectId>,
+    at: Position,
+    name_at: Position,
+    namespace_at: Position,
+    read: Option<Slim>,
+    converted: Option<T>,
+    problems: Vec<(Position, Problem)>,
+    prefix: FieldPath,
+}
+
+impl<Slim, T> Judged<Slim, T> {
+    fn into_manifest(self, wrap: fn(T) -> Object) -> Manifest {
+        let prefix = self.prefix;
+        let placed = |(at, problem): (Position, Problem)| {
+            let path = prefix.join(&problem.path);
+            (at, Problem { path, ..problem })
+        };
+        Manifest {
+            id: self.id,
+            at: self.at,
+            name_at: self.name_at,
+            namespace_at: self.namespace_at,
+            object: self.converted.map(wrap),
+            stand_in: None,
+            problems: self.problems.into_iter().map(placed).collect(),
+        }
+    }
+}
+
+fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Told {
+    let text = |field: &str, default: Option<&str>| match root.get(field) {
+        None => default.map(str::to_owned).ok_or_else(|| hints::missing(field, root)),
+        Some(node) => match node.as_str() {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(Problem::of_field(FieldPath::of(&[field]), "must be text")),
+        },
+    };
+    let kind = text("kind", item.map(|(_, kind)| kind));
+    let api = text("apiVersion", item.map(|(api, _)| api));
+    match (api, kind) {
+        (Ok(api), Ok(kind)) => classify(&api, &kind),
+        (_, Err(problem)) | (Err(problem), _) => Told::Wrong(problem),
+    }
+}
+
+/// Whether `kind` of `api` is read, is of no concern here, or is a slip for one that is read.
+fn classify(api: &str, kind: &str) -> Told {
+    if let Some((_, name, known)) = KINDS.iter().find(|(a, k, _)| *a == api && *k == kind) {
+        return Told::Known(name, *known);
+    }
+    // The API server answers a list of pods as a PodList.
+    let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
+    if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
+        return Told::Known("List", Kind::List);
+    }
+    if let Some((home, ..)) = KINDS.iter().find(|(_, k, _)| *k == kind) {
+        if is_slip_of(api, home) {
+            let text = format!("no cluster serves {kind} as {api:?} (any more): write {home}");
+            return Told::Wrong(Problem::error(FieldPath::of(&["apiVersion"]), text));
+        }
+    }
+    let of_api: Vec<&str> = KINDS.iter().filter(|(a, ..)| *a == api).map(|(_, k, _)| *k).collect();
+    let slip = of_api.iter().copied().find(|known| known.eq_ignore_ascii_case(kind)).or_else(|| {
+        // Short kinds are two letters away from each other: Node and Pod, Secret and nothing.
+        let long: Vec<&str> = of_api.iter().copied().filter(|known| known.len() > 6).collect();
+        hints::nearest(kind, &long)
+    });
+    match slip {
+        Some(known) => {
+            let text = format!("there is no kind {kind:?} in {api}: did you mean {known}?");
+            Told::Wrong(Problem::error(FieldPath::of(&["kind"]), text))
+        }
+        None => Told::Other(format!("{api}/{kind}")),
+    }
+}
+
+/// Whether `api` is an old or a mistyped form of `home`, and not the API of somebody else.
+fn is_slip_of(api: &str, home: &str) -> bool {
+    let group = |api: &str| api.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+    let (group, home) = (group(api), group(home));
+    group == home || !group.contains('.') || hints::nearest(&group, &[&home]).is_some()
+}

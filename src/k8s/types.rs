@@ -1,0 +1,145 @@
+//! The objects as the API delivers them, with only the fields that decide about packets.
+//!
+//! Everything that can be absent is an `Option` here, and nowhere behind [`convert`](super::convert). Memory and time
+//! follow what is used: a pod is some twenty fields here, and several hundred in the API.
+
+use k8s_openapi::{api::networking::v1::NetworkPolicySpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::Deserialize;
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// Its name and labels.
+    pub metadata: ObjectMeta,
+}
+
+/// A NetworkPolicy. All of its fields are used.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NetworkPolicy {
+    /// Its name and namespace.
+    pub metadata: ObjectMeta,
+    /// What it says.
+    pub spec: Option<NetworkPolicySpec>,
+}
+
+/// A Pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    /// Its name, namespace, labels and times.
+    pub metadata: ObjectMeta,
+    /// What it is to be.
+    pub spec: Option<PodSpec>,
+    /// What it is.
+    pub status: Option<PodStatus>,
+}
+
+/// `spec` of a pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodSpec {
+    /// The node that it is bound to.
+    pub node_name: Option<String>,
+    /// Whether it shares its node's network.
+    pub host_network: Option<bool>,
+    /// Its containers.
+    pub containers: Option<Vec<Container>>,
+    /// Its init containers, sidecars among them.
+    pub init_containers: Option<Vec<Container>>,
+}
+
+/// A container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// The ports that it declares.
+    pub ports: Option<Vec<ContainerPort>>,
+}
+
+/// A port that a container declares.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerPort {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its protocol.
+    pub protocol: Option<String>,
+    /// Its number.
+    pub container_port: Option<i32>,
+}
+
+/// `status` of a pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct PodStatus {
+    /// Where it is in its life.
+    pub phase: Option<String>,
+    /// Its first address.
+    #[serde(rename = "podIP")]
+    pub pod_ip: Option<String>,
+    /// Its addresses.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Option<Vec<Address>>,
+    /// Its node's first address.
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
+    /// Its node's addresses.
+    #[serde(rename = "hostIPs")]
+    pub host_ips: Option<Vec<Address>>,
+}
+
+/// An item of `podIPs` or `hostIPs`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Address {
+    /// The address.
+    pub ip: Option<String>,
+}
+
+/// A workload: what makes pods of a template.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Workload {
+    /// Its name and namespace.
+    pub metadata: ObjectMeta,
+    /// What it makes.
+    pub spec: Option<WorkloadSpec>,
+}
+
+/// `spec` of a workload.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct WorkloadSpec {
+    /// The pods that it makes.
+    pub template: Option<PodTemplate>,
+    /// The jobs that a CronJob makes.
+    pub job_template: Option<JobTemplate>,
+}
+
+/// What a CronJob makes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct JobTemplate {
+    /// The job.
+    pub spec: Option<JobSpec>,
+}
+
+/// `spec` of a job.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct JobSpec {
+    /// The pods that it makes.
+    pub template: Option<PodTemplate>,
+}
+
+/// The pods of a workload.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodTemplate {
+    /// Their labels.
+    pub metadata: Option<ObjectMeta>,
+    /// What they are to be.
+    pub spec: Option<PodSpec>,
+}
