@@ -32,8 +32,11 @@ struct Scenario {
     files: BTreeSet<String>,
 }
 
+/// A question to a folder, and what does not hold.
+type Check = fn(&Scenario) -> Result<(), String>;
+
 /// What every folder is asked, by name. A check of something that a folder does not have holds.
-const CHECKS: &[(&str, fn(&Scenario) -> Result<(), String>)] = &[
+const CHECKS: &[(&str, Check)] = &[
     ("its files are known", files_are_known),
     ("its table", table_holds),
     ("its faults", faults_hold),
@@ -82,8 +85,9 @@ fn files_are_known(scenario: &Scenario) -> Result<(), String> {
     if !scenario.has("cluster.yaml") || !(scenario.has("table.txt") || scenario.has("faults.txt")) {
         return Err("a scenario needs cluster.yaml, and table.txt or faults.txt\n".to_owned());
     }
-    let step = |file: &&String| file.starts_with("step-");
-    if scenario.files.iter().filter(step).count() + 1 != scenario.steps().count() {
+    let numbered = |prefix: &str| scenario.files.iter().filter(|file| file.starts_with(prefix)).count();
+    let steps = scenario.steps().count() - 1;
+    if numbered("step-") != steps || numbered("table-") != steps {
         return Err("the steps are not numbered from 1 without a gap, each with its table\n".to_owned());
     }
     Ok(())
@@ -93,21 +97,21 @@ fn table_holds(scenario: &Scenario) -> Result<(), String> {
     if !scenario.has("table.txt") {
         return Ok(());
     }
-    let (cluster, _) = scenario.load("cluster.yaml");
+    let (cluster, _) = scenario.load("cluster.yaml")?;
     scenario.compare_table("table.txt", &cluster)
 }
 
 fn faults_hold(scenario: &Scenario) -> Result<(), String> {
-    let expected = if scenario.has("faults.txt") { scenario.read("faults.txt") } else { String::new() };
-    let (_, found) = scenario.load("cluster.yaml");
+    let expected = if scenario.has("faults.txt") { scenario.read("faults.txt")? } else { String::new() };
+    let (_, found) = scenario.load("cluster.yaml")?;
     same(&expected, &found)
 }
 
 /// Steps are taken by one cluster that lives on, object by object; its table is also that of a fresh one.
 fn steps_hold(scenario: &Scenario) -> Result<(), String> {
-    let (mut living, _) = scenario.load("cluster.yaml");
+    let (mut living, _) = scenario.load("cluster.yaml")?;
     for (objects, table) in scenario.steps().skip(1) {
-        let (fresh, faults) = scenario.load(&objects);
+        let (fresh, faults) = scenario.load(&objects)?;
         same("", &faults)?;
         for change in changes(&living, &fresh) {
             living.apply(change);
@@ -124,16 +128,16 @@ impl Scenario {
         self.files.contains(file)
     }
 
-    fn read(&self, file: &str) -> String {
-        fs::read_to_string(self.folder.join(file)).unwrap()
+    fn read(&self, file: &str) -> Result<String, String> {
+        fs::read_to_string(self.folder.join(file)).map_err(|error| format!("cannot read {file}: {error}\n"))
     }
 
     /// The objects of a file, and what is wrong with it, a line for each fault.
-    fn load(&self, file: &str) -> (Cluster, String) {
-        let loaded = load_text(Path::new(file), &self.read(file), Options::default());
+    fn load(&self, file: &str) -> Result<(Cluster, String), String> {
+        let loaded = load_text(Path::new(file), &self.read(file)?, Options::default());
         let prefix = format!("{file}:");
-        let text = |fault: &Fault| format!("{}\n", fault.to_string().trim_start_matches(&prefix));
-        (loaded.cluster(), loaded.faults.iter().map(text).collect())
+        let text = |fault: &Fault| format!("{}\n", fault.to_string().replacen(&prefix, "", 1));
+        Ok((loaded.cluster(), loaded.faults.iter().map(text).collect()))
     }
 
     /// The files of each step with those of its table, the beginning first.
@@ -145,7 +149,7 @@ impl Scenario {
     }
 
     fn compare_table(&self, file: &str, cluster: &Cluster) -> Result<(), String> {
-        let text = self.read(file);
+        let text = self.read(file)?;
         let expected: String = text.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
         let mut comments = text.lines().take_while(|line| line.starts_with('#'));
         let arguments = comments.next().ok_or("its first line must be # and the arguments\n")?;
@@ -211,17 +215,14 @@ fn same(expected: &str, found: &str) -> Result<(), String> {
         return Ok(());
     }
     let (mut expected, mut found) = (expected.lines(), found.lines());
-    let mut shown = String::new();
+    let mut shown: Vec<String> = Vec::new();
     loop {
         match (expected.next(), found.next()) {
-            (None, None) => return Err(shown),
-            (Some(one), Some(other)) if one == other => writeln!(shown, "  {one}").unwrap(),
+            (None, None) => return Err(shown.join("\n") + "\n"),
+            (Some(one), Some(other)) if one == other => shown.push(format!("  {one}")),
             (one, other) => {
-                for (mark, line) in [('-', one), ('+', other)] {
-                    if let Some(line) = line {
-                        writeln!(shown, "{mark} {line}").unwrap();
-                    }
-                }
+                let marked = [("-", one), ("+", other)];
+                shown.extend(marked.into_iter().filter_map(|(mark, line)| Some(format!("{mark} {}", line?))));
             }
         }
     }
