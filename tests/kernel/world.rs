@@ -140,7 +140,8 @@ impl World {
     /// What the daemons logged.
     pub(crate) fn logs(&self) -> String {
         let read = |log: &Path| fs::read_to_string(log).unwrap_or_default();
-        self.daemons.iter().map(|(_, log)| format!("--- {}\n{}", log.display(), read(log))).collect()
+        let logs = self.daemons.iter().map(|(_, log)| format!("--- {}\n{}", log.display(), read(log)));
+        logs.collect::<Vec<_>>().join("\n")
     }
 
     /// Makes the changes: of the pods in the lab first, then of the objects in the folder.
