@@ -1,3 +1,4 @@
 //! towpath enforces Kubernetes NetworkPolicy where the network itself does not.
 
+pub mod lab;
 pub mod model;

@@ -1,0 +1,165 @@
+//! Nodes, and the processes that run on them.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    ops::Deref,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::model::Family;
+
+use super::{Host, LabError, topology::Layout};
+
+/// How long a process has to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A node: a host that routes for its pods.
+#[derive(Debug)]
+pub struct Node {
+    pub(super) host: Host,
+    pub(super) index: usize,
+}
+
+impl Node {
+    /// The block of `family` from which its pods have their addresses.
+    #[must_use]
+    pub fn pod_cidr(&self, family: Family) -> IpNet {
+        Layout::pod_cidr(family, self.index)
+    }
+
+    /// Runs a command on the node to its end; what it printed. It reads `input`.
+    ///
+    /// # Errors
+    /// Only if it cannot be started or waited for: a command that fails is an [`Output`] like any other.
+    pub fn run(&self, command: Command, input: &str) -> Result<Output, LabError> {
+        self.netns().output(command, input)
+    }
+
+    /// Runs a program on the node that has to succeed; its standard output.
+    ///
+    /// # Errors
+    /// [`LabError::Command`] with its standard error, if it fails.
+    pub fn succeed(&self, program: &str, arguments: &[&str]) -> Result<String, LabError> {
+        self.netns().succeed(program, arguments, "")
+    }
+
+    /// Starts a process on the node, which ends at the latest when the returned value is dropped.
+    ///
+    /// Its standard input is empty; the other streams are those that `command` says, this process' own by default.
+    ///
+    /// # Errors
+    /// [`LabError::MissingProgram`] if there is no such program, else what the system said.
+    pub fn spawn(&self, mut command: Command) -> Result<Process, LabError> {
+        command.stdin(Stdio::null());
+        let name = command.get_program().to_string_lossy().into_owned();
+        Ok(Process { child: self.netns().spawn(command)?, name })
+    }
+
+    /// Connects to a port on the node itself, as a process on it would.
+    ///
+    /// # Errors
+    /// [`LabError::ThreadEnded`]; the inner one is that of the connection.
+    pub fn connect(&self, to: SocketAddr, timeout: Duration) -> Result<io::Result<TcpStream>, LabError> {
+        self.netns().run(move || TcpStream::connect_timeout(&to, timeout))
+    }
+}
+
+impl Deref for Node {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// A process on a node. Dropping it ends it: SIGTERM, and SIGKILL when that does not help.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its standard streams, where they are pipes.
+    pub const fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Sends it a signal; a process that has ended already takes none, which is no error.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn signal(&mut self, signal: Signal) -> Result<(), LabError> {
+        if self.try_wait()?.is_some() {
+            return Ok(());
+        }
+        // Not waited for yet, so the number is still its own.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, signal).map_err(LabError::system(format!("send {signal} to {} ({pid})", self.name)))
+    }
+
+    /// How it ended, if it did.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, LabError> {
+        self.child.try_wait().map_err(LabError::system(format!("look after {}", self.name)))
+    }
+
+    /// Waits for its end, at most this long.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn wait(&mut self, at_most: Duration) -> Result<Option<ExitStatus>, LabError> {
+        let until = Instant::now() + at_most;
+        loop {
+            match self.try_wait()? {
+                None if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// Ends it: SIGTERM, and SIGKILL if it is still there three seconds later. How it ended.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn stop(&mut self) -> Result<ExitStatus, LabError> {
+        self.signal(Signal::SIGTERM)?;
+        if let Some(status) = self.wait(GRACE)? {
+            return Ok(status);
+        }
+        self.kill()
+    }
+
+    /// Kills it, as a crash would. How it ended.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
+        let ended = self.child.kill().and_then(|()| self.child.wait());
+        ended.map_err(LabError::system(format!("kill {}", self.name)))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ended = self.stop();
+    }
+}
