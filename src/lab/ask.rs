@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Once,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -12,6 +12,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{
     Flood, FloodFlow, Host, Lab, LabError, Outcome, PodId, Probe, Reply, Stream, Watch, probe::ask_all,
 };
+
+/// How long links may take to come to life: a hundred times what they take on an idle machine.
+const READY: Duration = Duration::from_secs(10);
 
 /// Someone who can send and receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +115,28 @@ impl Lab {
         }
         // Each sender answers for each of its probes, and each probe has a sender.
         Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Waits until every one of these probes has been answered once.
+    ///
+    /// The kernel brings links to life in the background, and drops what is sent through them before: on a busy
+    /// machine that takes a moment.
+    pub(super) fn wait_for(&self, probes: &[Probe]) -> Result<(), LabError> {
+        let until = Instant::now() + READY;
+        let mut missing = probes.to_vec();
+        loop {
+            let outcomes = self.probe_all(&missing, Duration::from_millis(20))?;
+            let mut outcomes = outcomes.into_iter();
+            missing.retain(|_| outcomes.next().is_none_or(|outcome| !outcome.is_open()));
+            match missing.first() {
+                None => return Ok(()),
+                Some(probe) if Instant::now() > until => {
+                    let from = self.host(probe.from)?.name().to_owned();
+                    return Err(LabError::NotReady { from, to: probe.to });
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// Opens a TCP connection that stays, to a port on which the owner of `to` listens.

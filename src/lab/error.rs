@@ -79,10 +79,10 @@ pub enum LabError {
     /// Nothing owns the address to which something was to be sent.
     #[error("{0} belongs to no pod, node or external host of this lab")]
     Unowned(IpAddr),
-    /// Two ends have no family in common.
-    #[error("{from} has no address of the family of {to}")]
-    NoSource {
-        /// Who was to send.
+    /// A new link does not carry packets.
+    #[error("{from} could not ping {to} within 10 seconds of its set-up: look for rules in INPUT and OUTPUT")]
+    NotReady {
+        /// Who sent.
         from: String,
         /// To which address.
         to: IpAddr,

@@ -127,7 +127,10 @@ impl Lab {
                 rules.install(node.netns(), layout, node.index)?;
             }
         }
-        Ok(Self { pods: BTreeMap::new(), nodes, external, _wire: wire, layout, counters, next_pod: 0 })
+        let lab = Self { pods: BTreeMap::new(), nodes, external, _wire: wire, layout, counters, next_pod: 0 };
+        let nodes = lab.nodes.iter().flat_map(|node| node.addresses());
+        lab.wait_for(&nodes.map(|&to| Probe::new(End::External, to, Transport::Icmp)).collect::<Vec<_>>())?;
+        Ok(lab)
     }
 
     /// The families that the lab speaks.
@@ -222,6 +225,11 @@ impl Lab {
                 thread.join().map_err(|_| LabError::ThreadEnded("a new pod".to_owned()))?
             })
         })?;
+        let pods = made.iter().flat_map(|(_, pod)| pod.addresses().iter().map(|to| (pod.node(), *to)));
+        // Asked by their nodes: those reach a pod whatever the policy.
+        let pings: Vec<Probe> =
+            pods.map(|(node, to)| Probe::new(End::Node(node), to, Transport::Icmp)).collect();
+        self.wait_for(&pings)?;
         let ids = made.iter().map(|(id, _)| *id).collect();
         self.pods.extend(made);
         Ok(ids)
