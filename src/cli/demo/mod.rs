@@ -133,12 +133,12 @@ struct Tally {
 impl Play {
     fn play(&self, backend: DemoBackend) -> Result<DemoEnd, DemoError> {
         let variant = backend.variant();
+        let mut stage = Stage::set(variant, self.interrupts.clone())?;
         self.say(&format!(
             "{}\nTwo nodes, flannel's VXLAN between them, its rules in iptables-{}. All packets are real.\n",
             self.paint.bold("towpath demo"),
             variant.name()
         ))?;
-        let mut stage = Stage::set(variant, self.interrupts.clone())?;
         let mut tally = Tally::default();
         for (number, scene) in SCENES.iter().enumerate() {
             self.say(&format!("{}\n", self.paint.bold(&format!("Scene {}: {}", number + 1, scene.title))))?;
@@ -300,7 +300,7 @@ fn sentinels(changed: &[Spot]) -> Vec<Spot> {
 /// What a step wrote, in words.
 fn written(step: &Step) -> String {
     let added = step.adds.iter().map(|(name, _)| (*name).to_owned());
-    let relabelled = step.relabels.iter().map(|(name, _)| format!("{}.yaml", name.replace('/', "-")));
+    let relabelled = step.relabels.iter().map(|(name, _)| stage::pod_file(name));
     format!("wrote {}", added.chain(relabelled).collect::<Vec<_>>().join(" and "))
 }
 
@@ -340,6 +340,17 @@ mod tests {
                 }
                 before = Some(table);
             }
+        }
+    }
+
+    #[test]
+    fn no_manifest_takes_the_place_of_another() {
+        let mut seen = std::collections::BTreeSet::new();
+        for scene in SCENES {
+            assert!(scene.cast.iter().all(|actor| seen.insert(stage::pod_file(actor.name))));
+            assert!(scene.namespaces.iter().all(|(name, _)| seen.insert(stage::namespace_file(name))));
+            let added = scene.steps.iter().flat_map(|step| step.adds);
+            assert!(added.into_iter().all(|(name, _)| seen.insert((*name).to_owned())));
         }
     }
 

@@ -115,7 +115,7 @@ impl Stage {
             self.pods.insert(actor.name, PodOnStage { id, labels: actor.labels, port: actor.port });
         }
         for (name, labels) in scene.namespaces {
-            self.folder.put(&format!("{name}.yaml"), &namespace_manifest(name, labels))?;
+            self.folder.put(&namespace_file(name), &namespace_manifest(name, labels))?;
         }
         scene.cast.iter().try_for_each(|actor| self.write_pod(actor.name))
     }
@@ -267,7 +267,7 @@ impl Stage {
         let pod = self.lab.pod(on_stage.id)?;
         let node = self.lab.node(pod.node())?;
         let manifest = pod_manifest(name, on_stage, node, pod.addresses());
-        self.folder.put(&format!("{}.yaml", name.replace('/', "-")), &manifest)
+        self.folder.put(&pod_file(name), &manifest)
     }
 
     /// Every mark of a table with the probes that decide it.
@@ -326,6 +326,16 @@ fn readiness(node: &Node) -> Result<String, DemoError> {
     };
     // A daemon that is just starting or ending may hang up.
     Ok(ask().unwrap_or_default().lines().next().unwrap_or_default().to_owned())
+}
+
+/// The file of a pod's manifest.
+pub(super) fn pod_file(name: &str) -> String {
+    format!("pod-{}.yaml", name.replace('/', "-"))
+}
+
+/// The file of a namespace's manifest.
+pub(super) fn namespace_file(name: &str) -> String {
+    format!("namespace-{name}.yaml")
 }
 
 fn labels_of(labels: Labels, indent: &str) -> String {
