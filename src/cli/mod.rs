@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod compile;
+pub mod demo;
 pub mod explain;
 mod lint;
 pub mod matrix;
@@ -21,6 +22,8 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use demo::DemoEnd;
 
 use crate::{
     dataplane::kernel::{Backend, Variant},
@@ -66,6 +69,9 @@ enum Command {
     /// Removes every chain, rule and set of towpath here, and nothing else.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup,
+    /// A story in real packets: two simulated nodes, and after each step what is expected beside what is seen. Root.
+    #[command(after_help = "Example: sudo towpath demo --pause")]
+    Demo(demo::DemoArgs),
 }
 
 /// Where objects come from.
@@ -203,6 +209,8 @@ enum Ended {
     WrongUse(anyhow::Error),
     /// It could not be done.
     Failed(anyhow::Error),
+    /// This signal asked for the end before the work was done; everything is put away.
+    Interrupted(i32),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Ended {
@@ -228,6 +236,10 @@ pub fn main() -> ExitCode {
     let (status, error) = match result {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Ended::No) => return ExitCode::from(1),
+        // As a shell reports it: 130 for Ctrl-C.
+        Err(Ended::Interrupted(signal)) => {
+            return ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX));
+        }
         Err(Ended::WrongUse(error)) => (2, error),
         Err(Ended::Failed(error)) => (3, error),
     };
@@ -243,6 +255,11 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Explain(args) => print_explanation(args, verbose),
         Command::Lint(args) => lint::lint(args),
         Command::Cleanup => cleanup::cleanup(),
+        Command::Demo(args) => match demo::run(args)? {
+            DemoEnd::AsExpected => Ok(()),
+            DemoEnd::Otherwise => Err(Ended::No),
+            DemoEnd::Interrupted(signal) => Err(Ended::Interrupted(signal)),
+        },
     }
 }
 

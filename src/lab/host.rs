@@ -85,8 +85,12 @@ impl Host {
     /// # Errors
     /// If a port cannot be opened.
     pub fn listen(&mut self, ports: &[(Protocol, u16)]) -> Result<(), LabError> {
-        let more = ports.iter().filter(|port| !self.ports.contains(port));
-        let all: Vec<_> = self.ports.iter().chain(more).copied().collect();
+        let mut all = self.ports.clone();
+        for port in ports {
+            if !all.contains(port) {
+                all.push(*port);
+            }
+        }
         if all.len() == self.ports.len() {
             return Ok(());
         }
