@@ -39,7 +39,7 @@ use crate::{
             sysctl::Bridge,
         },
     },
-    k8s::files::{FileSource, SourceEvent},
+    k8s::files::{FileSource, RESCAN, SourceEvent},
     metrics::Metrics,
     model::{Family, Protocol, Transport},
     ruleset::{
@@ -201,7 +201,7 @@ impl Daemon<'_> {
     /// Reads the objects and goes on watching their files.
     fn source(&self) -> Result<FileSource, Ended> {
         let (inputs, metrics) = (self.inputs.clone(), self.metrics.clone());
-        let source = FileSource::open(&self.args.file, move |event| match event {
+        let source = FileSource::open(&self.args.file, RESCAN, move |event| match event {
             SourceEvent::Changes(changes) => drop(inputs.send(Input::Changes(changes))),
             SourceEvent::Synced => drop(inputs.send(Input::Synced)),
             SourceEvent::Faults(faults) => {

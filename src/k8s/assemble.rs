@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    chunk::Chunk,
+    chunk::Placed,
     convert::{DEFAULT_NAMESPACE, bare_namespace},
     fault::{Fault, ObjectId, Problem, Severity},
     intern::Interner,
@@ -22,8 +22,8 @@ const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kub
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
 pub struct FileContents {
-    /// Its pieces, each with the number of lines in front of it.
-    pub chunks: Vec<(u32, Arc<Chunk>)>,
+    /// Its pieces, in order.
+    pub chunks: Vec<Placed>,
     /// Why it could not be read at all.
     pub unreadable: Option<String>,
 }
@@ -43,9 +43,9 @@ pub enum Key {
 #[derive(Clone, Debug)]
 pub enum Said {
     /// It is this.
-    Is(Object),
+    Is(Arc<Object>),
     /// It is there, and refused, or there more than once: this is what it may be taken for.
-    Doubtful(Option<Object>),
+    Doubtful(Option<Arc<Object>>),
 }
 
 /// Every object of all files.
@@ -70,20 +70,6 @@ impl Key {
         }
     }
 
-    /// What identifies the object of this name.
-    #[must_use]
-    pub fn of_id(id: &ObjectId) -> Self {
-        let key = || ObjectKey {
-            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
-            name: id.name.clone(),
-        };
-        match id.kind {
-            "Namespace" => Self::Namespace(id.name.clone()),
-            "NetworkPolicy" => Self::Policy(key()),
-            _ => Self::Pod(key()),
-        }
-    }
-
     /// The removal of the object.
     #[must_use]
     pub fn removal(self) -> Change {
@@ -98,11 +84,11 @@ impl Key {
 impl Object {
     /// The change that makes the object this.
     #[must_use]
-    pub fn change(self) -> Change {
+    pub fn change(&self) -> Change {
         match self {
-            Self::Namespace(namespace) => Change::SetNamespace(namespace),
-            Self::Pod(pod) => Change::SetPod(pod),
-            Self::Policy(policy) => Change::SetPolicy(policy),
+            Self::Namespace(namespace) => Change::SetNamespace(namespace.clone()),
+            Self::Pod(pod) => Change::SetPod(pod.clone()),
+            Self::Policy(policy) => Change::SetPolicy(policy.clone()),
         }
     }
 }
@@ -111,22 +97,42 @@ impl Object {
 #[derive(Clone, Copy)]
 struct Place<'f> {
     file: &'f Path,
-    lines: u32,
+    piece: &'f Placed,
     manifest: &'f Manifest,
 }
 
 impl Place<'_> {
     fn fault(self, at: Position, problem: &Problem) -> Fault {
-        Fault::new(self.file.to_owned(), at.after(self.lines), problem, self.manifest.id.clone())
+        let at = at.after(self.piece.lines, self.piece.columns);
+        let mut fault = Fault::new(self.file.to_owned(), at, problem, self.manifest.id.clone());
+        if let Some(item) = self.piece.item {
+            fault.path = FieldPath::of(&["items"]).index(item).join(&problem.path).to_string();
+        }
+        fault
+    }
+
+    fn key(id: &ObjectId) -> Key {
+        let key = |id: &ObjectId| ObjectKey {
+            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            name: id.name.clone(),
+        };
+        match id.kind {
+            "Namespace" => Key::Namespace(id.name.clone()),
+            "NetworkPolicy" => Key::Policy(key(id)),
+            _ => Key::Pod(key(id)),
+        }
     }
 
     /// What the object may be taken for when it cannot be taken for what it says.
-    fn fallback(self) -> Option<Object> {
-        match &self.manifest.object {
-            Some(Object::Policy(policy)) => Some(Object::Policy(refused(policy))),
-            Some(object) => Some(object.clone()),
-            None => self.manifest.stand_in.clone().map(Object::Policy),
-        }
+    fn fallback(self) -> Option<Arc<Object>> {
+        let policy = match (&self.manifest.object, &self.manifest.stand_in) {
+            (None, stand_in) => stand_in.clone()?,
+            (Some(object), _) => match &**object {
+                Object::Policy(policy) => refused(policy),
+                _ => return Some(object.clone()),
+            },
+        };
+        Some(Arc::new(Object::Policy(policy)))
     }
 }
 
@@ -146,9 +152,9 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
     let mut places: Vec<Place<'_>> = Vec::new();
     for (file, contents) in files {
         assembly.take_in(file, contents);
-        for (lines, chunk) in &contents.chunks {
-            let (file, lines) = (file.as_path(), *lines);
-            places.extend(chunk.manifests.iter().map(|manifest| Place { file, lines, manifest }));
+        for piece in &contents.chunks {
+            let file = file.as_path();
+            places.extend(piece.chunk.manifests.iter().map(|manifest| Place { file, piece, manifest }));
         }
     }
     let duplicates = assembly.find_duplicates(&places);
@@ -163,7 +169,7 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
         assembly.say(*place, &duplicates, names);
     }
     for name in ALWAYS {
-        let bare = || Said::Is(Object::Namespace(bare_namespace(name, names)));
+        let bare = || Said::Is(Arc::new(Object::Namespace(bare_namespace(name, names))));
         assembly.said.entry(Key::Namespace(name.into())).or_insert_with(bare);
     }
     assembly.warn_of_undeclared_namespaces(&places);
@@ -180,16 +186,21 @@ impl Assembly {
             let problem = Problem::error(FieldPath::root(), text);
             self.faults.push(Fault::new(file.to_owned(), Position::START, &problem, None));
         }
-        for (lines, chunk) in &contents.chunks {
+        for piece @ Placed { lines, columns, chunk, .. } in &contents.chunks {
             for kind in &chunk.skipped {
                 *self.skipped.entry(kind.clone()).or_default() += 1;
             }
             if let Some(error) = &chunk.error {
                 let problem = Problem::error(FieldPath::root(), &error.text);
-                self.faults.push(Fault::new(file.to_owned(), error.at.after(*lines), &problem, None));
+                self.faults.push(Fault::new(
+                    file.to_owned(),
+                    error.at.after(*lines, *columns),
+                    &problem,
+                    None,
+                ));
             }
             for manifest in &chunk.manifests {
-                let place = Place { file, lines: *lines, manifest };
+                let place = Place { file, piece, manifest };
                 self.faults.extend(manifest.problems.iter().map(|(at, problem)| place.fault(*at, problem)));
             }
         }
@@ -205,7 +216,7 @@ impl Assembly {
                 first.insert(id, *place);
                 continue;
             };
-            let at = before.manifest.name_at.after(before.lines);
+            let at = before.manifest.name_at.after(before.piece.lines, before.piece.columns);
             let text = format!("{id} is already defined at {}:{at}: keep one", before.file.display());
             let problem = Problem::error(FieldPath::of(&["metadata", "name"]), text);
             self.faults.push(place.fault(place.manifest.name_at, &problem));
@@ -216,7 +227,7 @@ impl Assembly {
 
     fn say(&mut self, place: Place<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
         let Some(id) = &place.manifest.id else { return };
-        let key = Key::of_id(id);
+        let key = Place::key(id);
         if duplicates.contains(id) {
             let said = self.said.entry(key).or_insert(Said::Doubtful(None));
             if matches!(said, Said::Doubtful(None)) {
@@ -233,14 +244,16 @@ impl Assembly {
             return;
         };
         // A Deployment and a StatefulSet of one name are two pods of one name here.
-        if let (Key::Pod(key), Said::Is(Object::Pod(mut pod))) = (taken.key().clone(), said) {
+        let Said::Is(object) = said else { return };
+        if let (Key::Pod(key), Object::Pod(pod)) = (taken.key().clone(), &*object) {
+            let mut pod = pod.clone();
             let name = format!("{}.{}", id.kind.to_ascii_lowercase(), id.name);
             let text =
                 format!("{} stands for two objects here: this one is called {}/{name}", key, key.namespace);
             let problem = Problem::warning(FieldPath::of(&["metadata", "name"]), text);
             self.faults.push(place.fault(place.manifest.name_at, &problem));
             pod.key = ObjectKey { name: names.string(&name), ..key };
-            self.said.insert(Key::Pod(pod.key.clone()), Said::Is(Object::Pod(pod)));
+            self.said.insert(Key::Pod(pod.key.clone()), Said::Is(Arc::new(Object::Pod(pod))));
         }
     }
 

@@ -1,11 +1,17 @@
 //! A text in the pieces that can be read apart, so that a change of one need not read the others again.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
 
 use super::{
     intern::Interner,
-    node::{self, SyntaxError},
-    object::{self, Manifest},
+    list::{self, List},
+    node::{self, Document, RepeatedKey, SyntaxError},
+    object::{self, Contents, Manifest},
+    path::{Position, Step},
 };
 
 /// A piece of a text.
@@ -13,8 +19,23 @@ use super::{
 pub struct Piece<'t> {
     /// How many lines of the text stand in front of it.
     pub lines: u32,
+    /// How many characters of its first line stand in front of it.
+    pub columns: u32,
     /// The piece itself.
     pub text: &'t str,
+}
+
+/// A piece that was read, in its place in the text.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// How many lines of the text stand in front of it.
+    pub lines: u32,
+    /// How many characters of its first line stand in front of it.
+    pub columns: u32,
+    /// Which item of a list it is, if it is one.
+    pub item: Option<usize>,
+    /// What it holds.
+    pub chunk: Arc<Chunk>,
 }
 
 /// What a piece holds. Positions in it count from its own first line.
@@ -44,28 +65,135 @@ pub fn pieces(text: &str) -> Vec<Piece<'_>> {
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if begins && at > start && !directive {
-            pieces.push(Piece { lines: start_line, text: &text[start..at] });
+            pieces.push(Piece { lines: start_line, columns: 0, text: &text[start..at] });
             (start, start_line) = (at, line);
         }
         directive = content.starts_with('%') || (directive && !begins);
         at += content.len();
     }
-    pieces.push(Piece { lines: start_line, text: &text[start..] });
+    pieces.push(Piece { lines: start_line, columns: 0, text: &text[start..] });
     pieces
 }
 
-/// Reads a piece.
-#[must_use]
-pub fn read(text: &str, workloads: bool, names: &mut Interner) -> Chunk {
-    let (documents, error) = node::parse(text);
-    let mut chunk = Chunk { error, ..Chunk::default() };
-    for document in documents {
-        let Some(root) = &document.root else { continue };
-        let contents = object::read(root, &document.repeated, workloads, names);
-        chunk.manifests.extend(contents.manifests.into_iter().map(Arc::new));
-        chunk.skipped.extend(contents.skipped);
+/// The pieces of a text that were read before, by a hash of what they were read from.
+#[derive(Debug, Default)]
+pub struct Known {
+    hasher: RandomState,
+    chunks: HashMap<(u64, usize), Arc<Chunk>>,
+}
+
+/// The reading of a text, with the help of what is known from the text before.
+pub struct TextReader<'r> {
+    before: &'r Known,
+    now: Known,
+    workloads: bool,
+    names: &'r mut Interner,
+}
+
+impl<'r> TextReader<'r> {
+    /// Begins to read a text that may have pieces in common with the one that `before` was read from.
+    #[must_use]
+    pub fn new(before: &'r Known, workloads: bool, names: &'r mut Interner) -> Self {
+        let now =
+            Known { hasher: before.hasher.clone(), chunks: HashMap::with_capacity(before.chunks.len()) };
+        Self { before, now, workloads, names }
     }
-    chunk
+
+    /// Reads `text`; also returns what to know when it is read the next time.
+    #[must_use]
+    pub fn read(mut self, text: &str) -> (Vec<Placed>, Known) {
+        /// A shorter list is read as one: to cut it would save nothing.
+        const LONG: usize = 32 * 1024;
+        let mut placed = Vec::new();
+        for document in pieces(text) {
+            let list = if document.text.len() < LONG { None } else { list::cut(document.text) };
+            match list.and_then(|list| self.items(&list, document.lines)) {
+                Some(items) => placed.extend(items),
+                None => placed.push(self.document(document)),
+            }
+        }
+        (placed, self.now)
+    }
+
+    fn document(&mut self, Piece { lines, columns, text }: Piece<'_>) -> Placed {
+        let chunk = self.known(text, "", "", |text, workloads, names| {
+            let (documents, error) = node::parse(text);
+            let mut chunk = Chunk { error, ..Chunk::default() };
+            for document in documents {
+                let Some(root) = &document.root else { continue };
+                chunk.add(object::read(root, &document.repeated, None, workloads, names));
+            }
+            chunk
+        });
+        Placed { lines, columns, item: None, chunk }
+    }
+
+    /// The items of a list, each read for itself; `None` if any of them cannot be.
+    fn items(&mut self, list: &List<'_>, lines_before: u32) -> Option<Vec<Placed>> {
+        let kind = (!list.kind.is_empty()).then_some((list.api.as_str(), list.kind.as_str()));
+        let mut placed = Vec::with_capacity(list.items.len());
+        for (index, Piece { lines, columns, text }) in list.items.iter().copied().enumerate() {
+            let chunk = self.known(text, &list.api, &list.kind, |text, workloads, names| {
+                let (documents, mut error) = node::parse(text);
+                let mut chunk = Chunk::default();
+                let item = match &documents[..] {
+                    [Document { root: Some(root), repeated }] => {
+                        list::item(root, text).map(|item| (item, repeated))
+                    }
+                    _ => None,
+                };
+                match item {
+                    Some((item, repeated)) => {
+                        let repeated = within_item(repeated);
+                        chunk.add(object::read(item, &repeated, kind, workloads, names));
+                    }
+                    None if error.is_none() => {
+                        error = Some(SyntaxError { at: Position::START, text: "not one item".to_owned() });
+                    }
+                    None => {}
+                }
+                Chunk { error, ..chunk }
+            });
+            if chunk.error.is_some() {
+                return None;
+            }
+            placed.push(Placed { lines: lines_before + lines, columns, item: Some(index), chunk });
+        }
+        Some(placed)
+    }
+
+    /// What `text` holds, from memory if possible.
+    fn known(
+        &mut self,
+        text: &str,
+        api: &str,
+        kind: &str,
+        read: impl FnOnce(&str, bool, &mut Interner) -> Chunk,
+    ) -> Arc<Chunk> {
+        let key = (self.now.hasher.hash_one((api, kind, text)), text.len());
+        let chunk = match self.before.chunks.get(&key) {
+            Some(chunk) => chunk.clone(),
+            None => Arc::new(read(text, self.workloads, self.names)),
+        };
+        self.now.chunks.insert(key, chunk.clone());
+        chunk
+    }
+}
+
+/// The same keys, with paths that begin inside of the item, not at the list that holds nothing else.
+fn within_item(repeated: &[RepeatedKey]) -> Vec<RepeatedKey> {
+    let inside = |key: &RepeatedKey| {
+        let steps = key.path.steps().iter().cloned();
+        steps.skip_while(|step| matches!(step, Step::Index(_))).collect()
+    };
+    repeated.iter().map(|key| RepeatedKey { path: inside(key), ..key.clone() }).collect()
+}
+
+impl Chunk {
+    fn add(&mut self, contents: Contents) {
+        self.manifests.extend(contents.manifests.into_iter().map(Arc::new));
+        self.skipped.extend(contents.skipped);
+    }
 }
 
 #[cfg(test)]
@@ -104,8 +232,43 @@ mod tests {
     fn a_piece_that_breaks_off_keeps_what_was_whole_before() {
         let mut names = Interner::new();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n...\nkind: [\n";
-        let chunk = read(text, false, &mut names);
-        assert_eq!(chunk.manifests.len(), 1);
-        assert!(chunk.error.is_some());
+        let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(text);
+        assert_eq!(placed[0].chunk.manifests.len(), 1);
+        assert!(placed[0].chunk.error.is_some());
+    }
+
+    /// A list of namespaces that is long enough to be cut; one item has `extra`.
+    fn long_list(extra: &str) -> String {
+        let mut text = String::from("apiVersion: v1\nkind: NamespaceList\nitems:\n");
+        for n in 0..2000 {
+            let extra = if n == 1234 { extra } else { "" };
+            text.push_str(&["- metadata:\n    name: n", &n.to_string(), "\n", extra].concat());
+        }
+        text
+    }
+
+    #[test]
+    fn the_items_of_a_long_list_are_read_one_by_one_and_only_once() {
+        let mut names = Interner::new();
+        let (before, known) = TextReader::new(&Known::default(), false, &mut names).read(&long_list(""));
+        assert_eq!(before.len(), 2000);
+        let extra = "    nam: a\n    name: b\n";
+        let (after, _) = TextReader::new(&known, false, &mut names).read(&long_list(extra));
+        let read = |n: &usize| !Arc::ptr_eq(&before[*n].chunk, &after[*n].chunk);
+        assert_eq!((0..2000).filter(read).collect::<Vec<_>>(), [1234]);
+        let Placed { lines, item, chunk, .. } = &after[1234];
+        assert_eq!((*lines, *item), (3 + 2 * 1234, Some(1234)));
+        let problems: Vec<String> =
+            chunk.manifests[0].problems.iter().map(|(_, p)| p.path.to_string()).collect();
+        assert_eq!(problems, ["metadata.nam", "metadata.name"]);
+    }
+
+    #[test]
+    fn a_long_list_with_an_item_that_needs_another_is_read_as_one() {
+        let mut names = Interner::new();
+        let text = long_list("").replacen("- metadata:", "- metadata: &m", 1) + "- metadata: *m\n";
+        let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(&text);
+        assert_eq!(placed.len(), 1);
+        assert_eq!(placed[0].chunk.manifests.len(), 2001);
     }
 }

@@ -49,12 +49,10 @@ pub fn namespace(object: &types::Namespace, names: &mut Interner) -> Conversion<
         problems.push(Problem::error(FieldPath::of(&["metadata", "namespace"]), text));
     }
     labels(meta, &mut problems);
-    if let (Some(name), Some(label)) = (name, meta.labels.as_ref().and_then(|labels| labels.get(NAME_LABEL)))
-    {
-        if label != name {
-            let text = format!("the API server sets this label to the namespace's name, {name}: remove it");
-            problems.push(Problem::error(FieldPath::of(&["metadata", "labels", NAME_LABEL]), text));
-        }
+    let label = meta.labels.as_ref().and_then(|labels| labels.get(NAME_LABEL));
+    if let (Some(name), Some(_)) = (name, label.filter(|label| Some(label.as_str()) != name)) {
+        let text = format!("the API server sets this label to the namespace's name, {name}: remove it");
+        problems.push(Problem::error(FieldPath::of(&["metadata", "labels", NAME_LABEL]), text));
     }
     let object = name.map(|name| synthesise_namespace(name, meta, names));
     Conversion::new(object, problems)

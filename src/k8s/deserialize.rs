@@ -7,7 +7,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashSet},
-    fmt,
 };
 
 use serde::{
@@ -17,6 +16,7 @@ use serde::{
 
 use super::{
     fault::Problem,
+    mismatch::Error,
     node::{Entry, Node, Value},
     path::{FieldPath, Step},
     scalar::Kind,
@@ -124,72 +124,6 @@ impl Trail<'_> {
     }
 }
 
-/// A value of the wrong type.
-#[derive(Debug)]
-struct Mismatch {
-    text: String,
-    path: FieldPath,
-    /// The entry to leave out, by address; 0 if it is the whole object.
-    entry: usize,
-    placed: bool,
-}
-
-#[derive(Debug)]
-struct Error(Box<Mismatch>);
-
-impl Error {
-    fn new(text: String) -> Self {
-        Self(Box::new(Mismatch { text, path: FieldPath::root(), entry: 0, placed: false }))
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.text)
-    }
-}
-
-impl de::Error for Error {
-    fn custom<T: fmt::Display>(text: T) -> Self {
-        Self::new(text.to_string())
-    }
-
-    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(format!("must be {}, not {}", plainly(expected), found_plainly(found)))
-    }
-
-    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::invalid_type(found, expected)
-    }
-}
-
-/// What a type calls itself, in the words of a manifest's author.
-fn plainly(expected: &dyn de::Expected) -> String {
-    match expected.to_string().as_str() {
-        "IntOrString" => "a number or a name".to_owned(),
-        "i32" | "a 32-bit integer" => "a 32-bit whole number".to_owned(),
-        "i64" => "a 64-bit whole number".to_owned(),
-        "f64" => "a number".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
-fn found_plainly(found: de::Unexpected<'_>) -> String {
-    match found {
-        de::Unexpected::Bool(value) => format!("the boolean {value}"),
-        de::Unexpected::Unsigned(value) => value.to_string(),
-        de::Unexpected::Signed(value) => value.to_string(),
-        de::Unexpected::Float(value) => value.to_string(),
-        de::Unexpected::Str(value) => format!("{value:?}"),
-        de::Unexpected::Unit | de::Unexpected::Option => "empty".to_owned(),
-        de::Unexpected::Seq => "a list".to_owned(),
-        de::Unexpected::Map => "a mapping".to_owned(),
-        other => other.to_string(),
-    }
-}
-
 /// One node on its way into a value.
 #[derive(Clone, Copy)]
 struct Reader<'t, 'p> {
@@ -280,7 +214,7 @@ impl<'t> Reader<'t, '_> {
     fn map<V: Visitor<'t>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::Map(entries) => visitor
-                .visit_map(Entries { entries: entries.iter(), value: None, fields, reader: self })
+                .visit_map(Fields { entries: entries.iter(), value: None, known: fields, reader: self })
                 .map_err(|error| self.place(error)),
             Value::Scalar(_, Kind::Null) => self.must_be("a mapping; write {} for one without fields"),
             _ => self.must_be("a mapping"),
@@ -481,10 +415,10 @@ impl<'t> de::SeqAccess<'t> for Items<'t, '_> {
     }
 }
 
-struct Entries<'t, 'p> {
+struct Fields<'t, 'p> {
     entries: std::slice::Iter<'t, Entry<'t>>,
     value: Option<&'t Entry<'t>>,
-    fields: &'static [&'static str],
+    known: &'static [&'static str],
     reader: Reader<'t, 'p>,
 }
 
@@ -492,7 +426,7 @@ fn address(entry: &Entry<'_>) -> usize {
     std::ptr::from_ref(entry).addr()
 }
 
-impl<'t> de::MapAccess<'t> for Entries<'t, '_> {
+impl<'t> de::MapAccess<'t> for Fields<'t, '_> {
     type Error = Error;
 
     fn next_key_seed<S: DeserializeSeed<'t>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
@@ -516,91 +450,10 @@ impl<'t> de::MapAccess<'t> for Entries<'t, '_> {
             node: &entry.value,
             trail: &trail,
             entry: address(entry),
-            known: self.fields,
+            known: self.known,
             loose: false,
             reading: self.reader.reading,
         };
         seed.deserialize(reader).map_err(|error| reader.place(error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
-
-    use super::*;
-    use crate::k8s::node::parse;
-
-    fn faults<T: for<'t> Deserialize<'t>>(text: &str) -> (Option<T>, Vec<String>) {
-        let (documents, error) = parse(text);
-        assert_eq!(error, None);
-        let root = documents[0].root.as_ref().unwrap();
-        let reading = Reading::new(root);
-        reading.check::<T>();
-        let value = reading.read::<T>();
-        let (problems, unknown) = reading.finish();
-        let mut faults: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        faults.extend(unknown.iter().map(|unknown| format!("unknown {}", unknown.path)));
-        (value, faults)
-    }
-
-    #[test]
-    fn what_the_type_does_not_know_is_found_at_any_depth() {
-        let (value, faults) = faults::<NetworkPolicy>(
-            "spec:\n  podSelector:\n  matchLabels: {a: b}\n  ingress:\n  - from:\n    - matchLabels: {c: d}\n",
-        );
-        assert!(value.is_some());
-        assert_eq!(faults, ["unknown spec.ingress[0].from[0].matchLabels", "unknown spec.matchLabels"]);
-    }
-
-    #[test]
-    fn every_wrong_type_is_found_and_the_rest_is_read() {
-        let (value, faults) = faults::<NetworkPolicy>(
-            "metadata: {name: a, labels: {x: y, z: 1}}\nspec:\n  ingress:\n  - ports: [80]\n  egress:\n    to: []\n",
-        );
-        assert_eq!(
-            faults,
-            [
-                "error: x must be text, but y is the boolean true in YAML 1.1: write \"y\" (metadata.labels.x)",
-                "error: z must be text, but 1 is a number: write \"1\" (metadata.labels.z)",
-                "error: ports[0] must be a mapping, not the number 80 (spec.ingress[0].ports[0])",
-                "error: egress must be a list, not a mapping: begin the item with a dash (-) (spec.egress)",
-            ]
-        );
-        assert_eq!(value.unwrap().metadata.name.as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn a_number_may_be_written_as_a_whole_float_and_a_quantity_as_a_number() {
-        let (value, faults) = faults::<Pod>(
-            "spec:\n  containers:\n  - name: a\n    ports: [{containerPort: 80.0}]\n    resources: {limits: {cpu: 1, memory: 1.5}}\n",
-        );
-        assert_eq!(faults, Vec::<String>::new());
-        let ports = value.unwrap().spec.unwrap().containers.remove(0).ports.unwrap();
-        assert_eq!(ports[0].container_port, 80);
-    }
-
-    #[test]
-    fn a_number_out_of_range_or_with_a_fraction_or_in_quotes_is_refused() {
-        for (port, text) in [
-            ("80.5", "must be a whole number, not the number 80.5"),
-            ("99999999999", "must be a 32-bit whole number, not 99999999999"),
-            ("\"80\"", "must be a number, but \"80\" is text: write 80"),
-            ("yes", "must be a whole number, not the boolean yes"),
-        ] {
-            let (_, faults) =
-                faults::<Pod>(&format!("spec: {{containers: [{{ports: [{{containerPort: {port}}}]}}]}}"));
-            assert_eq!(
-                faults,
-                [format!("error: containerPort {text} (spec.containers[0].ports[0].containerPort)")]
-            );
-        }
-    }
-
-    #[test]
-    fn an_object_that_is_no_mapping_is_nothing() {
-        let (value, faults) = faults::<Pod>("- a\n");
-        assert!(value.is_none());
-        assert!(faults[0].contains("must be a mapping"), "{faults:?}");
     }
 }

@@ -1,407 +1,413 @@
-//! Objects from files, watched: for the daemon.
+//! Files as the source of objects: what `towpath run -f` watches.
 //!
-//! What is told is the difference to what was told before, and never more than the files say. A file is read again
-//! when whoever wrote it is done with it (closed it, or moved it in place), so that nobody's half-written file makes
-//! objects vanish. What cannot be read keeps the last version that could. Of a changed file only the documents whose
-//! text changed are parsed again.
+//! A thread of its own listens to the kernel (inotify) and tells what changes. It acts on complete writes alone: a file
+//! is read when its writer closes it or when it is moved into place, never while it is being written, so that a file
+//! that is truncated and written anew never loses its objects in between. It finds by looking, every now and then,
+//! what the kernel did not tell: network file systems tell nothing, and a full queue drops what it would have told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
-    hash::{BuildHasher, RandomState},
-    io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
+    fs, io,
+    path::PathBuf,
+    sync::mpsc::{Sender, channel},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
 
 use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+    Event, EventKind,
+    event::{AccessKind, AccessMode},
 };
 
 use super::{
-    assemble::{FileContents, Key, Said, assemble},
-    chunk::{self, Chunk},
-    fault::{Fault, Severity},
-    intern::Interner,
-    manifest::{LoadError, find, is_manifest, is_stdin, not_utf8, read_bytes},
-    object::Object,
+    fault::Fault,
+    file_worker::{Message, Root, Worker},
 };
 use crate::model::Change;
 
-/// What a source tells.
-#[derive(Debug)]
+/// How often everything is looked at, whatever the kernel told.
+pub const RESCAN: Duration = Duration::from_secs(30);
+
+/// What the source tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
-    /// Objects changed.
+    /// Objects that are new, other or gone. What is told once is never told again.
     Changes(Vec<Change>),
-    /// Everything that was there at the start has been told.
-    Synced,
-    /// Everything that is wrong now, whenever that changes.
+    /// Everything that is wrong with the files now; empty when all is well again.
     Faults(Vec<Fault>),
+    /// All files have been read once, and what they hold has been told.
+    Synced,
 }
 
-/// How often every file is looked at, in case that something was not heard of: a network file system tells nothing.
-const RESCAN: Duration = Duration::from_secs(30);
+/// Why files cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A path that does not exist, or cannot be read.
+    #[error("cannot watch {}: {source}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Standard input: it ends, and nothing can change in it.
+    #[error("standard input cannot be watched: name a file or a folder")]
+    StandardInput,
+    /// The kernel gives no inotify.
+    #[error("cannot listen for changes of files: {0}; look at fs.inotify.max_user_instances")]
+    Listen(#[from] notify::Error),
+    /// No thread could be started.
+    #[error("cannot start the thread that watches files: {0}")]
+    Thread(io::Error),
+}
 
-/// In a look at everything, a file younger than this is left for another look soon after: somebody may be writing it.
-const SETTLED: Duration = Duration::from_secs(1);
-
-/// Hints that follow each other within this time belong together, up to so many.
-const GATHER: Duration = Duration::from_millis(2);
-const GATHER_MOST: usize = 64;
-
-/// Files and folders that objects are read from; watched until dropped.
+/// Watched files. Ends when dropped.
 #[derive(Debug)]
 pub struct FileSource {
-    /// Held for its drop: that closes the channel, and with it ends the thread.
-    _held: RecommendedWatcher,
+    messages: Sender<Message>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl FileSource {
-    /// Reads `paths`, tells what they hold, and goes on telling what changes on a thread of its own.
+    /// Watches `paths`, files and folders, and looks at all of them every `rescan` ([`RESCAN`] is a good choice).
+    ///
+    /// `deliver` is called on a thread of its own: with all objects first, then [`SourceEvent::Synced`], then with
+    /// whatever changes. Workloads are skipped: in a cluster their pods are objects of their own.
     ///
     /// # Errors
-    /// A path that does not exist, or cannot be read or watched.
+    /// A path that does not exist; a kernel that cannot be listened to.
     pub fn open(
         paths: &[PathBuf],
-        mut tell: impl FnMut(SourceEvent) + Send + 'static,
-    ) -> Result<Self, LoadError> {
-        let (sender, hints) = mpsc::channel();
-        // Watched before it is read: what changes meanwhile is heard of.
-        let watcher = watch(paths, sender)?;
-        let mut files = Files::new(paths.to_vec());
-        files.scan(None)?;
-        for event in files.take_news() {
-            tell(event);
-        }
-        tell(SourceEvent::Synced);
-        let started =
-            thread::Builder::new().name("files".to_owned()).spawn(move || files.follow(&hints, tell));
-        let failed = |source| LoadError { path: paths.first().cloned().unwrap_or_default(), source };
-        started.map_err(failed)?;
-        Ok(Self { _held: watcher })
-    }
-}
-
-/// What to look at again.
-#[derive(Debug, PartialEq, Eq)]
-enum Hint {
-    /// This file.
-    File(PathBuf),
-    /// Everything: a folder came or went, a link moved, or something was not heard of.
-    Everything,
-}
-
-fn watch(paths: &[PathBuf], sender: Sender<Hint>) -> Result<RecommendedWatcher, LoadError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error| LoadError { path, source: io::Error::other(error) }
-    };
-    let roots = paths.to_vec();
-    let heard = move |event: notify::Result<Event>| {
-        for hint in hints_of(event, &roots) {
-            // Nobody listens any more only when the source is being dropped.
-            let _ = sender.send(hint);
-        }
-    };
-    let mut watcher = notify::recommended_watcher(heard).map_err(failed(Path::new("inotify")))?;
-    for path in paths.iter().filter(|path| !is_stdin(path)) {
-        let kind = fs::metadata(path).map_err(|source| LoadError { path: path.clone(), source })?;
-        let result = if kind.is_dir() {
-            watcher.watch(path, RecursiveMode::Recursive)
-        } else {
-            // The folder, not the file: a file that is replaced by moving another in its place is another one.
-            watcher.watch(folder_of(path), RecursiveMode::NonRecursive)
-        };
-        result.map_err(failed(path))?;
-    }
-    Ok(watcher)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn hints_of(event: notify::Result<Event>, roots: &[PathBuf]) -> Vec<Hint> {
-    let Ok(event) = event else { return vec![Hint::Everything] };
-    if event.need_rescan() {
-        return vec![Hint::Everything];
-    }
-    let done = match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write))
-        | EventKind::Modify(ModifyKind::Name(_))
-        | EventKind::Remove(_) => true,
-        EventKind::Access(_) | EventKind::Modify(_) => false,
-        EventKind::Create(CreateKind::Folder) | EventKind::Any | EventKind::Other => {
-            return vec![Hint::Everything];
-        }
-        // A file that was only just made is not written yet, but for links, which nobody closes.
-        EventKind::Create(_) => event.paths.iter().any(|path| is_link(path)),
-    };
-    if !done {
-        return Vec::new();
-    }
-    let hint = |path: PathBuf| {
-        if is_manifest(&path) && !path.is_symlink() || roots.contains(&path) {
-            Hint::File(path)
-        } else {
-            Hint::Everything
-        }
-    };
-    event.paths.into_iter().map(hint).collect()
-}
-
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|kind| kind.is_symlink() || kind.nlink() > 1)
-}
-
-/// What tells whether a file is still the one that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: Option<SystemTime>,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let file = fs::metadata(path)?;
-        let modified = file.modified().ok();
-        Ok(Self { device: file.dev(), inode: file.ino(), size: file.size(), modified })
-    }
-
-    fn is_settled(self) -> bool {
-        let age = self.modified.and_then(|modified| modified.elapsed().ok());
-        age.is_none_or(|age| age >= SETTLED)
-    }
-}
-
-/// One file, as it was last read.
-#[derive(Debug, Default)]
-struct FileState {
-    stamp: Option<Stamp>,
-    contents: FileContents,
-    /// The pieces that were read, by length and digest of their text.
-    pieces: HashMap<(usize, u64), Arc<Chunk>>,
-}
-
-impl FileState {
-    /// Whether something in it could not be read at all, so that it may hold objects that are not seen.
-    fn is_broken(&self) -> bool {
-        self.contents.unreadable.is_some()
-            || self.contents.chunks.iter().any(|(_, chunk)| chunk.error.is_some())
-    }
-}
-
-/// All files, and what was told of them.
-#[derive(Debug)]
-struct Files {
-    roots: Vec<PathBuf>,
-    files: BTreeMap<PathBuf, FileState>,
-    names: Interner,
-    digests: RandomState,
-    /// What was told, and which file said it.
-    told: BTreeMap<Key, (Object, PathBuf)>,
-    faults: Vec<Fault>,
-    /// Why the folders could not be gone through the last time.
-    trouble: Option<Fault>,
-    changed: bool,
-    /// Whether a file was left for another look soon.
-    unsettled: bool,
-}
-
-impl Files {
-    fn new(roots: Vec<PathBuf>) -> Self {
-        Self {
-            roots,
-            files: BTreeMap::new(),
-            names: Interner::new(),
-            digests: RandomState::new(),
-            told: BTreeMap::new(),
-            faults: Vec::new(),
-            trouble: None,
-            changed: true,
-            unsettled: false,
-        }
-    }
-
-    /// Follows the hints until there is nobody left to give any.
-    fn follow(mut self, hints: &Receiver<Hint>, mut tell: impl FnMut(SourceEvent)) {
-        let mut next_scan = Instant::now() + RESCAN;
-        loop {
-            match hints.recv_timeout(next_scan.saturating_duration_since(Instant::now())) {
-                Ok(first) => {
-                    let mut paths = BTreeSet::new();
-                    let mut everything = false;
-                    // A file that moves is heard of twice; what belongs together is told together.
-                    let together = || hints.recv_timeout(GATHER).ok();
-                    for hint in std::iter::once(first).chain(std::iter::from_fn(together).take(GATHER_MOST)) {
-                        match hint {
-                            Hint::File(path) => drop(paths.insert(path)),
-                            Hint::Everything => everything = true,
-                        }
-                    }
-                    if everything {
-                        self.scan_or_note(&paths);
-                    } else {
-                        paths.iter().for_each(|path| self.reload(path));
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    next_scan = Instant::now() + RESCAN;
-                    self.scan_or_note(&BTreeSet::new());
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
+        rescan: Duration,
+        deliver: impl FnMut(SourceEvent) + Send + 'static,
+    ) -> Result<Self, SourceError> {
+        let mut roots = Vec::new();
+        for path in paths {
+            if path.as_os_str() == "-" {
+                return Err(SourceError::StandardInput);
             }
-            if std::mem::take(&mut self.unsettled) {
-                next_scan = next_scan.min(Instant::now() + SETTLED);
-            }
-            self.take_news().into_iter().for_each(&mut tell);
+            let error = |source| SourceError::Path { path: path.clone(), source };
+            let absolute = std::path::absolute(path).map_err(error)?;
+            let is_folder = fs::metadata(&absolute).map_err(error)?.is_dir();
+            roots.push(if is_folder { Root::Folder(absolute) } else { Root::File(absolute) });
         }
-    }
-
-    /// As [`Self::scan`]; what stands in its way is a fault, and everything stays as it was.
-    fn scan_or_note(&mut self, sure: &BTreeSet<PathBuf>) {
-        let trouble = self.scan(Some(sure)).err().map(|error| Fault {
-            file: error.path.clone(),
-            line: 1,
-            column: 1,
-            severity: Severity::Error,
-            text: error.to_string(),
-            path: String::new(),
-            object: None,
-        });
-        self.changed |= trouble != self.trouble;
-        self.trouble = trouble;
-    }
-
-    /// Looks at every file, and reads those that are not what they were. With `sure`, a file that changed only just
-    /// now is left for later unless it is among these.
-    fn scan(&mut self, sure: Option<&BTreeSet<PathBuf>>) -> Result<(), LoadError> {
-        let mut found = BTreeSet::new();
-        for root in self.roots.clone() {
-            found.extend(find(&root)?);
-        }
-        let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains(*path)).cloned().collect();
-        for path in gone {
-            self.files.remove(&path);
-            self.changed = true;
-        }
-        for path in found {
-            let known = self.files.get(&path).and_then(|file| file.stamp);
-            let Ok(stamp) = Stamp::of(&path) else {
-                self.reload(&path);
-                continue;
+        let (messages, inbox) = channel();
+        let outbox = messages.clone();
+        let watcher = notify::recommended_watcher(move |told: notify::Result<Event>| {
+            // Our own reading would be told of, too.
+            let of_a_reader = |event: &Event| {
+                let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
+                matches!(event.kind, EventKind::Access(_)) && event.kind != written
             };
-            let may_read =
-                sure.is_none_or(|sure| sure.contains(&path) || stamp.is_settled() || path.is_symlink());
-            if known != Some(stamp) && may_read {
-                self.reload(&path);
-            }
-            self.unsettled |= known != Some(stamp) && !may_read;
-        }
-        Ok(())
-    }
-
-    /// Reads one file again; a file that is not there any more is forgotten.
-    fn reload(&mut self, path: &Path) {
-        let stamp = if is_stdin(path) { None } else { Stamp::of(path).ok() };
-        let contents = match read_bytes(path) {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.changed |= self.files.remove(path).is_some();
+            if told.as_ref().is_ok_and(of_a_reader) {
                 return;
             }
-            Err(error) => Err(format!("cannot be read: {error}")),
-        };
-        let text =
-            contents.and_then(|bytes| String::from_utf8(bytes).map_err(|error| not_utf8(error.utf8_error())));
-        let known = self.files.remove(path).unwrap_or_default();
-        let mut pieces = HashMap::new();
-        let contents = match text {
-            Ok(text) => {
-                let mut read = |text: &str| {
-                    let digest = (text.len(), self.digests.hash_one(text));
-                    let fresh = || Arc::new(chunk::read(text, false, &mut self.names));
-                    let chunk = known.pieces.get(&digest).cloned().unwrap_or_else(fresh);
-                    pieces.insert(digest, chunk.clone());
-                    chunk
-                };
-                let chunks = chunk::pieces(&text).into_iter().map(|piece| (piece.lines, read(piece.text)));
-                FileContents { chunks: chunks.collect(), unreadable: None }
-            }
-            Err(unreadable) => FileContents { chunks: Vec::new(), unreadable: Some(unreadable) },
-        };
-        self.files.insert(path.to_owned(), FileState { stamp, contents, pieces });
-        self.changed = true;
+            // The thread is gone only when nobody wants to hear any more.
+            let _ = outbox.send(Message::Told(told));
+        })?;
+        let worker = Worker::new(roots, rescan, watcher, deliver);
+        let thread = thread::Builder::new()
+            .name("towpath-files".to_owned())
+            .spawn(move || worker.run(&inbox))
+            .map_err(SourceError::Thread)?;
+        Ok(Self { messages, thread: Some(thread) })
     }
+}
 
-    /// What is to be told now.
-    fn take_news(&mut self) -> Vec<SourceEvent> {
-        if !std::mem::take(&mut self.changed) {
-            return Vec::new();
+impl Drop for FileSource {
+    fn drop(&mut self) {
+        let _ = self.messages.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        let contents: Vec<(&PathBuf, &FileContents)> =
-            self.files.iter().map(|(path, file)| (path, &file.contents)).collect();
-        let assembly = assemble(&contents, &mut self.names);
-        let mut places: HashMap<&Key, &PathBuf> = HashMap::new();
-        let ids: Vec<(Key, &PathBuf)> = contents
-            .iter()
-            .flat_map(|(path, contents)| contents.chunks.iter().map(move |(_, chunk)| (*path, chunk)))
-            .flat_map(|(path, chunk)| chunk.manifests.iter().map(move |manifest| (path, manifest)))
-            .filter_map(|(path, manifest)| Some((Key::of_id(manifest.id.as_ref()?), path)))
-            .collect();
-        for (key, path) in &ids {
-            places.entry(key).or_insert(path);
-        }
-        let is_broken = |path: &PathBuf| self.files.get(path).is_some_and(FileState::is_broken);
-        let mut now = BTreeMap::new();
-        for (key, said) in assembly.said {
-            let place = places.get(&key).map(|path| (*path).clone()).unwrap_or_default();
-            let object = match said {
-                Said::Is(object) => Some(object),
-                // The last good version stays; with none, what it may be taken for.
-                Said::Doubtful(fallback) => {
-                    self.told.get(&key).map(|(object, _)| object.clone()).or(fallback)
-                }
-            };
-            if let Some(object) = object {
-                now.insert(key, (object, place));
-            }
-        }
-        let kept = self.told.iter().filter(|(key, (_, place))| !now.contains_key(*key) && is_broken(place));
-        let kept: Vec<_> = kept.map(|(key, told)| (key.clone(), told.clone())).collect();
-        now.extend(kept);
-
-        let differs = |key: &Key, object: &Object| self.told.get(key).is_none_or(|(told, _)| told != object);
-        let mut changes: Vec<Change> = now
-            .iter()
-            .filter(|(key, (object, _))| differs(key, object))
-            .map(|(_, (object, _))| object.clone().change())
-            .collect();
-        let gone = self.told.keys().filter(|key| !now.contains_key(*key));
-        changes.extend(gone.cloned().map(Key::removal));
-        self.told = now;
-
-        let mut news = Vec::new();
-        let faults: Vec<Fault> = self.trouble.iter().cloned().chain(assembly.faults).collect();
-        if faults != self.faults {
-            self.faults.clone_from(&faults);
-            news.push(SourceEvent::Faults(faults));
-        }
-        if !changes.is_empty() {
-            news.push(SourceEvent::Changes(changes));
-        }
-        news
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::{
+        io::Write as _,
+        os::unix::fs::symlink,
+        path::Path,
+        sync::mpsc::{Receiver, RecvTimeoutError},
+    };
+
+    use super::*;
+    use crate::{
+        k8s::file_worker::{GRACE, QUIET, SETTLED},
+        model::{Cluster, ObjectKey},
+    };
+
+    /// Longer than anything takes, also on a machine that is busy.
+    const LONG: Duration = Duration::from_secs(10);
+
+    /// A watched folder, and the cluster of whoever listens.
+    struct Watched {
+        folder: tempfile::TempDir,
+        _source: FileSource,
+        told: Receiver<SourceEvent>,
+        cluster: Cluster,
+        faults: Vec<Fault>,
+    }
+
+    impl Watched {
+        fn new(files: &[(&str, &str)]) -> Self {
+            Self::looking(files, LONG * 60, |folder| vec![folder.to_owned()])
+        }
+
+        fn looking(files: &[(&str, &str)], rescan: Duration, paths: fn(&Path) -> Vec<PathBuf>) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                fs::write(folder.path().join(name), text).unwrap();
+            }
+            let (outbox, told) = channel();
+            let deliver = move |event| drop(outbox.send(event));
+            let source = FileSource::open(&paths(folder.path()), rescan, deliver).unwrap();
+            let mut watched =
+                Self { folder, _source: source, told, cluster: Cluster::new(), faults: Vec::new() };
+            while watched.hear(LONG) != Some(SourceEvent::Synced) {}
+            watched
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.path(name), text).unwrap();
+        }
+
+        fn hear(&mut self, wait: Duration) -> Option<SourceEvent> {
+            let event = match self.told.recv_timeout(wait) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => panic!("the source has ended"),
+            };
+            match &event {
+                SourceEvent::Changes(changes) => {
+                    for change in changes {
+                        assert!(self.cluster.apply(change.clone()).is_some(), "{change:?} changes nothing");
+                    }
+                }
+                SourceEvent::Faults(faults) => self.faults.clone_from(faults),
+                SourceEvent::Synced => {}
+            }
+            Some(event)
+        }
+
+        /// Listens until the pods are these, each as `name=app`.
+        fn until(&mut self, wanted: &[&str]) {
+            while self.pods() != wanted {
+                assert!(
+                    self.hear(LONG).is_some(),
+                    "pods {:?}, not {wanted:?}; {:?}",
+                    self.pods(),
+                    self.faults
+                );
+            }
+        }
+
+        /// Nothing is told for a while in which it would have been.
+        fn hears_nothing(&mut self) {
+            assert_eq!(self.hear(GRACE + SETTLED * 2), None);
+        }
+
+        fn pods(&self) -> Vec<String> {
+            let name = |pod: &crate::model::Pod| {
+                format!("{}={}", pod.key.name, pod.labels.get("app").unwrap_or_default())
+            };
+            self.cluster.pods().map(|pod| name(pod)).collect()
+        }
+    }
+
+    fn pod(name: &str, app: &str) -> String {
+        format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n")
+    }
+
+    #[test]
+    fn what_is_there_is_told_first_and_then_what_changes() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web")), ("b.txt", "not ours")]);
+        assert_eq!(watched.pods(), ["one=web"]);
+        watched.write("a.yaml", &pod("one", "db"));
+        watched.until(&["one=db"]);
+        watched.write("c.yml", &pod("two", "web"));
+        watched.until(&["one=db", "two=web"]);
+        fs::remove_file(watched.path("a.yaml")).unwrap();
+        watched.until(&["two=web"]);
+    }
+
+    #[test]
+    fn a_path_that_does_not_exist_and_standard_input_are_refused() {
+        let open = |path: &str| FileSource::open(&[path.into()], RESCAN, |_| {}).map(drop);
+        assert!(open("/nowhere/at/all").unwrap_err().to_string().contains("/nowhere/at/all"));
+        assert!(matches!(open("-"), Err(SourceError::StandardInput)));
+    }
+
+    #[test]
+    fn a_file_is_not_read_while_it_is_written() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
+        watched.hears_nothing();
+        file.write_all(pod("one", "db").as_bytes()).unwrap();
+        file.sync_all().unwrap();
+        // Another file makes the source look about, and a look about must not find the half of this one.
+        watched.write("b.yaml", &pod("two", "web"));
+        watched.until(&["one=web", "two=web"]);
+        file.write_all(pod("three", "db").as_bytes()).unwrap();
+        watched.hears_nothing();
+        drop(file);
+        watched.until(&["one=db", "three=db", "two=web"]);
+    }
+
+    #[test]
+    fn a_file_that_is_written_over_and_over_never_loses_its_objects() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        let path = watched.path("a.yaml");
+        let writer = thread::spawn(move || {
+            for n in 0..300 {
+                fs::write(&path, pod("one", &format!("v{n}"))).unwrap();
+                if n % 7 == 0 {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
+        });
+        while watched.pods() != ["one=v299"] {
+            let Some(SourceEvent::Changes(changes)) = watched.hear(LONG) else {
+                panic!("{:?}", watched.pods())
+            };
+            assert!(changes.iter().all(|change| matches!(change, Change::SetPod(_))), "{changes:?}");
+        }
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_by_a_move_is_read() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        watched.write("a.yaml.tmp", &pod("one", "db"));
+        fs::rename(watched.path("a.yaml.tmp"), watched.path("a.yaml")).unwrap();
+        watched.until(&["one=db"]);
+    }
+
+    #[test]
+    fn an_editor_that_moves_the_file_away_first_removes_nothing() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        fs::rename(watched.path("a.yaml"), watched.path("a.yaml~")).unwrap();
+        thread::sleep(QUIET * 4);
+        watched.write("a.yaml", &pod("one", "db"));
+        let Some(SourceEvent::Changes(changes)) = watched.hear(LONG) else { panic!("{:?}", watched.pods()) };
+        assert!(matches!(&changes[..], [Change::SetPod(_)]), "{changes:?}");
+        watched.hears_nothing();
+    }
+
+    #[test]
+    fn a_file_that_moves_to_another_name_changes_nothing() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        fs::rename(watched.path("a.yaml"), watched.path("b.yaml")).unwrap();
+        watched.hears_nothing();
+        watched.write("b.yaml", "");
+        watched.until(&[]);
+    }
+
+    #[test]
+    fn a_new_folder_is_watched_and_one_that_goes_takes_its_objects_along() {
+        let mut watched = Watched::new(&[]);
+        fs::create_dir_all(watched.path("x/y")).unwrap();
+        watched.write("x/y/a.yaml", &pod("one", "web"));
+        watched.until(&["one=web"]);
+        watched.write("x/y/a.yaml", &pod("one", "db"));
+        watched.until(&["one=db"]);
+        fs::rename(watched.path("x"), watched.path("z")).unwrap();
+        watched.hears_nothing();
+        watched.write("z/y/a.yaml", &pod("one", "cache"));
+        watched.until(&["one=cache"]);
+        fs::remove_dir_all(watched.path("z")).unwrap();
+        watched.until(&[]);
+    }
+
+    #[test]
+    fn a_mounted_config_map_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let generation = |name: &str, app: &str| {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("a.yaml"), pod("one", app)).unwrap();
+            symlink(name, folder.path().join("..data_tmp")).unwrap();
+            fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
+        };
+        generation("..1", "web");
+        symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
+        let (outbox, told) = channel();
+        let deliver = move |event| drop(outbox.send(event));
+        let source = FileSource::open(&[folder.path().to_owned()], LONG * 60, deliver).unwrap();
+        let mut watched =
+            Watched { folder, _source: source, told, cluster: Cluster::new(), faults: Vec::new() };
+        watched.until(&["one=web"]);
+        let folder = &watched.folder;
+        fs::create_dir(folder.path().join("..2")).unwrap();
+        fs::write(folder.path().join("..2/a.yaml"), pod("one", "db")).unwrap();
+        symlink("..2", folder.path().join("..data_tmp")).unwrap();
+        fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
+        fs::remove_dir_all(folder.path().join("..1")).unwrap();
+        watched.until(&["one=db"]);
+    }
+
+    #[test]
+    fn a_single_file_is_watched_without_its_neighbours() {
+        let one = |folder: &Path| vec![folder.join("a.conf")];
+        let mut watched = Watched::looking(&[("a.conf", &pod("one", "web"))], LONG * 60, one);
+        assert_eq!(watched.pods(), ["one=web"]);
+        watched.write("b.yaml", &pod("two", "web"));
+        watched.hears_nothing();
+        watched.write("a.conf", &pod("one", "db"));
+        watched.until(&["one=db"]);
+    }
+
+    #[test]
+    fn a_folder_that_vanishes_keeps_its_objects_and_is_found_again() {
+        let within = |folder: &Path| {
+            fs::create_dir(folder.join("mount")).unwrap();
+            fs::write(folder.join("mount/a.yaml"), pod("one", "web")).unwrap();
+            vec![folder.join("mount")]
+        };
+        let mut watched = Watched::looking(&[], LONG * 60, within);
+        fs::rename(watched.path("mount"), watched.path("elsewhere")).unwrap();
+        while watched.faults.is_empty() {
+            assert!(watched.hear(LONG).is_some());
+        }
+        assert!(watched.faults[0].text.contains("cannot read this folder"), "{:?}", watched.faults);
+        assert_eq!(watched.pods(), ["one=web"]);
+        watched.write("elsewhere/a.yaml", &pod("one", "db"));
+        fs::rename(watched.path("elsewhere"), watched.path("mount")).unwrap();
+        watched.until(&["one=db"]);
+        while !watched.faults.is_empty() {
+            assert!(watched.hear(LONG).is_some());
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_tell_is_found_by_looking() {
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().join("target");
+        fs::write(&target, pod("one", "web")).unwrap();
+        let mut watched = Watched::looking(&[], Duration::from_millis(300), |folder| vec![folder.to_owned()]);
+        symlink(&target, watched.path("a.yaml")).unwrap();
+        watched.until(&["one=web"]);
+        // Nobody watches the folder of the link's target.
+        fs::write(&target, pod("one", "db")).unwrap();
+        watched.until(&["one=db"]);
+    }
+
+    #[test]
+    fn a_refused_document_keeps_its_object_and_is_reported_until_it_is_right() {
+        let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
+        watched.write("a.yaml", &pod("one", "yes"));
+        while watched.faults.iter().all(|fault| !fault.is_error()) {
+            assert!(watched.hear(LONG).is_some());
+        }
+        assert_eq!(watched.pods(), ["one=web"]);
+        watched.write("a.yaml", &pod("one", "db"));
+        watched.until(&["one=db"]);
+        while !watched.faults.is_empty() {
+            assert!(watched.hear(LONG).is_some());
+        }
+        assert!(watched.cluster.pod(&ObjectKey::new("default", "one")).is_some());
+    }
+}

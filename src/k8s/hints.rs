@@ -24,19 +24,22 @@ fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Opti
     if let Some(field) = known.iter().find(|field| field.eq_ignore_ascii_case(name)) {
         return Some(format!("did you mean `{field}`?"));
     }
-    if let Some(home) = home(name, parent, root) {
+    if let Some(home) = home(name, parent, known, root) {
         return Some(home);
     }
     nearest(name, known).map(|field| format!("did you mean `{field}`?"))
 }
 
 /// Where a field belongs that exists, but elsewhere: nearly always a matter of indentation.
-fn home(name: &str, parent: &FieldPath, root: &Node<'_>) -> Option<String> {
+fn home(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Option<String> {
     let inside = |field: &str| Some(format!("it belongs inside {field}: indent it"));
     let beside = |field: &str| root.nearest(parent).get(field).is_some();
     let place = Place::of(parent);
     match (name, place) {
-        ("matchLabels" | "matchExpressions", _) => {
+        (
+            "matchLabels" | "matchExpressions",
+            Place::Object | Place::Metadata | Place::Spec | Place::Rule(_) | Place::Peer,
+        ) => {
             let selector =
                 ["podSelector", "namespaceSelector", "selector"].into_iter().find(|field| beside(field));
             match selector {
@@ -44,7 +47,7 @@ fn home(name: &str, parent: &FieldPath, root: &Node<'_>) -> Option<String> {
                 None => Some("it belongs inside a podSelector or a namespaceSelector".to_owned()),
             }
         }
-        (_, Place::Selector) => {
+        (_, Place::Selector) if nearest(name, known).is_none() => {
             Some(format!("labels to match stand inside matchLabels: `matchLabels: {{{name}: ...}}`"))
         }
         ("cidr" | "except", _) => inside("ipBlock"),

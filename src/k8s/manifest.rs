@@ -5,13 +5,13 @@ use std::{
     fs, io,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use super::{
     assemble::{Assembly, FileContents, Said, assemble},
-    chunk,
+    chunk::{Known, TextReader},
     fault::Fault,
+    folder::walk,
     intern::Interner,
 };
 use crate::model::{Change, Cluster};
@@ -19,7 +19,7 @@ use crate::model::{Change, Cluster};
 /// What to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Whether workloads (Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob) stand for one pod of their
+    /// Whether workloads (`Deployment`, `StatefulSet`, `DaemonSet`, `ReplicaSet`, `Job`, `CronJob`) stand for one pod of their
     /// template. If not they are skipped: in a cluster, their pods are objects of their own.
     pub workloads: bool,
 }
@@ -105,7 +105,7 @@ impl From<Assembly> for Loaded {
             Said::Doubtful(fallback) => fallback,
         });
         Self {
-            changes: objects.map(super::object::Object::change).collect(),
+            changes: objects.map(|object| object.change()).collect(),
             faults: assembly.faults,
             skipped: assembly.skipped,
         }
@@ -114,13 +114,10 @@ impl From<Assembly> for Loaded {
 
 fn read(bytes: &[u8], options: Options, names: &mut Interner) -> FileContents {
     match std::str::from_utf8(bytes) {
-        Ok(text) => FileContents {
-            chunks: chunk::pieces(text)
-                .into_iter()
-                .map(|piece| (piece.lines, Arc::new(chunk::read(piece.text, options.workloads, names))))
-                .collect(),
-            unreadable: None,
-        },
+        Ok(text) => {
+            let (chunks, _) = TextReader::new(&Known::default(), options.workloads, names).read(text);
+            FileContents { chunks, unreadable: None }
+        }
         Err(error) => FileContents { chunks: Vec::new(), unreadable: Some(not_utf8(error)) },
     }
 }
@@ -129,7 +126,7 @@ pub(super) fn not_utf8(error: std::str::Utf8Error) -> String {
     format!("not UTF-8 text after {} bytes: save it as UTF-8", error.valid_up_to())
 }
 
-pub(super) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     if is_stdin(path) {
         let mut bytes = Vec::new();
         io::stdin().lock().read_to_end(&mut bytes)?;
@@ -138,53 +135,22 @@ pub(super) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
-pub(super) fn is_stdin(path: &Path) -> bool {
+fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
 /// The files that `path` stands for, sorted.
-pub(super) fn find(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
+fn find(path: &Path) -> Result<Vec<PathBuf>, LoadError> {
     if is_stdin(path) {
         return Ok(vec![path.to_owned()]);
     }
-    let error = |path: &Path, source| LoadError { path: path.to_owned(), source };
-    if !fs::metadata(path).map_err(|source| error(path, source))?.is_dir() {
+    let kind = fs::metadata(path).map_err(|source| LoadError { path: path.to_owned(), source })?;
+    if !kind.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let mut files = Vec::new();
-    let mut folders = vec![path.to_owned()];
-    let mut visited = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        // A link to a folder above would lead round and round.
-        if !visited.insert(fs::canonicalize(&folder).map_err(|source| error(&folder, source))?) {
-            continue;
-        }
-        for entry in fs::read_dir(&folder).map_err(|source| error(&folder, source))? {
-            let entry = entry.map_err(|source| error(&folder, source))?.path();
-            if is_hidden(&entry) {
-                continue;
-            }
-            match fs::metadata(&entry) {
-                Ok(kind) if kind.is_dir() => folders.push(entry),
-                Ok(kind) if kind.is_file() && is_manifest(&entry) => files.push(entry),
-                Err(source) if is_manifest(&entry) => return Err(error(&entry, source)),
-                _ => {}
-            }
-        }
+    let found = walk(path, |_| {});
+    match found.unreadable.into_iter().next() {
+        Some((path, source)) => Err(LoadError { path, source }),
+        None => Ok(found.files.into_iter().collect()),
     }
-    files.sort();
-    Ok(files)
-}
-
-/// Whether a file of this name is read when its folder is.
-#[must_use]
-pub(super) fn is_manifest(path: &Path) -> bool {
-    !is_hidden(path)
-        && path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
-}
-
-/// Whether a name begins with a dot. Such files are the leavings of editors, and such folders hold the generations of
-/// a mounted ConfigMap, whose files are linked to from outside of them.
-pub(super) fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }

@@ -123,6 +123,12 @@ impl<'t> Node<'t> {
         if whole && matches!(node.value, Value::Scalar(..)) && !node.is_null() { node.at } else { at }
     }
 
+    /// Where the key stands that leads to `path`.
+    #[must_use]
+    pub fn key_position(&self, path: &FieldPath) -> Position {
+        self.walk(path).1
+    }
+
     /// Follows `path` as far as it goes: the node there, the key or item that leads to it, and whether that is all.
     fn walk(&self, path: &FieldPath) -> (&Node<'t>, Position, bool) {
         let (mut node, mut at) = (self, self.at);
@@ -149,6 +155,7 @@ impl<'t> Node<'t> {
 }
 
 /// Reads every document of `text`, up to what is not YAML, if anything is not.
+#[must_use]
 pub fn parse(text: &str) -> (Vec<Document<'_>>, Option<SyntaxError>) {
     let mut documents = Vec::new();
     let mut parser = Parser::new_from_str(text);
@@ -349,7 +356,7 @@ struct Seen<'t>(HashMap<Cow<'t, str>, Position>);
 
 impl<'t> Seen<'t> {
     /// Where `name` stands in `entries` already; takes it in if it does not.
-    fn add(&mut self, entries: &[Entry<'t>], name: &Cow<'t, str>) -> Option<Position> {
+    fn add(&mut self, entries: &[Entry<'t>], name: &str) -> Option<Position> {
         const FEW: usize = 16;
         if entries.len() < FEW {
             return entries.iter().find(|entry| entry.key == *name).map(|entry| entry.at);
@@ -449,8 +456,9 @@ mod tests {
 
     #[test]
     fn a_repeated_key_is_found_among_many() {
-        let mut text: String = (0..40).map(|n| format!("k{n}: 0\n")).collect();
-        text.push_str("k3: 1\nk39: 1\n");
+        let mut lines: Vec<String> = (0..40).map(|n| format!("k{n}: 0")).collect();
+        lines.extend(["k3: 1".to_owned(), "k39: 1".to_owned()]);
+        let text = lines.join("\n");
         let (documents, _) = parse(&text);
         let lines: Vec<u32> = documents[0].repeated.iter().map(|repeated| repeated.first.line).collect();
         assert_eq!(lines, [4, 40]);
@@ -473,7 +481,8 @@ mod tests {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..30 {
             let below = vec![format!("*a{}", level - 1); 10].join(", ");
-            text.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+            let level = level.to_string();
+            text.push_str(&["a", &level, ": &a", &level, " [", &below, "]\n"].concat());
         }
         assert!(error(&text).text.contains("too large"));
     }

@@ -41,7 +41,7 @@ pub struct Manifest {
     /// Where its namespace stands, in its document.
     pub namespace_at: Position,
     /// The object, if it is right.
-    pub object: Option<Object>,
+    pub object: Option<Arc<Object>>,
     /// What stands in for it, if it is a policy that is not right but says which pods it means.
     pub stand_in: Option<NetworkPolicy>,
     /// What is wrong with it.
@@ -89,11 +89,18 @@ const KINDS: [(&str, &str, Kind); 10] = [
     ("v1", "List", Kind::List),
 ];
 
-/// Reads the object, or list of objects, that is `root`.
+/// Reads the object, or list of objects, that is `root`. `item` is the apiVersion and the kind of an item of a list
+/// that does not say so itself.
 #[must_use]
-pub fn read(root: &Node<'_>, repeated: &[RepeatedKey], workloads: bool, names: &mut Interner) -> Contents {
+pub fn read(
+    root: &Node<'_>,
+    repeated: &[RepeatedKey],
+    item: Option<(&str, &str)>,
+    workloads: bool,
+    names: &mut Interner,
+) -> Contents {
     let mut reader = Reader { repeated, workloads, names, contents: Contents::default() };
-    reader.object(root, &FieldPath::root(), None);
+    reader.object(root, &FieldPath::root(), item);
     reader.contents
 }
 
@@ -212,10 +219,11 @@ impl Reader<'_> {
         let reading = Reading::new(root);
         reading.check::<Full>();
         let read = reading.read::<Slim>();
-        let (mut problems, unknown) = reading.finish();
-        problems.extend(unknown.iter().map(|unknown| hints::explain(unknown, root)));
+        let (problems, unknown) = reading.finish();
         let mut placed: Vec<(Position, Problem)> =
             problems.into_iter().map(|problem| (root.position(&problem.path), problem)).collect();
+        let unknown = unknown.iter().map(|unknown| hints::explain(unknown, root));
+        placed.extend(unknown.map(|problem| (root.key_position(&problem.path), problem)));
         for repeated in self.repeated {
             let within = repeated.path.steps().strip_prefix(at.steps());
             if let (Some(steps), Some((_, key))) = (within, repeated.path.split_key()) {
@@ -238,7 +246,7 @@ impl Reader<'_> {
         if placed.iter().any(|(_, problem)| problem.severity == Severity::Error) {
             converted = None;
         }
-        placed.sort_by(|(a, _), (b, _)| a.cmp(b));
+        placed.sort_by_key(|(at, _)| *at);
         let position = |field| root.position(&FieldPath::of(&["metadata", field]));
         Judged {
             id: self.identify(root, kind),
@@ -289,7 +297,7 @@ impl<Slim, T> Judged<Slim, T> {
             at: self.at,
             name_at: self.name_at,
             namespace_at: self.namespace_at,
-            object: self.converted.map(wrap),
+            object: self.converted.map(|object| Arc::new(wrap(object))),
             stand_in: None,
             problems: self.problems.into_iter().map(placed).collect(),
         }
@@ -322,14 +330,14 @@ fn classify(api: &str, kind: &str) -> Told {
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
         return Told::Known("List", Kind::List);
     }
-    if let Some((home, ..)) = KINDS.iter().find(|(_, k, _)| *k == kind) {
-        if is_slip_of(api, home) {
-            let text = format!("no cluster serves {kind} as {api:?} (any more): write {home}");
-            return Told::Wrong(Problem::error(FieldPath::of(&["apiVersion"]), text));
-        }
+    let home = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(home, ..)| *home);
+    if let Some(home) = home.filter(|home| is_slip_of(api, home)) {
+        let text = format!("no cluster serves {kind} as {api:?} (any more): write {home}");
+        return Told::Wrong(Problem::error(FieldPath::of(&["apiVersion"]), text));
     }
     let of_api: Vec<&str> = KINDS.iter().filter(|(a, ..)| *a == api).map(|(_, k, _)| *k).collect();
-    let slip = of_api.iter().copied().find(|known| known.eq_ignore_ascii_case(kind)).or_else(|| {
+    let same = |known: &&str| known.eq_ignore_ascii_case(kind) || plural(known).eq_ignore_ascii_case(kind);
+    let slip = of_api.iter().copied().find(same).or_else(|| {
         // Short kinds are two letters away from each other: Node and Pod, Secret and nothing.
         let long: Vec<&str> = of_api.iter().copied().filter(|known| known.len() > 6).collect();
         hints::nearest(kind, &long)
@@ -341,6 +349,10 @@ fn classify(api: &str, kind: &str) -> Told {
         }
         None => Told::Other(format!("{api}/{kind}")),
     }
+}
+
+fn plural(kind: &str) -> String {
+    kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"))
 }
 
 /// Whether `api` is an old or a mistyped form of `home`, and not the API of somebody else.

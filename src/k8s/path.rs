@@ -15,10 +15,12 @@ impl Position {
     /// The first character of a text.
     pub const START: Self = Self { line: 1, column: 1 };
 
-    /// The same place in a text that has `lines` more lines in front.
+    /// The same place in a text that has more in front: `lines` lines, and in the line where this text begins,
+    /// `columns` characters.
     #[must_use]
-    pub const fn after(self, lines: u32) -> Self {
-        Self { line: self.line + lines, column: self.column }
+    pub const fn after(self, lines: u32, columns: u32) -> Self {
+        let column = if self.line == 1 { self.column + columns } else { self.column };
+        Self { line: self.line + lines, column }
     }
 }
 

@@ -114,11 +114,11 @@ pub struct Workload {
 pub struct WorkloadSpec {
     /// The pods that it makes.
     pub template: Option<PodTemplate>,
-    /// The jobs that a CronJob makes.
+    /// The jobs that a `CronJob` makes.
     pub job_template: Option<JobTemplate>,
 }
 
-/// What a CronJob makes.
+/// What a `CronJob` makes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct JobTemplate {

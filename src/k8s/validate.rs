@@ -186,9 +186,8 @@ pub fn cidr(value: &str) -> Result<IpNet, Invalid> {
     if !address.contains(':') && (address.split('.').any(zero) || zero(bits)) || zero(bits) {
         return refuse(value, "has leading zeros, which some read as octal: leave them out");
     }
-    let net = match (bits.bytes().all(|byte| byte.is_ascii_digit()), value.parse::<IpNet>()) {
-        (true, Ok(net)) => net,
-        _ => return refuse(value, &format!("is no CIDR, {example}")),
+    let (true, Ok(net)) = (bits.bytes().all(|byte| byte.is_ascii_digit()), value.parse::<IpNet>()) else {
+        return refuse(value, &format!("is no CIDR, {example}"));
     };
     match net.addr() {
         IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {

@@ -6,7 +6,7 @@ use towpath::{
     dataplane::{ApplyError, Dataplane, fake::Fake},
     model::{Family, PortRange, Protocol},
     ruleset::{
-        BuiltIn, Field, Match, Member, Object, Rule, Ruleset, SetKind, SetName, Target,
+        BuiltIn, Field, Match, Member, Object, Rule, SetKind, Target,
         observed::Observed,
         plan::{ChainBatch, HookEdit, SetEdit, Step, plan},
     },

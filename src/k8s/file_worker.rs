@@ -1,0 +1,467 @@
+//! The thread behind [`FileSource`](super::files::FileSource): listens to the kernel, and reads what it tells of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs, io, mem,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    time::{Duration, Instant},
+};
+
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode},
+};
+
+use super::{
+    files::SourceEvent,
+    folder::{Stamp, is_hidden, is_manifest, is_settled, walk},
+    store::Store,
+};
+
+/// How long it must be quiet before what was told is acted upon: a move is two messages, a `kubectl` many.
+pub(super) const QUIET: Duration = Duration::from_millis(3);
+
+/// How long messages are gathered at most.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// How long after it has gone a file may come back without its objects having gone.
+pub(super) const GRACE: Duration = Duration::from_millis(100);
+
+/// How old a file must be to be read without word from the kernel that it is complete.
+pub(super) const SETTLED: Duration = Duration::from_millis(250);
+
+/// What the worker is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    Told(notify::Result<Event>),
+    Stop,
+}
+
+/// A path that was asked for.
+#[derive(Debug)]
+pub(super) enum Root {
+    Folder(PathBuf),
+    File(PathBuf),
+}
+
+impl Root {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::File(path) => path,
+        }
+    }
+}
+
+/// What watches: the files as they were read, and what has been told of them.
+pub(super) struct Worker<F> {
+    roots: Vec<Root>,
+    rescan: Duration,
+    watcher: RecommendedWatcher,
+    /// The folders whose entries the kernel tells of.
+    watched: BTreeSet<PathBuf>,
+    /// The version of each file that was read.
+    stamps: HashMap<PathBuf, Stamp>,
+    /// Files that were written to and not closed yet.
+    writing: HashSet<PathBuf>,
+    /// Files that may be complete, and are looked at again when they have settled.
+    later: BTreeSet<PathBuf>,
+    /// Files that have gone, and when it will be believed.
+    leaving: BTreeMap<PathBuf, Instant>,
+    store: Store,
+    deliver: F,
+}
+
+/// What was found at a path.
+enum State {
+    Holds(Vec<u8>, Stamp),
+    Gone,
+    Unreadable(io::Error),
+}
+
+impl State {
+    fn without(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound { Self::Gone } else { Self::Unreadable(error) }
+    }
+}
+
+/// What some messages together ask for.
+#[derive(Default)]
+struct Batch {
+    /// Files that are complete, to be read whatever their stamps say.
+    complete: BTreeSet<PathBuf>,
+    /// Files that may be others now.
+    touched: BTreeSet<PathBuf>,
+    /// Files that are no longer where they were.
+    departed: BTreeSet<PathBuf>,
+    /// Whether everything must be looked at.
+    everything: bool,
+}
+
+impl<F: FnMut(SourceEvent)> Worker<F> {
+    /// One that has not looked at anything yet.
+    pub(super) fn new(roots: Vec<Root>, rescan: Duration, watcher: RecommendedWatcher, deliver: F) -> Self {
+        Self {
+            roots,
+            rescan,
+            watcher,
+            watched: BTreeSet::new(),
+            stamps: HashMap::new(),
+            writing: HashSet::new(),
+            later: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            store: Store::new(),
+            deliver,
+        }
+    }
+
+    /// Watches until told to stop.
+    pub(super) fn run(mut self, inbox: &Receiver<Message>) {
+        self.look_at_everything(Duration::ZERO);
+        self.tell();
+        (self.deliver)(SourceEvent::Synced);
+        let mut rescan_at = Instant::now() + self.rescan;
+        loop {
+            let now = Instant::now();
+            let soon = (!self.later.is_empty()).then_some(now + SETTLED);
+            let wake_at = self.leaving.values().copied().chain(soon).fold(rescan_at, Instant::min);
+            let mut batch = match inbox.recv_timeout(wake_at.saturating_duration_since(now)) {
+                Ok(Message::Told(told)) => match self.gather(told, inbox) {
+                    Some(batch) => batch,
+                    None => return,
+                },
+                Err(RecvTimeoutError::Timeout) => Batch::default(),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            };
+            self.part(&mut batch);
+            batch.touched.append(&mut self.later);
+            if Instant::now() >= rescan_at {
+                batch.everything = true;
+            }
+            if batch.everything {
+                rescan_at = Instant::now() + self.rescan;
+            }
+            if !self.take_in(batch, inbox) {
+                return;
+            }
+            self.tell();
+        }
+    }
+
+    /// Takes in messages until it is quiet; `None` if one of them says to stop.
+    fn gather(&mut self, first: notify::Result<Event>, inbox: &Receiver<Message>) -> Option<Batch> {
+        let mut batch = Batch::default();
+        self.note(first, &mut batch);
+        let until = Instant::now() + GATHER;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match inbox.recv_timeout(left.min(QUIET)) {
+                Ok(Message::Told(told)) => self.note(told, &mut batch),
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => return Some(batch),
+            }
+            if left.is_zero() {
+                return Some(batch);
+            }
+        }
+    }
+
+    /// Decides about what has gone. What has gone alone may come back: editors move a file away before they write it
+    /// anew. What has gone as something else came has moved there.
+    fn part(&mut self, batch: &mut Batch) {
+        let now = Instant::now();
+        let departed = mem::take(&mut batch.departed);
+        if batch.complete.is_empty() && batch.touched.is_empty() {
+            self.leaving.extend(departed.into_iter().map(|path| (path, now + GRACE)));
+        } else {
+            batch.complete.extend(departed);
+        }
+        batch.complete.extend(self.leaving.extract_if(.., |_, due| *due <= now).map(|(path, _)| path));
+    }
+
+    /// Reads what `batch` asks for, until nobody writes to any of it meanwhile. Whether to go on.
+    fn take_in(&mut self, mut batch: Batch, inbox: &Receiver<Message>) -> bool {
+        /// Somebody may write without end: what is left is then for the next time.
+        const ROUNDS: usize = 10;
+        for _ in 0..ROUNDS {
+            let mut read = Vec::new();
+            if batch.everything {
+                read.extend(self.look_at_everything_but(&batch.complete));
+            }
+            for path in &batch.complete {
+                self.stamps.remove(path);
+            }
+            let complete = batch.complete.iter().map(|path| (path, Duration::ZERO));
+            for (path, settled) in complete.chain(batch.touched.iter().map(|path| (path, SETTLED))) {
+                read.extend(self.look_at(path, settled).map(|state| (path.clone(), state)));
+            }
+            if read.is_empty() {
+                return true;
+            }
+            // What was written to as it was read is told of by now.
+            self.hear();
+            let mut meanwhile = Batch::default();
+            loop {
+                match inbox.try_recv() {
+                    Ok(Message::Told(told)) => self.note(told, &mut meanwhile),
+                    Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
+                    Err(TryRecvError::Empty) => break,
+                }
+            }
+            for (path, state) in read {
+                if !self.writing.contains(&path) && !meanwhile.complete.contains(&path) {
+                    self.accept(&path, state);
+                }
+            }
+            self.part(&mut meanwhile);
+            batch = meanwhile;
+        }
+        self.later.extend(batch.complete.into_iter().chain(batch.touched));
+        true
+    }
+
+    /// Waits until everything that the kernel has told so far is in the inbox.
+    ///
+    /// The listening thread answers one request in each of its rounds, before or after it takes over what the kernel
+    /// told: with the second answer, the round of the first has ended. The request itself is to stop watching what
+    /// cannot be watched.
+    fn hear(&mut self) {
+        for _ in 0..2 {
+            let _ = self.watcher.unwatch(Path::new("/dev/null/nothing"));
+        }
+    }
+
+    fn note(&mut self, told: notify::Result<Event>, batch: &mut Batch) {
+        let Ok(event) = told else {
+            batch.everything = true;
+            return;
+        };
+        if event.need_rescan() {
+            // Among what was dropped may be the end of any write.
+            self.writing.clear();
+            batch.everything = true;
+        }
+        for path in event.paths {
+            match event.kind {
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) if self.is_wanted(&path) => {
+                    self.writing.remove(&path);
+                    self.leaving.remove(&path);
+                    batch.departed.remove(&path);
+                    batch.complete.insert(path);
+                }
+                EventKind::Modify(ModifyKind::Data(_)) if self.is_wanted(&path) => {
+                    batch.complete.remove(&path);
+                    self.writing.insert(path);
+                }
+                EventKind::Modify(ModifyKind::Metadata(_)) if self.is_wanted(&path) => {
+                    batch.touched.insert(path);
+                }
+                EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
+                    self.writing.remove(&path);
+                    self.leaving.remove(&path);
+                    batch.departed.remove(&path);
+                    self.note_arrival(path, true, batch);
+                }
+                EventKind::Create(CreateKind::Folder) => self.note_arrival(path, false, batch),
+                EventKind::Create(_) => {
+                    // A link is complete when it is made. A file is complete when it is closed, of which we hear; but
+                    // one that was written without a name, and then given one, was closed before.
+                    let is_link = |file: fs::Metadata| file.file_type().is_symlink() || file.nlink() > 1;
+                    let complete = fs::symlink_metadata(&path).is_ok_and(is_link);
+                    self.note_arrival(path, complete, batch);
+                }
+                EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
+                    self.note_departure(path, batch);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Something is at `path` that was not; `complete` says that nobody writes to it.
+    fn note_arrival(&mut self, path: PathBuf, complete: bool, batch: &mut Batch) {
+        if self.roots.iter().any(|root| matches!(root, Root::Folder(folder) if *folder == path)) {
+            self.forget_watches(&path);
+            batch.everything = true;
+        } else if is_hidden(&path) {
+            // The files of a mounted ConfigMap are links through `..data`, which is itself a link, and replaced.
+            let linked = |file: &&Path| file.parent() == path.parent() && file.is_symlink();
+            batch.touched.extend(self.store.files().filter(linked).map(Path::to_owned));
+        } else if self.is_wanted(&path) && !path.is_dir() {
+            let _ = if complete { batch.complete.insert(path) } else { self.later.insert(path) };
+        } else if self.is_below_a_root(&path) && path.is_dir() {
+            let files = self.walk(&path).0;
+            if complete { batch.complete.extend(files) } else { batch.touched.extend(files) }
+        }
+    }
+
+    fn note_departure(&mut self, path: PathBuf, batch: &mut Batch) {
+        if self.roots.iter().any(|root| matches!(root, Root::Folder(folder) if *folder == path)) {
+            batch.everything = true;
+        }
+        if self.watched.contains(&path) {
+            self.forget_watches(&path);
+            let below = self.store.files().filter(|file| file.starts_with(&path));
+            batch.departed.extend(below.map(Path::to_owned));
+        } else if self.is_wanted(&path) {
+            self.writing.remove(&path);
+            batch.complete.remove(&path);
+            batch.departed.insert(path);
+        }
+    }
+
+    /// Whether the file at `path` is one that was asked for.
+    fn is_wanted(&self, path: &Path) -> bool {
+        self.roots.iter().any(|root| matches!(root, Root::File(file) if file == path))
+            || (is_manifest(path) && self.is_below_a_root(path))
+    }
+
+    /// Whether `path` lies in a folder that was asked for, and in no hidden one in there.
+    fn is_below_a_root(&self, path: &Path) -> bool {
+        self.roots.iter().any(|root| {
+            let Root::Folder(folder) = root else { return false };
+            let below = path.strip_prefix(folder);
+            below.is_ok_and(|below| !below.as_os_str().is_empty() && !below.ancestors().any(is_hidden))
+        })
+    }
+
+    /// Looks at every file there is, and at those that were there, and takes them in.
+    fn look_at_everything(&mut self, settled: Duration) {
+        for file in self.every_file() {
+            if let Some(state) = self.look_at(&file, settled) {
+                self.accept(&file, state);
+            }
+        }
+    }
+
+    /// Looks at every file there is, and at those that were there.
+    fn look_at_everything_but(&mut self, others: &BTreeSet<PathBuf>) -> Vec<(PathBuf, State)> {
+        let files = self.every_file();
+        let files = files.into_iter().filter(|file| !others.contains(file));
+        files.filter_map(|file| self.look_at(&file, SETTLED).map(|state| (file, state))).collect()
+    }
+
+    fn every_file(&mut self) -> BTreeSet<PathBuf> {
+        let mut files = BTreeSet::new();
+        let mut unreadable = Vec::new();
+        for index in 0..self.roots.len() {
+            let root = self.roots[index].path().to_owned();
+            // What replaces the root itself is told of by the folder that it is in.
+            if let Some(parent) = root.parent() {
+                self.watch(parent);
+            }
+            if matches!(self.roots[index], Root::Folder(_)) {
+                let found = self.walk(&root);
+                files.extend(found.0);
+                unreadable.extend(found.1);
+            } else {
+                files.insert(root);
+            }
+        }
+        let seen = |file: &&Path| !unreadable.iter().any(|folder| file.starts_with(folder));
+        files.extend(self.store.files().filter(seen).map(Path::to_owned));
+        files
+    }
+
+    /// The files in a folder and below, all of it watched from now on, and the folders that could not be read.
+    fn walk(&mut self, folder: &Path) -> (BTreeSet<PathBuf>, Vec<PathBuf>) {
+        let mut entered = Vec::new();
+        let found = walk(folder, |folder| {
+            // Watched first and read then: nothing can come in between unseen.
+            self.watch(folder);
+            entered.push(folder.to_owned());
+        });
+        for folder in entered {
+            self.store.remove(&folder);
+        }
+        let mut unreadable = Vec::new();
+        for (folder, error) in found.unreadable {
+            self.store.set_unreadable(&folder, format!("cannot read this folder: {error}; its objects stay"));
+            unreadable.push(folder);
+        }
+        (found.files, unreadable)
+    }
+
+    fn watch(&mut self, folder: &Path) {
+        // What cannot be watched is still looked at now and then.
+        if !self.watched.contains(folder) && self.watcher.watch(folder, RecursiveMode::NonRecursive).is_ok() {
+            self.watched.insert(folder.to_owned());
+        }
+    }
+
+    fn forget_watches(&mut self, folder: &Path) {
+        let gone: Vec<PathBuf> =
+            self.watched.iter().filter(|path| path.starts_with(folder)).cloned().collect();
+        for path in gone {
+            // The kernel may have forgotten it before.
+            let _ = self.watcher.unwatch(&path);
+            self.watched.remove(&path);
+        }
+    }
+
+    /// Reads the file at `path` if it is another than the one that was read, and nobody writes to it.
+    fn look_at(&mut self, path: &Path, settled: Duration) -> Option<State> {
+        if self.writing.contains(path) {
+            return None;
+        }
+        let file = match fs::metadata(path) {
+            Ok(file) if file.is_file() => file,
+            Ok(_) => return None,
+            Err(error) => return Some(State::without(error)),
+        };
+        let stamp = Stamp::of(&file);
+        if self.stamps.get(path) == Some(&stamp) {
+            return None;
+        }
+        // A file that is about to be written anew is empty for a moment before the kernel tells of it.
+        let settled = if file.len() == 0 && self.store.has(path) { SETTLED } else { settled };
+        if !is_settled(&file, settled) {
+            self.later.insert(path.to_owned());
+            return None;
+        }
+        match fs::read(path).and_then(|bytes| Ok((bytes, Stamp::of(&fs::metadata(path)?)))) {
+            Ok((bytes, after)) if after == stamp && bytes.len() as u64 == file.len() => {
+                Some(State::Holds(bytes, stamp))
+            }
+            Ok(_) => {
+                self.later.insert(path.to_owned());
+                None
+            }
+            Err(error) => Some(State::without(error)),
+        }
+    }
+
+    fn accept(&mut self, path: &Path, state: State) {
+        match state {
+            State::Holds(bytes, stamp) => {
+                self.store.set(path, &bytes);
+                self.stamps.insert(path.to_owned(), stamp);
+            }
+            State::Gone => {
+                // If its whole root is gone, it was rather unmounted than deleted, and its objects stay.
+                let unmounted =
+                    |root: &Root| matches!(root, Root::Folder(f) if path.starts_with(f) && !f.exists());
+                if !self.roots.iter().any(unmounted) {
+                    self.store.remove(path);
+                }
+                self.stamps.remove(path);
+            }
+            State::Unreadable(error) => {
+                self.store.set_unreadable(path, format!("cannot read this file: {error}; its objects stay"));
+                self.stamps.remove(path);
+            }
+        }
+    }
+
+    /// Tells what has changed.
+    fn tell(&mut self) {
+        let difference = self.store.difference();
+        if !difference.changes.is_empty() {
+            (self.deliver)(SourceEvent::Changes(difference.changes));
+        }
+        if let Some(faults) = difference.faults {
+            (self.deliver)(SourceEvent::Faults(faults));
+        }
+    }
+}

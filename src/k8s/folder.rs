@@ -1,0 +1,103 @@
+//! Which files a path stands for, and whether a file is still the one that was read.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// Whether a file of this name is read when its folder is: .yaml, .yml and .json, and no dot in front.
+#[must_use]
+pub fn is_manifest(path: &Path) -> bool {
+    !is_hidden(path)
+        && path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
+}
+
+/// Whether a name begins with a dot. Such files are the leavings of editors, and such folders hold the generations of
+/// a mounted `ConfigMap`, whose files are linked to from outside of them.
+#[must_use]
+pub fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// What lies in a folder and below.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The files to read, sorted.
+    pub files: BTreeSet<PathBuf>,
+    /// The folders that could not be read, and why.
+    pub unreadable: Vec<(PathBuf, io::Error)>,
+}
+
+/// Finds every manifest in `folder` and below, links followed. `enter` is called for each folder before it is read.
+pub fn walk(folder: &Path, mut enter: impl FnMut(&Path)) -> Found {
+    let mut found = Found::default();
+    let mut folders = vec![folder.to_owned()];
+    let mut visited = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        // A link to a folder above would lead round and round.
+        let same = match fs::canonicalize(&folder) {
+            Ok(same) => same,
+            Err(error) => {
+                found.unreadable.push((folder, error));
+                continue;
+            }
+        };
+        if !visited.insert(same) {
+            continue;
+        }
+        enter(&folder);
+        let mut look = || -> io::Result<()> {
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if is_hidden(&path) {
+                    continue;
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_manifest(&path) {
+                    found.files.insert(path);
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = look() {
+            found.unreadable.push((folder, error));
+        }
+    }
+    found
+}
+
+/// What tells one version of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// The stamp of a file with this metadata.
+    #[must_use]
+    pub fn of(file: &fs::Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// Whether a file with this metadata was last written so long ago that its writer has surely ended.
+#[must_use]
+pub fn is_settled(file: &fs::Metadata, after: Duration) -> bool {
+    // A time in the future, or none, says nothing: then there is nothing to wait for.
+    let age = file.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    age.is_none_or(|age| age >= after)
+}

@@ -1,0 +1,317 @@
+//! The objects of watched files: what each file said last that could be read, and what that changes.
+//!
+//! Nothing here reads a file. Whoever does tells what a file holds, or that it is gone, and asks for the difference.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    assemble::{FileContents, Key, Said, assemble},
+    chunk::{Chunk, Known, Placed, TextReader},
+    fault::Fault,
+    intern::Interner,
+    manifest::not_utf8,
+    object::{Manifest, Object},
+};
+use crate::model::{Change, Standing};
+
+/// What has changed since the last time.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// What became of objects: those that are new or other, then those that are gone. As few as do it.
+    pub changes: Vec<Change>,
+    /// Everything that is wrong now, if that is not what it was.
+    pub faults: Option<Vec<Fault>>,
+}
+
+/// The objects of a set of files, and the last good version of each.
+#[derive(Debug, Default)]
+pub struct Store {
+    files: BTreeMap<PathBuf, File>,
+    /// What was told, of each object.
+    told: BTreeMap<Key, Arc<Object>>,
+    faults: Vec<Fault>,
+    names: Interner,
+    /// Whether nothing was said since the last difference, which costs time in every object.
+    settled: bool,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    contents: FileContents,
+    /// A piece that is still there need not be read again.
+    known: Known,
+}
+
+impl Store {
+    /// One without files.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The file at `path` holds `bytes`. Only the documents whose text is new are read.
+    pub fn set(&mut self, path: &Path, bytes: &[u8]) {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => return self.set_unreadable(path, not_utf8(error)),
+        };
+        self.settled = false;
+        let file = self.files.entry(path.to_owned()).or_default();
+        let (chunks, known) = TextReader::new(&file.known, false, &mut self.names).read(text);
+        let mut contents = FileContents { chunks, unreadable: None };
+        contents.chunks.extend(kept(&file.contents, &contents));
+        *file = File { contents, known };
+    }
+
+    /// The file at `path` is there and cannot be read: it keeps its objects.
+    pub fn set_unreadable(&mut self, path: &Path, why: String) {
+        let unreadable = &mut self.files.entry(path.to_owned()).or_default().contents.unreadable;
+        if unreadable.as_ref() != Some(&why) {
+            *unreadable = Some(why);
+            self.settled = false;
+        }
+    }
+
+    /// The file at `path` is gone, and its objects with it.
+    pub fn remove(&mut self, path: &Path) {
+        self.settled &= self.files.remove(path).is_none();
+    }
+
+    /// Whether the file at `path` is known.
+    #[must_use]
+    pub fn has(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// The files that are known.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// What all of this changes. An object that is refused, or that several places define, stays what it last was.
+    pub fn difference(&mut self) -> Difference {
+        if std::mem::replace(&mut self.settled, true) {
+            return Difference::default();
+        }
+        let files: Vec<_> = self.files.iter().map(|(path, file)| (path, &file.contents)).collect();
+        let assembly = assemble(&files, &mut self.names);
+        let mut told = BTreeMap::new();
+        let mut changes = Vec::new();
+        for (key, said) in assembly.said {
+            let before = self.told.remove(&key);
+            let now = match said {
+                Said::Is(object) => Some(object),
+                Said::Doubtful(fallback) => match &before {
+                    Some(before) if fallback.is_none() || !is_stand_in(before) => Some(before.clone()),
+                    _ => fallback,
+                },
+            };
+            let Some(now) = now else { continue };
+            match before {
+                Some(before) if Arc::ptr_eq(&before, &now) || before == now => told.insert(key, before),
+                _ => {
+                    changes.push(now.change());
+                    told.insert(key, now)
+                }
+            };
+        }
+        changes.extend(std::mem::replace(&mut self.told, told).into_keys().map(Key::removal));
+        let faults = (assembly.faults != self.faults).then(|| {
+            self.faults.clone_from(&assembly.faults);
+            assembly.faults
+        });
+        Difference { changes, faults }
+    }
+}
+
+fn is_stand_in(object: &Object) -> bool {
+    matches!(object, Object::Policy(policy) if policy.standing == Standing::Refused)
+}
+
+/// The objects of `before` that `now` does not speak of, if `now` has parts that cannot be read: they may be in there.
+fn kept(before: &FileContents, now: &FileContents) -> Option<Placed> {
+    fn manifests(contents: &FileContents) -> impl Iterator<Item = &Arc<Manifest>> {
+        contents.chunks.iter().flat_map(|piece| &piece.chunk.manifests)
+    }
+    let unclear = now.chunks.iter().any(|piece| piece.chunk.error.is_some())
+        || manifests(now).any(|manifest| manifest.id.is_none());
+    if !unclear {
+        return None;
+    }
+    let spoken_of: HashSet<_> = manifests(now).filter_map(|manifest| manifest.id.as_ref()).collect();
+    let silent = |manifest: &&Arc<Manifest>| manifest.id.as_ref().is_some_and(|id| !spoken_of.contains(id));
+    // What was wrong with them is not what is wrong now.
+    let quiet =
+        |manifest: &Arc<Manifest>| Arc::new(Manifest { problems: Vec::new(), ..(**manifest).clone() });
+    let manifests: Vec<_> = manifests(before).filter(silent).map(quiet).collect();
+    let chunk = Arc::new(Chunk { manifests, ..Chunk::default() });
+    (!chunk.manifests.is_empty()).then_some(Placed { lines: 0, columns: 0, item: None, chunk })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cluster, ObjectKey};
+
+    fn policy(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        )
+    }
+
+    fn pod(name: &str, app: &str) -> String {
+        format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n")
+    }
+
+    /// A store, and the cluster of whoever listens to it.
+    #[derive(Default)]
+    struct Heard {
+        store: Store,
+        cluster: Cluster,
+    }
+
+    impl Heard {
+        fn new() -> Self {
+            let mut heard = Self::default();
+            heard.listen();
+            heard
+        }
+
+        fn set(&mut self, path: &str, text: &str) -> Vec<String> {
+            self.store.set(Path::new(path), text.as_bytes());
+            self.listen()
+        }
+
+        fn listen(&mut self) -> Vec<String> {
+            let difference = self.store.difference();
+            let told = difference.changes.iter().map(|change| match change {
+                Change::SetPod(pod) => {
+                    format!("pod {} {}", pod.key.name, pod.labels.get("app").unwrap_or("-"))
+                }
+                Change::RemovePod(key) => format!("no pod {}", key.name),
+                Change::SetPolicy(policy) => format!("policy {} {:?}", policy.key.name, policy.standing),
+                Change::RemovePolicy(key) => format!("no policy {}", key.name),
+                Change::SetNamespace(namespace) => format!("namespace {}", namespace.name),
+                Change::RemoveNamespace(name) => format!("no namespace {name}"),
+            });
+            let told = told.collect();
+            for change in difference.changes {
+                assert!(self.cluster.apply(change.clone()).is_some(), "{change:?} changes nothing");
+            }
+            told
+        }
+
+        fn errors(&self) -> Vec<String> {
+            self.store.faults.iter().filter(|fault| fault.is_error()).map(ToString::to_string).collect()
+        }
+    }
+
+    #[test]
+    fn only_what_differs_is_told() {
+        let mut heard = Heard::new();
+        assert_eq!(heard.set("a", &(pod("x", "web") + &pod("z", "db"))), ["pod x web", "pod z db"]);
+        assert_eq!(heard.set("a", &("# moved\n\n".to_owned() + &pod("x", "web") + &pod("z", "db"))), [""; 0]);
+        assert_eq!(heard.set("a", &(pod("x", "web") + &pod("z", "cache"))), ["pod z cache"]);
+        assert_eq!(heard.set("a", &pod("z", "cache")), ["no pod x"]);
+        heard.store.remove(Path::new("a"));
+        assert_eq!(heard.listen(), ["no pod z"]);
+    }
+
+    #[test]
+    fn a_document_that_did_not_change_is_not_read_again() {
+        let mut heard = Heard::new();
+        heard.set("a", &(pod("x", "web") + &pod("z", "db")));
+        let first = |heard: &Heard| heard.store.files[Path::new("a")].contents.chunks[0].chunk.clone();
+        let before = first(&heard);
+        heard.set("a", &(pod("x", "web") + &pod("z", "cache")));
+        assert!(Arc::ptr_eq(&before, &first(&heard)));
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_any_more_keeps_its_objects() {
+        let mut heard = Heard::new();
+        heard.set("a", &(pod("x", "web") + &pod("z", "db")));
+        assert_eq!(heard.set("a", "kind: [\n"), [""; 0]);
+        assert_eq!(heard.errors().len(), 1);
+        assert_eq!(heard.set("a", &(pod("x", "cache") + "---\n a: b\n c\n")), ["pod x cache"]);
+        assert_eq!(heard.set("a", &pod("x", "cache")), ["no pod z"]);
+        assert_eq!(heard.errors(), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_any_more_keeps_its_objects() {
+        let mut heard = Heard::new();
+        heard.set("a", &pod("x", "web"));
+        heard.store.set(Path::new("a"), b"\xff\xfe");
+        assert_eq!(heard.listen(), [""; 0]);
+        assert!(heard.errors()[0].contains("not UTF-8"), "{:?}", heard.errors());
+        assert_eq!(heard.set("a", &pod("x", "db")), ["pod x db"]);
+        assert_eq!(heard.errors(), [""; 0]);
+    }
+
+    #[test]
+    fn an_object_that_lost_its_kind_or_name_stays() {
+        let mut heard = Heard::new();
+        heard.set("a", &pod("x", "web"));
+        assert_eq!(heard.set("a", &pod("x", "web").replace("kind:", "Kind:")), [""; 0]);
+        assert_eq!(heard.set("a", &pod("x", "web").replace("name:", "nam:")), [""; 0]);
+    }
+
+    #[test]
+    fn a_policy_that_is_refused_keeps_its_last_good_version() {
+        let mut heard = Heard::new();
+        assert_eq!(heard.set("a", &policy("p", "{ingress: [{}]}")), ["policy p Accepted"]);
+        assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), [""; 0]);
+        assert_eq!(heard.errors().len(), 1);
+        let kept = heard.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
+        assert_eq!(kept.ingress.as_ref().map(Vec::len), Some(1));
+        assert_eq!(heard.set("a", &policy("p", "{ingress: []}")), ["policy p Accepted"]);
+    }
+
+    #[test]
+    fn a_policy_that_was_never_good_isolates_and_allows_nothing() {
+        let mut heard = Heard::new();
+        assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), ["policy p Refused"]);
+        assert_eq!(heard.set("a", &policy("p", "{egress: [{to: [{}]}]}")), ["policy p Refused"]);
+        let stand_in = heard.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
+        assert_eq!((&stand_in.ingress, &stand_in.egress), (&Some(Vec::new()), &Some(Vec::new())));
+        // Not even which pods are meant: what stood in stays.
+        assert_eq!(heard.set("a", &policy("p", "{podSelector: 1}")), [""; 0]);
+        assert_eq!(heard.set("a", &policy("p", "{}")), ["policy p Accepted"]);
+    }
+
+    #[test]
+    fn an_object_that_moves_to_another_file_in_one_step_is_not_told() {
+        let mut heard = Heard::new();
+        heard.set("a", &pod("x", "web"));
+        heard.store.set(Path::new("b"), pod("x", "web").as_bytes());
+        heard.store.remove(Path::new("a"));
+        assert_eq!(heard.listen(), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_definitions_the_last_good_version_stays() {
+        let mut heard = Heard::new();
+        heard.set("b", &(pod("x", "web") + &policy("p", "{}")));
+        assert_eq!(heard.set("a", &(pod("x", "db") + &policy("p", "{ingress: [{}]}"))), [""; 0]);
+        let errors = heard.errors();
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].starts_with("b:4:") && errors[0].contains("already defined at a:4:"), "{errors:?}");
+        heard.store.remove(Path::new("b"));
+        assert_eq!(heard.listen(), ["pod x db", "policy p Accepted"]);
+        assert_eq!(heard.errors(), [""; 0]);
+    }
+
+    #[test]
+    fn of_two_definitions_from_the_start_the_first_place_counts_and_a_policy_is_refused() {
+        let mut heard = Heard::default();
+        heard.store.set(Path::new("b"), (pod("x", "web") + &policy("p", "{}")).as_bytes());
+        heard.store.set(Path::new("a"), (pod("x", "db") + &policy("p", "{ingress: [{}]}")).as_bytes());
+        let told = heard.listen();
+        assert_eq!(told[4..], ["pod x db", "policy p Refused"]);
+    }
+}
