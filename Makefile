@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-smoke soak packages clean
+.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,10 +42,14 @@ deny: ## Licences, sources and bans of dependencies (needs cargo-deny)
 	$(CARGO) deny --locked check licenses bans sources
 
 bench: ## Criterion benches of the core at three sizes
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench core
 
-bench-smoke: ## Every bench runs once
+bench-node: packages ## A whole node, end to end, with real packets (root)
+	$(CARGO) bench --locked --bench node
+
+bench-smoke: packages ## Every bench runs once
 	$(CARGO) bench --locked --bench core -- --test
+	$(CARGO) bench --locked --bench node -- --test
 
 soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture

@@ -1,0 +1,276 @@
+//! What a node costs, end to end: a real `towpath run` in a network namespace, with the objects of a whole cluster in
+//! files, judged by real packets.
+//!
+//! `make bench-node` runs it, as root. It prints medians and the 99th percentiles; docs/benchmarks.md holds figures.
+
+#![expect(clippy::expect_used, reason = "whatever is missing here ends the bench with its name")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use towpath::{
+    lab::{
+        Families, FloodFlow, Lab, LabOptions, PodSpec, Process, Topology, Variant,
+        random::cluster_of,
+        sized::{self, NODE, SIZES, Size},
+    },
+    model::{Change, Family, Namespace, ObjectKey, Pod, Protocol, Transport},
+    policy::resolve::Resolver,
+    ruleset::{
+        compile::{Options, compile},
+        trace::{Packet, trace},
+    },
+};
+
+#[path = "../tests/kernel/manifests.rs"]
+mod manifests;
+
+const LISTEN: &str = "127.0.0.1:9586";
+const CHANGES: usize = 100;
+const PORT: u16 = 7777;
+
+fn main() {
+    // `cargo test` and `cargo bench -- --test` only want to know that it starts.
+    let smoke = std::env::args().any(|argument| argument == "--test");
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: needs root, to make network namespaces");
+        return;
+    }
+    rules_walked();
+    let sizes = if smoke { &SIZES[..1] } else { &SIZES[..2] };
+    for variant in Variant::BOTH {
+        for size in sizes {
+            node(*size, variant, if smoke { 4 } else { CHANGES });
+        }
+    }
+}
+
+/// What the first packet of a flow between two policed pods of the node has to pass.
+fn rules_walked() {
+    println!("first packet of an allowed flow to a policed pod of the node: rules walked, sets looked up");
+    for size in SIZES {
+        let cluster = cluster_of(sized::cluster(size));
+        let ruleset = compile(&Resolver::of(NODE, &cluster).resolve(&cluster), &Options::default());
+        let addresses: Vec<IpAddr> = cluster
+            .pods()
+            .filter(|pod| pod.node.as_deref() == Some(NODE))
+            .filter_map(|pod| pod.address(Family::V4))
+            .collect();
+        let from = IpAddr::from([172, 16, 0, 9]);
+        let packets = addresses.iter().map(|to| Packet::new(from, *to, Transport::Port(Protocol::Tcp, 443)));
+        let walks: Vec<_> =
+            packets.map(|packet| trace(&ruleset.v4, &packet)).filter(|walk| walk.passed).collect();
+        let rules = sorted(walks.iter().map(|walk| walk.rules_walked).collect());
+        let lookups = sorted(walks.iter().map(|walk| walk.set_lookups).collect());
+        println!(
+            "  {}: median {} rules (most {}), {} set lookups; the table has {} rules",
+            size.name,
+            rules[rules.len() / 2],
+            rules[rules.len() - 1],
+            lookups[lookups.len() / 2],
+            ruleset.v4.chains.values().map(|chain| chain.rules.len()).sum::<usize>(),
+        );
+    }
+}
+
+fn node(size: Size, variant: Variant, changes: usize) {
+    let mut lab = Lab::new(LabOptions {
+        topology: Topology::Bridge,
+        families: Families::V4,
+        nodes: 1,
+        flannel_rules: None,
+    })
+    .expect("a lab");
+    let ids =
+        lab.add_pods(&[PodSpec::new("bench/client", 0), PodSpec::new("bench/server", 0)]).expect("pods");
+    let address = |index: usize| lab.pod(ids[index]).expect("a pod").addresses()[0];
+    let (client, server) = (address(0), address(1));
+
+    let folder = TempDir::new().expect("a folder");
+    let mut objects = Objects::new(size, client, server);
+    objects.write(folder.path());
+    let started = Instant::now();
+    let mut daemon = start(&lab, folder.path(), variant);
+    while !get(&lab, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.0 200")) {
+        assert!(started.elapsed() < Duration::from_mins(1), "it does not become ready");
+        sleep(Duration::from_millis(2));
+    }
+    println!("{}, {}:", size.name, variant.name());
+    println!("  ready {} ms after its start", started.elapsed().as_millis());
+
+    let flow = FloodFlow { from: ids[0].into(), to: server, port: PORT };
+    let flood = lab.flood(&[flow], Duration::from_millis(1)).expect("a flood");
+    sleep(Duration::from_millis(300));
+    let mut latencies: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
+    for turn in 0..changes {
+        let closes = turn % 2 == 0;
+        let by_label = turn % 4 < 2;
+        let what = match (by_label, closes) {
+            (true, true) => "a pod's label in the file of all pods: closes",
+            (true, false) => "a pod's label in the file of all pods: opens",
+            (false, true) => "a policy: closes",
+            (false, false) => "a policy: opens",
+        };
+        if by_label {
+            objects.label(!closes);
+        } else {
+            objects.policy(closes);
+        }
+        let at = objects.write_changed(folder.path(), by_label);
+        sleep(Duration::from_millis(250));
+        let arrivals: Vec<Instant> =
+            flood.arrivals().iter().map(|arrival| arrival.at).filter(|arrival| *arrival > at).collect();
+        let seen = if closes { arrivals.last() } else { arrivals.first() };
+        latencies.entry(what).or_default().push(seen.map_or(Duration::ZERO, |seen| *seen - at));
+        // Whoever sees packets when it is closed, or none when it is open, has measured nothing.
+        let recent = flood.arrivals().iter().any(|arrival| arrival.at.elapsed() < Duration::from_millis(50));
+        if recent == closes {
+            let log = fs::read_to_string(folder.path().join(".log")).unwrap_or_default();
+            println!("  turn {turn}, {what}: not enforced within 200 ms\n{log}");
+        }
+    }
+    drop(flood);
+    for (what, latencies) in latencies {
+        let sorted = sorted(latencies);
+        let (median, worst) = (sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+        println!("  {what}: median {:.1} ms, worst {:.1} ms, of {}", ms(median), ms(worst), sorted.len());
+    }
+    let metrics = get(&lab, "/metrics").unwrap_or_default();
+    for wanted in ["towpath_rules{", "towpath_set_entries{", "towpath_commands "] {
+        for line in metrics.lines().filter(|line| line.starts_with(wanted)) {
+            println!("  {line}");
+        }
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap_or_default();
+    for line in status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")) {
+        println!("  {}", line.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    daemon.stop().expect("its end");
+}
+
+fn start(lab: &Lab, folder: &Path, variant: Variant) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+    command
+        .args(["run", "--node-name", NODE, "--listen", LISTEN, "--iptables-backend", variant.name()])
+        .args(["--nflog-group", "0", "-v"])
+        .arg("-f")
+        .arg(folder)
+        .arg("--run-dir")
+        .arg(folder.join(".run"))
+        .stderr(fs::File::create(folder.join(".log")).expect("a log"));
+    lab.node(0).expect("a node").spawn(command).expect("a daemon")
+}
+
+fn get(lab: &Lab, path: &str) -> Option<String> {
+    let to: SocketAddr = LISTEN.parse().ok()?;
+    let mut stream = lab.node(0).ok()?.connect(to, Duration::from_secs(1)).ok()?.ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// The objects of a cluster, and two pods of the lab in a namespace of their own.
+struct Objects {
+    others: Vec<Change>,
+    client: Pod,
+    server: Pod,
+    closed: bool,
+}
+
+impl Objects {
+    fn new(size: Size, client: IpAddr, server: IpAddr) -> Self {
+        let pod = |name: &str, address| Pod {
+            node: Some(NODE.into()),
+            addresses: vec![address],
+            labels: [("role", name)].into_iter().collect(),
+            ..Pod::new(ObjectKey::new("bench", name))
+        };
+        Self {
+            others: sized::cluster(size),
+            client: pod("client", client),
+            server: pod("server", server),
+            closed: false,
+        }
+    }
+
+    fn label(&mut self, is_client: bool) {
+        let role = if is_client { "client" } else { "nobody" };
+        self.client.labels = [("role", role)].into_iter().collect();
+    }
+
+    fn policy(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    fn write(&self, folder: &Path) {
+        let mut policies = Vec::new();
+        let mut namespaces = vec![manifests::namespace(&Namespace {
+            name: "bench".into(),
+            labels: [("kubernetes.io/metadata.name", "bench")].into_iter().collect(),
+        })];
+        for change in &self.others {
+            match change {
+                Change::SetNamespace(namespace) => namespaces.push(manifests::namespace(namespace)),
+                Change::SetPolicy(policy) => policies.push(manifests::policy(policy)),
+                _ => {}
+            }
+        }
+        save(&folder.join("namespaces.yaml"), &namespaces);
+        save(&folder.join("policies.yaml"), &policies);
+        self.write_changed(folder, true);
+        self.write_changed(folder, false);
+    }
+
+    /// When the changed file took its place.
+    fn write_changed(&self, folder: &Path, pods: bool) -> Instant {
+        if pods {
+            let others = self.others.iter().filter_map(|change| match change {
+                Change::SetPod(pod) => Some(manifests::pod(pod)),
+                _ => None,
+            });
+            let own = [&self.client, &self.server].map(manifests::pod);
+            save(&folder.join("pods.yaml"), &others.chain(own).collect::<Vec<_>>())
+        } else {
+            let role = if self.closed { "nobody" } else { "client" };
+            let policy = serde_json::json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": { "namespace": "bench", "name": "server" },
+                "spec": {
+                    "podSelector": { "matchLabels": { "role": "server" } },
+                    "ingress": [{ "from": [{ "podSelector": { "matchLabels": { "role": role } } }] }],
+                },
+            });
+            save(&folder.join("server.yaml"), &[policy])
+        }
+    }
+}
+
+/// Writes documents beside their place and moves them there. When it moved them: what writing costs is in no figure.
+fn save(path: &Path, documents: &[Value]) -> Instant {
+    let documents: Vec<String> = documents.iter().map(|document| format!("---\n{document}\n")).collect();
+    let next = path.with_extension("next");
+    fs::write(&next, documents.concat()).expect("manifests");
+    let at = Instant::now();
+    fs::rename(next, path).expect("manifests in their place");
+    at
+}
+
+fn sorted<T: Ord>(mut values: Vec<T>) -> Vec<T> {
+    values.sort();
+    values
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
