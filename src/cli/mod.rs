@@ -231,8 +231,21 @@ pub fn main() -> ExitCode {
         Err(Ended::WrongUse(error)) => (2, error),
         Err(Ended::Failed(error)) => (3, error),
     };
-    eprintln!("towpath: {error:#}");
+    eprintln!("towpath: {}", with_causes(&error));
     ExitCode::from(status)
+}
+
+/// The error and what caused it. Many errors of ours say their cause themselves; it is not said twice.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
