@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         mpsc::{self, Sender},
@@ -14,10 +15,10 @@ use std::{
 use towpath::{
     agent::{Agent, Input, Pace, Readiness, Status},
     dataplane::{ApplyError, Dataplane, DataplaneError, Drift, fake::Fake},
-    lab::random::{Generator, Shape, Stack},
+    lab::random::{Generator, NODES, Shape, Stack},
     metrics::Metrics,
     model::Change,
-    ruleset::{Object, Ruleset, compile::Options, observed::Observed, plan::Step},
+    ruleset::{Object, Ruleset, SetName, compile::Options, observed::Observed, plan::Step},
 };
 
 /// A fake that writes down what is asked of it, and that others can look into.
@@ -44,7 +45,11 @@ impl Dataplane for Spied {
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
-        self.calls.lock().unwrap().push("apply");
+        self.calls.lock().unwrap().push(match step {
+            Step::Sets(_) => "sets",
+            Step::Chains(..) => "chains",
+            Step::Tidy(_) => "tidy",
+        });
         self.fake.lock().unwrap().apply(step)
     }
 
@@ -73,7 +78,9 @@ impl Loop {
             retry_most: Duration::from_secs(60),
             ..Pace::default()
         };
-        let work = move || Agent::new("node-0", dataplane, Options::default(), pace, metrics, told, None).run(&inbox);
+        let work = move || {
+            Agent::new(NODES[0], dataplane, Options::default(), pace, metrics, told, None).run(&inbox)
+        };
         Self { inputs, status, thread: Some(thread::spawn(work)) }
     }
 
@@ -114,7 +121,7 @@ fn nothing_is_asked_or_written_before_everything_is_read() {
     assert_eq!(running.status.readiness(), Readiness::Starting("the objects".to_owned()));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
-    assert!(dataplane.calls().contains(&"apply"));
+    assert!(dataplane.calls().contains(&"chains"));
     running.end();
 }
 
@@ -130,13 +137,39 @@ fn nothing_changed_nothing_run() {
     running.end();
     assert_eq!(dataplane.calls(), settled);
 
-    // A new process looks once, and finds that all is there.
+    // A new process looks once. It takes over sets as they are, and writes chains anew, since it never reads rules.
     let held = dataplane.ruleset();
-    let running = Loop::start(dataplane.clone());
+    let successor = Spied { fake: dataplane.fake.clone(), ..Spied::default() };
+    let running = Loop::start(successor.clone());
     running.tell(Input::Changes(changes()));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running.end();
-    assert_eq!(dataplane.calls().len(), settled.len() + CHAINS_ARE_WRITTEN_ANEW, "{:?}", dataplane.calls());
+    assert_eq!(successor.calls(), ["observe", "chains", "chains"]);
     assert_eq!(dataplane.ruleset(), held);
+}
+
+#[test]
+fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
+    let enforced = |refused: Option<Object>| {
+        let dataplane = Spied::default();
+        if let Some(object) = refused {
+            dataplane.fake.lock().unwrap().refuse(object);
+        }
+        let running = Loop::start(dataplane.clone());
+        running.tell(Input::Changes(changes()));
+        running.tell(Input::Synced);
+        wait_for("a round", || !matches!(running.status.readiness(), Readiness::Starting(_)));
+        let readiness = running.status.readiness();
+        running.end();
+        (dataplane.ruleset(), readiness)
+    };
+    let (whole, readiness) = enforced(None);
+    assert_eq!(readiness, Readiness::Ready);
+    let allows = |name: &&SetName| name.as_str().starts_with("tp4-pods-");
+    let set = Object::Set(whole.v4.sets.keys().find(allows).unwrap().clone());
+    let (closed, readiness) = enforced(Some(set.clone()));
+    assert_eq!(readiness, Readiness::Degraded(format!("the kernel refused {set}")));
+    assert_ne!(closed, whole);
+    assert_eq!(closed, whole.without(&BTreeSet::from([set])));
 }

@@ -42,7 +42,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The daemon: enforces, on this node, what the objects say.
+    /// The daemon: enforces, on this node, what the objects say. Needs root.
     #[command(
         after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586"
     )]
@@ -63,7 +63,7 @@ enum Command {
     /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
-    /// Removes every chain, rule and set of towpath here, and nothing else.
+    /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup,
 }

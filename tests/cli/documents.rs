@@ -4,7 +4,7 @@
 //! what it prints on standard output and then on standard error. Blocks marked `console root` change the kernel and are
 //! not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes what is printed into README.md.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::ground::{commands, files, root, run, shell, text};
 
@@ -108,6 +108,53 @@ fn docs_operations_has_every_flag_of_run_with_its_variable() {
     }
     for variable in help.split("TOWPATH_").skip(1).filter_map(|rest| rest.split('=').next()) {
         assert!(operations.contains(&format!("`TOWPATH_{variable}`")), "docs/operations.md lacks {variable}");
+    }
+}
+
+/// Everything below a folder that ends with `.rs`.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn tests_that_documents_name_exist() {
+    let sources = sources(&root().join("src")) + &sources(&root().join("tests"));
+    // The name of a test is a sentence.
+    let is_sentence = |word: &&str| {
+        word.matches('_').count() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let mut named = 0;
+    for document in ["docs/ARCHITECTURE.md", "docs/semantics.md"] {
+        let text = text(document);
+        for test in text.split('`').filter(is_sentence).filter(|word| !word.starts_with("towpath_")) {
+            assert!(sources.contains(&format!("fn {test}()")), "{document} names {test}, which is not there");
+            named += 1;
+        }
+        for path in text.split('`').filter(|word| word.starts_with("tests/") && word.ends_with(".rs")) {
+            assert!(root().join(path).exists(), "{document} names {path}, which is not there");
+        }
+    }
+    assert!(named > 10, "only {named} tests are named");
+}
+
+#[test]
+fn targets_that_contributing_names_exist() {
+    let makefile = text("Makefile");
+    let contributing = text("CONTRIBUTING.md");
+    let targets: Vec<&str> = contributing.split('`').filter_map(|word| word.strip_prefix("make ")).collect();
+    assert!(targets.len() > 6, "{targets:?}");
+    for target in targets {
+        let is_there = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+        assert!(is_there, "CONTRIBUTING.md names make {target}, which is not there");
     }
 }
 
