@@ -74,12 +74,12 @@ impl Loop {
         let pace = Pace {
             debounce: Duration::from_millis(1),
             tidy: Duration::from_millis(1),
-            retry_first: Duration::from_secs(60),
-            retry_most: Duration::from_secs(60),
+            retry_first: Duration::from_mins(1),
+            retry_most: Duration::from_mins(1),
             ..Pace::default()
         };
         let work = move || {
-            Agent::new(NODES[0], dataplane, Options::default(), pace, metrics, told, None).run(&inbox)
+            Agent::new(NODES[0], dataplane, Options::default(), pace, metrics, told, None).run(&inbox);
         };
         Self { inputs, status, thread: Some(thread::spawn(work)) }
     }
