@@ -73,10 +73,12 @@ fn text(ruleset: &Ruleset, legend: &[Entry]) -> Result<String, Ended> {
     let mut text = format!("# ipset restore -exist\n{}", render::all_sets(ruleset));
     for (family, tool) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {
         writeln!(text, "\n# {tool} --noflush")?;
-        for entry in legend {
+        let table = ruleset.table(family);
+        let is_there = |entry: &&Entry| table.chains.keys().any(|name| name.as_str() == entry.chain);
+        for entry in legend.iter().filter(is_there) {
             writeln!(text, "# {}: {} of {}", entry.chain, entry.direction, entry.pods.join(", "))?;
         }
-        text.push_str(&render::all_chains(family, ruleset.table(family)));
+        text.push_str(&render::all_chains(family, table));
     }
     Ok(text)
 }

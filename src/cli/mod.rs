@@ -45,7 +45,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The daemon: enforces, on this node, what the objects say.
+    /// The daemon: enforces, on this node, what the objects say. Needs root.
     #[command(
         after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586"
     )]
@@ -66,7 +66,7 @@ enum Command {
     /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
-    /// Removes every chain, rule and set of towpath here, and nothing else.
+    /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup,
     /// A story in real packets: two simulated nodes, and after each step what is expected beside what is seen. Root.
@@ -243,8 +243,21 @@ pub fn main() -> ExitCode {
         Err(Ended::WrongUse(error)) => (2, error),
         Err(Ended::Failed(error)) => (3, error),
     };
-    eprintln!("towpath: {error:#}");
+    eprintln!("towpath: {}", with_causes(&error));
     ExitCode::from(status)
+}
+
+/// The error and what caused it. Many errors of ours say their cause themselves; it is not said twice.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {

@@ -1,0 +1,233 @@
+//! What the commands answer, as scripts rely on it.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::ground::{ended, root, run, run_with_input, text, towpath};
+
+const SHOP: &str = "examples/shop";
+
+fn flow<'a>(matrix: &'a Value, from: &str, to: &str, port: u16) -> &'a Value {
+    let flows = matrix["flows"].as_array().unwrap();
+    let found: Vec<&Value> = flows
+        .iter()
+        .filter(|flow| flow["from"] == from && flow["to"] == to && flow["port"] == port)
+        .collect();
+    assert_eq!(found.len(), 1, "{from} to {to}, {port}");
+    found[0]
+}
+
+#[test]
+fn the_matrix_in_json_has_every_ordered_pair_and_every_port() {
+    let matrix = run(&[
+        "matrix",
+        "-f",
+        SHOP,
+        "--port",
+        "5432",
+        "--port",
+        "53/UDP",
+        "--external",
+        "203.0.113.9",
+        "-o",
+        "json",
+    ])
+    .json();
+    // Four pods and an address, each with each other, for two ports.
+    assert_eq!(matrix["flows"].as_array().unwrap().len(), 5 * 4 * 2);
+    let expected = json!({
+        "from": "shop/api", "to": "shop/db", "port": 5432, "protocol": "TCP", "verdict": "allow",
+    });
+    assert_eq!(*flow(&matrix, "shop/api", "shop/db", 5432), expected);
+    assert_eq!(flow(&matrix, "shop/web", "shop/db", 5432)["verdict"], "deny");
+    let outside = flow(&matrix, "shop/db", "ip:203.0.113.9", 53);
+    assert_eq!((&outside["protocol"], &outside["verdict"]), (&json!("UDP"), &json!("deny")));
+    assert_eq!(flow(&matrix, "shop/web", "ip:203.0.113.9", 53)["verdict"], "allow");
+}
+
+#[test]
+fn without_a_port_the_matrix_asks_about_what_pods_declare_and_policies_name() {
+    let matrix = run(&["matrix", "-f", SHOP, "-o", "json"]).json();
+    let ports: BTreeSet<u64> =
+        matrix["flows"].as_array().unwrap().iter().filter_map(|flow| flow["port"].as_u64()).collect();
+    assert_eq!(ports, BTreeSet::from([80, 443, 5432, 8080, 9090, 9187]));
+}
+
+#[test]
+fn an_explanation_in_json_names_the_policies_and_rules_of_each_direction() {
+    let arguments =
+        ["explain", "-f", SHOP, "--from", "shop/api", "--to", "shop/db", "--port", "5432/TCP", "-o", "json"];
+    let mut answer = run(&arguments).json();
+    for direction in ["egress", "ingress"] {
+        let reason = answer[direction].as_object_mut().unwrap().remove("reason").unwrap();
+        assert!(reason.is_string(), "{reason}");
+    }
+    let expected = json!({
+        "verdict": "allow", "from": "shop/api", "to": "shop/db", "port": 5432, "protocol": "TCP",
+        "egress": {"isolated": false, "verdict": "allow", "isolated_by": [], "allowed_by": []},
+        "ingress": {
+            "isolated": true,
+            "verdict": "allow",
+            "isolated_by": ["shop/db", "shop/default-deny", "shop/metrics-from-monitoring"],
+            "allowed_by": [{"policy": "shop/db", "rule": 0}],
+        },
+    });
+    assert_eq!(answer, expected);
+}
+
+#[test]
+fn a_denial_is_an_answer_and_not_a_failure() {
+    let ended = run(&["explain", "-f", SHOP, "--from", "shop/web", "--to", "10.244.2.12", "--port", "5432"]);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.stdout.starts_with("denied: shop/web to ip:10.244.2.12, 5432/TCP\n"), "{}", ended.stdout);
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn a_port_without_a_protocol_is_tcp_and_without_a_port_it_is_80() {
+    let ask = |more: &[&str]| {
+        let asked = ["explain", "-f", SHOP, "--from", "198.51.100.7", "--to", "shop/web"];
+        run(&[&asked, more].concat()).stdout.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(ask(&[]), "allowed: ip:198.51.100.7 to shop/web, 80/TCP");
+    assert_eq!(ask(&["--port", "443"]), "denied: ip:198.51.100.7 to shop/web, 443/TCP");
+    assert_eq!(ask(&["--port", "80/UDP"]), "denied: ip:198.51.100.7 to shop/web, 80/UDP");
+}
+
+/// All manifests of the shop, as one text.
+fn stream() -> String {
+    ["namespaces", "pods", "policies"].map(|name| text(&format!("{SHOP}/{name}.yaml"))).join("---\n")
+}
+
+#[test]
+fn a_dash_reads_standard_input_and_says_the_same() {
+    for arguments in [vec!["matrix", "-o", "json"], vec!["matrix"], vec!["compile", "--node-name", "node-1"]]
+    {
+        let from = |path| [&arguments[..], &["-f", path]].concat();
+        let piped = run_with_input(&from("-"), &stream());
+        assert_eq!(piped.status, 0, "{piped:?}");
+        assert_eq!(piped.stdout, run(&from(SHOP)).stdout, "{arguments:?}");
+    }
+    assert_eq!(run_with_input(&["lint", "-"], &stream()).status, 0);
+}
+
+#[test]
+fn files_may_be_named_one_by_one() {
+    let files = ["namespaces", "pods", "policies"].map(|name| format!("{SHOP}/{name}.yaml"));
+    let [namespaces, pods, policies] = &files;
+    let named = run(&["matrix", "-f", policies, "--file", pods, "-f", namespaces]);
+    assert_eq!(named.stdout, run(&["matrix", "-f", SHOP]).stdout);
+}
+
+#[test]
+fn what_stands_in_the_environment_counts_as_if_it_were_a_flag() {
+    let said = run(&["matrix", "-f", SHOP, "--port", "53/UDP", "--external", "203.0.113.9", "-o", "json"]);
+    let mut command = towpath(&["matrix"]);
+    command.env("TOWPATH_FILE", SHOP).env("TOWPATH_PORT", "53/UDP");
+    command.env("TOWPATH_EXTERNAL", "203.0.113.9").env("TOWPATH_OUTPUT", "json");
+    assert_eq!(ended(&mut command).stdout, said.stdout);
+
+    let said = run(&[
+        "compile",
+        "-f",
+        SHOP,
+        "--node-name",
+        "node-2",
+        "--deny-action",
+        "reject",
+        "--nflog-group",
+        "7",
+    ]);
+    let mut command = towpath(&["compile"]);
+    command.env("TOWPATH_FILE", SHOP).env("TOWPATH_NODE_NAME", "node-2");
+    command.env("TOWPATH_DENY_ACTION", "reject").env("TOWPATH_NFLOG_GROUP", "7");
+    assert_eq!(ended(&mut command).stdout, said.stdout);
+    assert!(said.stdout.contains("-j REJECT --reject-with tcp-reset"), "{}", said.stdout);
+    assert!(said.stdout.contains("--nflog-group 7 "), "{}", said.stdout);
+
+    let mut command = towpath(&["matrix", "--port", "5432"]);
+    command.env("TOWPATH_FILE", SHOP).env("TOWPATH_PORT", "53/UDP");
+    assert!(ended(&mut command).stdout.starts_with("5432/TCP"), "a flag goes before its variable");
+}
+
+#[test]
+fn a_workload_stands_for_one_pod_but_not_in_what_is_enforced() {
+    let manifest = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: front, namespace: default}
+spec:
+  selector: {matchLabels: {app: front}}
+  template:
+    metadata: {labels: {app: front}}
+    spec:
+      containers: [{name: front, ports: [{containerPort: 80}]}]
+";
+    let matrix = run_with_input(&["matrix", "-f", "-", "--external", "192.0.2.9"], manifest);
+    assert!(matrix.stdout.contains("default/front"), "{matrix:?}");
+    let compiled = run_with_input(&["compile", "-f", "-", "--node-name", "n", "-v"], manifest);
+    assert_eq!(compiled.stderr, "skipped 1 of kind apps/v1/Deployment\n");
+}
+
+#[test]
+fn lint_says_file_line_and_column_and_the_field() {
+    let clean = run(&["lint", SHOP]);
+    assert_eq!((clean.status, clean.stdout.as_str(), clean.stderr.as_str()), (0, "", ""));
+
+    let faulty = run(&["lint", "examples/faulty"]);
+    assert_eq!((faulty.status, faulty.stderr.as_str()), (1, ""), "{faulty:?}");
+    for line in faulty.stdout.lines() {
+        let [file, row, column, severity, _] = *line.splitn(5, ':').collect::<Vec<_>>() else {
+            panic!("{line}")
+        };
+        assert_eq!(file, "examples/faulty/policy.yaml");
+        assert!(row.parse::<usize>().is_ok() && column.parse::<usize>().is_ok(), "{line}");
+        assert!([" error", " warning"].contains(&severity), "{line}");
+        assert!(line.ends_with(')') && line.contains(" ("), "{line}");
+    }
+    let host_bits = ":13:19: warning: \"198.51.100.7/24\" has host bits set";
+    assert!(faulty.stdout.contains(host_bits), "{}", faulty.stdout);
+}
+
+#[test]
+fn warnings_alone_are_no_failure() {
+    let manifest = text("examples/faulty/policy.yaml");
+    let upto = manifest.find("            except").unwrap();
+    let ended = run_with_input(&["lint", "-"], &manifest[..upto]);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    assert!(ended.stdout.contains("warning"), "{ended:?}");
+}
+
+#[test]
+fn compile_prints_the_same_bytes_each_time_as_text_and_as_json() {
+    let arguments = ["compile", "-f", SHOP, "--node-name", "node-2"];
+    let text = run(&arguments).stdout;
+    assert_eq!(text, run(&arguments).stdout);
+    let json = run(&[&arguments[..], &["-o", "json"]].concat()).json();
+    for tool in ["ipset", "iptables", "ip6tables"] {
+        let input = json[tool].as_str().unwrap();
+        assert!(text.contains(input), "the text lacks the input of {tool}");
+    }
+    assert_eq!(json["legend"].as_array().unwrap().len(), 4, "two chains for each direction of shop/db");
+    for backend in ["nft", "legacy"] {
+        assert_eq!(text, run(&[&arguments[..], &["--backend", backend]].concat()).stdout);
+    }
+}
+
+#[test]
+fn compile_names_only_chains_that_the_family_has() {
+    let text = run(&["compile", "-f", SHOP, "--node-name", "node-2"]).stdout;
+    let (v4, v6) = text.split_once("# ip6tables-restore").unwrap();
+    assert!(v4.contains("# TP-PI-") && v4.contains(": ingress of shop/db\n"), "{v4}");
+    assert!(!v6.contains("shop/db"), "shop/db has no IPv6 address:\n{v6}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let ended = crate::ground::shell(
+        "set -o pipefail; towpath compile -f examples/shop --node-name node-1 | head -1",
+        root(),
+    );
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""), "{ended:?}");
+}

@@ -1,0 +1,188 @@
+//! `towpath run` and `towpath cleanup`, in a network namespace of their own.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+
+use crate::ground::{ended, examples, run, towpath};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs `test` on a thread that has a network namespace and a `/run` of its own.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    if !geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
+        println!("skipped: needs root");
+        return;
+    }
+    let inside = move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        test();
+    };
+    if let Err(panic) = thread::spawn(inside).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A daemon; killed when dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(folder: &str, more: &[&str]) -> Self {
+        let arguments = [&["run", "-f", folder, "--node-name", "node-2"], more].concat();
+        Self(towpath(&arguments).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Tells it to stop; its exit status and its log.
+    fn stop(mut self) -> (Option<i32>, String) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+        let status = self.0.wait().unwrap().code();
+        let mut log = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status, log)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The status and the body of an answer; nothing while nobody listens.
+fn get(path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first).ok()?;
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).ok()?;
+    let status = first.split(' ').nth(1)?.parse().ok()?;
+    Some((status, rest.split_once("\r\n\r\n")?.1.to_owned()))
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let result = ended(Command::new(program).args(arguments));
+    assert_eq!(result.status, 0, "{result:?}");
+    result.stdout
+}
+
+fn chains() -> String {
+    output("iptables", &["-S"])
+}
+
+#[test]
+fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup() {
+    in_namespace(|| {
+        let before = (chains(), output("ipset", &["list", "-name"]));
+        let folder = examples();
+        let manifests = folder.path().join("manifests");
+        let daemon = Daemon::start(manifests.to_str().unwrap(), &["--bridge-netfilter", "ignore"]);
+        wait_for("readiness", || get("/readyz") == Some((200, "ok\n".to_owned())));
+        assert_eq!(get("/livez"), Some((200, "ok\n".to_owned())));
+        assert_eq!(get("/nothing").unwrap().0, 404);
+        let metrics = get("/metrics").unwrap().1;
+        assert!(metrics.contains("towpath_objects{kind=\"NetworkPolicy\"} 5\n"), "{metrics}");
+        assert!(metrics.contains("towpath_isolated_pods{direction=\"egress\"} 1\n"), "{metrics}");
+
+        let enforced = chains();
+        assert!(enforced.contains("--comment \"shop/db egress\""), "{enforced}");
+        let policies = manifests.join("policies.yaml");
+        let text = fs::read_to_string(&policies).unwrap();
+        fs::write(&policies, text.replace("[Ingress, Egress]", "[Ingress]")).unwrap();
+        wait_for("the change", || !chains().contains("shop/db egress"));
+
+        assert!(output("iptables", &["-F", "FORWARD"]).is_empty());
+        wait_for("the repair", || chains().contains("-A FORWARD -j TOWPATH-FORWARD"));
+
+        // A file that cannot be read changes nothing and is told.
+        fs::write(&policies, "kind: [").unwrap();
+        wait_for("the fault", || get("/metrics").unwrap().1.contains("towpath_refused_objects 1\n"));
+        let last = chains();
+        assert!(last.contains("shop/db ingress"), "{last}");
+
+        let (status, log) = daemon.stop();
+        assert_eq!(status, Some(0), "{log}");
+        assert!(log.contains("the rules stay"), "{log}");
+        assert_eq!(chains(), last);
+
+        let cleaned = run(&["cleanup"]);
+        assert_eq!((cleaned.status, cleaned.stderr.as_str()), (0, ""), "{cleaned:?}");
+        assert!(cleaned.stdout.starts_with("removed 4 jumps, "), "{cleaned:?}");
+        assert_eq!((chains(), output("ipset", &["list", "-name"])), before);
+        assert_eq!(run(&["cleanup"]).stdout, "removed 0 jumps, 0 chains and 0 sets\n");
+    });
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    in_namespace(|| {
+        let _taken = std::net::TcpListener::bind("127.0.0.1:9586").unwrap();
+        let result = run(&["run", "-f", "examples/shop", "--node-name", "node-2"]);
+        assert_eq!(result.status, 3, "{result:?}");
+        let last = result.stderr.lines().last().unwrap_or_default();
+        assert_eq!(last, "towpath: listening on 127.0.0.1:9586: Address already in use (os error 98)");
+        assert!(!chains().contains("TOWPATH"), "nothing may be written");
+    });
+}
+
+#[test]
+fn what_compile_prints_is_what_run_writes() {
+    in_namespace(|| {
+        let folder = examples();
+        let manifests = folder.path().join("manifests");
+        let path = manifests.to_str().unwrap();
+        let daemon = Daemon::start(path, &["--bridge-netfilter", "ignore"]);
+        wait_for("readiness", || get("/readyz").is_some_and(|(status, _)| status == 200));
+        let written = (chains(), output("ipset", &["save"]));
+        assert_eq!(daemon.stop().0, Some(0));
+        assert_eq!(run(&["cleanup"]).status, 0);
+
+        let compiled = run(&["compile", "-f", path, "--node-name", "node-2", "-o", "json"]).json();
+        for (program, arguments, input) in [
+            ("ipset", &["restore", "-exist"][..], "ipset"),
+            ("iptables-restore", &["--noflush"], "iptables"),
+            ("ip6tables-restore", &["--noflush"], "ip6tables"),
+        ] {
+            let mut child = Command::new(program).args(arguments).stdin(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(compiled[input].as_str().unwrap().as_bytes()).unwrap();
+            assert!(child.wait().unwrap().success(), "{program}");
+        }
+        let sorted = |text: &str| {
+            // The kernel gives each set a seed and a size of its own.
+            let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with("add")).collect();
+            lines.sort_unstable();
+            lines.join("\n")
+        };
+        assert_eq!(chains(), written.0);
+        assert_eq!(sorted(&output("ipset", &["save"])), sorted(&written.1));
+    });
+}

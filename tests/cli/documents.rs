@@ -1,0 +1,181 @@
+//! What the documents show is what the program prints.
+//!
+//! Each ```` ```console ```` block of README.md is a session in the root of the repository: after each `$ command` comes
+//! what it prints on standard output and then on standard error. Blocks marked `console root` change the kernel and are
+//! not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes what is printed into README.md.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use crate::ground::{commands, files, root, run, shell, text};
+
+/// A text with its sessions played again, and how many commands that were.
+fn played(text: &str) -> (String, usize) {
+    let mut lines = text.lines().peekable();
+    let mut result = String::new();
+    let mut commands = 0;
+    let mut push = |line: &str| {
+        result.push_str(line);
+        result.push('\n');
+    };
+    while let Some(line) = lines.next() {
+        push(line);
+        if line != "```console" {
+            continue;
+        }
+        while let Some(line) = lines.next_if(|line| *line != "```") {
+            // What is no command is what the one before printed.
+            if let Some(command) = line.strip_prefix("$ ") {
+                commands += 1;
+                push(line);
+                let ended = shell(command, root());
+                ended.stdout.lines().chain(ended.stderr.lines()).for_each(&mut push);
+            }
+        }
+    }
+    (result, commands)
+}
+
+#[test]
+fn the_readme_shows_what_the_program_prints() {
+    let shown = text("README.md");
+    let (printed, commands) = played(&shown);
+    assert!(commands >= 7, "README.md has only {commands} commands that can be run");
+    if std::env::var_os("TOWPATH_UPDATE_README").is_some() {
+        fs::write(root().join("README.md"), &printed).unwrap();
+        return;
+    }
+    let differs =
+        shown.lines().zip(printed.lines()).enumerate().find(|(_, (shown, printed))| shown != printed);
+    assert!(
+        differs.is_none() && shown == printed,
+        "README.md shows something else than what is printed: {differs:?}; see tests/cli/documents.rs"
+    );
+}
+
+#[test]
+fn a_session_that_prints_something_else_is_noticed() {
+    let text = "a\n```console\n$ echo b; echo c >&2\nold\n```\n```console root\n# false\nkept\n```\n";
+    let (printed, commands) = played(text);
+    assert_eq!(commands, 1);
+    assert_eq!(printed, text.replace("old", "b\nc"));
+}
+
+#[test]
+fn the_readme_has_every_command_of_the_program() {
+    let commands = commands();
+    assert!(commands.len() >= 6, "{commands:?}");
+    let readme = text("README.md");
+    for command in commands {
+        assert!(readme.contains(&format!("| `towpath {command}")), "README.md lacks towpath {command}");
+    }
+}
+
+/// The names of metrics in a text, between backquotes at the start of a row of a table.
+fn rows(text: &str) -> BTreeSet<String> {
+    let name = |line: &str| Some(line.strip_prefix("| `towpath_")?.split('`').next()?.to_owned());
+    text.lines().filter_map(name).map(|name| format!("towpath_{name}")).collect()
+}
+
+/// The names of metrics in the source that registers them.
+fn registered() -> BTreeSet<String> {
+    let source = text("src/metrics.rs");
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let is_name = |text: &&str| {
+        text.starts_with("towpath_") && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    code.split('"').filter(is_name).map(str::to_owned).collect()
+}
+
+#[test]
+fn docs_metrics_has_every_metric_and_no_other() {
+    assert!(registered().len() > 15, "{:?}", registered());
+    assert_eq!(rows(&text("docs/metrics.md")), registered());
+}
+
+#[test]
+fn docs_operations_has_every_flag_of_run_with_its_variable() {
+    let operations = text("docs/operations.md");
+    let help = run(&["run", "-h"]).stdout;
+    let flags = help.lines().filter_map(|line| {
+        let line = line.trim_start();
+        let long = line.split(", ").find(|word| word.starts_with("--"))?;
+        (line.starts_with('-')).then(|| long.split([' ', '.']).next().unwrap_or_default())
+    });
+    let flags: Vec<&str> = flags.filter(|flag| *flag != "--help").collect();
+    assert!(flags.len() >= 12, "{flags:?}");
+    for flag in flags {
+        assert!(operations.contains(&format!("{flag}`")), "docs/operations.md lacks {flag}");
+    }
+    for variable in help.split("TOWPATH_").skip(1).filter_map(|rest| rest.split('=').next()) {
+        assert!(operations.contains(&format!("`TOWPATH_{variable}`")), "docs/operations.md lacks {variable}");
+    }
+}
+
+/// Everything below a folder that ends with `.rs`.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn tests_that_documents_name_exist() {
+    let sources = sources(&root().join("src")) + &sources(&root().join("tests"));
+    // The name of a test is a sentence.
+    let is_sentence = |word: &&str| {
+        word.matches('_').count() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let mut named = 0;
+    for document in ["docs/ARCHITECTURE.md", "docs/semantics.md"] {
+        let text = text(document);
+        for test in text.split('`').filter(is_sentence).filter(|word| !word.starts_with("towpath_")) {
+            assert!(sources.contains(&format!("fn {test}()")), "{document} names {test}, which is not there");
+            named += 1;
+        }
+        for path in text.split('`').filter(|word| word.starts_with("tests/")) {
+            assert!(root().join(path).exists(), "{document} names {path}, which is not there");
+        }
+    }
+    assert!(named > 10, "only {named} tests are named");
+}
+
+#[test]
+fn targets_that_contributing_names_exist() {
+    let makefile = text("Makefile");
+    let contributing = text("CONTRIBUTING.md");
+    let targets: Vec<&str> = contributing.split('`').filter_map(|word| word.strip_prefix("make ")).collect();
+    assert!(targets.len() > 6, "{targets:?}");
+    for target in targets {
+        let is_there = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+        assert!(is_there, "CONTRIBUTING.md names make {target}, which is not there");
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let decisions = files(&root().join("docs/decisions"));
+    let mut documents: Vec<_> =
+        files(root()).into_iter().chain(files(&root().join("docs"))).chain(decisions).collect();
+    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let mut links = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = document.parent().unwrap().join(target);
+            assert!(path.exists(), "{} links to {target}, which is not there", document.display());
+            links += 1;
+        }
+    }
+    assert!(links > 10, "only {links} links");
+}

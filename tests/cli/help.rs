@@ -1,0 +1,59 @@
+//! `--help` tells the truth.
+
+use crate::ground::{commands, examples, run, shell};
+
+/// What needs root, or does not end by itself.
+const NOT_RUN: [&str; 3] = ["run", "cleanup", "demo"];
+
+#[test]
+fn every_command_has_an_example_and_the_examples_work() {
+    let folder = examples();
+    let mut played = 0;
+    for command in commands() {
+        let help = run(&[&command, "-h"]).stdout;
+        let example = help.lines().find_map(|line| line.strip_prefix("Example: "));
+        let example = example.unwrap_or_else(|| panic!("towpath {command} -h has no example:\n{help}"));
+        assert!(example.starts_with(&format!("towpath {command}")), "{example}");
+        if NOT_RUN.contains(&command.as_str()) {
+            continue;
+        }
+        let ended = shell(example, folder.path());
+        assert_eq!(ended.status, 0, "{example}: {ended:?}");
+        assert!(command == "lint" || !ended.stdout.is_empty(), "{example} prints nothing");
+        assert_eq!(ended.stderr, "", "{example}");
+        played += 1;
+    }
+    assert!(played >= 4, "only {played} examples were run");
+}
+
+/// Whether a flag begins in this line of the help; what goes on with a flag is further to the right.
+fn starts_flag(line: &str) -> bool {
+    let text = line.trim_start();
+    text.starts_with('-') && line.len() - text.len() <= 6
+}
+
+#[test]
+fn every_flag_has_its_variable() {
+    let mut flags = 0;
+    for command in commands() {
+        let help = run(&[&command, "-h"]).stdout;
+        let options = help.split("\nOptions:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let mut entries: Vec<String> = Vec::new();
+        for line in options.lines() {
+            match entries.last_mut() {
+                Some(entry) if !starts_flag(line) => entry.push_str(line),
+                _ => entries.push(line.to_owned()),
+            }
+        }
+        for flag in entries.iter().filter(|flag| !flag.contains("--help")) {
+            assert!(flag.contains("TOWPATH_"), "towpath {command}: {flag} has no variable");
+            flags += 1;
+        }
+    }
+    assert!(flags > 20, "only {flags} flags");
+}
+
+#[test]
+fn the_version_is_the_one_of_the_package() {
+    assert_eq!(run(&["--version"]).stdout, format!("towpath {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -1,0 +1,10 @@
+//! The command line as others see it: the built program, run as a shell would run it.
+
+#![cfg(test)]
+
+mod answers;
+mod daemon;
+mod documents;
+mod ground;
+mod help;
+mod refusals;

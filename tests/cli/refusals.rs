@@ -1,0 +1,115 @@
+//! What the commands cannot or will not do: their exit status, and one clear line.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use nix::unistd::geteuid;
+
+use crate::ground::{TOWPATH, ended, run, run_with_input, towpath};
+
+const SHOP: &str = "examples/shop";
+
+#[track_caller]
+fn refused(arguments: &[&str], status: i32, says: &str) {
+    let ended = run(arguments);
+    assert_eq!(ended.status, status, "{arguments:?}: {ended:?}");
+    assert!(ended.stderr.contains(says), "{arguments:?}: {ended:?}");
+    assert_eq!(ended.stdout, "", "{arguments:?}");
+}
+
+#[test]
+fn wrong_use_is_status_2_and_says_what_is_wrong() {
+    refused(&[], 2, "Usage: towpath");
+    refused(&["enforce"], 2, "unrecognized subcommand 'enforce'");
+    refused(&["matrix"], 2, "--file <PATH>");
+    refused(&["matrix", "-f", SHOP, "--color"], 2, "unexpected argument '--color'");
+    refused(&["matrix", "-f", SHOP, "--port", "99999"], 2, "\"99999\" is not a port");
+    refused(&["matrix", "-f", SHOP, "--port", "80/ICMP"], 2, "80/ICMP");
+    refused(&["matrix", "-f", SHOP, "--external", "shop"], 2, "invalid value 'shop'");
+    refused(&["explain", "-f", SHOP, "--to", "shop/db"], 2, "--from <X>");
+    refused(&["compile", "-f", SHOP], 2, "--node-name <NODE>");
+    refused(&["run", "-f", SHOP, "--node-name", "n", "--check-interval", "0"], 2, "0 is not in 1..=86400");
+}
+
+#[test]
+fn an_end_that_is_neither_a_pod_nor_an_address_is_wrong_use() {
+    let explain = |from| ["explain", "-f", SHOP, "--from", from, "--to", "shop/db"];
+    refused(&explain("web"), 2, "\"web\" is neither NAMESPACE/POD nor an IP address");
+    refused(&explain("10.244.1"), 2, "neither NAMESPACE/POD nor an IP address");
+    refused(&explain("shop/nobody"), 2, "towpath: there is no pod shop/nobody among the objects\n");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_status_3_and_named_once() {
+    let says = "towpath: cannot read examples/none: No such file or directory (os error 2)\n";
+    for arguments in [
+        &["matrix", "-f", "examples/none"][..],
+        &["lint", "examples/none"],
+        &["compile", "-f", "examples/none", "--node-name", "n"],
+    ] {
+        refused(arguments, 3, says);
+    }
+}
+
+#[test]
+fn faulty_objects_get_no_answer_but_their_faults() {
+    let manifest =
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {ingres: []}}\n";
+    for arguments in [
+        &["matrix", "-f", "-"][..],
+        &["explain", "-f", "-", "--from", "192.0.2.1", "--to", "192.0.2.2"],
+        &["compile", "-f", "-", "--node-name", "n"],
+    ] {
+        let ended = run_with_input(arguments, manifest);
+        assert_eq!((ended.status, ended.stdout.as_str()), (1, ""), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains("error: unknown field \"ingres\""), "{ended:?}");
+    }
+}
+
+/// The program as a user who may not change the kernel's tables, copied into `folder`, where that user may look; none
+/// if this user cannot become one.
+fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
+    if !geteuid().is_root() {
+        return Some(towpath(arguments));
+    }
+    let setpriv = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
+        command
+    };
+    let works = setpriv().arg("true").output().is_ok_and(|output| output.status.success());
+    let program = folder.join("towpath");
+    fs::copy(TOWPATH, &program).unwrap();
+    let mut command = setpriv();
+    command.arg(program).args(arguments);
+    works.then_some(command)
+}
+
+#[test]
+fn without_the_right_to_change_tables_run_and_cleanup_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = folder.path().to_str().unwrap();
+    for arguments in [&["run", "-f", path, "--node-name", "n"][..], &["cleanup"]] {
+        let Some(mut command) = as_nobody(folder.path(), arguments) else {
+            println!("skipped: setpriv cannot give up root here");
+            return;
+        };
+        let ended = ended(&mut command);
+        let says = "towpath: changing the kernel's tables needs root, or at least the capability CAP_NET_ADMIN: \
+                    run it as root\n";
+        assert_eq!((ended.status, ended.stderr.as_str()), (3, says), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_program_that_is_not_installed_is_named_with_its_package() {
+    if !geteuid().is_root() {
+        println!("skipped: needs root, since privileges are asked for first");
+        return;
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let mut command = towpath(&["run", "-f", SHOP, "--node-name", "n"]);
+    let ended = ended(command.env("PATH", empty.path()));
+    assert_eq!(ended.status, 3, "{ended:?}");
+    assert_eq!(ended.stderr, "towpath: ipset was not found: install the package ipset\n");
+}
