@@ -146,7 +146,7 @@ fn node(size: Size, variant: Variant, changes: usize) {
         println!("  {what}: median {:.1} ms, worst {:.1} ms, of {}", ms(median), ms(worst), sorted.len());
     }
     let metrics = get(&lab, "/metrics").unwrap_or_default();
-    for wanted in ["towpath_rules{", "towpath_set_entries{", "towpath_commands "] {
+    for wanted in ["towpath_rules{", "towpath_set_entries{", "towpath_commands_total "] {
         for line in metrics.lines().filter(|line| line.starts_with(wanted)) {
             println!("  {line}");
         }

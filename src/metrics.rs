@@ -2,6 +2,8 @@
 //!
 //! Names and units follow the Prometheus conventions; docs/metrics.md says how to read them.
 
+use std::{fmt, sync::OnceLock};
+
 use prometheus::{
     Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
@@ -10,6 +12,15 @@ use prometheus::{
 /// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
 const SECONDS: [f64; 14] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Where a count is kept that is only looked up when somebody asks.
+struct Count(Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl fmt::Debug for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Count({})", (self.0)())
+    }
+}
 
 /// The metrics of one daemon.
 #[derive(Debug)]
@@ -46,7 +57,8 @@ pub struct Metrics {
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
     /// `towpath_commands_total`.
-    pub commands: IntGauge,
+    pub commands: IntCounter,
+    started: OnceLock<Count>,
 }
 
 impl Metrics {
@@ -131,14 +143,23 @@ impl Metrics {
                 "towpath_connections_cut_total",
                 "Established connections that were cut because policy no longer allows them.",
             )?,
-            commands: int_gauge("towpath_commands", "Commands that this process has started.")?,
+            started: OnceLock::new(),
+            commands: int_counter("towpath_commands_total", "Commands that this process has started.")?,
             registry,
         })
+    }
+
+    /// Says where the number of started commands is kept. Only the first one counts.
+    pub fn count_commands(&self, started: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.started.set(Count(Box::new(started)));
     }
 
     /// All metrics in Prometheus' text format.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(Count(started)) = self.started.get() {
+            self.commands.inc_by(started().saturating_sub(self.commands.get()));
+        }
         let mut text = Vec::new();
         // Encoding into memory cannot fail but for a metric without a name.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);

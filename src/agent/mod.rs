@@ -103,6 +103,8 @@ pub struct Agent<D> {
     broken: BTreeSet<Object>,
     moves: Vec<Move>,
     synced: bool,
+    /// Whether a round has succeeded.
+    settled: bool,
     /// Whether something changed since the last round.
     dirty: bool,
     /// Of which kind all changes since the last round are.
@@ -164,6 +166,7 @@ impl<D: Dataplane> Agent<D> {
             broken: BTreeSet::new(),
             moves: Vec::new(),
             synced: false,
+            settled: false,
             dirty: false,
             kind: None,
             splits_left: 0,
@@ -339,6 +342,9 @@ impl<D: Dataplane> Agent<D> {
 
     fn succeeded(&mut self) {
         self.metrics.syncs.with_label_values(&["success"]).inc();
+        if !std::mem::replace(&mut self.settled, true) {
+            self.dataplane.settled();
+        }
         if let Some(since) = self.waiting_since.take() {
             self.metrics.enforcement_latency.observe(since.elapsed().as_secs_f64());
         }

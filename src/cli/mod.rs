@@ -70,7 +70,7 @@ enum Command {
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup,
     /// A story in real packets: two simulated nodes, and after each step what is expected beside what is seen. Root.
-    #[command(after_help = "Example: sudo towpath demo --pause")]
+    #[command(after_help = "Example: towpath demo --pause")]
     Demo(demo::DemoArgs),
 }
 

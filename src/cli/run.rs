@@ -113,6 +113,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let commands = Arc::new(Commands::default());
     let metrics = Arc::new(Metrics::new()?);
+    let counted = commands.clone();
+    metrics.count_commands(move || counted.started());
     let status = Arc::new(Status::starting("the objects have not been read yet"));
     let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
     info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
@@ -222,7 +224,7 @@ impl Daemon<'_> {
     /// Cuts established connections that the rules just written deny.
     fn cutter(&self) -> Result<Sender<Applied>, Ended> {
         let (sender, receiver) = mpsc::channel::<Applied>();
-        let (metrics, commands) = (self.metrics.clone(), self.commands.clone());
+        let metrics = self.metrics.clone();
         thread::Builder::new().name("cutter".to_owned()).spawn(move || {
             let mut look_again = false;
             let mut latest: Option<Ruleset> = None;
@@ -245,7 +247,6 @@ impl Daemon<'_> {
                 }
                 let look_now = narrowed || look_again;
                 look_again = narrowed;
-                metrics.commands.set(i64::try_from(commands.started()).unwrap_or(i64::MAX));
                 if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
                     cut(ruleset, &metrics);
                 }

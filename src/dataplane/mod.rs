@@ -23,6 +23,9 @@ pub trait Dataplane {
     /// takes effect whole or not at all. After [`ApplyError::Failed`] nothing is known: observe again.
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError>;
 
+    /// Told once that the first full sync is in it: what a former run left elsewhere may go now.
+    fn settled(&mut self) {}
+
     /// Whether it still holds what `expected` says, as far as a cheap look tells: hooks in the first place, chains
     /// with their number of rules, sets with their number of members.
     ///

@@ -162,6 +162,19 @@ impl Dataplane for Kernel {
         }
     }
 
+    fn settled(&mut self) {
+        let removed = self.remove_other_variant();
+        if removed.chains > 0 {
+            tracing::info!(
+                chains = removed.chains,
+                "removed what a former run left in the tables of the other variant of iptables"
+            );
+        }
+        for left in removed.left {
+            tracing::warn!("could not remove what a former run left: {left}");
+        }
+    }
+
     fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
         let mut drift = Drift::default();
         for family in &self.families {
