@@ -7,4 +7,7 @@ mod foreign;
 mod ground;
 mod handover;
 mod kill;
+mod limits;
+mod luck;
 mod neighbours;
+mod packets;
