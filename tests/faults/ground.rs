@@ -36,7 +36,8 @@ pub(crate) const READY: Duration = Duration::from_secs(20);
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
 
 /// On what every pod listens.
-pub(crate) const PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Udp, 53)];
+pub(crate) const PORTS: [(Protocol, u16); 3] =
+    [(Protocol::Tcp, 80), (Protocol::Tcp, 8081), (Protocol::Udp, 53)];
 
 /// Runs `test` on a thread with a `/run` of its own, and so with an xtables lock of its own, for both variants.
 pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {

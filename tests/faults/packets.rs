@@ -121,11 +121,11 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
             let pod = |app: &str| format!("podSelector: {{matchLabels: {{app: {app}}}}}");
             [
                 policy(
-                    &format!("shop/{from}-sends"),
+                    &format!("shop/{from}-to-{to}-sent"),
                     &format!("{}, policyTypes: [Egress], egress: [{{to: [{{{}}}]}}]", pod(from), pod(to)),
                 ),
                 policy(
-                    &format!("shop/{to}-takes"),
+                    &format!("shop/{from}-to-{to}-taken"),
                     &format!("{}, policyTypes: [Ingress], ingress: [{{from: [{{{}}}]}}]", pod(to), pod(from)),
                 ),
             ]
