@@ -80,7 +80,9 @@ fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
         // The look around comes once an hour: whatever is healed sooner was heard of.
         let daemon = ground.run(&["--check-interval", "3600"]);
         let both = |arguments: &str| {
-            Family::BOTH.iter().for_each(|family| drop(ground.iptables(*family, arguments)));
+            for family in Family::BOTH {
+                ground.iptables(family, arguments);
+            }
         };
         let group = |family| {
             let ours = ground.ours(family);

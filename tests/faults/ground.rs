@@ -370,7 +370,9 @@ impl<'a> Daemon<'a> {
     /// How it ended by itself.
     #[track_caller]
     pub(crate) fn ended(&mut self, at_most: Duration) -> ExitStatus {
-        self.process.wait(at_most).unwrap().unwrap_or_else(|| panic!("still there after {at_most:?}"))
+        let status = self.process.wait(at_most).unwrap();
+        assert!(status.is_some(), "still there after {at_most:?}");
+        status.unwrap()
     }
 
     /// Tells it to end, and waits.

@@ -154,8 +154,8 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
                 let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
                 connection.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
                 connection.read_exact(&mut [0; 9]).unwrap();
-                connection.write_all(&[7; 20_000]).unwrap();
-                connection.read_exact(&mut [0; 20_000]).is_ok()
+                connection.write_all(&[7; 16_000]).unwrap();
+                connection.read_exact(&mut [0; 16_000]).is_ok()
             };
             let web = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
             assert!(web.run(talk).unwrap(), "{family}: a full segment through a narrow way");
