@@ -1,24 +1,26 @@
 //! Runs programs: the one place that starts processes.
 //!
-//! Every command runs to its end, with its standard input fed and its output and exit status kept. Programs that
-//! take the xtables lock wait for it: in the legacy variant all writers of the machine share one lock file, and a
+//! Every command runs to its end, with its standard input given and its output and exit status kept. The input is
+//! there as a whole before the program starts: through a pipe, a daemon that is killed while it writes would leave half
+//! a line behind, and half an address can be another address. Programs that take the xtables lock wait for it: in the legacy variant all writers of the machine share one lock file, and a
 //! firewall with many rules can hold it for seconds.
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::{self, Write as _},
+    fs::File,
+    io::{self, Seek as _, Write as _},
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use iptables::IPTables;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::DataplaneError;
 
@@ -85,11 +87,15 @@ impl Commands {
         let failed = |source| DataplaneError::System { doing: format!("running {command}"), source };
         let mut process = Command::new(self.find(program)?);
         process.args(arguments).env("LC_ALL", "C");
-        process.stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+        process.stdin(if input.is_empty() {
+            Stdio::null()
+        } else {
+            in_memory(input).map_err(failed)?.into()
+        });
         process.stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         self.started.fetch_add(1, Ordering::Relaxed);
-        let output = feed(process.spawn().map_err(failed)?, input).map_err(failed)?;
+        let output = process.output().map_err(failed)?;
         let output = Output::new(command, &output);
         tracing::debug!(
             command = output.command,
@@ -186,16 +192,12 @@ impl Commands {
     }
 }
 
-/// Writes `input` beside the reading, so that neither side waits for the other with a full pipe.
-fn feed(mut child: Child, input: &str) -> io::Result<std::process::Output> {
-    let stdin = child.stdin.take();
-    thread::scope(|scope| {
-        if let Some(mut stdin) = stdin {
-            // A program that stops reading says why on standard error and by its status.
-            scope.spawn(move || stdin.write_all(input.as_bytes()));
-        }
-        child.wait_with_output()
-    })
+/// A file without a name that holds `input`, to be read from its start.
+fn in_memory(input: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("input", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(input.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// The package that brings a program, as Debian calls it.
@@ -272,6 +274,13 @@ mod tests {
         let output = commands.run("cat", &[], &input).unwrap();
         assert_eq!(output.checked().unwrap(), input);
         assert_eq!(commands.started(), 1);
+    }
+
+    #[test]
+    fn the_input_is_there_as_a_whole_before_the_program_starts() {
+        let input = "add tp4-pods-x 10.244.1.12\n".repeat(10_000);
+        let output = Commands::default().run("stat", &["-L", "-c", "%s", "/dev/stdin"], &input).unwrap();
+        assert_eq!(output.checked().unwrap().trim(), input.len().to_string());
     }
 
     #[test]

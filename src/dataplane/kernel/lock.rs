@@ -2,6 +2,9 @@
 //!
 //! Two daemons that write the same chains would undo each other's work. So a daemon holds an flock for as long as it
 //! runs; during a rolling update the new one waits and takes over when the old one ends, however it ends.
+//!
+//! A command outlives a daemon that was killed: one that waits for the xtables lock may write seconds later what is no
+//! longer meant. So the commands inherit the open file, and with it the lock, which lasts until the last of them ends.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -9,6 +12,8 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::dataplane::DataplaneError;
 
@@ -51,11 +56,12 @@ impl WriterLock {
                 );
                 waiting(holder);
                 file.lock().map_err(failed)?;
-                tracing::info!("the other towpath ended: taking over");
+                tracing::info!("the other towpath and its commands ended: taking over");
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         sign(&mut file).map_err(failed)?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| failed(error.into()))?;
         Ok(Self { _file: file })
     }
 }
@@ -98,6 +104,24 @@ mod tests {
         assert_eq!(waits.recv().unwrap(), Some(std::process::id()));
         assert!(!second.is_finished());
         drop(first);
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn a_command_holds_the_lock_of_its_daemon_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
+        let mut command = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        drop(first);
+        let (told, waits) = mpsc::channel();
+        let path = folder.path().to_owned();
+        let second = thread::spawn(move || {
+            WriterLock::acquire(&path, move |holder| told.send(holder).unwrap()).unwrap();
+        });
+        waits.recv().unwrap();
+        assert!(!second.is_finished());
+        command.kill().unwrap();
+        command.wait().unwrap();
         second.join().unwrap();
     }
 }

@@ -1,0 +1,181 @@
+//! Connections that stand while policy changes.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use towpath::{
+    lab::{Pulse, Stream, Variant},
+    model::Family,
+};
+
+use crate::ground::{Ground, for_both_variants, namespace, policy, wait_until};
+
+fn ground(variant: Variant) -> Ground {
+    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
+    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+    let pods =
+        ["web", "db", "far"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    ground.write("pods.yaml", &pods);
+    ground.write("db.yaml", &[db_takes("[web, far]")]);
+    ground
+}
+
+fn db_takes(apps: &str) -> String {
+    policy(
+        "shop/db",
+        &format!(
+            "podSelector: {{matchLabels: {{app: db}}}}, \
+             ingress: [{{from: [{{podSelector: {{matchExpressions: \
+             [{{key: app, operator: In, values: {apps}}}]}}}}]}}]"
+        ),
+    )
+}
+
+fn streams(ground: &Ground, from: &str) -> Vec<Stream> {
+    let to = |family| SocketAddr::new(ground.address("shop/db", family), 80);
+    let open = |family| ground.lab.open_stream(ground.pod(from), to(family), Duration::from_secs(2)).unwrap();
+    Family::BOTH.map(open).into()
+}
+
+fn pulses(streams: &mut [Stream], within: Duration) -> Vec<Pulse> {
+    streams.iter_mut().map(|stream| stream.pulse(within).unwrap()).collect()
+}
+
+/// A server in the pod `shop/db` that talks all the time, and a client in `from` that only listens.
+struct Talk {
+    last_heard: Arc<Mutex<Instant>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Talk {
+    fn start(ground: &Ground, from: &str, family: Family) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let last_heard = Arc::new(Mutex::new(Instant::now()));
+        let to = SocketAddr::new(ground.address("shop/db", family), 90);
+        let server = ground.lab.pod(ground.pod("shop/db")).unwrap().netns();
+        let listener = server.run(move || TcpListener::bind(to).unwrap()).unwrap();
+        let told = stop.clone();
+        let serve = move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            connection.set_nodelay(true).unwrap();
+            while !told.load(Ordering::Relaxed) && connection.write_all(b"tick\n").is_ok() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        drop(server.start_thread("talker", serve).unwrap());
+        let client = ground.lab.pod(ground.pod(from)).unwrap().netns();
+        let connect = move || TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
+        let mut connection = client.run(connect).unwrap();
+        let (told, heard) = (stop.clone(), last_heard.clone());
+        connection.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while !told.load(Ordering::Relaxed) {
+                match connection.read(&mut buffer) {
+                    Ok(0) => return,
+                    Ok(_) => *heard.lock().unwrap() = Instant::now(),
+                    Err(_) => {}
+                }
+            }
+        });
+        Self { last_heard, stop }
+    }
+
+    fn silence(&self) -> Duration {
+        self.last_heard.lock().unwrap().elapsed()
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let daemon = ground.run(&[]);
+        for from in ["shop/web", "shop/far"] {
+            ground.write("db.yaml", &[db_takes("[web, far]")]);
+            ground.until(from, "shop/db", true, Duration::from_secs(5));
+            let mut asking = streams(&ground, from);
+            assert_eq!(pulses(&mut asking, Duration::from_secs(1)), [Pulse::Through; 2]);
+            let talks = Family::BOTH.map(|family| Talk::start(&ground, from, family));
+            thread::sleep(Duration::from_millis(200));
+            assert!(talks.iter().all(|talk| talk.silence() < Duration::from_millis(150)));
+            let start = Instant::now();
+            ground.write("db.yaml", &[db_takes("[nobody]")]);
+            wait_until("the server falls silent", Duration::from_secs(3), || {
+                talks.iter().all(|talk| talk.silence() > Duration::from_millis(500))
+            });
+            let cut = start.elapsed().saturating_sub(talks.iter().map(Talk::silence).min().unwrap());
+            println!("{variant:?}: {from}: cut {cut:?} after its policy was written");
+            assert!(cut < Duration::from_secs(1), "{cut:?}");
+            let pulses = pulses(&mut asking, Duration::from_millis(300));
+            assert!(!pulses.contains(&Pulse::Through), "{pulses:?}");
+            // It does not come back to life.
+            thread::sleep(Duration::from_millis(700));
+            assert!(talks.iter().all(|talk| talk.silence() > Duration::from_millis(700)));
+        }
+        assert!(daemon.metric("towpath_connections_cut_total") >= 8.0);
+    });
+}
+
+#[test]
+fn an_established_connection_is_kept_if_so_wished() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let daemon = ground.run(&["--established", "keep"]);
+        let mut streams = streams(&ground, "shop/web");
+        assert_eq!(pulses(&mut streams, Duration::from_secs(1)), [Pulse::Through; 2]);
+        ground.write("db.yaml", &[db_takes("[nobody]")]);
+        ground.until("shop/web", "shop/db", false, Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(800));
+        assert_eq!(pulses(&mut streams, Duration::from_secs(1)), [Pulse::Through; 2]);
+        assert!(daemon.metric("towpath_connections_cut_total") < 1.0);
+    });
+}
+
+#[test]
+fn a_connection_that_stays_allowed_outlives_other_changes_restarts_and_cuts() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let first = ground.run(&[]);
+        let mut kept: Vec<Stream> =
+            ["shop/web", "shop/far"].iter().flat_map(|from| streams(&ground, from)).collect();
+        let talk = Talk::start(&ground, "shop/web", Family::V4);
+        let mut unharmed = |what: &str| {
+            assert_eq!(pulses(&mut kept, Duration::from_secs(1)), [Pulse::Through; 4], "{variant:?}: {what}");
+            assert!(talk.silence() < Duration::from_millis(300), "{variant:?}: {what}");
+        };
+        unharmed("at first");
+        for turn in 0..10 {
+            ground.write("other.yaml", &[policy("shop/other", "podSelector: {matchLabels: {app: none}}")]);
+            ground.write("db.yaml", &[db_takes(if turn % 2 == 0 { "[web, far, x]" } else { "[far, web]" })]);
+            thread::sleep(Duration::from_millis(60));
+            unharmed("a policy is rewritten");
+        }
+        first.kill();
+        let second = ground.run(&[]);
+        thread::sleep(Duration::from_millis(700));
+        unharmed("killed, and started again");
+        assert!(second.terminate().success());
+        let third = ground.run(&[]);
+        let extra = policy("shop/extra", "podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]");
+        ground.write("extra.yaml", &[extra]);
+        ground.until("shop/far", "shop/web", false, Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(700));
+        unharmed("the client became isolated for what comes in");
+        drop(third);
+    });
+}

@@ -1,0 +1,151 @@
+//! What others do to our rules and sets is healed: how long it takes is printed.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use towpath::{
+    lab::{FloodFlow, Variant},
+    model::Family,
+};
+
+use crate::ground::{Ground, for_both_variants, namespace, policy, wait_until};
+
+/// What is heard of at once is to be healed so soon, on a busy machine.
+const HEARD: Duration = Duration::from_secs(2);
+
+/// What only the look around finds, which is set to every second.
+const FOUND: Duration = Duration::from_secs(5);
+
+fn ground(variant: Variant) -> Ground {
+    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/other", 1)]);
+    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+    let pods =
+        ["web", "db", "other"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    ground.write("pods.yaml", &pods);
+    ground.write(
+        "policies.yaml",
+        &[policy(
+            "shop/db",
+            "podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress, Egress], \
+             ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]",
+        )],
+    );
+    ground
+}
+
+/// Does something to what is ours and waits until it is as before. `closed`: meanwhile nothing may pass that policy
+/// denies.
+#[track_caller]
+fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl FnOnce()) {
+    let state = || (ground.ours(Family::V4), ground.ours(Family::V6), ground.our_sets());
+    let before = state();
+    let flows: Vec<FloodFlow> = Family::BOTH
+        .map(|family| FloodFlow {
+            from: ground.end("shop/other"),
+            to: ground.address("shop/db", family),
+            port: 4000,
+        })
+        .into();
+    let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    act();
+    let acted = Instant::now();
+    // Found changed, or healed already: the state is compared, not the change.
+    let healed = wait_until(what, within, || state() == before);
+    // What was let in before the rules were back has arrived.
+    thread::sleep(Duration::from_millis(200));
+    let healed_at = acted + healed + Duration::from_millis(50);
+    let report = flood.stop();
+    let last = report.arrivals.iter().map(|arrival| arrival.at).max();
+    println!(
+        "{:?}: {what}: whole again {:?} after it was done; {} of {} datagrams passed, the last {:?} after its begin",
+        ground.variant,
+        healed,
+        report.arrivals.len(),
+        report.sent.iter().sum::<u64>(),
+        last.map(|at| at - start),
+    );
+    assert!(!closed || report.arrivals.is_empty(), "{what}: {} passed", report.arrivals.len());
+    assert!(last.is_none_or(|at| at < healed_at), "{what}: something passed after it was healed");
+    assert_eq!(ground.reaches("shop/other", "shop/db"), [false; 2], "{what}");
+}
+
+#[test]
+fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        // The look around comes once an hour: whatever is healed sooner was heard of.
+        let daemon = ground.run(&["--check-interval", "3600"]);
+        let both = |arguments: &str| {
+            for family in Family::BOTH {
+                ground.iptables(family, arguments);
+            }
+        };
+        let group = |family| {
+            let ours = ground.ours(family);
+            let chain = ours.lines().find_map(|line| line.strip_prefix(":TP-GI-")).unwrap();
+            format!("TP-GI-{}", chain.split(' ').next().unwrap())
+        };
+        thread::sleep(Duration::from_millis(1200));
+        heals(&ground, "iptables -D FORWARD 1", false, HEARD, || both("-D FORWARD 1"));
+        heals(&ground, "iptables -I FORWARD 1 -j ACCEPT", false, HEARD, || both("-I FORWARD 1 -j ACCEPT"));
+        heals(&ground, "iptables -D TOWPATH-FORWARD 2", false, HEARD, || both("-D TOWPATH-FORWARD 2"));
+        heals(&ground, "iptables -F of a group's chain", false, HEARD, || {
+            for family in Family::BOTH {
+                ground.iptables(family, &format!("-F {}", group(family)));
+            }
+        });
+        heals(&ground, "iptables -D of one rule of a group's chain", false, HEARD, || {
+            for family in Family::BOTH {
+                ground.iptables(family, &format!("-D {} 1", group(family)));
+            }
+        });
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        // These take flannel's rules along, and then FORWARD drops what nothing accepts.
+        heals(&ground, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
+        heals(&ground, "iptables -F", true, HEARD, || both("-F"));
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 6.0);
+        assert!(daemon.is_ready());
+    });
+}
+
+#[test]
+fn what_others_do_to_our_sets_is_found_and_healed() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let daemon = ground.run(&["--check-interval", "1"]);
+        thread::sleep(Duration::from_millis(1200));
+        let ipset = |arguments: &[&str]| drop(ground.node().succeed("ipset", arguments).unwrap());
+        let isolated = |version: u8| {
+            let sets = ground.our_sets();
+            let prefix = format!("create tp{version}-ingress-isolated-");
+            let of_one = |line: &&String| {
+                let name = line.split(' ').nth(1).unwrap();
+                line.starts_with(&prefix) && sets.iter().any(|line| line.starts_with(&format!("add {name} ")))
+            };
+            sets.iter().find(of_one).unwrap().split(' ').nth(1).unwrap().to_owned()
+        };
+        heals(&ground, "ipset flush of the isolated pods", false, FOUND, || {
+            ipset(&["flush", &isolated(4)]);
+            ipset(&["flush", &isolated(6)]);
+        });
+        heals(&ground, "ipset del of an isolated pod", false, FOUND, || {
+            let of = |family| ground.address("shop/db", family).to_string();
+            ipset(&["del", &isolated(4), &of(Family::V4)]);
+            ipset(&["del", &isolated(6), &of(Family::V6)]);
+        });
+        heals(&ground, "ipset add of a stranger to whom a policy allows", false, FOUND, || {
+            let sets = ground.our_sets();
+            for (version, family) in [(4, Family::V4), (6, Family::V6)] {
+                let prefix = format!("create tp{version}-pods-");
+                let set = sets.iter().find_map(|line| line.strip_prefix(&prefix)).unwrap();
+                let set = format!("tp{version}-pods-{}", set.split(' ').next().unwrap());
+                ipset(&["add", &set, &ground.address("shop/other", family).to_string()]);
+            }
+        });
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 3.0);
+    });
+}

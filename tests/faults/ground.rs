@@ -1,0 +1,413 @@
+//! What the tests stand on: a lab with pods, their objects in a folder, and the real daemon on a node.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+};
+use tempfile::TempDir;
+use towpath::{
+    lab::{
+        End, Families, FlannelRules, Lab, LabOptions, Node, Outcome, PodId, PodSpec, Probe, Process,
+        Topology, Transport, Variant,
+    },
+    model::{Family, Protocol},
+};
+
+/// Where the daemon answers, on its node.
+const LISTEN: &str = "127.0.0.1:9586";
+
+/// How long a daemon may take until it is ready, on a busy machine.
+pub(crate) const READY: Duration = Duration::from_secs(20);
+
+/// Long enough for an answer on a busy machine, too short for a dropped SYN to be sent again (after one second).
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
+
+/// On what every pod listens.
+pub(crate) const PORTS: [(Protocol, u16); 3] =
+    [(Protocol::Tcp, 80), (Protocol::Tcp, 8081), (Protocol::Udp, 53)];
+
+/// Runs `test` on a thread with a `/run` of its own, and so with an xtables lock of its own, for both variants.
+pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {
+    for variant in Variant::BOTH {
+        let test = test.clone();
+        apart(move || test(variant));
+    }
+}
+
+/// Runs `test` on a thread with a `/run` of its own; namespaces and processes that it makes share that one.
+pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
+        println!("skipped: needs root");
+        return;
+    }
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        test();
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// A lab of two nodes with flannel's rules, and a folder with the objects.
+pub(crate) struct Ground {
+    pub(crate) lab: Lab,
+    pub(crate) variant: Variant,
+    pods: BTreeMap<String, PodId>,
+    folder: TempDir,
+}
+
+impl Ground {
+    /// Both families; pods on the bridges of two nodes. `pods` are names as `shop/web` and their nodes, from 0.
+    pub(crate) fn new(variant: Variant, pods: &[(&str, usize)]) -> Self {
+        Self::in_topology(variant, Topology::Bridge, pods)
+    }
+
+    pub(crate) fn in_topology(variant: Variant, topology: Topology, pods: &[(&str, usize)]) -> Self {
+        let flannel_rules = Some(FlannelRules::new(variant));
+        let mut lab =
+            Lab::new(LabOptions { topology, families: Families::Dual, nodes: 2, flannel_rules }).unwrap();
+        let specs: Vec<PodSpec> =
+            pods.iter().map(|(name, node)| PodSpec::new(*name, *node).listening(&PORTS)).collect();
+        let ids = lab.add_pods(&specs).unwrap();
+        let pods = pods.iter().map(|(name, _)| (*name).to_owned()).zip(ids).collect();
+        let folder = tempfile::tempdir().unwrap();
+        for sub in ["objects", "staging", "run"] {
+            fs::create_dir(folder.path().join(sub)).unwrap();
+        }
+        Self { lab, variant, pods, folder }
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.lab.node(0).unwrap()
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> PodId {
+        self.pods[name]
+    }
+
+    pub(crate) fn end(&self, name: &str) -> End {
+        End::Pod(self.pod(name))
+    }
+
+    pub(crate) fn address(&self, pod: &str, family: Family) -> IpAddr {
+        self.lab.pod(self.pod(pod)).unwrap().address(family).unwrap()
+    }
+
+    /// The manifest of a pod that is in the lab.
+    pub(crate) fn manifest(&self, pod: &str, labels: &str) -> String {
+        let there = self.lab.pod(self.pod(pod)).unwrap();
+        self.manifest_at(pod, labels, there.addresses(), there.node())
+    }
+
+    pub(crate) fn manifest_at(&self, pod: &str, labels: &str, addresses: &[IpAddr], node: usize) -> String {
+        let host = self.lab.node(node).unwrap().addresses();
+        pod_manifest(pod, labels, addresses, node, host)
+    }
+
+    /// Writes an object file as a whole: it is moved in place.
+    pub(crate) fn write(&self, name: &str, documents: &[String]) {
+        self.objects().write(name, documents);
+    }
+
+    /// The same for another thread.
+    pub(crate) fn objects(&self) -> Objects {
+        Objects(self.folder.path().to_owned())
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts a daemon on the first node; with more arguments than the usual ones.
+    pub(crate) fn start(&self, more: &[&str]) -> Daemon<'_> {
+        Daemon::start(self, self.command(more))
+    }
+
+    /// Starts a daemon on the first node and waits until it is ready.
+    pub(crate) fn run(&self, more: &[&str]) -> Daemon<'_> {
+        let daemon = self.start(more);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// `towpath run` as it is started on the first node.
+    pub(crate) fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+        command.arg("run").arg("-f").arg(self.folder().join("objects"));
+        command.arg("--run-dir").arg(self.folder().join("run"));
+        command.args(["--node-name", "n1", "--iptables-backend", self.variant.name()]);
+        if !more.contains(&"--listen") {
+            command.args(["--listen", LISTEN]);
+        }
+        command.args(more);
+        command
+    }
+
+    /// `iptables` or `ip6tables` of the ground's variant on the first node.
+    pub(crate) fn iptables(&self, family: Family, arguments: &str) -> String {
+        let program = self.variant.program(family, "");
+        let arguments: Vec<&str> = ["-w"].into_iter().chain(arguments.split(' ')).collect();
+        self.node().succeed(&program, &arguments).unwrap()
+    }
+
+    /// What `iptables-save` prints of a table, without counters and times.
+    pub(crate) fn saved(&self, family: Family, table: &str) -> String {
+        let text = self.node().succeed(&self.variant.program(family, "-save"), &["-t", table]).unwrap();
+        let mut lines = String::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let line = if line.starts_with(':') { line.split(" [").next().unwrap() } else { line };
+            writeln!(lines, "{line}").unwrap();
+        }
+        lines
+    }
+
+    /// Our part of the filter table: our chains, and where in FORWARD and INPUT our jump is.
+    pub(crate) fn ours(&self, family: Family) -> String {
+        let mut first = BTreeMap::new();
+        let saved = self.saved(family, "filter");
+        let mut ours: Vec<String> = Vec::new();
+        for line in saved.lines() {
+            let chain = line.trim_start_matches("-A ").split(' ').next().unwrap();
+            let place = first.entry(chain).or_insert(0);
+            *place += 1;
+            if line.contains("TOWPATH-") || line.contains("TP-") {
+                let built_in = ["FORWARD", "INPUT"].contains(&chain);
+                ours.push(if built_in { format!("{place}: {line}") } else { line.to_owned() });
+            }
+        }
+        ours.join("\n")
+    }
+
+    /// Our sets with their members, without counters.
+    pub(crate) fn our_sets(&self) -> Vec<String> {
+        let text = self.node().succeed("ipset", &["save"]).unwrap();
+        let mut lines: Vec<String> = text
+            .lines()
+            .filter(|line| line.contains(" tp4-") || line.contains(" tp6-"))
+            .map(|line| line.split(" packets ").next().unwrap().to_owned())
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    /// Asks once.
+    pub(crate) fn ask(&self, from: End, to: IpAddr, transport: impl Into<Transport>) -> Outcome {
+        let transport = transport.into();
+        let probe = Probe::new(from, to, transport);
+        self.lab.probe_all(&[probe], TIMEOUT).unwrap()[0]
+    }
+
+    /// Asks in both families at once whether TCP port 80 answers.
+    pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
+        let probes = Family::BOTH
+            .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
+        let outcomes = self.lab.probe_all(&probes, TIMEOUT).unwrap();
+        [outcomes[0].is_open(), outcomes[1].is_open()]
+    }
+
+    /// Waits until both families agree on whether TCP port 80 answers; how long it took.
+    #[track_caller]
+    pub(crate) fn until(&self, from: &str, to: &str, open: bool, at_most: Duration) -> Duration {
+        let what = format!("{from} -> {to} becoming {}", if open { "open" } else { "closed" });
+        wait_until(&what, at_most, || self.reaches(from, to) == [open; 2])
+    }
+}
+
+/// The folder with the objects.
+#[derive(Clone)]
+pub(crate) struct Objects(PathBuf);
+
+impl Objects {
+    /// Writes an object file as a whole: it is moved in place.
+    pub(crate) fn write(&self, name: &str, documents: &[String]) {
+        self.write_text(name, &documents.join("---\n"));
+    }
+
+    pub(crate) fn write_text(&self, name: &str, text: &str) {
+        let staged = self.0.join("staging").join(name);
+        fs::write(&staged, text).unwrap();
+        fs::rename(staged, self.0.join("objects").join(name)).unwrap();
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.0.join("objects").join(name)).unwrap();
+    }
+}
+
+pub(crate) fn pod_manifest(
+    pod: &str,
+    labels: &str,
+    addresses: &[IpAddr],
+    node: usize,
+    host: &[IpAddr],
+) -> String {
+    let (namespace, name) = pod.split_once('/').unwrap();
+    let list = |addresses: &[IpAddr]| {
+        addresses.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "apiVersion: v1\n\
+         kind: Pod\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\n\
+         spec:\n  nodeName: n{}\n  containers: [{{name: main, image: registry.example/main}}]\n\
+         status:\n  phase: Running\n  hostIPs: [{}]\n  podIPs: [{}]\n",
+        node + 1,
+        list(host),
+        list(addresses),
+    )
+}
+
+pub(crate) fn namespace(name: &str, labels: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
+}
+
+/// A policy; `spec` in one line of YAML, without its braces.
+pub(crate) fn policy(key: &str, spec: &str) -> String {
+    let (namespace, name) = key.split_once('/').unwrap();
+    format!(
+        "apiVersion: networking.k8s.io/v1\n\
+         kind: NetworkPolicy\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{{spec}}}\n"
+    )
+}
+
+/// Waits until `what` has come about; how long it took.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
+        thread::sleep(Duration::from_millis(3));
+    }
+    start.elapsed()
+}
+
+/// A running `towpath`. If the test fails, its log is printed; dropping it ends it.
+pub(crate) struct Daemon<'a> {
+    process: Process,
+    log: PathBuf,
+    node: &'a Node,
+    listen: SocketAddr,
+}
+
+impl<'a> Daemon<'a> {
+    pub(crate) fn start(ground: &'a Ground, mut command: Command) -> Self {
+        let arguments: Vec<String> =
+            command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let listen = arguments.iter().skip_while(|argument| *argument != "--listen").nth(1).unwrap();
+        let listen = listen.parse().unwrap();
+        let log = tempfile::Builder::new().prefix("log-").tempfile_in(ground.folder()).unwrap();
+        let (file, log) = log.keep().unwrap();
+        command.stderr(file).stdout(File::create(ground.folder().join("stdout")).unwrap());
+        let node = ground.node();
+        Self { process: node.spawn(command).unwrap(), log, node, listen }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Status and text of a page; `None` if nobody answers.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut connection = self.node.connect(self.listen, Duration::from_secs(1)).unwrap().ok()?;
+        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.get("/readyz").is_some_and(|(status, _)| status == 200)
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_ready(&self) -> Duration {
+        wait_until("ready", READY, || self.is_ready())
+    }
+
+    /// A value of `/metrics`; `series` with its labels.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.get("/metrics").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+    }
+
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal).unwrap();
+    }
+
+    /// How it ended by itself.
+    #[track_caller]
+    pub(crate) fn ended(&mut self, at_most: Duration) -> ExitStatus {
+        let status = self.process.wait(at_most).unwrap();
+        assert!(status.is_some(), "still there after {at_most:?}");
+        status.unwrap()
+    }
+
+    /// Tells it to end, and waits.
+    #[track_caller]
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.ended(Duration::from_secs(10))
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            println!("--- the daemon's log, its end ---\n{}\n---", tail.join("\n"));
+        }
+    }
+}
+
+/// A small generator of numbers that look random: the same seed, the same luck.
+pub(crate) struct Luck(u64);
+
+impl Luck {
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % end
+    }
+}

@@ -1,0 +1,61 @@
+//! One daemon ends and another one begins: told to, in a rolling update.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    ground::{TIMEOUT, for_both_variants},
+    kill::{Churn, always, assert_nothing_passed, flows, ground},
+};
+
+#[test]
+fn told_to_end_it_leaves_the_rules_and_the_next_one_takes_over_without_a_gap() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let first = ground.run(&[]);
+        let flows = flows(&ground);
+        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
+        let rules = ground.ours(towpath::model::Family::V4);
+        let status = first.terminate();
+        assert!(status.success(), "{status}");
+        assert_eq!(ground.ours(towpath::model::Family::V4), rules);
+        thread::sleep(Duration::from_millis(300));
+        let churning = Churn::new(&ground).start(3, 25);
+        for _ in 0..3 {
+            let next = ground.run(&[]);
+            thread::sleep(Duration::from_millis(200));
+            assert!(next.terminate().success());
+        }
+        drop(churning);
+        assert_nothing_passed(flood, &flows, &format!("{variant:?}, ended and begun"));
+        let watched = watch.stop();
+        assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
+    });
+}
+
+#[test]
+fn in_a_rolling_update_the_new_one_waits_and_takes_over_when_the_old_one_ends() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let old = ground.run(&[]);
+        let flows = flows(&ground);
+        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
+        let churning = Churn::new(&ground).start(5, 25);
+        let new = ground.start(&["--listen", "127.0.0.1:9587"]);
+        thread::sleep(Duration::from_secs(1));
+        let (status, text) = new.get("/readyz").unwrap();
+        assert_eq!(status, 503);
+        let old_id = format!("(process {})", old.id());
+        assert!(text.contains("another towpath") && text.contains(&old_id), "{text}");
+        assert!(old.is_ready());
+        assert!(old.terminate().success());
+        println!("{variant:?}: ready {:?} after the other's end", new.wait_ready());
+        thread::sleep(Duration::from_millis(300));
+        drop(churning);
+        assert_nothing_passed(flood, &flows, &format!("{variant:?}, rolling update"));
+        let watched = watch.stop();
+        assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
+        assert!(new.terminate().success());
+    });
+}

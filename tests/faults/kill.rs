@@ -1,0 +1,297 @@
+//! Killed at any instant, any number of times: not a packet passes that no state allows, and none is lost that all do.
+
+use std::{
+    fs::{self, File},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use towpath::{
+    lab::{Flood, FloodFlow, Probe, Transport, Variant},
+    model::Family,
+};
+
+use crate::ground::{
+    Ground, Luck, Objects, READY, TIMEOUT, apart, for_both_variants, namespace, policy, wait_until,
+};
+
+/// Who may never send to whom, in no state that the churn goes through, nor in any between two of them.
+pub(crate) const NEVER: [(&str, &str); 5] = [
+    // In one role it may send, but is not taken; in the other it is taken, but may not send.
+    ("shop/turncoat", "shop/receiver"),
+    // One policy closes either the sender or the receiver.
+    ("shop/left", "shop/right"),
+    // Its namespace changes its label, between two that are not taken.
+    ("team/nomad", "shop/receiver"),
+    // Taken by pods to which the receiver never belongs, and on another node.
+    ("far/peer", "shop/receiver"),
+    // By rules without peers.
+    ("shop/client", "shop/silent"),
+];
+
+/// Who may always send to whom, in every state.
+pub(crate) const ALWAYS: [(&str, &str); 3] = [
+    ("shop/client", "shop/server"),
+    // Goes from one role that is taken to another that is taken.
+    ("far/friend", "shop/server"),
+    // What nobody selects.
+    ("far/peer", "shop/free"),
+];
+
+const FLOOD_PORT: u16 = 4000;
+
+pub(crate) fn ground(variant: Variant) -> Ground {
+    let here = ["turncoat", "receiver", "left", "right", "client", "silent", "server", "free"];
+    let here: Vec<String> = here.iter().map(|name| format!("shop/{name}")).collect();
+    let mut pods: Vec<(&str, usize)> = here.iter().map(|name| (name.as_str(), 0)).collect();
+    pods.extend([("team/nomad", 0), ("far/peer", 1), ("far/friend", 1)]);
+    let ground = Ground::new(variant, &pods);
+    ground.write("namespaces.yaml", &[namespace("shop", "team: shop"), namespace("far", "team: far")]);
+    ground.write(
+        "policies.yaml",
+        &[
+            policy(
+                "shop/double-dealers-do-not-send",
+                "podSelector: {matchLabels: {role: double}}, policyTypes: [Egress]",
+            ),
+            policy(
+                "shop/receiver-takes-double-dealers",
+                "podSelector: {matchLabels: {app: receiver}}, \
+                 ingress: [{from: [{podSelector: {matchLabels: {role: double}}}, \
+                                   {namespaceSelector: {matchLabels: {tier: taken}}}]}]",
+            ),
+            policy(
+                "shop/server-takes-friends",
+                "podSelector: {matchLabels: {app: server}}, \
+                 ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}, \
+                           {from: [{namespaceSelector: {matchLabels: {team: far}}, \
+                                    podSelector: {matchLabels: {role: friend}}}]}, \
+                           {from: [{namespaceSelector: {}, podSelector: {matchLabels: {role: ally}}}]}]",
+            ),
+            policy(
+                "shop/client-sends-to-the-server",
+                "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], \
+                 egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}, \
+                          {to: [{podSelector: {matchLabels: {app: silent}}}]}]",
+            ),
+            policy("shop/silent", "podSelector: {matchLabels: {app: silent}}"),
+        ],
+    );
+    for (name, _) in &pods {
+        let app = name.split_once('/').unwrap().1;
+        ground.write(&pod_file(app), &[ground.manifest(name, &format!("app: {app}"))]);
+    }
+    let states = Churn::new(&ground);
+    states.turn.iter().for_each(|(name, states)| ground.objects().write_text(name, &states[0]));
+    ground
+}
+
+fn pod_file(app: &str) -> String {
+    format!("pod-{app}.yaml")
+}
+
+/// Files, each with the texts that it may have.
+pub(crate) struct Churn {
+    turn: Vec<(String, Vec<String>)>,
+    objects: Objects,
+}
+
+impl Churn {
+    pub(crate) fn new(ground: &Ground) -> Self {
+        let pod = |name: &str, states: &[&str]| {
+            let app = name.split_once('/').unwrap().1;
+            let texts = states.iter().map(|more| ground.manifest(name, &format!("app: {app}, {more}")));
+            (pod_file(app), texts.collect::<Vec<_>>())
+        };
+        let of_one = |app: &str, types: &str| {
+            let spec = format!("podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [{types}]");
+            policy("shop/one-of-two", &spec)
+        };
+        let extra = |peer: &str, port: u16| {
+            policy(
+                "shop/extra",
+                &format!(
+                    "podSelector: {{matchExpressions: [{{key: app, operator: In, values: [server, silent]}}]}}, \
+                     ingress: [{{from: [{{podSelector: {{matchLabels: {{app: {peer}}}}}}}], \
+                                 ports: [{{port: {port}}}]}}]"
+                ),
+            )
+        };
+        Self {
+            turn: vec![
+                pod("shop/turncoat", &["role: honest", "role: double"]),
+                ("one-of-two.yaml".to_owned(), vec![of_one("left", "Egress"), of_one("right", "Ingress")]),
+                (
+                    "team.yaml".to_owned(),
+                    ["a", "b"].map(|it| namespace("team", &format!("tier: {it}"))).into(),
+                ),
+                pod("far/friend", &["role: friend", "role: ally"]),
+                pod("shop/client", &["colour: red", "colour: blue"]),
+                (
+                    "extra.yaml".to_owned(),
+                    vec![extra("left", 81), extra("right", 82), extra("nobody", 83), namespace("unused", "")],
+                ),
+            ],
+            objects: ground.objects(),
+        }
+    }
+
+    /// Brings one file to another state.
+    pub(crate) fn step(&self, luck: &mut Luck) {
+        let mut choose = |count: usize| usize::try_from(luck.below(count as u64)).unwrap();
+        let (name, states) = &self.turn[choose(self.turn.len())];
+        self.objects.write_text(name, &states[choose(states.len())]);
+    }
+
+    /// Goes on until told to stop, with pauses of up to `pause` milliseconds.
+    pub(crate) fn start(self, seed: u64, pause: u64) -> Churning {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut luck = Luck::new(seed);
+            while !told.load(Ordering::Relaxed) {
+                self.step(&mut luck);
+                thread::sleep(Duration::from_millis(luck.below(pause)));
+            }
+        });
+        Churning { stop, thread: Some(thread) }
+    }
+}
+
+/// Ends when dropped.
+pub(crate) struct Churning {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Churning {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.thread.take().map(thread::JoinHandle::join));
+    }
+}
+
+/// The flows of [`NEVER`], in both families.
+pub(crate) fn flows(ground: &Ground) -> Vec<FloodFlow> {
+    let of = |(from, to): &(&str, &str), family| FloodFlow {
+        from: ground.end(from),
+        to: ground.address(to, family),
+        port: FLOOD_PORT,
+    };
+    NEVER.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
+}
+
+/// Probes for every flow of [`ALWAYS`], in both families.
+pub(crate) fn always(ground: &Ground) -> Vec<Probe> {
+    let of = |(from, to): &(&str, &str), family| {
+        Probe::new(ground.end(from), ground.address(to, family), Transport::Tcp(80))
+    };
+    ALWAYS.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
+}
+
+/// No datagram of any flow arrived, although each was sent often.
+#[track_caller]
+pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &str) {
+    let report = flood.stop();
+    let sent: u64 = report.sent.iter().sum();
+    println!("{what}: {sent} datagrams that nothing allows, {} arrived", report.arrivals.len());
+    assert!(report.sent.iter().all(|sent| *sent > 100), "{:?}", report.sent);
+    let leaked: Vec<_> =
+        report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
+    assert!(leaked.is_empty(), "{} leaked, the first: {:?}", leaked.len(), &leaked[..leaked.len().min(4)]);
+}
+
+#[test]
+fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_state_allows() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        for (from, to) in NEVER {
+            assert_eq!(ground.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
+        }
+        let first = ground.run(&[]);
+        let flows = flows(&ground);
+        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
+        let churning = Churn::new(&ground).start(7, 25);
+        let mut luck = Luck::new(20);
+        thread::sleep(Duration::from_millis(300));
+        first.kill();
+        for _ in 0..15 {
+            let daemon = ground.start(&[]);
+            // Half of them die while they start.
+            thread::sleep(Duration::from_millis(luck.below(700)));
+            daemon.kill();
+        }
+        let last = ground.run(&[]);
+        thread::sleep(Duration::from_millis(300));
+        drop(churning);
+        assert_nothing_passed(flood, &flows, &format!("{variant:?}, killed 16 times"));
+        let watched = watch.stop();
+        println!(
+            "{variant:?}: {} connections that all allow, {} failed",
+            watched.open,
+            watched.failures.len()
+        );
+        assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
+        assert!(watched.open > 500, "{}", watched.open);
+        // What the killed ones left half done is done: one that starts anew finds nothing to change.
+        thread::sleep(Duration::from_millis(500));
+        drop(last);
+        let rules = || Family::BOTH.map(|family| ground.ours(family)).join("\n");
+        let (before, fresh) = (rules(), ground.run(&[]));
+        let after = rules();
+        assert!(before == after, "before:\n{before}\nafter:\n{after}");
+        drop(fresh);
+    });
+}
+
+#[test]
+fn a_command_that_outlives_its_killed_daemon_is_waited_for() {
+    // In the legacy variant a command waits for the xtables lock, and so can be caught.
+    apart(|| {
+        let ground = ground(Variant::Legacy);
+        let daemon = ground.run(&[]);
+        let xtables = File::options().create(true).append(true).open("/run/xtables.lock").unwrap();
+        let lock = Flock::lock(xtables, FlockArg::LockExclusive).unwrap();
+        ground.write("late.yaml", &[policy("shop/late", "podSelector: {matchLabels: {app: free}}")]);
+        let mut orphan = None;
+        wait_until("a command that waits for the xtables lock", Duration::from_secs(5), || {
+            orphan = child_of(daemon.id());
+            orphan.is_some()
+        });
+        let orphan = Pid::from_raw(orphan.unwrap());
+        kill(orphan, Signal::SIGSTOP).unwrap();
+        ground.objects().remove("late.yaml");
+        daemon.kill();
+        drop(lock.unlock());
+        let next = ground.start(&[]);
+        wait_until("it waits for what the killed one left behind", Duration::from_secs(5), || {
+            next.get("/readyz").is_some_and(|(_, text)| text.contains("another towpath"))
+        });
+        kill(orphan, Signal::SIGCONT).unwrap();
+        wait_until("ready", READY, || next.is_ready());
+        // Whatever the orphan wrote, it is not what ought to be.
+        assert_eq!(ground.reaches("far/peer", "shop/free"), [true; 2]);
+    });
+}
+
+/// An `iptables-restore` that some thread of `parent` started.
+fn child_of(parent: u32) -> Option<i32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<i32> = lists
+        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    children.into_iter().find(|child| {
+        fs::read_to_string(format!("/proc/{child}/cmdline")).is_ok_and(|line| line.contains("-restore"))
+    })
+}

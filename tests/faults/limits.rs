@@ -1,0 +1,89 @@
+//! Objects as large as the API server takes them.
+
+use std::{net::IpAddr, time::Instant};
+
+use towpath::{
+    lab::{End, Outcome, Transport, Variant},
+    model::Family,
+};
+
+use crate::ground::{Ground, for_both_variants, namespace, pod_manifest, policy};
+
+/// `Open` and `Silent`, in both families.
+#[track_caller]
+fn assert_outcomes(ground: &Ground, from: End, port: u16, expected: Outcome, what: &str) {
+    for family in Family::BOTH {
+        let got = ground.ask(from, ground.address("shop/db", family), Transport::Tcp(port));
+        assert_eq!(got, expected, "{what}, {family}");
+    }
+}
+
+fn ground(variant: Variant) -> Ground {
+    let ground = Ground::new(variant, &[("shop/db", 0), ("shop/near", 0), ("shop/last", 1), ("shop/no", 1)]);
+    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+    let pods = ["db", "near", "last", "no"];
+    let pods = pods.map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    ground.write("pods.yaml", &pods);
+    ground
+}
+
+#[test]
+fn ten_thousand_addresses_a_long_name_a_thousand_ports_and_five_hundred_blocks_work() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let (near, last, no) = (ground.end("shop/near"), ground.end("shop/last"), ground.end("shop/no"));
+
+        let crowd: Vec<String> = (0..10_000_u32)
+            .map(|number| {
+                let v4 = IpAddr::from((10 << 24 | 200 << 16 | number).to_be_bytes());
+                let v6 = format!("fd00:10:200::{number:x}").parse().unwrap();
+                pod_manifest(&format!("shop/crowd-{number}"), "app: crowd", &[v4, v6], 1, &[])
+            })
+            .chain([ground.manifest("shop/last", "app: crowd")])
+            .collect();
+        ground.write("crowd.yaml", &crowd);
+        let long = "p".repeat(253);
+        let select = "podSelector: {matchLabels: {app: db}}";
+        let takes_crowd =
+            format!("{select}, ingress: [{{from: [{{podSelector: {{matchLabels: {{app: crowd}}}}}}]}}]");
+        // The crowd's file says another thing of this pod than the other one would.
+        let others =
+            ["db", "near", "no"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+        ground.write("pods.yaml", &others);
+        ground.write("policy.yaml", &[policy(&format!("shop/{long}"), &takes_crowd)]);
+        let start = Instant::now();
+        let daemon = ground.run(&[]);
+        println!("{variant:?}: ready with 10,000 pods after {:?}", start.elapsed());
+        assert_outcomes(&ground, last, 80, Outcome::Open, "one of 10,001");
+        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 10,001");
+        assert_outcomes(&ground, near, 80, Outcome::Silent, "none of 10,001");
+        drop(daemon);
+
+        // 1,000 ports that do not touch each other.
+        let ports: Vec<String> = (0..1000).map(|at| format!("{{port: {}}}", 7_083 + 2 * at)).collect();
+        let ports = format!("{select}, ingress: [{{ports: [{}]}}]", ports.join(", "));
+        ground.write("policy.yaml", &[policy("shop/ports", &ports)]);
+        ground.write("crowd.yaml", &[ground.manifest("shop/last", "app: last")]);
+        let daemon = ground.run(&[]);
+        assert_outcomes(&ground, no, 8081, Outcome::Open, "one of 1,000 ports");
+        assert_outcomes(&ground, near, 8081, Outcome::Open, "one of 1,000 ports");
+        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 1,000 ports");
+        drop(daemon);
+
+        let mut blocks: Vec<String> = (0..250_u32)
+            .flat_map(|at| {
+                let v4 = format!("{{ipBlock: {{cidr: 172.16.{at}.0/24, except: [172.16.{at}.128/25]}}}}");
+                [v4, format!("{{ipBlock: {{cidr: \"fd11:{at:x}::/32\", except: [\"fd11:{at:x}:1::/48\"]}}}}")]
+            })
+            .collect();
+        for family in Family::BOTH {
+            let single = format!("{}/{}", ground.address("shop/last", family), family.bits());
+            blocks.push(format!("{{ipBlock: {{cidr: \"{single}\"}}}}"));
+        }
+        let blocks = format!("{select}, ingress: [{{from: [{}]}}]", blocks.join(", "));
+        ground.write("policy.yaml", &[policy("shop/blocks", &blocks)]);
+        let _daemon = ground.run(&[]);
+        assert_outcomes(&ground, last, 80, Outcome::Open, "one of 502 blocks");
+        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 502 blocks");
+    });
+}

@@ -1,0 +1,189 @@
+//! A machine and objects that are not as they should be.
+
+use std::{
+    fs::File,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use towpath::{lab::Variant, model::Family};
+
+use crate::ground::{Daemon, Ground, READY, apart, for_both_variants, namespace, policy, wait_until};
+
+fn ground(variant: Variant) -> Ground {
+    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
+    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+    for app in ["web", "db", "far"] {
+        ground.write(
+            &format!("pod-{app}.yaml"),
+            &[ground.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
+        );
+    }
+    ground.write("db.yaml", &[db_takes("web")]);
+    ground
+}
+
+fn db_takes(app: &str) -> String {
+    let spec = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: ";
+    policy("shop/db", &format!("{spec}{app}}}}}}}]}}]"))
+}
+
+#[test]
+fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
+    apart(|| {
+        let ground = ground(Variant::Legacy);
+        let daemon = ground.run(&[]);
+        let xtables = File::options().create(true).append(true).open("/run/xtables.lock").unwrap();
+        let lock = Flock::lock(xtables, FlockArg::LockExclusive).unwrap();
+        let start = Instant::now();
+        ground.write("web.yaml", &[policy("shop/web", "podSelector: {matchLabels: {app: web}}")]);
+        thread::sleep(Duration::from_secs(3));
+        assert!(daemon.log().contains("waiting for the xtables lock"), "{}", daemon.log());
+        assert_eq!(ground.reaches("shop/far", "shop/web"), [true; 2]);
+        assert_eq!(daemon.get("/livez").unwrap().0, 200);
+        drop(lock.unlock());
+        ground.until("shop/far", "shop/web", false, Duration::from_secs(3));
+        println!("held for 3 s, enforced after {:?}", start.elapsed());
+        assert!(daemon.is_ready());
+    });
+}
+
+#[test]
+fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        // A folder with all that it needs but ipset.
+        let tools = ground.folder().join("tools");
+        std::fs::create_dir(&tools).unwrap();
+        for name in ["iptables", "ip6tables"] {
+            for suffix in ["", "-save", "-restore"] {
+                let tool = format!("{name}-{}{suffix}", variant.name());
+                let file = ["/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(&tool));
+                symlink(file.iter().find(|file| file.exists()).unwrap(), tools.join(&tool)).unwrap();
+            }
+        }
+        let mut command = ground.command(&[]);
+        command.env("PATH", &tools);
+        let mut daemon = Daemon::start(&ground, command);
+        assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
+        assert!(daemon.log().contains("install the package ipset"), "{}", daemon.log());
+
+        let usual = ground.command(&[]);
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
+        // The binary may lie where nobody else may look.
+        let binary = ground.folder().join("towpath");
+        std::fs::copy(usual.get_program(), &binary).unwrap();
+        std::fs::set_permissions(ground.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        command.arg(binary).args(usual.get_args());
+        let mut daemon = Daemon::start(&ground, command);
+        assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
+        assert!(daemon.log().contains("CAP_NET_ADMIN"), "{}", daemon.log());
+        assert_eq!(ground.ours(Family::V4), "");
+    });
+}
+
+#[test]
+fn of_two_pods_with_one_address_the_running_one_counts() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let daemon = ground.run(&[]);
+        // One that has finished, and says that it is where the pod far now is.
+        let addresses = Family::BOTH.map(|family| ground.address("shop/far", family));
+        let finished = ground.manifest_at("shop/finished", "app: web", &addresses, 1);
+        ground.write("finished.yaml", &[finished.replace("phase: Running", "phase: Succeeded")]);
+        thread::sleep(Duration::from_millis(400));
+        assert_eq!(
+            ground.reaches("shop/far", "shop/db"),
+            [false; 2],
+            "the finished pod's labels do not count"
+        );
+        ground.write("db.yaml", &[db_takes("far")]);
+        ground.until("shop/far", "shop/db", true, Duration::from_secs(5));
+        // Two that run: somebody's objects are behind. It is said.
+        ground.write("finished.yaml", &[finished]);
+        wait_until("a warning", Duration::from_secs(3), || {
+            daemon.log().contains("several pods report one address")
+        });
+        let log = daemon.log();
+        let warning = log.lines().find(|line| line.contains("several pods")).unwrap();
+        assert!(warning.contains("shop/finished") && warning.contains("shop/far"), "{warning}");
+        assert!(warning.contains("WARN"), "{warning}");
+    });
+}
+
+#[test]
+fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        let daemon = ground.run(&[]);
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        assert!(daemon.metric("towpath_refused_objects") < 1.0);
+        let invalid = db_takes("web").replace("ingress: [{from:", "ingress: [{ports: [{port: 70000}], from:");
+        ground.write("db.yaml", std::slice::from_ref(&invalid));
+        wait_until("it is counted", Duration::from_secs(3), || {
+            daemon.metric("towpath_refused_objects") >= 1.0
+        });
+        assert!(daemon.log().contains("70000"), "{}", daemon.log());
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(ground.reaches("shop/far", "shop/db"), [false; 2]);
+        // Not even YAML.
+        ground.objects().write_text("db.yaml", "spec: [{\n");
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(ground.reaches("shop/far", "shop/db"), [false; 2]);
+        // One that never was valid closes the pods that it selects.
+        let never = invalid.replace("name: db,", "name: never,").replace("app: db", "app: web");
+        assert_eq!(ground.reaches("shop/far", "shop/web"), [true; 2]);
+        ground.write("never.yaml", &[never]);
+        ground.until("shop/far", "shop/web", false, Duration::from_secs(3));
+        assert!(daemon.metric("towpath_refused_objects") >= 2.0);
+        ground.objects().remove("never.yaml");
+        ground.until("shop/far", "shop/web", true, Duration::from_secs(3));
+        ground.write("db.yaml", &[db_takes("far")]);
+        ground.until("shop/far", "shop/db", true, Duration::from_secs(3));
+        wait_until("nothing is wrong", Duration::from_secs(3), || {
+            daemon.metric("towpath_refused_objects") < 1.0
+        });
+    });
+}
+
+#[test]
+fn a_bridge_that_no_longer_shows_its_packets_to_iptables_is_put_right() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        ground.write("db.yaml", &[db_takes("far")]);
+        let daemon = ground.run(&[]);
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [false; 2]);
+        ground.lab.set_bridge_nf_call(0, false).unwrap();
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2], "the switch does not matter here");
+        let healed = ground.until("shop/web", "shop/db", false, Duration::from_secs(5));
+        println!("{variant:?}: bridged packets are seen again after {healed:?}");
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 1.0);
+        drop(daemon);
+
+        // Where the switch cannot be set, it is not ready, and says so.
+        let usual = ground.command(&[]);
+        let mut command = Command::new("unshare");
+        let script =
+            "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+        command.args(["--mount", "sh", "-c", script, "sh"]);
+        command.arg(usual.get_program()).args(usual.get_args());
+        let daemon = Daemon::start(&ground, command);
+        wait_until("ready", READY, || daemon.is_ready());
+        ground.lab.set_bridge_nf_call(0, false).unwrap();
+        wait_until("not ready", Duration::from_secs(5), || {
+            daemon.get("/readyz").is_some_and(|(status, text)| {
+                status == 503 && text.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1")
+            })
+        });
+        ground.lab.set_bridge_nf_call(0, true).unwrap();
+        wait_until("ready again", Duration::from_secs(5), || daemon.is_ready());
+    });
+}

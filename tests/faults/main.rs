@@ -1,0 +1,13 @@
+//! Bad luck: `towpath run` killed, doubled, tripped up and lied to, with real packets in network namespaces. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
+
+mod connections;
+mod foreign;
+mod ground;
+mod handover;
+mod kill;
+mod limits;
+mod luck;
+mod neighbours;
+mod packets;

@@ -1,0 +1,136 @@
+//! What is not ours stays as it is, to the byte.
+
+use std::{process::Command, thread, time::Duration};
+
+use towpath::{lab::Variant, model::Family};
+
+use crate::{
+    ground::{Ground, Luck, for_both_variants},
+    kill::{Churn, ground},
+};
+
+const TABLES: [&str; 4] = ["filter", "nat", "mangle", "raw"];
+
+/// Chains, rules with everything that quoting can get wrong, and sets, as others have them.
+fn settle(ground: &Ground) {
+    let ipset = "create neighbours-v4 hash:net family inet\nadd neighbours-v4 10.9.0.0/16\n\
+                 create neighbours-v6 hash:net family inet6\nadd neighbours-v6 fd09::/32\n\
+                 create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n";
+    ground.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
+    for family in Family::BOTH {
+        let set = if family == Family::V4 { "neighbours-v4" } else { "neighbours-v6" };
+        let text = format!(
+            "*filter\n\
+             :NEIGHBOUR -\n:TPX -\n:towpath-forward -\n:TOWPATHFINDER -\n\
+             -A FORWARD -m comment --comment \"jump to TOWPATH-FORWARD \\\"not\\\"\" -j NEIGHBOUR\n\
+             -A INPUT -j TPX\n\
+             -A NEIGHBOUR -m set --match-set {set} src -m comment --comment \"a 'quote' and a $(cost)\" -j DROP\n\
+             -A NEIGHBOUR -p tcp -m multiport --dports 1,2,3:9 -m mark --mark 0x1/0xff -j RETURN\n\
+             -A towpath-forward -m limit --limit 3/min -j TOWPATHFINDER\n\
+             COMMIT\n\
+             *nat\n:NEIGHBOUR-NAT -\n-A NEIGHBOUR-NAT -p tcp --dport 8080 -j REDIRECT --to-ports 80\nCOMMIT\n"
+        );
+        let program = ground.variant.program(family, "-restore");
+        ground.node().netns().succeed(&program, &["--noflush", "-w"], &text).unwrap();
+    }
+}
+
+/// All tables of both families and all sets, without what is ours.
+fn foreign(ground: &Ground) -> String {
+    let mut all = String::new();
+    for family in Family::BOTH {
+        for table in TABLES {
+            for line in ground.saved(family, table).lines() {
+                let of_ours = [":TOWPATH-", ":TP-", "-A TOWPATH-", "-A TP-"];
+                let jump = line.ends_with("-j TOWPATH-FORWARD") || line.ends_with("-j TOWPATH-INPUT");
+                if !jump && !of_ours.iter().any(|start| line.starts_with(start)) {
+                    all.push_str(line);
+                    all.push('\n');
+                }
+            }
+        }
+    }
+    let sets = ground.node().succeed("ipset", &["save"]).unwrap();
+    for line in sets.lines().filter(|line| !line.contains(" tp4-") && !line.contains(" tp6-")) {
+        all.push_str(line);
+        all.push('\n');
+    }
+    all
+}
+
+/// Everything, ours included.
+fn everything(ground: &Ground) -> String {
+    let tables = Family::BOTH.into_iter().flat_map(|family| TABLES.map(|table| ground.saved(family, table)));
+    tables.collect::<String>() + &ground.node().succeed("ipset", &["save"]).unwrap()
+}
+
+#[test]
+fn what_is_not_ours_is_the_same_to_the_byte_while_we_run_and_when_we_are_gone() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        settle(&ground);
+        let before = everything(&ground);
+        assert_eq!(before, foreign(&ground));
+        let daemon = ground.run(&[]);
+        let churn = Churn::new(&ground);
+        let mut luck = Luck::new(11);
+        for _ in 0..40 {
+            churn.step(&mut luck);
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(foreign(&ground), before);
+        assert_ne!(everything(&ground), before);
+        assert!(daemon.terminate().success());
+        for _ in 0..2 {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+            command.arg("cleanup");
+            let output = ground.node().run(command, "").unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        assert_eq!(everything(&ground), before);
+    });
+}
+
+#[test]
+fn what_a_neighbour_changes_in_the_same_table_meanwhile_is_neither_lost_nor_brought_back() {
+    for_both_variants(|variant| {
+        let ground = ground(variant);
+        settle(&ground);
+        let daemon = ground.run(&[]);
+        let churning = Churn::new(&ground).start(13, 12);
+        let edits = |family: Family, seed: u64| {
+            let mut expected: Vec<u64> = Vec::new();
+            let mut luck = Luck::new(seed);
+            for number in 0..150 {
+                if luck.below(3) > 0 || expected.is_empty() {
+                    ground.iptables(family, &format!("-A TPX -p tcp --dport {} -j RETURN", 1000 + number));
+                    expected.push(1000 + number);
+                } else {
+                    let count = u64::try_from(expected.len()).unwrap();
+                    let gone = expected.remove(usize::try_from(luck.below(count)).unwrap());
+                    ground.iptables(family, &format!("-D TPX -p tcp --dport {gone} -j RETURN"));
+                }
+            }
+            expected
+        };
+        let expected = Family::BOTH.map(|family| (family, edits(family, 17)));
+        drop(churning);
+        thread::sleep(Duration::from_millis(300));
+        for (family, expected) in expected {
+            let saved = ground.saved(family, "filter");
+            let there: Vec<u64> = saved
+                .lines()
+                .filter(|line| line.starts_with("-A TPX "))
+                .map(|line| {
+                    line.split("--dport ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+                })
+                .collect();
+            assert_eq!(there, expected, "{family}");
+        }
+        if variant == Variant::Nft {
+            // Whose change it was is known there, so that nothing was taken for a fault.
+            assert!(daemon.metric("towpath_drift_repairs_total") < 1.0);
+        }
+        assert!(daemon.is_ready());
+    });
+}

@@ -1,0 +1,183 @@
+//! Packets that need care: refusals, tunnels, a pod's own, replies and errors, neighbour discovery.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
+use towpath::{
+    lab::{End, Netns, Outcome, Refusal, Topology, Transport, Variant},
+    model::{Family, Protocol},
+};
+
+use crate::ground::{Ground, for_both_variants, namespace, policy};
+
+fn ground(variant: Variant, topology: Topology, policies: &[String]) -> Ground {
+    let pods = [("shop/web", 0), ("shop/db", 0), ("shop/far", 1)];
+    let ground = Ground::in_topology(variant, topology, &pods);
+    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+    let manifest = |(name, _): (&str, usize)| ground.manifest(name, &format!("app: {}", &name[5..]));
+    ground.write("pods.yaml", &pods.map(manifest));
+    ground.write("policies.yaml", policies);
+    ground
+}
+
+const ISOLATED: &str = "podSelector: {}, policyTypes: [Ingress, Egress]";
+
+#[test]
+fn a_refused_sender_is_told_at_once() {
+    for_both_variants(|variant| {
+        let policies = [policy("shop/db", "podSelector: {matchLabels: {app: db}}")];
+        let ground = ground(variant, Topology::Bridge, &policies);
+        let _daemon = ground.run(&["--deny-action", "reject"]);
+        for from in ["shop/web", "shop/far"] {
+            for family in Family::BOTH {
+                let to = ground.address("shop/db", family);
+                let start = Instant::now();
+                let tcp = ground.ask(ground.end(from), to, Transport::Tcp(80));
+                assert_eq!(tcp, Outcome::Refused(Refusal::Reset), "{from}, {family}");
+                let udp = ground.ask(ground.end(from), to, Transport::Udp(53));
+                assert_eq!(udp, Outcome::Refused(Refusal::PortUnreachable), "{from}, {family}");
+                assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+            }
+        }
+    });
+}
+
+/// Whether a packet of this IP protocol gets from one namespace to an address in another one.
+fn carries(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
+    let address = to.1;
+    let raw = move || {
+        let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        Socket::new(domain, Type::RAW, Some(IpProtocol::from(i32::from(protocol)))).unwrap()
+    };
+    let mut receiver = to.0.run(raw).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
+    let sender = from.run(raw).unwrap();
+    sender.send_to(&[0x45; 40], &SocketAddr::new(address, 0).into()).unwrap();
+    receiver.read(&mut [0; 256]).is_ok()
+}
+
+#[test]
+fn what_a_pod_wraps_into_a_tunnel_to_a_node_is_dropped_and_nothing_else_to_a_node_is() {
+    for_both_variants(|variant| {
+        let mut ground = ground(variant, Topology::Bridge, &[]);
+        for node in 0..2 {
+            ground.lab.listen(End::Node(node), &[(Protocol::Udp, 8472), (Protocol::Udp, 8473)]).unwrap();
+        }
+        let tunnels = |ground: &Ground, open: bool| {
+            let tunnel = if open { Outcome::Open } else { Outcome::Silent };
+            for family in Family::BOTH {
+                for index in 0..2 {
+                    let node = ground.lab.node(index).unwrap();
+                    let to = node.address(family).unwrap();
+                    let what = format!("{variant:?}: to node {index}, {family}");
+                    let web = ground.end("shop/web");
+                    assert_eq!(ground.ask(web, to, Transport::Udp(8472)), tunnel, "{what}");
+                    assert_eq!(ground.ask(web, to, Transport::Udp(8473)), Outcome::Open, "{what}");
+                    let pod = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
+                    let number = if family == Family::V4 { 4 } else { 41 };
+                    assert_eq!(carries(pod, (node.netns(), to), number), open, "{what}, protocol {number}");
+                    assert!(carries(pod, (node.netns(), to), 253), "{what}, protocol 253");
+                }
+            }
+        };
+        tunnels(&ground, true);
+        // The other node is known by its pods.
+        let _daemon = ground.run(&[]);
+        tunnels(&ground, false);
+    });
+}
+
+#[test]
+fn an_isolated_pod_reaches_itself_by_way_of_its_own_service() {
+    for_both_variants(|variant| {
+        let ground = ground(variant, Topology::Bridge, &[policy("shop/all", ISOLATED)]);
+        let service: [IpAddr; 2] = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
+        for (family, service) in Family::BOTH.into_iter().zip(service) {
+            let pod = ground.address("shop/db", family);
+            ground.iptables(
+                family,
+                &format!("-t nat -A PREROUTING -d {service} -j DNAT --to-destination {pod}"),
+            );
+            ground.iptables(family, &format!("-t nat -I POSTROUTING -s {pod} -d {pod} -j MASQUERADE"));
+        }
+        let _daemon = ground.run(&[]);
+        for address in service {
+            let tcp = Transport::Tcp(80);
+            assert_eq!(ground.ask(ground.end("shop/db"), address, tcp), Outcome::Open, "{address}");
+            assert_eq!(ground.ask(ground.end("shop/web"), address, tcp), Outcome::Silent, "{address}");
+        }
+    });
+}
+
+#[test]
+fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
+    for_both_variants(|variant| {
+        let allow = |from: &str, to: &str| {
+            let pod = |app: &str| format!("podSelector: {{matchLabels: {{app: {app}}}}}");
+            [
+                policy(
+                    &format!("shop/{from}-to-{to}-sent"),
+                    &format!("{}, policyTypes: [Egress], egress: [{{to: [{{{}}}]}}]", pod(from), pod(to)),
+                ),
+                policy(
+                    &format!("shop/{from}-to-{to}-taken"),
+                    &format!("{}, policyTypes: [Ingress], ingress: [{{from: [{{{}}}]}}]", pod(to), pod(from)),
+                ),
+            ]
+        };
+        let mut policies = vec![policy("shop/all", ISOLATED)];
+        policies.extend(allow("web", "far"));
+        policies.extend(allow("far", "db"));
+        let ground = ground(variant, Topology::Bridge, &policies);
+        let _daemon = ground.run(&[]);
+        for (from, to) in [("shop/web", "shop/far"), ("shop/far", "shop/db")] {
+            assert_eq!(ground.reaches(from, to), [true; 2], "{from} -> {to}");
+            assert_eq!(ground.reaches(to, from), [false; 2], "{to} -> {from}");
+            for family in Family::BOTH {
+                // Nobody listens there: the error comes back to one whom the other may not send to.
+                let refused = ground.ask(ground.end(from), ground.address(to, family), Transport::Udp(9));
+                assert_eq!(refused, Outcome::Refused(Refusal::PortUnreachable), "{from} -> {to}, {family}");
+            }
+        }
+        // The way to the other node's pods gets narrower than the sender's own link: only the other node's "packet
+        // too big" tells it.
+        let far_node = ground.lab.node(1).unwrap();
+        far_node.succeed("ip", &["link", "set", "cni0", "mtu", "1300"]).unwrap();
+        for family in Family::BOTH {
+            let to = SocketAddr::new(ground.address("shop/far", family), 80);
+            let talk = move || {
+                let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
+                connection.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+                connection.read_exact(&mut [0; 9]).unwrap();
+                connection.write_all(&[7; 16_000]).unwrap();
+                connection.read_exact(&mut [0; 16_000]).is_ok()
+            };
+            let web = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
+            assert!(web.run(talk).unwrap(), "{family}: a full segment through a narrow way");
+        }
+        // Nobody knows anybody's link address any more.
+        for _ in 0..3 {
+            for (_, pod) in ground.lab.pods() {
+                pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
+            }
+            ground.node().succeed("ip", &["-6", "neigh", "flush", "all"]).unwrap();
+            assert_eq!(ground.reaches("shop/web", "shop/far"), [true; 2]);
+            assert_eq!(ground.reaches("shop/far", "shop/db"), [true; 2]);
+            thread::sleep(Duration::from_millis(50));
+        }
+        // Nor on the bridge itself, where even the question passes FORWARD; and data is denied all the same.
+        let near: Vec<String> = allow("web", "db").into();
+        ground.write("near.yaml", &near);
+        ground.until("shop/web", "shop/db", true, Duration::from_secs(3));
+        for (_, pod) in ground.lab.pods() {
+            pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
+        }
+        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(ground.reaches("shop/db", "shop/web"), [false; 2]);
+    });
+}
