@@ -75,13 +75,16 @@ impl Default for Pace {
     }
 }
 
+/// However often something seems to have been meddled with, there is so much time between two looks.
+const SUSPICION_PAUSE: Duration = Duration::from_millis(100);
+
 /// The loop shows itself at least so often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// What was written to the kernel: told to whoever cuts connections that it denies.
+/// What policy wants of the kernel, once it is written: told to whoever cuts connections that it denies.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// What the kernel now holds.
+    /// What the kernel ought to hold. What single objects it refused is closed there, but no connection is cut for it.
     pub ruleset: Ruleset,
     /// Whether something may be denied that was allowed before.
     pub narrowed: bool,
@@ -117,6 +120,7 @@ pub struct Agent<D> {
     /// When to try again what failed.
     retry_at: Option<Instant>,
     check_at: Instant,
+    last_check: Instant,
     tidy_at: Option<Instant>,
     failures: u32,
 }
@@ -174,6 +178,7 @@ impl<D: Dataplane> Agent<D> {
             not_before: now,
             retry_at: None,
             check_at: now + pace.check,
+            last_check: now,
             tidy_at: None,
             failures: 0,
         }
@@ -217,22 +222,26 @@ impl<D: Dataplane> Agent<D> {
     fn take(&mut self, input: Input) -> bool {
         match input {
             Input::Changes(changes) => {
+                self.split(&changes);
+                let (together, before) = (changes.len() > 1, self.resolver.moves());
                 for change in changes {
                     self.change(change);
+                }
+                if together {
+                    self.resolver.join_moves(before);
                 }
             }
             Input::Synced => {
                 self.synced = true;
                 self.mark_dirty();
             }
-            Input::Suspicion => self.check_at = Instant::now(),
+            Input::Suspicion => self.check_at = self.check_at.min(self.last_check + SUSPICION_PAUSE),
             Input::Stop => return false,
         }
         true
     }
 
     fn change(&mut self, change: Change) {
-        self.split(&change);
         let Some(delta) = self.cluster.apply(change) else { return };
         self.resolver.update(&self.cluster, &delta);
         self.count(&delta);
@@ -249,11 +258,12 @@ impl<D: Dataplane> Agent<D> {
         self.mark_dirty();
     }
 
-    /// Puts in a round where changes of another kind begin. A round that only moves members, and one that only
-    /// changes chains, neither opens nor closes anything on the way; one that does both may refuse for a moment what
-    /// both states allow.
-    fn split(&mut self, change: &Change) {
-        let kind = self.kind_of(change);
+    /// Puts in a round between inputs of different kinds. A round that only moves members, and one that only changes
+    /// chains, neither opens nor closes anything on the way; one that does both may refuse for a moment what both
+    /// states allow. What came as one input is one state, and is never parted.
+    fn split(&mut self, changes: &[Change]) {
+        let chains = changes.iter().any(|change| self.kind_of(change) == Kind::Chains);
+        let kind = if chains { Kind::Chains } else { Kind::Members };
         if self.synced
             && self.dirty
             && self.splits_left > 0
@@ -289,17 +299,18 @@ impl<D: Dataplane> Agent<D> {
         }
         if now >= self.check_at {
             self.check_at = now + self.pace.check;
+            self.last_check = now;
             self.check();
         }
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        let tidy = is_due(self.tidy_at);
         if is_due(self.retry_at) {
             // What was refused gets another chance.
+            self.retry_at = None;
             self.broken.clear();
-            self.round(false);
-        } else if self.dirty && now >= self.not_before {
-            self.round(false);
-        } else if !self.dirty && is_due(self.tidy_at) {
-            self.round(true);
+            self.round(tidy);
+        } else if self.dirty && now >= self.not_before || tidy {
+            self.round(tidy);
         }
     }
 
@@ -330,8 +341,9 @@ impl<D: Dataplane> Agent<D> {
         self.not_before = start + self.pace.debounce;
         self.dirty = false;
         self.kind = None;
-        self.retry_at = None;
-        self.tidy_at = None;
+        if tidy {
+            self.tidy_at = None;
+        }
         let result = self.sync(tidy);
         self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
         match result {
@@ -354,6 +366,7 @@ impl<D: Dataplane> Agent<D> {
                 info!(after = self.failures, "the kernel is as it ought to be again");
             }
             self.failures = 0;
+            self.retry_at = None;
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.metrics.last_success.set(since_1970.as_secs_f64());
             self.status.set(Readiness::Ready);
@@ -370,10 +383,16 @@ impl<D: Dataplane> Agent<D> {
         self.metrics.syncs.with_label_values(&["failure"]).inc();
         self.status.set(Readiness::Failing(error.to_string()));
         self.kernel = None;
+        // Not explained any more, they close first, which is always safe; kept, they would only become more.
+        self.moves.clear();
         self.retry_later();
+        self.not_before = self.retry_at.unwrap_or(self.not_before);
     }
 
     fn retry_later(&mut self) {
+        if self.retry_at.is_some() {
+            return;
+        }
         let wait = self.pace.retry_first.saturating_mul(1 << self.failures.min(16)).min(self.pace.retry_most);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(Instant::now() + wait);
@@ -395,7 +414,7 @@ impl<D: Dataplane> Agent<D> {
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
                     self.moves.clear();
-                    self.publish(&resolved, desired, &steps);
+                    self.publish(&resolved, &desired, whole, &steps);
                     return Ok(());
                 }
                 Err(Stopped::Refused) => {}
@@ -408,7 +427,7 @@ impl<D: Dataplane> Agent<D> {
     fn carry_out(&mut self, mut observed: Observed, steps: &[Step], tidy: bool) -> Result<(), Stopped> {
         for step in steps {
             if matches!(step, Step::Tidy(_)) && !tidy {
-                self.tidy_at = Some(Instant::now() + self.pace.tidy);
+                self.tidy_at.get_or_insert_with(|| Instant::now() + self.pace.tidy);
                 continue;
             }
             let stage = match step {
@@ -427,6 +446,18 @@ impl<D: Dataplane> Agent<D> {
                         edits.iter().filter(|edit| !is_left(edit)).for_each(|edit| observed.note_edit(edit));
                         self.tidy_at = Some(Instant::now() + 2 * self.pace.tidy);
                         continue;
+                    }
+                    let lost = refusals.iter().find(|refusal| match &refusal.object {
+                        Object::Set(name) => !names::may_break(name),
+                        Object::Chain(..) => false,
+                    });
+                    if let Some(refusal) = lost {
+                        // Going on without it would open what it closes: rather all stays as it was.
+                        self.metrics.failures.with_label_values(&[stage]).inc();
+                        let doing =
+                            format!("writing {}, without which nothing may be written", refusal.object);
+                        let source = std::io::Error::other(refusal.reason.clone());
+                        return Err(Stopped::Failed(DataplaneError::System { doing, source }));
                     }
                     let known = self.broken.len();
                     for refusal in refusals {
@@ -452,12 +483,13 @@ impl<D: Dataplane> Agent<D> {
         Ok(())
     }
 
-    fn publish(&self, resolved: &Resolved, ruleset: Ruleset, steps: &[Step]) {
+    /// `written` is in the kernel; `meant` is what ought to be, without the loss of what the kernel refused.
+    fn publish(&self, resolved: &Resolved, written: &Ruleset, meant: Ruleset, steps: &[Step]) {
         let set = |gauge: &prometheus::IntGaugeVec, label: &str, value: usize| {
             gauge.with_label_values(&[label]).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         for family in Family::BOTH {
-            let table = ruleset.table(family);
+            let table = written.table(family);
             let label = family.to_string();
             set(&self.metrics.chains, &label, table.chains.len());
             set(&self.metrics.rules, &label, table.chains.values().map(|chain| chain.rules.len()).sum());
@@ -472,7 +504,7 @@ impl<D: Dataplane> Agent<D> {
             && !steps.is_empty()
         {
             // Whoever listened is gone only when the process ends.
-            let _ = applied.send(Applied { narrowed: steps.iter().any(may_deny), ruleset });
+            let _ = applied.send(Applied { narrowed: steps.iter().any(may_deny), ruleset: meant });
         }
     }
 
@@ -506,8 +538,10 @@ fn may_deny(step: &Step) -> bool {
     match step {
         Step::Chains(..) => true,
         Step::Tidy(_) => false,
-        Step::Sets(edits) => {
-            edits.iter().any(|edit| matches!(edit, SetEdit::Remove(set, _) if !names::grows_early(set)))
-        }
+        Step::Sets(edits) => edits.iter().any(|edit| match edit {
+            SetEdit::Remove(set, _) => !names::grows_early(set),
+            SetEdit::Add(set, _) => !names::may_break(set),
+            SetEdit::Create(..) | SetEdit::Destroy(_) => false,
+        }),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! file source --Changes--> agent --Step--> kernel
-//! watcher, guard --Suspicion--^  |
+//! watcher -------Suspicion----^  |
 //!                                +--Applied--> cutter (connections that policy no longer allows)
 //! web: /metrics /livez /readyz <-- metrics, status
 //! ```
@@ -43,7 +43,8 @@ use crate::{
     metrics::Metrics,
     model::{Family, Protocol, Transport},
     ruleset::{
-        BuiltIn, Ruleset,
+        BuiltIn, Match, Rule, Ruleset, Target,
+        compile::Options,
         trace::{Packet, trace},
     },
     web::Web,
@@ -183,6 +184,7 @@ impl Daemon<'_> {
         }
         let pace = Pace { check: Duration::from_secs(self.args.check_interval), ..Pace::default() };
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
+        let mut kernel = kernel;
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
         let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
         let (ending, ended) = oneshot::channel::<()>();
@@ -190,6 +192,7 @@ impl Daemon<'_> {
             // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
             let _ending = ending;
             let Some(_lock) = writer_lock(&run_dir, &status) else { return };
+            let options = what_can_be_logged(options, &mut kernel);
             let watch = kernel.watch(move || {
                 let _ = suspicions.send(Input::Suspicion);
             });
@@ -248,7 +251,7 @@ impl Daemon<'_> {
                 let look_now = narrowed || look_again;
                 look_again = narrowed;
                 if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
-                    cut(ruleset, &metrics);
+                    look_again |= !cut(ruleset, &metrics);
                 }
             }
         })?;
@@ -311,8 +314,27 @@ fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
     }
 }
 
-/// Cuts the connections whose first packet `ruleset` would drop today.
-fn cut(ruleset: &Ruleset, metrics: &Metrics) {
+/// Without the log where the kernel cannot do it: policy matters more than what is said of it.
+fn what_can_be_logged(options: Options, kernel: &mut Kernel) -> Options {
+    let Some(group) = options.log_group else { return options };
+    let target = Target::Log { group, prefix: "towpath".into() };
+    match kernel.takes(&Rule::new([Match::Limit { per_second: 1 }], target)) {
+        Ok(false) => {
+            warn!(
+                "this kernel cannot log denied packets: load the module xt_NFLOG; policy is enforced without it"
+            );
+            Options { log_group: None, ..options }
+        }
+        Ok(true) => options,
+        Err(error) => {
+            warn!(%error, "could not try whether this kernel can log denied packets");
+            options
+        }
+    }
+}
+
+/// Cuts the connections whose first packet `ruleset` would drop today. Whether that worked.
+fn cut(ruleset: &Ruleset, metrics: &Metrics) -> bool {
     let denies = |flow: &EstablishedFlow| {
         let family = Family::of(flow.source);
         let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == flow.protocol);
@@ -322,7 +344,9 @@ fn cut(ruleset: &Ruleset, metrics: &Metrics) {
         let packet = Packet { at: BuiltIn::Forward, ..Packet::new(flow.source, flow.destination, transport) };
         !trace(ruleset.table(family), &packet).passed
     };
-    match Conntrack::open().and_then(|mut conntrack| conntrack.cut(denies)) {
+    let result = Conntrack::open().and_then(|mut conntrack| conntrack.cut(denies));
+    let worked = result.is_ok();
+    match result {
         Ok(0) => {}
         Ok(count) => {
             info!(count, "cut connections that policy no longer allows");
@@ -333,4 +357,5 @@ fn cut(ruleset: &Ruleset, metrics: &Metrics) {
             metrics.failures.with_label_values(&["conntrack"]).inc();
         }
     }
+    worked
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,10 +28,13 @@ pub(super) const QUIET: Duration = Duration::from_millis(3);
 const GATHER: Duration = Duration::from_millis(50);
 
 /// How long after it has gone a file may come back without its objects having gone.
-pub(super) const GRACE: Duration = Duration::from_millis(100);
+pub(super) const GRACE: Duration = Duration::from_millis(50);
 
 /// How old a file must be to be read without word from the kernel that it is complete.
 pub(super) const SETTLED: Duration = Duration::from_millis(250);
+
+/// How long the start waits for files that somebody seems to be writing.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the worker is told.
 #[derive(Debug)]
@@ -57,6 +61,8 @@ impl Root {
 /// What watches: the files as they were read, and what has been told of them.
 pub(super) struct Worker<F> {
     roots: Vec<Root>,
+    /// The device of each root, as it was at the start.
+    devices: Vec<Option<u64>>,
     rescan: Duration,
     watcher: RecommendedWatcher,
     /// The folders whose entries the kernel tells of.
@@ -86,6 +92,10 @@ impl State {
     }
 }
 
+fn device(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|file| file.dev())
+}
+
 /// What some messages together ask for.
 #[derive(Default)]
 struct Batch {
@@ -103,6 +113,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     /// One that has not looked at anything yet.
     pub(super) fn new(roots: Vec<Root>, rescan: Duration, watcher: RecommendedWatcher, deliver: F) -> Self {
         Self {
+            devices: roots.iter().map(|root| device(root.path())).collect(),
             roots,
             rescan,
             watcher,
@@ -118,7 +129,8 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
 
     /// Watches until told to stop.
     pub(super) fn run(mut self, inbox: &Receiver<Message>) {
-        self.look_at_everything(Duration::ZERO);
+        self.look_at_everything(SETTLED);
+        self.wait_for_writers();
         self.tell();
         (self.deliver)(SourceEvent::Synced);
         let mut rescan_at = Instant::now() + self.rescan;
@@ -149,6 +161,24 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
+    /// At the start, waits a while for files that somebody seems to be writing: what they will hold may be what keeps
+    /// a pod isolated. Whoever writes without end is read as it is.
+    fn wait_for_writers(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.later.is_empty() {
+            let settled = if Instant::now() < until { SETTLED } else { Duration::ZERO };
+            thread::sleep(SETTLED / 5);
+            for path in mem::take(&mut self.later) {
+                if let Some(state) = self.look_at(&path, settled) {
+                    self.accept(&path, state);
+                }
+            }
+            if settled.is_zero() {
+                return;
+            }
+        }
+    }
+
     /// Takes in messages until it is quiet; `None` if one of them says to stop.
     fn gather(&mut self, first: notify::Result<Event>, inbox: &Receiver<Message>) -> Option<Batch> {
         let mut batch = Batch::default();
@@ -167,15 +197,19 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Decides about what has gone. What has gone alone may come back: editors move a file away before they write it
-    /// anew. What has gone as something else came has moved there.
+    /// Decides about what has gone. It may come back: editors move a file away before they write it anew. What came
+    /// elsewhere at the same time and is the same file has moved there.
     fn part(&mut self, batch: &mut Batch) {
         let now = Instant::now();
         let departed = mem::take(&mut batch.departed);
-        if batch.complete.is_empty() && batch.touched.is_empty() {
-            self.leaving.extend(departed.into_iter().map(|path| (path, now + GRACE)));
-        } else {
-            batch.complete.extend(departed);
+        let identity = |path: &PathBuf| Some(Stamp::of(&fs::metadata(path).ok()?).file());
+        let arrived: HashSet<_> = batch.complete.iter().chain(&batch.touched).filter_map(identity).collect();
+        for path in departed {
+            if self.stamps.get(&path).is_some_and(|stamp| arrived.contains(&stamp.file())) {
+                batch.complete.insert(path);
+            } else {
+                self.leaving.insert(path, now + GRACE);
+            }
         }
         batch.complete.extend(self.leaving.extract_if(.., |_, due| *due <= now).map(|(path, _)| path));
     }
@@ -440,9 +474,12 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             }
             State::Gone => {
                 // If its whole root is gone, it was rather unmounted than deleted, and its objects stay.
-                let unmounted =
-                    |root: &Root| matches!(root, Root::Folder(f) if path.starts_with(f) && !f.exists());
-                if !self.roots.iter().any(unmounted) {
+                // What is left where something was mounted is an empty folder on another device.
+                let unmounted = |(root, was): (&Root, &Option<u64>)| match root {
+                    Root::Folder(folder) if path.starts_with(folder) => device(folder) != *was,
+                    _ => false,
+                };
+                if !self.roots.iter().zip(&self.devices).any(unmounted) {
                     self.store.remove(path);
                 }
                 self.stamps.remove(path);

@@ -92,6 +92,12 @@ impl Stamp {
             changed: (file.ctime(), file.ctime_nsec()),
         }
     }
+
+    /// What stays the same while the file moves: its device and its inode.
+    #[must_use]
+    pub const fn file(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
 }
 
 /// Whether a file with this metadata was last written so long ago that its writer has surely ended.

@@ -176,8 +176,8 @@ impl Cluster {
     /// The pod that packets from and to `address` belong to.
     ///
     /// Only pods that policy selects own addresses: not finished ones, whose address may have a new owner, nor those
-    /// on their node's network. Of several claimants a running one wins over one that is not, one that stays over one
-    /// that was told to stop, and then the younger one; names decide the rest.
+    /// on their node's network. Of several claimants one that stays wins over one that was told to stop, a running one
+    /// over one that is not, and then the younger one; names decide the rest.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&Arc<Pod>> {
         self.claims.get(&address).map(Claims::winner)
@@ -302,7 +302,7 @@ impl Claims {
 
 /// Orders the claimants of one address: the greatest owns it.
 fn precedence(pod: &Pod) -> (bool, bool, Option<i64>, &ObjectKey) {
-    (pod.phase == Phase::Running, !pod.terminating, pod.created, &pod.key)
+    (!pod.terminating, pod.phase == Phase::Running, pod.created, &pod.key)
 }
 
 fn distinct(addresses: &[IpAddr]) -> BTreeSet<IpAddr> {

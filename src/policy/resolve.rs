@@ -161,7 +161,11 @@ impl Resolver {
         let mut programs = HashMap::new();
         let mut pods = Vec::new();
         for (key, subject) in &self.subjects {
-            let is_own = |address: &&IpAddr| cluster.owner(**address).is_some_and(|owner| owner.key == *key);
+            // A stale pod of another node may own the address as a peer: the packets on this node are this pod's.
+            let is_own = |address: &&IpAddr| {
+                let owner = cluster.owner(**address);
+                owner.is_some_and(|owner| owner.key == *key || owner.node.as_ref() != Some(&self.node))
+            };
             let addresses: Vec<IpAddr> = subject.pod.addresses.iter().filter(is_own).copied().collect();
             if addresses.is_empty() {
                 continue;
@@ -200,6 +204,22 @@ impl Resolver {
             step.close_first |= step.addresses.iter().any(|address| owners.contains_key(address));
         }
         moves
+    }
+
+    /// Several changes that came as one: no state between them was ever real, so all that they moved closes first.
+    /// `before` is how many moves there were when the first of them was taken in.
+    pub fn join_moves(&mut self, before: usize) {
+        let joined: Vec<Move> = self.moves.drain(before.min(self.moves.len())..).collect();
+        let addresses: Vec<IpAddr> = joined.into_iter().flat_map(|step| step.addresses).collect();
+        if !addresses.is_empty() {
+            self.moves.push(Move { addresses, close_first: true });
+        }
+    }
+
+    /// How many moves there are that were not taken yet.
+    #[must_use]
+    pub fn moves(&self) -> usize {
+        self.moves.len()
     }
 
     fn pod(

@@ -4,6 +4,7 @@
 //! FORWARD (position 1) -> TOWPATH-FORWARD
 //!   established or related                       -> RETURN
 //!   [v6] ICMPv6: neighbour and listener messages -> RETURN, the others as below
+//!   broadcast, multicast, link-local             -> DROP, while a pod of this node is isolated
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
 //!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
 //!   tunnel packets from local pods to nodes      -> DROP
@@ -18,10 +19,14 @@
 //!
 //! Compiling is total and deterministic: every input has exactly one ruleset.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use imbl::OrdSet;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     BuiltIn, Chain, ChainName, Field, IpSet, Match, Member, PORT_SLOTS, Rule, Ruleset, SetKind, SetName,
@@ -84,6 +89,14 @@ const NEIGHBOUR_DISCOVERY: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 14
 const IP_IN_IP: [u8; 2] = [4, 41];
 
 const ICMPV6: u8 = 58;
+
+const MULTICAST_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4));
+const MULTICAST_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8));
+const LINK_LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+
+/// How deep the dispatch tree may be: the nft variant takes 16 chains behind each other, ours included. Addresses that
+/// would need more are in one long chain.
+const DISPATCH_DEPTH: usize = 8;
 
 /// The ruleset that enforces `resolved`.
 #[must_use]
@@ -195,18 +208,18 @@ impl TableBuilder<'_> {
         self.set(name.clone(), SetKind::Addresses, isolated);
         self.isolated.insert(direction, name);
         let leaves: Vec<(IpAddr, ChainName)> = leaves.into_iter().collect();
-        let dispatch = self.dispatch(direction, &leaves);
+        let dispatch = self.dispatch(direction, &leaves, 0);
         self.table.chains.insert(names::dispatch(direction), dispatch);
     }
 
     /// A chain that goes on, by the isolated pod's address, in that pod's chain; made of branches when there are many.
     /// Who is in no branch is isolated but has no chain, and stays closed.
-    fn dispatch(&mut self, direction: Direction, leaves: &[(IpAddr, ChainName)]) -> Chain {
+    fn dispatch(&mut self, direction: Direction, leaves: &[(IpAddr, ChainName)], depth: usize) -> Chain {
         let own = |network| own_address(direction, network);
         let goto = |network, to: ChainName| Rule::new([own(network)], Target::Goto(to));
         let leaf = |(address, name): &(IpAddr, ChainName)| goto(IpNet::from(*address), name.clone());
         let end = Rule::new([], Target::Drop);
-        if leaves.len() <= DISPATCH_WIDTH {
+        if leaves.len() <= DISPATCH_WIDTH || depth == DISPATCH_DEPTH {
             return leaves.iter().map(leaf).chain([end]).collect();
         }
         let prefix = common_prefix(leaves).saturating_add(DISPATCH_BITS).min(self.family.bits());
@@ -219,7 +232,7 @@ impl TableBuilder<'_> {
             } else if let [(first, _), ..] = branch {
                 let network = network(*first);
                 let name = names::branch(direction, network);
-                let chain = self.dispatch(direction, branch);
+                let chain = self.dispatch(direction, branch, depth + 1);
                 self.table.chains.insert(name.clone(), chain);
                 rules.push(goto(network, name));
             }
@@ -384,6 +397,7 @@ impl TableBuilder<'_> {
         let forward = [
             vec![established.clone()],
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
+            self.link_wide(),
             self.ask(&Direction::BOTH),
             self.tunnels(&[from_local.clone(), to_node]),
         ];
@@ -423,9 +437,29 @@ impl TableBuilder<'_> {
     fn discovery(&mut self, name: &str, directions: &[Direction]) -> Vec<Rule> {
         let (Family::V6, Some(name)) = (self.family, ChainName::new(name)) else { return Vec::new() };
         let pass = NEIGHBOUR_DISCOVERY.map(|number| Rule::new([Match::Icmpv6Type(number)], Target::Return));
-        let chain = pass.into_iter().chain(self.ask(directions)).collect();
+        let chain = pass.into_iter().chain(self.link_wide()).chain(self.ask(directions)).collect();
         self.table.chains.insert(name.clone(), chain);
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
+    }
+
+    /// Drops what goes past the addresses of pods, while any pod of this node is isolated.
+    ///
+    /// On a bridge, pods reach each other also by broadcast, multicast and link-local addresses, which say nothing of
+    /// the pod: no policy could allow them, and no set of isolated pods knows them. None of it is ever routed.
+    fn link_wide(&self) -> Vec<Rule> {
+        let is_isolated = |pod: &LocalPod| pod.ingress.is_some() || pod.egress.is_some();
+        if !self.resolved.pods.iter().any(is_isolated) {
+            return Vec::new();
+        }
+        let matches = match self.family {
+            Family::V4 => vec![Match::Destination(MULTICAST_V4), Match::Broadcast],
+            Family::V6 => vec![
+                Match::Source(LINK_LOCAL_V6),
+                Match::Destination(LINK_LOCAL_V6),
+                Match::Destination(MULTICAST_V6),
+            ],
+        };
+        matches.into_iter().map(|m| Rule::new([m], Target::Drop)).collect()
     }
 
     /// Drops tunnel packets for which `ends` hold.

@@ -58,11 +58,13 @@ impl Ruleset {
 
     /// Closes what cannot be written: for each of `broken`, the allow rules that need that set vanish, and every
     /// jump to that chain drops. Nothing else changes, so that one bad object costs no other pod anything.
+    ///
+    /// Sets that close, those of isolated pods first of all, have no such way out (see [`names::may_break`]).
     #[must_use]
     pub fn without(mut self, broken: &BTreeSet<Object>) -> Self {
         for family in Family::BOTH {
             if broken.iter().any(|object| object.family() == family) {
-                self.table_mut(family).close(broken);
+                self.table_mut(family).close(family, broken);
             }
         }
         self
@@ -81,16 +83,26 @@ pub struct Table {
 }
 
 impl Table {
-    fn close(&mut self, broken: &BTreeSet<Object>) {
+    fn close(&mut self, family: Family, broken: &BTreeSet<Object>) {
         self.sets.retain(|name, _| !broken.contains(&Object::Set(name.clone())));
         let is_broken_chain = |name: &ChainName| {
-            broken.iter().any(|object| matches!(object, Object::Chain(_, chain) if chain == name))
+            broken
+                .iter()
+                .any(|object| matches!(object, Object::Chain(of, chain) if (*of, chain) == (family, name)))
         };
         self.chains.retain(|name, _| !is_broken_chain(name));
+        // Only what allows, and what counts or logs, may go for want of a set. A rule that closes stays and keeps its
+        // set: without the rule its packets would pass.
         let needs_broken_set = |rule: &Rule| {
-            rule.matches
-                .iter()
-                .any(|m| matches!(m, Match::Set { set, .. } if broken.contains(&Object::Set(set.clone()))))
+            let closes = match rule.target {
+                Target::Return | Target::Log { .. } => false,
+                Target::Drop | Target::Reject => !counts(rule),
+                Target::Jump(_) | Target::Goto(_) => true,
+            };
+            !closes
+                && rule.matches.iter().any(
+                    |m| matches!(m, Match::Set { set, .. } if broken.contains(&Object::Set(set.clone()))),
+                )
         };
         for chain in self.chains.values_mut() {
             let touched = |rule: &Rule| {
@@ -113,6 +125,11 @@ impl Table {
                 .collect();
         }
     }
+}
+
+/// Whether a rule only counts what the rule behind it drops as well.
+fn counts(rule: &Rule) -> bool {
+    rule.matches.iter().any(|m| matches!(m, Match::Set { set, .. } if *set == names::drops(set.family())))
 }
 
 /// A chain or a set of ours, as something that an operation can fail on.
@@ -265,6 +282,8 @@ pub enum Match {
     Protocol(u8),
     /// Its protocol and destination port: at most [`PORT_SLOTS`] slots.
     Ports(Protocol, Vec<PortRange>),
+    /// It goes to everybody on a link of this node: the broadcast address of one of its networks, or of all.
+    Broadcast,
     /// It is an ICMPv6 message of this type.
     Icmpv6Type(u8),
     /// Its source lies in this network.

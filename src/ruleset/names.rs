@@ -75,6 +75,15 @@ pub fn grows_early(name: &SetName) -> bool {
         || named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
 }
 
+/// Whether rules can do without a set, by closing what it would allow. Without one of the others something would open:
+/// if it cannot be written, nothing of its round may be.
+#[must_use]
+pub fn may_break(name: &SetName) -> bool {
+    let family = name.family();
+    let closes = [local_pods, nodes].iter().any(|closing| closing(family) == *name);
+    !closes && !name.as_str().contains("-isolated-")
+}
+
 /// Counts what was dropped, by isolated pod.
 #[must_use]
 pub fn drops(family: Family) -> SetName {

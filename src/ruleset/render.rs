@@ -125,6 +125,7 @@ fn match_arguments(m: &Match) -> String {
         Match::Protocol(number) => format!("-p {}", protocol_name(*number)),
         Match::Ports(protocol, ranges) => ports(*protocol, ranges),
         Match::Icmpv6Type(number) => format!("-p ipv6-icmp -m icmp6 --icmpv6-type {number}"),
+        Match::Broadcast => "-m addrtype --dst-type BROADCAST".to_owned(),
         Match::Source(network) => format!("-s {network}"),
         Match::Destination(network) => format!("-d {network}"),
         Match::Set { set, field } => {

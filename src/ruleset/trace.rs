@@ -107,6 +107,8 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
             Transport::Other(_) => false,
         },
         Match::Icmpv6Type(number) => packet.icmpv6_type == Some(*number),
+        // Which other addresses are broadcast, only the node's own routes tell.
+        Match::Broadcast => packet.destination == IpAddr::from([255, 255, 255, 255]),
         Match::Source(network) => network.contains(&packet.source),
         Match::Destination(network) => network.contains(&packet.destination),
         Match::Set { set, field } => {

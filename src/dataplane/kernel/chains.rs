@@ -125,7 +125,7 @@ impl Filter<'_> {
     pub(super) fn restore(&self, text: &str) -> Result<Output, DataplaneError> {
         let run = || self.commands.run_with_lock(&self.tools.restore(self.family), &["--noflush"], text);
         match self.journal {
-            Some(journal) => journal.record(run),
+            Some(journal) => journal.record(run, |result| result.as_ref().is_ok_and(|output| output.success)),
             None => run(),
         }
     }

@@ -293,7 +293,7 @@ impl Conntrack {
     /// no rule of ours judged them, and kubelet's probes must not be cut.
     ///
     /// # Errors
-    /// If the table cannot be read or written.
+    /// If the table cannot be read or written. What can be cut is cut all the same.
     pub fn cut(&mut self, denies: impl Fn(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
         let local = local_addresses().map_err(failed("listing this node's addresses"))?;
         let mut to_cut = Vec::new();
@@ -307,15 +307,27 @@ impl Conntrack {
             })?;
         }
         let mut cut = 0;
+        let mut failure = None;
         for entry in to_cut {
-            let is_there = self.delete(&entry)?;
-            if is_there && entry.is_open_tcp() && !entry.is_translated() {
-                self.keep_out(&entry)?;
+            match self.cut_one(&entry) {
+                Ok(is_there) => {
+                    // Among those never answered are the ones that were cut before.
+                    cut += usize::from(is_there && entry.tcp_state != Some(SYN_SENT));
+                }
+                // The others are cut all the same.
+                Err(error) => failure = Some(error),
             }
-            // Among those never answered are the ones that were cut before.
-            cut += usize::from(is_there && entry.tcp_state != Some(SYN_SENT));
         }
-        Ok(cut)
+        failure.map_or(Ok(cut), Err)
+    }
+
+    /// Cuts one connection. Whether it was still there.
+    fn cut_one(&mut self, entry: &Entry) -> Result<bool, DataplaneError> {
+        let is_there = self.delete(entry)?;
+        if is_there && entry.is_open_tcp() && !entry.is_translated() {
+            self.keep_out(entry)?;
+        }
+        Ok(is_there)
     }
 }
 

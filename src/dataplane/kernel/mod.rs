@@ -36,7 +36,11 @@ use self::{
 use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands, drift};
 use crate::{
     model::Family,
-    ruleset::{BuiltIn, observed::Observed, plan::Step},
+    ruleset::{
+        BuiltIn, ChainName, Rule,
+        observed::Observed,
+        plan::{ChainBatch, Step},
+    },
 };
 
 /// The dataplane that is the kernel of this network namespace.
@@ -62,7 +66,14 @@ impl Kernel {
         let mut families = usable_families(&commands, &tools);
         families.retain(|family| is_usable(&commands, &tools, *family));
         if !families.contains(&Family::V6) {
-            tracing::warn!("IPv6 is not policed: this kernel or its ip6tables cannot do it");
+            if variant::kernel_has_ipv6() {
+                return Err(DataplaneError::Unsupported {
+                    what: "IPv6 is on, but its filter table cannot be used, so that it would not be policed"
+                        .to_owned(),
+                    remedy: "install ip6tables and load the module ip6table_filter, or turn IPv6 off on the node",
+                });
+            }
+            tracing::info!("this kernel has no IPv6");
         }
         let journal = (tools.variant == Variant::Nft).then(journal).flatten();
         Ok(Self { commands, tools, families, journal })
@@ -78,6 +89,25 @@ impl Kernel {
     #[must_use]
     pub fn families(&self) -> &[Family] {
         &self.families
+    }
+
+    /// Whether the kernel takes a rule like this. Tries it in a chain that nothing leads to.
+    ///
+    /// # Errors
+    /// If that could not be tried.
+    pub fn takes(&mut self, rule: &Rule) -> Result<bool, DataplaneError> {
+        let Some(name) = ChainName::new("TOWPATH-TRIAL") else { return Ok(false) };
+        let write = vec![(name.clone(), std::iter::once(rule.clone()).collect())];
+        let trial = ChainBatch { write, ..ChainBatch::default() };
+        let end = ChainBatch { remove: vec![name], ..ChainBatch::default() };
+        match self.apply(&Step::Chains(Family::V4, trial)) {
+            Err(ApplyError::Refused(_)) => Ok(false),
+            Err(ApplyError::Failed(error)) => Err(error),
+            Ok(()) => match self.apply(&Step::Chains(Family::V4, end)) {
+                Err(ApplyError::Failed(error)) => Err(error),
+                _ => Ok(true),
+            },
+        }
     }
 
     /// Calls `notify` from a thread of its own when somebody else changed the filter table. Several changes may be

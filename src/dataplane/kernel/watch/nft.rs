@@ -60,15 +60,20 @@ impl Journal {
         Ok(Self(Mutex::new(Entries { netlink: Netlink::open()?, ours: BTreeSet::new() })))
     }
 
-    /// Runs `transaction`, and takes note of the generation that it made. A listener that hears of it meanwhile waits
-    /// for the end before it judges.
-    pub(in crate::dataplane::kernel) fn record<T>(&self, transaction: impl FnOnce() -> T) -> T {
+    /// Runs `transaction`, and takes note of the generation that it made, if it `succeeded`: a failed one makes none, and
+    /// the next may be somebody else's. A listener that hears of it meanwhile waits for the end before it judges.
+    pub(in crate::dataplane::kernel) fn record<T>(
+        &self,
+        transaction: impl FnOnce() -> T,
+        succeeded: impl FnOnce(&T) -> bool,
+    ) -> T {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = entries.generation();
         let result = transaction();
         let after = entries.generation();
         if let (Some(before), Some(after)) = (before, after)
             && after == before.wrapping_add(1)
+            && succeeded(&result)
         {
             entries.ours.insert(after);
             if entries.ours.len() > REMEMBERED {
