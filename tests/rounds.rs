@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         mpsc::{self, Sender},
@@ -15,10 +16,20 @@ use std::{
 use towpath::{
     agent::{Agent, Input, Pace, Readiness, Status},
     dataplane::{ApplyError, Dataplane, DataplaneError, Drift, fake::Fake},
-    lab::random::{Generator, NODES, Shape, Stack},
+    lab::random::{Generator, NODES, Shape, Stack, cluster_of},
     metrics::Metrics,
-    model::Change,
-    ruleset::{Object, Ruleset, SetName, compile::Options, observed::Observed, plan::Step},
+    model::{
+        Change, LabelSelector, Labels, Namespace, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PodPeer,
+        PolicyRule, Ports, Protocol, Requirement, Scope, Standing, Transport,
+    },
+    policy::resolve::Resolver,
+    ruleset::{
+        Object, Ruleset, SetName,
+        compile::{Options, compile},
+        observed::Observed,
+        plan::Step,
+        trace::{Packet, trace},
+    },
 };
 
 /// A fake that writes down what is asked of it, and that others can look into.
@@ -67,15 +78,19 @@ struct Loop {
 }
 
 impl Loop {
-    fn start(dataplane: Spied) -> Self {
+    fn start(dataplane: impl Dataplane + Send + 'static) -> Self {
+        Self::start_retrying(dataplane, Duration::from_mins(1))
+    }
+
+    fn start_retrying(dataplane: impl Dataplane + Send + 'static, retry: Duration) -> Self {
         let (inputs, inbox) = mpsc::channel();
         let status = Arc::new(Status::starting("the objects"));
         let (metrics, told) = (Arc::new(Metrics::new().unwrap()), status.clone());
         let pace = Pace {
             debounce: Duration::from_millis(1),
             tidy: Duration::from_millis(1),
-            retry_first: Duration::from_mins(1),
-            retry_most: Duration::from_mins(1),
+            retry_first: retry,
+            retry_most: retry,
             ..Pace::default()
         };
         let work = move || {
@@ -172,4 +187,147 @@ fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
     assert_eq!(readiness, Readiness::Degraded(format!("the kernel refused {set}")));
     assert_ne!(closed, whole);
     assert_eq!(closed, whole.without(&BTreeSet::from([set])));
+}
+
+/// The ruleset of the first node for these objects.
+fn ruleset_of(changes: &[Change]) -> Ruleset {
+    let cluster = cluster_of(changes.to_vec());
+    compile(&Resolver::of(NODES[0], &cluster).resolve(&cluster), &Options::default())
+}
+
+/// A policy that isolates every pod of a namespace.
+fn deny_all(name: &str, namespace: &str) -> Change {
+    Change::SetPolicy(NetworkPolicy {
+        key: ObjectKey::new(namespace, name),
+        subject: LabelSelector::everything(),
+        ingress: Some(Vec::new()),
+        egress: None,
+        standing: Standing::Accepted,
+    })
+}
+
+#[test]
+fn a_set_of_isolated_pods_that_is_refused_leaves_everything_as_it_was() {
+    let dataplane = Spied::default();
+    let running = Loop::start(dataplane.clone());
+    let mut objects = changes();
+    running.tell(Input::Changes(objects.clone()));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    let before = dataplane.ruleset();
+
+    objects.extend([deny_all("all", "x"), deny_all("all", "y")]);
+    let wanted = ruleset_of(&objects);
+    let is_new =
+        |name: &&SetName| name.as_str().contains("ingress-isolated") && !before.v4.sets.contains_key(*name);
+    let set = wanted.v4.sets.keys().find(is_new).expect("more pods are isolated").clone();
+    dataplane.fake.lock().unwrap().refuse(Object::Set(set));
+    running.tell(Input::Changes(objects));
+    wait_for("the failure", || matches!(running.status.readiness(), Readiness::Failing(_)));
+    running.end();
+    assert_eq!(dataplane.ruleset().v4.chains, before.v4.chains);
+}
+
+#[test]
+fn unused_sets_are_destroyed_while_changes_keep_coming() {
+    let dataplane = Spied::default();
+    let running = Loop::start(dataplane.clone());
+    running.tell(Input::Changes(changes()));
+    running.tell(Input::Synced);
+    for turn in 0..200 {
+        let namespace = if turn % 2 == 0 { "x" } else { "y" };
+        running.tell(Input::Changes(vec![deny_all("all", namespace)]));
+        thread::sleep(Duration::from_millis(2));
+        running.tell(Input::Changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert!(dataplane.calls().contains(&"tidy"));
+    let sets = dataplane.ruleset().v4.sets.len();
+    assert!(sets < ruleset_of(&changes()).v4.sets.len() + 40, "{sets} sets");
+    running.end();
+}
+
+#[test]
+fn what_was_refused_is_tried_again_while_changes_keep_coming() {
+    let whole = ruleset_of(&changes());
+    let allows = |name: &&SetName| name.as_str().starts_with("tp4-pods-");
+    let set = Object::Set(whole.v4.sets.keys().find(allows).unwrap().clone());
+    let dataplane = Spied::default();
+    dataplane.fake.lock().unwrap().refuse(set);
+    let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
+    running.tell(Input::Changes(changes()));
+    running.tell(Input::Synced);
+    wait_for("degradation", || matches!(running.status.readiness(), Readiness::Degraded(_)));
+    dataplane.fake.lock().unwrap().refuse_nothing();
+    let mut turn = 0;
+    wait_for("the retry", || {
+        turn += 1;
+        let name: Arc<str> = "bystander".into();
+        let labels = [("turn", turn.to_string())].into_iter().collect();
+        running.tell(Input::Changes(vec![Change::SetNamespace(Namespace { name, labels })]));
+        thread::sleep(Duration::from_millis(20));
+        running.status.readiness() == Readiness::Ready
+    });
+    running.end();
+}
+
+#[test]
+fn what_came_as_one_input_is_one_state() {
+    // In one write, a pod that may not be reached by b becomes a, and the policy that let a in lets z in: neither the
+    // state before nor the one behind lets the pod in, whichever of the two is looked at first.
+    let label = |app: &str| -> Labels { [("app", app)].into_iter().collect() };
+    let pod = |name: &str, app: &str, node: usize, address: [u8; 4]| {
+        let (node, addresses) = (Some(NODES[node].into()), vec![IpAddr::from(address)]);
+        Change::SetPod(Pod { labels: label(app), node, addresses, ..Pod::new(ObjectKey::new("x", name)) })
+    };
+    let policy = |app: &str| {
+        let pods = LabelSelector::new([Requirement::equals("app", app)]);
+        let peer = Peer::Pods(PodPeer { scope: Scope::Own("x".into()), pods });
+        Change::SetPolicy(NetworkPolicy {
+            key: ObjectKey::new("x", "db"),
+            subject: LabelSelector::new([Requirement::equals("app", "db")]),
+            ingress: Some(vec![PolicyRule { peers: Peers::Of(vec![peer]), ports: Ports::Any }]),
+            egress: None,
+            standing: Standing::Accepted,
+        })
+    };
+    let (client, server) = ([10, 244, 2, 1], [10, 244, 1, 1]);
+    let dataplane = Spied::default();
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let packet = Packet::new(IpAddr::from(client), IpAddr::from(server), Transport::Port(Protocol::Tcp, 80));
+    let watched = Watched { spied: dataplane.clone(), packet, passed: written.clone() };
+    let running = Loop::start(watched);
+    let objects = vec![pod("db", "db", 0, server), pod("client", "b", 1, client), policy("a")];
+    running.tell(Input::Changes(objects));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    written.lock().unwrap().clear();
+    running.tell(Input::Changes(vec![pod("client", "a", 1, client), policy("z")]));
+    wait_for("the change", || !written.lock().unwrap().is_empty());
+    running.end();
+    assert!(written.lock().unwrap().iter().all(|passed| !passed), "{:?}", written.lock().unwrap());
+}
+
+/// A fake that looks behind every step whether a packet passes.
+#[derive(Clone)]
+struct Watched {
+    spied: Spied,
+    packet: Packet,
+    passed: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Dataplane for Watched {
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        self.spied.observe()
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+        let result = self.spied.apply(step);
+        self.passed.lock().unwrap().push(trace(&self.spied.ruleset().v4, &self.packet).passed);
+        result
+    }
+
+    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
+        self.spied.check(expected)
+    }
 }

@@ -359,6 +359,14 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_was_told_to_stop_gives_its_address_up_to_one_that_only_starts() {
+        let mut cluster = Cluster::new();
+        cluster.apply(Change::SetPod(Pod { terminating: true, ..pod("old", "10.0.0.1") }));
+        cluster.apply(Change::SetPod(Pod { phase: Phase::Pending, ..pod("new", "10.0.0.1") }));
+        assert_eq!(owner(&cluster, "10.0.0.1").as_deref(), Some("ns/new"));
+    }
+
+    #[test]
     fn a_finished_pod_and_one_on_the_host_network_own_no_address() {
         let mut cluster = Cluster::new();
         cluster.apply(Change::SetPod(Pod { phase: Phase::Failed, ..pod("done", "10.0.0.1") }));

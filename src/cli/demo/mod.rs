@@ -2,7 +2,7 @@
 //!
 //! The nodes, pods and a host outside are network namespaces on this machine, joined as flannel joins them. A real
 //! `towpath run` works on each node, from a folder of manifests that the demo writes as the story goes on. After each
-//! step every pair is asked with real TCP and UDP, in every family, and what is seen is shown beside what [`story`]
+//! step every pair is asked with real TCP and UDP, in every family, and what is seen is shown beside what `story`
 //! expects. It all goes with the process, whichever way that ends.
 
 mod chains;
