@@ -9,7 +9,10 @@ use std::net::IpAddr;
 
 use towpath::{
     lab::random::{Generator, NODES, Shape, Stack, cluster_of, externals, transports},
-    model::{Cluster, Endpoint, Family, Flow, Transport},
+    model::{
+        Change, Cluster, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Protocol, Standing,
+        Transport,
+    },
     policy::{evaluate, resolve::Resolver},
     ruleset::{
         BuiltIn, Ruleset,
@@ -111,4 +114,41 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         allowed > flows / 20 && allowed < flows * 19 / 20,
         "neither nearly all nor hardly any are allowed"
     );
+}
+
+/// On a bridge pods can be reached by addresses that are nobody's own. No policy speaks of them, so that they must not
+/// lead past one; and where no pod is isolated they are nobody's business.
+#[test]
+fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
+    let shape = Shape { stack: Stack::V4, namespaces: 1, pods: 3, policies: 0, oddities: false };
+    let mut changes = Generator::new(1, shape).cluster();
+    let passes = |changes: &[Change], from: &str, to: &str| {
+        let cluster = cluster_of(changes.to_vec());
+        let ends: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
+        let packet = Packet::new(ends[0], ends[1], Transport::Port(Protocol::Udp, 53));
+        NODES.iter().all(|node| {
+            let ruleset = compile(&Resolver::of(*node, &cluster).resolve(&cluster), &Options::default());
+            trace(ruleset.table(Family::of(ends[0])), &packet).passed
+        })
+    };
+    let ways = [
+        ("10.244.1.9", "255.255.255.255"),
+        ("10.244.1.9", "224.0.0.251"),
+        ("fe80::1", "fe80::2"),
+        ("fd00:10:244:1::9", "fe80::2"),
+        ("fe80::1", "ff02::fb"),
+    ];
+    for (from, to) in ways {
+        assert!(passes(&changes, from, to), "{from} -> {to}: nobody is isolated");
+    }
+    changes.push(Change::SetPolicy(NetworkPolicy {
+        key: ObjectKey::new("x", "deny"),
+        subject: LabelSelector::everything(),
+        ingress: Some(Vec::new()),
+        egress: None,
+        standing: Standing::Accepted,
+    }));
+    for (from, to) in ways {
+        assert!(!passes(&changes, from, to), "{from} -> {to}: pods are isolated");
+    }
 }

@@ -4,6 +4,8 @@
 //! - `table.txt`: what `towpath matrix` prints for them, worked out by hand. Lines with `#` come first: the arguments,
 //!   then the clause. Beside the arguments of the command there is `--protocol N`, for protocols without ports.
 //! - `faults.txt`: what `towpath lint` finds in `cluster.yaml`, without the name of the file.
+//! - `ruleset.snap`: what the nodes of `cluster.yaml` would enforce, as text for the kernel's tools. To be read, and
+//!   renewed by `INSTA_UPDATE=always cargo test --test scenarios` after a change that is meant.
 //! - `step-1.yaml`, `step-2.yaml`...: every object after a change, and `table-1.txt`... the tables then.
 //!
 //! A folder holds a table or faults, and nothing that is not listed here.
@@ -14,6 +16,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use towpath::{
@@ -22,8 +25,12 @@ use towpath::{
         fault::Fault,
         manifest::{Options, load_text},
     },
-    model::{Change, Cluster, Transport},
-    policy::{Reachability, known_transports},
+    model::{Change, Cluster, Family, Transport},
+    policy::{Reachability, known_transports, resolve::Resolver},
+    ruleset::{
+        compile::{self, compile},
+        render,
+    },
 };
 
 /// A folder, and what is asked of it.
@@ -39,6 +46,7 @@ type Check = fn(&Scenario) -> Result<(), String>;
 const CHECKS: &[(&str, Check)] = &[
     ("its files are known", files_are_known),
     ("its table", table_holds),
+    ("its ruleset", ruleset_holds),
     ("its faults", faults_hold),
     ("its steps", steps_hold),
 ];
@@ -75,7 +83,7 @@ fn files_are_known(scenario: &Scenario) -> Result<(), String> {
             let number = file.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
             number.is_some_and(|number: &str| number.parse::<u8>().is_ok())
         };
-        ["cluster.yaml", "table.txt", "faults.txt"].contains(&file)
+        ["cluster.yaml", "table.txt", "faults.txt", "ruleset.snap"].contains(&file)
             || step("step-", ".yaml")
             || step("table-", ".txt")
     };
@@ -99,6 +107,50 @@ fn table_holds(scenario: &Scenario) -> Result<(), String> {
     }
     let (cluster, _) = scenario.load("cluster.yaml")?;
     scenario.compare_table("table.txt", &cluster)
+}
+
+/// The rulesets of all nodes are those of the snapshot.
+fn ruleset_holds(scenario: &Scenario) -> Result<(), String> {
+    if !scenario.has("table.txt") {
+        return Ok(());
+    }
+    let (cluster, _) = scenario.load("cluster.yaml")?;
+    let cluster = placed(&cluster);
+    let nodes: BTreeSet<Arc<str>> = cluster.pods().filter_map(|pod| pod.node.clone()).collect();
+    let mut text = String::new();
+    for node in nodes {
+        let resolved = Resolver::of(node.clone(), &cluster).resolve(&cluster);
+        let ruleset = compile(&resolved, &compile::Options::default());
+        writeln!(text, "# node {node}: ipset restore\n{}", render::all_sets(&ruleset))
+            .map_err(|e| e.to_string())?;
+        for family in Family::BOTH {
+            let chains = render::all_chains(family, ruleset.table(family));
+            writeln!(text, "# node {node}, {family}\n{chains}").map_err(|e| e.to_string())?;
+        }
+    }
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(&scenario.folder);
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!("ruleset", text));
+    Ok(())
+}
+
+/// The same cluster with a node and an address for every pod that lacks them, where none has a node.
+fn placed(cluster: &Cluster) -> Cluster {
+    let mut placed = cluster.clone();
+    if cluster.pods().any(|pod| pod.node.is_some()) {
+        return placed;
+    }
+    for (number, pod) in (1..).zip(cluster.pods()) {
+        let mut pod = (**pod).clone();
+        pod.node = Some("node-1".into());
+        if pod.addresses.is_empty() {
+            pod.addresses.push(IpAddr::from([10, 244, 9, number]));
+        }
+        placed.apply(Change::SetPod(pod));
+    }
+    placed
 }
 
 fn faults_hold(scenario: &Scenario) -> Result<(), String> {
