@@ -42,22 +42,30 @@ fn what_is_not_installed_is_named_with_its_package() {
 }
 
 #[test]
-fn the_only_installed_variant_is_used_and_without_ip6tables_only_ipv4() {
+fn the_only_installed_variant_is_used_and_ipv6_that_cannot_be_policed_is_an_error() {
     in_namespace(|| {
         for variant in Variant::BOTH {
-            let programs = ["", "-save", "-restore"].map(|suffix| tool(variant, Family::V4, suffix));
+            let of = |family| ["", "-save", "-restore"].map(|suffix| tool(variant, family, suffix));
+            let programs: Vec<String> = Family::BOTH.into_iter().flat_map(of).collect();
             let programs: Vec<&str> = programs.iter().map(String::as_str).chain(["ipset"]).collect();
             let (_folder, commands) = only(&programs);
             let mut kernel = Kernel::new(commands, Backend::Auto).unwrap();
             assert_eq!(kernel.variant(), variant);
-            assert_eq!(kernel.families(), [Family::V4]);
+            assert_eq!(kernel.families(), Family::BOTH);
             apply_all(&mut kernel, &everything());
-            let found = kernel.observe().unwrap();
-            assert_eq!(found.v4, seen(&everything()).v4);
-            assert!(found.v6.chains.is_empty());
+            assert_eq!(kernel.observe().unwrap(), seen(&everything()));
             apply_all(&mut kernel, &Ruleset::default());
+
+            let without_v6: Vec<&str> =
+                programs.into_iter().filter(|name| !name.starts_with("ip6")).collect();
+            let (_folder, commands) = only(&without_v6);
+            let error = Kernel::new(commands, Backend::Auto).unwrap_err().to_string();
+            assert!(error.contains("IPv6") && error.contains("install ip6tables"), "{error}");
         }
-        let (_folder, commands) = only(&["ipset", "iptables", "iptables-save", "iptables-restore"]);
+        let plain = ["", "-save", "-restore"]
+            .map(|suffix| [format!("iptables{suffix}"), format!("ip6tables{suffix}")]);
+        let plain: Vec<&str> = plain.iter().flatten().map(String::as_str).chain(["ipset"]).collect();
+        let (_folder, commands) = only(&plain);
         let is_nft = sh("iptables --version").contains("nf_tables");
         let variant = if is_nft { Variant::Nft } else { Variant::Legacy };
         assert_eq!(Kernel::new(commands, Backend::Auto).unwrap().variant(), variant);
