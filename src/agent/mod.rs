@@ -281,7 +281,10 @@ impl<D: Dataplane> Agent<D> {
         let was_local = |key: &ObjectKey| self.cluster.pod(key).is_some_and(|pod| is_local(pod));
         let chains = match change {
             Change::SetPolicy(_) | Change::RemovePolicy(_) => true,
-            Change::SetNamespace(_) | Change::RemoveNamespace(_) => false,
+            Change::SetNamespace(_)
+            | Change::RemoveNamespace(_)
+            | Change::SetNode(_)
+            | Change::RemoveNode(_) => false,
             Change::SetPod(pod) => is_local(pod) || was_local(&pod.key),
             Change::RemovePod(key) => was_local(key),
         };
@@ -517,6 +520,7 @@ impl<D: Dataplane> Agent<D> {
             Delta::Policy { before, after } => {
                 ("NetworkPolicy", present(after.as_ref()) - present(before.as_ref()))
             }
+            Delta::Node { before, after } => ("Node", present(after.as_ref()) - present(before.as_ref())),
         };
         self.metrics.objects.with_label_values(&[kind]).add(change);
     }

@@ -5,16 +5,18 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as ApiSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
 
 use super::{
     fault::{Problem, Severity},
     intern::Interner,
     path::FieldPath,
-    types, validate,
+    types::{self, Meta},
+    validate,
 };
 use crate::model::{
-    ContainerPort, LabelSelector, Labels, Namespace, ObjectKey, Operator, Phase, Pod, Protocol, Requirement,
+    ContainerPort, LabelSelector, Labels, Namespace, Node, ObjectKey, Operator, Phase, Pod, Protocol,
+    Requirement,
 };
 
 /// The label that every namespace has; its value is the namespace's name.
@@ -23,19 +25,31 @@ pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Who has looked at an object before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody: it comes from a file.
+    Manifest,
+    /// The API server, when the object was stored. What it still serves of old objects that it would refuse as new
+    /// ones is taken as it is: labels in selectors that no object can have.
+    Api,
+}
+
 /// What became of an object.
 #[derive(Clone, Debug)]
 pub struct Conversion<T> {
-    /// The object, if there is no error among the problems.
-    pub object: Option<T>,
+    /// What can be read of it.
+    pub readable: Option<T>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
 }
 
 impl<T> Conversion<T> {
-    pub(super) fn new(object: Option<T>, problems: Vec<Problem>) -> Self {
-        let refused = problems.iter().any(|problem| problem.severity == Severity::Error);
-        Self { object: object.filter(|_| !refused), problems }
+    /// The object, if there is no error among the problems.
+    #[must_use]
+    pub fn object(self) -> Option<T> {
+        let refused = self.problems.iter().any(|problem| problem.severity == Severity::Error);
+        self.readable.filter(|_| !refused)
     }
 }
 
@@ -55,15 +69,15 @@ pub fn namespace(object: &types::Namespace, names: &mut Interner) -> Conversion<
         problems.push(Problem::error(FieldPath::of(&["metadata", "labels", NAME_LABEL]), text));
     }
     let object = name.map(|name| synthesise_namespace(name, meta, names));
-    Conversion::new(object, problems)
+    Conversion { readable: object, problems }
 }
 
 /// The namespace `name` with no label but the one that every namespace has.
 pub fn bare_namespace(name: &str, names: &mut Interner) -> Namespace {
-    synthesise_namespace(name, &ObjectMeta::default(), names)
+    synthesise_namespace(name, &Meta::default(), names)
 }
 
-fn synthesise_namespace(name: &str, meta: &ObjectMeta, names: &mut Interner) -> Namespace {
+fn synthesise_namespace(name: &str, meta: &Meta, names: &mut Interner) -> Namespace {
     let pairs = meta.labels.iter().flatten().map(|(key, value)| (&**key, &**value));
     let labels = names.labels(pairs.chain([(NAME_LABEL, name)]));
     Namespace { name: names.string(name), labels }
@@ -109,7 +123,42 @@ pub fn pod(object: &types::Pod, names: &mut Interner) -> Conversion<Pod> {
         ports: ports.unwrap_or_default(),
         ..Pod::new(key)
     });
-    Conversion::new(pod, problems)
+    Conversion { readable: pod, problems }
+}
+
+/// A Node.
+pub fn node(object: &types::Node, names: &mut Interner) -> Conversion<Node> {
+    let mut problems = Vec::new();
+    let name = name(&object.metadata, validate::dns_subdomain, &mut problems);
+    let mut addresses = Vec::new();
+    let listed = object.status.as_ref().and_then(|status| status.addresses.as_ref());
+    for (index, item) in listed.into_iter().flatten().enumerate() {
+        let is_address = matches!(item.kind.as_deref(), Some("InternalIP" | "ExternalIP"));
+        let Some(text) = item.address.as_deref().filter(|_| is_address) else { continue };
+        match validate::address(text) {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(error) => {
+                let at = FieldPath::of(&["status", "addresses"]).index(index).key("address");
+                problems.push(Problem::error(at, error.to_string()));
+            }
+        }
+    }
+    let mut pod_cidrs = Vec::new();
+    let spec = object.spec.as_ref();
+    let first =
+        spec.and_then(|spec| spec.pod_cidr.as_ref()).map(|text| (FieldPath::of(&["spec", "podCIDR"]), text));
+    let all = spec.and_then(|spec| spec.pod_cidrs.as_ref()).into_iter().flatten().enumerate();
+    let all = all.map(|(index, text)| (FieldPath::of(&["spec", "podCIDRs"]).index(index), text));
+    for (at, text) in first.into_iter().chain(all).filter(|(_, text)| !text.is_empty()) {
+        match validate::cidr(text) {
+            Ok(cidr) if pod_cidrs.contains(&cidr) => {}
+            Ok(cidr) => pod_cidrs.push(cidr),
+            Err(error) => problems.push(Problem::error(at, error.to_string())),
+        }
+    }
+    let node = name.map(|name| Node { name: names.string(name), addresses, pod_cidrs });
+    Conversion { readable: node, problems }
 }
 
 /// A workload, as one running pod of its template, with the workload's name, no address and no node.
@@ -126,7 +175,7 @@ pub fn workload(object: &types::Workload, names: &mut Interner) -> Conversion<Po
     };
     let Some(template) = template else {
         problems.push(Problem::of_field(at, "is missing: without it there is no pod"));
-        return Conversion::new(None, problems);
+        return Conversion { readable: None, problems };
     };
     let meta = template.metadata.clone().unwrap_or_default();
     let labels = pod_labels(&meta, &at, names, &mut problems);
@@ -138,12 +187,12 @@ pub fn workload(object: &types::Workload, names: &mut Interner) -> Conversion<Po
         ports: ports.unwrap_or_default(),
         ..Pod::new(key)
     });
-    Conversion::new(pod, problems)
+    Conversion { readable: pod, problems }
 }
 
 /// `metadata.name`, checked by `rule`.
 fn name<'o>(
-    meta: &'o ObjectMeta,
+    meta: &'o Meta,
     rule: fn(&str) -> Result<(), validate::Invalid>,
     problems: &mut Vec<Problem>,
 ) -> Option<&'o str> {
@@ -162,7 +211,7 @@ fn name<'o>(
 }
 
 /// The namespace and name of a namespaced object.
-pub(super) fn key(meta: &ObjectMeta, names: &mut Interner, problems: &mut Vec<Problem>) -> Option<ObjectKey> {
+pub(super) fn key(meta: &Meta, names: &mut Interner, problems: &mut Vec<Problem>) -> Option<ObjectKey> {
     let name = name(meta, validate::dns_subdomain, problems);
     let namespace = match meta.namespace.as_deref() {
         None | Some("") => DEFAULT_NAMESPACE,
@@ -176,11 +225,11 @@ pub(super) fn key(meta: &ObjectMeta, names: &mut Interner, problems: &mut Vec<Pr
 }
 
 /// Checks `metadata.labels`.
-pub(super) fn labels(meta: &ObjectMeta, problems: &mut Vec<Problem>) {
+pub(super) fn labels(meta: &Meta, problems: &mut Vec<Problem>) {
     check_labels(meta, &FieldPath::root(), problems);
 }
 
-fn check_labels(meta: &ObjectMeta, at: &FieldPath, problems: &mut Vec<Problem>) {
+fn check_labels(meta: &Meta, at: &FieldPath, problems: &mut Vec<Problem>) {
     for (key, value) in meta.labels.iter().flatten() {
         let at = || at.key("metadata").key("labels").key(key);
         for error in
@@ -191,12 +240,7 @@ fn check_labels(meta: &ObjectMeta, at: &FieldPath, problems: &mut Vec<Problem>) 
     }
 }
 
-fn pod_labels(
-    meta: &ObjectMeta,
-    at: &FieldPath,
-    names: &mut Interner,
-    problems: &mut Vec<Problem>,
-) -> Labels {
+fn pod_labels(meta: &Meta, at: &FieldPath, names: &mut Interner, problems: &mut Vec<Problem>) -> Labels {
     check_labels(meta, at, problems);
     names.labels(meta.labels.iter().flatten().map(|(key, value)| (&**key, &**value)))
 }
@@ -301,12 +345,17 @@ pub(super) fn protocol(
 /// A label selector; `None` if anything about it is wrong.
 pub(super) fn selector(
     selector: &ApiSelector,
+    origin: Origin,
     at: &FieldPath,
     names: &mut Interner,
     problems: &mut Vec<Problem>,
 ) -> Option<LabelSelector> {
     let before = problems.len();
     let mut requirements = Vec::new();
+    let value_rule = |value: &str| match origin {
+        Origin::Manifest => validate::label_value(value),
+        Origin::Api => Ok(()),
+    };
     let mut check = |at: FieldPath, result: Result<(), validate::Invalid>| {
         if let Err(error) = result {
             problems.push(Problem::error(at, error.to_string()));
@@ -314,7 +363,7 @@ pub(super) fn selector(
     };
     for (key, value) in selector.match_labels.iter().flatten() {
         check(at.key("matchLabels").key(key), validate::label_key(key));
-        check(at.key("matchLabels").key(key), validate::label_value(value));
+        check(at.key("matchLabels").key(key), value_rule(value));
         requirements.push(Requirement::equals(names.string(key), names.string(value)));
     }
     for (index, expression) in selector.match_expressions.iter().flatten().enumerate() {
@@ -322,7 +371,7 @@ pub(super) fn selector(
         check(at.key("key"), validate::label_key(&expression.key));
         let values = expression.values.as_deref().unwrap_or_default();
         for (index, value) in values.iter().enumerate() {
-            check(at.key("values").index(index), validate::label_value(value));
+            check(at.key("values").index(index), value_rule(value));
         }
         let shared: Arc<[Arc<str>]> = values.iter().map(|value| names.string(value)).collect();
         let operator = match expression.operator.as_str() {

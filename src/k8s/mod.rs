@@ -1,4 +1,4 @@
-//! The edge in: Kubernetes objects, from files, become the [model](crate::model).
+//! The edge in: Kubernetes objects, from files or the API server, become the [model](crate::model).
 //!
 //! Nothing behind this edge sees an optional field, an unchecked string or an API type. In the order of the data:
 //!
@@ -11,6 +11,7 @@
 //! | many files | one set of objects | [`assemble`] |
 //!
 //! [`manifest`] does this once, for a command; [`files`] does it for as long as the daemon runs, with [`store`].
+//! [`watch`] follows the API server, whose objects are converted as they come.
 
 pub mod assemble;
 pub mod chunk;
@@ -35,3 +36,4 @@ pub mod store;
 mod tests;
 pub mod types;
 pub mod validate;
+pub mod watch;

@@ -7,7 +7,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    convert::{Conversion, key, labels, protocol, selector},
+    convert::{Conversion, Origin, key, labels, protocol, selector},
     fault::{Problem, Severity},
     intern::Interner,
     path::{FieldPath, Step},
@@ -19,7 +19,11 @@ use crate::model::{
 };
 
 /// A NetworkPolicy, with its defaults applied.
-pub fn network_policy(object: &types::NetworkPolicy, names: &mut Interner) -> Conversion<NetworkPolicy> {
+pub fn network_policy(
+    object: &types::NetworkPolicy,
+    origin: Origin,
+    names: &mut Interner,
+) -> Conversion<NetworkPolicy> {
     let mut problems = Vec::new();
     let key = key(&object.metadata, names, &mut problems);
     labels(&object.metadata, &mut problems);
@@ -27,11 +31,11 @@ pub fn network_policy(object: &types::NetworkPolicy, names: &mut Interner) -> Co
     let spec = object.spec.as_ref().unwrap_or(&absent);
     let at = FieldPath::of(&["spec"]);
     let own = key.as_ref().map_or_else(|| names.string(""), |key| key.namespace.clone());
-    let mut reading = Rules { own, names, problems: &mut problems };
+    let mut reading = Rules { own, origin, names, problems: &mut problems };
 
     let subject = match &spec.pod_selector {
         None => Some(LabelSelector::everything()),
-        Some(pods) => selector(pods, &at.key("podSelector"), reading.names, reading.problems),
+        Some(pods) => selector(pods, origin, &at.key("podSelector"), reading.names, reading.problems),
     };
     let ingress: Vec<PolicyRule> = spec
         .ingress
@@ -70,7 +74,7 @@ pub fn network_policy(object: &types::NetworkPolicy, names: &mut Interner) -> Co
         egress: types.isolates(Direction::Egress).then_some(egress),
         standing: Standing::Accepted,
     });
-    Conversion::new(policy, problems)
+    Conversion { readable: policy, problems }
 }
 
 /// What stands in for a policy that was refused for `problems`: it isolates the pods of its podSelector for its
@@ -80,6 +84,7 @@ pub fn network_policy(object: &types::NetworkPolicy, names: &mut Interner) -> Co
 /// are meant: the podSelector, or the name and namespace, are themselves at fault or not where they belong.
 pub fn stand_in(
     object: &types::NetworkPolicy,
+    origin: Origin,
     problems: &[Problem],
     names: &mut Interner,
 ) -> Option<NetworkPolicy> {
@@ -94,12 +99,12 @@ pub fn stand_in(
     let spec = object.spec.as_ref().unwrap_or(&absent);
     let subject = match &spec.pod_selector {
         None => LabelSelector::everything(),
-        Some(pods) => selector(pods, &FieldPath::of(&["spec", "podSelector"]), names, &mut ignored)?,
+        Some(pods) => selector(pods, origin, &FieldPath::of(&["spec", "podSelector"]), names, &mut ignored)?,
     };
     let types = if errors().any(hides_directions) {
         Types { ingress: true, egress: true }
     } else {
-        let mut types = Rules { own: key.namespace.clone(), names, problems: &mut ignored }
+        let mut types = Rules { own: key.namespace.clone(), origin, names, problems: &mut ignored }
             .policy_types(spec, &FieldPath::of(&["spec"]));
         // Rules that could not be read are rules all the same, and so make the policy one for egress.
         let by_default = spec.policy_types.as_deref().unwrap_or_default().is_empty();
@@ -163,6 +168,7 @@ impl Types {
 /// The reading of the rules of one policy.
 struct Rules<'r> {
     own: std::sync::Arc<str>,
+    origin: Origin,
     names: &'r mut Interner,
     problems: &'r mut Vec<Problem>,
 }
@@ -228,11 +234,11 @@ impl Rules<'_> {
     fn peer(&mut self, peer: &NetworkPolicyPeer, at: &FieldPath) -> Option<Peer> {
         let pods = peer.pod_selector.as_ref().map(|pods| {
             let at = at.key("podSelector");
-            selector(pods, &at, self.names, self.problems)
+            selector(pods, self.origin, &at, self.names, self.problems)
         });
         let namespaces = peer.namespace_selector.as_ref().map(|namespaces| {
             let at = at.key("namespaceSelector");
-            selector(namespaces, &at, self.names, self.problems)
+            selector(namespaces, self.origin, &at, self.names, self.problems)
         });
         let block = peer.ip_block.as_ref().map(|block| self.block(block, &at.key("ipBlock")));
         match (pods, namespaces, block) {

@@ -6,7 +6,7 @@ use k8s_openapi::api::{apps, batch, core, networking};
 use serde::de::DeserializeOwned;
 
 use super::{
-    convert::{self, Conversion, DEFAULT_NAMESPACE},
+    convert::{self, Conversion, DEFAULT_NAMESPACE, Origin},
     deserialize::Reading,
     fault::{ObjectId, Problem, Severity},
     hints,
@@ -190,17 +190,14 @@ impl Reader<'_> {
 
     fn policy(&mut self, root: &Node<'_>, at: &FieldPath, name: &'static str) -> Manifest {
         use networking::v1::NetworkPolicy;
-        let judged = self.judge::<NetworkPolicy, types::NetworkPolicy, _>(
-            root,
-            at,
-            name,
-            network_policy::network_policy,
-        );
+        let judged = self.judge::<NetworkPolicy, types::NetworkPolicy, _>(root, at, name, |object, names| {
+            network_policy::network_policy(object, Origin::Manifest, names)
+        });
         let stand_in = match (&judged.converted, &judged.read) {
             (None, Some(object)) => {
                 let problems: Vec<Problem> =
                     judged.problems.iter().map(|(_, problem)| problem.clone()).collect();
-                network_policy::stand_in(object, &problems, self.names)
+                network_policy::stand_in(object, Origin::Manifest, &problems, self.names)
             }
             _ => None,
         };
@@ -234,8 +231,8 @@ impl Reader<'_> {
         }
         let mut converted = None;
         if let Some(read) = &read {
-            let Conversion { object, problems } = convert(read, self.names);
-            converted = object;
+            let Conversion { readable, problems } = convert(read, self.names);
+            converted = readable;
             for problem in problems {
                 // What was left out for its type is not missing.
                 if !placed.iter().any(|(_, known)| known.path == problem.path) {

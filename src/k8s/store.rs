@@ -197,6 +197,7 @@ mod tests {
                 Change::RemovePolicy(key) => format!("no policy {}", key.name),
                 Change::SetNamespace(namespace) => format!("namespace {}", namespace.name),
                 Change::RemoveNamespace(name) => format!("no namespace {name}"),
+                Change::SetNode(_) | Change::RemoveNode(_) => unreachable!("no file speaks of nodes"),
             });
             let told = told.collect();
             for change in difference.changes {

@@ -3,15 +3,35 @@
 //! Everything that can be absent is an `Option` here, and nowhere behind [`convert`](super::convert). Memory and time
 //! follow what is used: a pod is some twenty fields here, and several hundred in the API.
 
-use k8s_openapi::{api::networking::v1::NetworkPolicySpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::networking::v1::NetworkPolicySpec, apimachinery::pkg::apis::meta::v1::Time};
 use serde::Deserialize;
+
+/// `metadata` of an object. Annotations and managed fields, often most of its text, are passed over.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Meta {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its labels.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The version of the whole collection at which it became what it is.
+    pub resource_version: Option<String>,
+    /// When it was created.
+    pub creation_timestamp: Option<Time>,
+    /// When it was told to end.
+    pub deletion_timestamp: Option<Time>,
+}
 
 /// A Namespace.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Namespace {
     /// Its name and labels.
-    pub metadata: ObjectMeta,
+    pub metadata: Meta,
 }
 
 /// A NetworkPolicy. All of its fields are used.
@@ -19,7 +39,7 @@ pub struct Namespace {
 #[serde(default)]
 pub struct NetworkPolicy {
     /// Its name and namespace.
-    pub metadata: ObjectMeta,
+    pub metadata: Meta,
     /// What it says.
     pub spec: Option<NetworkPolicySpec>,
 }
@@ -29,7 +49,7 @@ pub struct NetworkPolicy {
 #[serde(default)]
 pub struct Pod {
     /// Its name, namespace, labels and times.
-    pub metadata: ObjectMeta,
+    pub metadata: Meta,
     /// What it is to be.
     pub spec: Option<PodSpec>,
     /// What it is.
@@ -103,7 +123,7 @@ pub struct Address {
 #[serde(default)]
 pub struct Workload {
     /// Its name and namespace.
-    pub metadata: ObjectMeta,
+    pub metadata: Meta,
     /// What it makes.
     pub spec: Option<WorkloadSpec>,
 }
@@ -139,7 +159,50 @@ pub struct JobSpec {
 #[serde(default)]
 pub struct PodTemplate {
     /// Their labels.
-    pub metadata: Option<ObjectMeta>,
+    pub metadata: Option<Meta>,
     /// What they are to be.
     pub spec: Option<PodSpec>,
+}
+
+/// A Node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Its name.
+    pub metadata: Meta,
+    /// What it is to be.
+    pub spec: Option<NodeSpec>,
+    /// What it is.
+    pub status: Option<NodeStatus>,
+}
+
+/// `spec` of a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// The network of its pods.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Option<String>,
+    /// The networks of its pods, one of each family at most.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Option<Vec<String>>,
+}
+
+/// `status` of a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Its addresses, and its names.
+    pub addresses: Option<Vec<NodeAddress>>,
+}
+
+/// An item of a node's `addresses`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, or a kind of name.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The address.
+    pub address: Option<String>,
 }

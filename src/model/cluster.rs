@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{Labels, NetworkPolicy, ObjectKey, Phase, Pod};
 
 /// A namespace, as far as policy cares.
@@ -15,6 +17,17 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Its labels, `kubernetes.io/metadata.name` included.
     pub labels: Labels,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, as `spec.nodeName` of its pods says it.
+    pub name: Arc<str>,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The networks that its pods get their addresses from, as far as Kubernetes hands them out.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// One change of one object.
@@ -32,6 +45,10 @@ pub enum Change {
     SetPolicy(NetworkPolicy),
     /// The policy is gone.
     RemovePolicy(ObjectKey),
+    /// The node exists, and is this.
+    SetNode(Node),
+    /// The node is gone.
+    RemoveNode(Arc<str>),
 }
 
 /// What a [`Change`] changed: the object before and after.
@@ -60,6 +77,13 @@ pub enum Delta {
         /// The policy now.
         after: Option<Arc<NetworkPolicy>>,
     },
+    /// A node.
+    Node {
+        /// The node before.
+        before: Option<Arc<Node>>,
+        /// The node now.
+        after: Option<Arc<Node>>,
+    },
 }
 
 /// An address that changed hands.
@@ -82,7 +106,9 @@ pub struct Cluster {
     pods: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<Pod>>>,
     policies: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<NetworkPolicy>>>,
     claims: HashMap<IpAddr, Claims>,
-    nodes: BTreeMap<IpAddr, BTreeMap<Arc<str>, usize>>,
+    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// Who says so: how many pods, or the node itself.
+    node_addresses: BTreeMap<IpAddr, BTreeMap<Arc<str>, usize>>,
 }
 
 /// The selectable pods that report one address. Nearly always one: the second is worth an allocation then.
@@ -122,6 +148,8 @@ impl Cluster {
                 let before = remove(&mut self.policies, &key)?;
                 Some(Delta::Policy { before: Some(before), after: None })
             }
+            Change::SetNode(node) => self.replace_node(&node.name.clone(), Some(Arc::new(node))),
+            Change::RemoveNode(name) => self.replace_node(&name, None),
         }
     }
 
@@ -195,14 +223,63 @@ impl Cluster {
         pods
     }
 
-    /// The nodes that have `address`, as far as the `status.hostIPs` of pods tell.
-    pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
-        self.nodes.get(&address).into_iter().flat_map(BTreeMap::keys)
+    /// One node, if its object is known.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
     }
 
-    /// Every address of a node that the `status.hostIPs` of pods tell, ascending.
+    /// Every node whose object is known, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// The nodes that have `address`, as far as they and the `status.hostIPs` of pods tell.
+    pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
+        self.node_addresses.get(&address).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// Every address of a node that nodes and the `status.hostIPs` of pods tell, ascending.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.nodes.keys().copied()
+        self.node_addresses.keys().copied()
+    }
+
+    fn replace_node(&mut self, name: &Arc<str>, after: Option<Arc<Node>>) -> Option<Delta> {
+        let before = match &after {
+            Some(node) => self.nodes.insert(name.clone(), node.clone()),
+            None => Some(self.nodes.remove(name)?),
+        };
+        if before == after {
+            return None;
+        }
+        if let Some(node) = &before {
+            self.forget_node(name, &node.addresses);
+        }
+        if let Some(node) = &after {
+            self.learn_node(name, &node.addresses);
+        }
+        Some(Delta::Node { before, after })
+    }
+
+    fn learn_node(&mut self, name: &Arc<str>, addresses: &[IpAddr]) {
+        for address in distinct(addresses) {
+            *self.node_addresses.entry(address).or_default().entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    fn forget_node(&mut self, name: &Arc<str>, addresses: &[IpAddr]) {
+        for address in distinct(addresses) {
+            let Some(names) = self.node_addresses.get_mut(&address) else { continue };
+            if let Some(count) = names.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    names.remove(name);
+                }
+            }
+            if names.is_empty() {
+                self.node_addresses.remove(&address);
+            }
+        }
     }
 
     fn replace_pod(&mut self, key: &ObjectKey, after: Option<Arc<Pod>>) -> Option<Delta> {
@@ -247,9 +324,7 @@ impl Cluster {
             }
         }
         if let Some(node) = &pod.node {
-            for address in distinct(&pod.node_addresses) {
-                *self.nodes.entry(address).or_default().entry(node.clone()).or_default() += 1;
-            }
+            self.learn_node(node, &pod.node_addresses);
         }
     }
 
@@ -266,18 +341,7 @@ impl Cluster {
             }
         }
         if let Some(node) = &pod.node {
-            for address in distinct(&pod.node_addresses) {
-                let Some(names) = self.nodes.get_mut(&address) else { continue };
-                if let Some(count) = names.get_mut(node) {
-                    *count -= 1;
-                    if *count == 0 {
-                        names.remove(node);
-                    }
-                }
-                if names.is_empty() {
-                    self.nodes.remove(&address);
-                }
-            }
+            self.forget_node(node, &pod.node_addresses);
         }
     }
 }

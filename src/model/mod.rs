@@ -12,7 +12,7 @@ pub mod net;
 pub mod network_policy;
 pub mod pod;
 
-pub use cluster::{Change, Cluster, Delta, Handover, Namespace};
+pub use cluster::{Change, Cluster, Delta, Handover, Namespace, Node};
 pub use flow::{Direction, Endpoint, Flow, Transport};
 pub use labels::{LabelSelector, Labels, Operator, Requirement};
 pub use net::{Family, IpBlock, IpBlockError, PortRange, Protocol};

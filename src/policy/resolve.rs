@@ -129,7 +129,7 @@ impl Resolver {
         for pod in cluster.pods() {
             resolver.place(cluster, pod);
         }
-        resolver.list_nodes(cluster);
+        resolver.node_addresses(cluster, cluster.node_addresses());
         resolver
     }
 
@@ -143,6 +143,10 @@ impl Resolver {
                 self.namespace(cluster, before.as_deref(), after.as_deref());
             }
             Delta::Policy { before, after } => self.policy(cluster, before.as_deref(), after.as_ref()),
+            Delta::Node { before, after } => {
+                let nodes = [before, after].into_iter().flatten();
+                self.node_addresses(cluster, nodes.flat_map(|node| node.addresses.iter().copied()));
+            }
         }
     }
 
@@ -250,11 +254,8 @@ impl Resolver {
                 members.replace(*address, &chosen(cluster, selection, *address));
             }
         }
-        if before.map(|pod| (&pod.node, &pod.node_addresses))
-            != after.map(|pod| (&pod.node, &pod.node_addresses))
-        {
-            self.list_nodes(cluster);
-        }
+        let pods = [before, after].into_iter().flatten();
+        self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         for Handover { address, before, after } in handovers {
             // Of several handovers only the first owner and the last one count: back where it was is no handover.
             let first = self.owners.entry(*address).or_insert_with(|| before.clone());
@@ -327,11 +328,13 @@ impl Resolver {
         self.subjects.insert(pod.key.clone(), Subject { pod: pod.clone(), policies });
     }
 
-    fn list_nodes(&mut self, cluster: &Cluster) {
-        let of = |family| {
-            cluster.node_addresses().filter(|a| Family::of(*a) == family).map(Member::Address).collect()
-        };
-        self.nodes = Members { v4: of(Family::V4), v6: of(Family::V6) };
+    /// Looks up anew which of `addresses` are those of nodes.
+    fn node_addresses(&mut self, cluster: &Cluster, addresses: impl Iterator<Item = IpAddr>) {
+        for address in addresses {
+            let is_node = cluster.nodes_at(address).next().is_some();
+            let now: &[Member] = if is_node { &[Member::Address(address)] } else { &[] };
+            self.nodes.replace(address, now);
+        }
     }
 
     /// Drops selections that no program uses any more, and looks up the members of new ones.

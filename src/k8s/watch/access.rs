@@ -1,0 +1,69 @@
+//! How to reach the API server: where it is, whom to trust, and who we are.
+
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Which API server to ask, as whom. It is looked up anew for each client, so that a renewed token, certificate or
+/// kubeconfig is taken up at the next connection.
+#[derive(Clone, Debug)]
+pub struct Access {
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+}
+
+/// Why it is not known how to reach an API server.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AccessError {
+    /// A kubeconfig that was asked for, or the only one there is, cannot be used.
+    #[error("{0}")]
+    Kubeconfig(Arc<KubeconfigError>),
+    /// The service account of this pod cannot be used.
+    #[error("the service account of this pod cannot be used: {0}")]
+    InCluster(Arc<InClusterError>),
+    /// The client cannot be built of what was found.
+    #[error("{0}")]
+    Client(Arc<kube::Error>),
+}
+
+impl Access {
+    /// The API server that `context` of `kubeconfig` names, as kubectl reads them. Without both: that of the cluster
+    /// in whose pod this process runs; elsewhere what `$KUBECONFIG` or `~/.kube/config` says.
+    #[must_use]
+    pub fn new(kubeconfig: Option<PathBuf>, context: Option<String>) -> Self {
+        Self { kubeconfig, context }
+    }
+
+    /// A new client, with nothing remembered from the last one, and the server's address.
+    ///
+    /// # Errors
+    /// If what is needed cannot be read.
+    pub async fn client(&self) -> Result<(Client, String), AccessError> {
+        let mut config = self.config().await?;
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        // The watches have their own way to try again, and say when they do.
+        config.default_retry = false;
+        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let client = Client::try_from(config).map_err(|error| AccessError::Client(Arc::new(error)))?;
+        Ok((client, server))
+    }
+
+    async fn config(&self) -> Result<Config, AccessError> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let of_kubeconfig = |error| AccessError::Kubeconfig(Arc::new(error));
+        if let Some(path) = &self.kubeconfig {
+            let kubeconfig = Kubeconfig::read_from(path).map_err(of_kubeconfig)?;
+            return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(of_kubeconfig);
+        }
+        if self.context.is_none() && env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            return Config::incluster().map_err(|error| AccessError::InCluster(Arc::new(error)));
+        }
+        Config::from_kubeconfig(&options).await.map_err(of_kubeconfig)
+    }
+}

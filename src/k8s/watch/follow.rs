@@ -1,0 +1,285 @@
+//! Lists the objects of one kind, and follows what becomes of them.
+//!
+//! The list comes as a watch that begins with everything there is ("streaming list"), served from the API server's cache
+//! and one object at a time, so that neither side ever holds it whole. A server that has no streaming lists is asked for
+//! pages. Either is as of now: a list "as of any time" could bring back a state from before a policy that is already
+//! enforced.
+//!
+//! A watch that ends goes on where it ended, from the version of the last event or bookmark. Bookmarks come about once
+//! a minute, so that silence for longer than that means that the connection is dead, whatever TCP thinks of it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures::{StreamExt, TryStreamExt as _, stream::BoxStream};
+use kube::{
+    Client,
+    api::{ListParams, Request, WatchEvent as ApiEvent, WatchParams},
+};
+use tracing::debug;
+
+use super::{
+    Access, Deliver, FirstLists, Trouble, WatchEvent,
+    inventory::{Inventory, Told},
+    kinds::{Kind, Watched},
+    received::{Page, Received},
+    trouble::Cause,
+};
+
+/// What is heard from a live watch at least so often is an event or a bookmark. The API server sends bookmarks once a
+/// minute.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// After so many seconds the API server ends a watch; it goes on where it ended.
+const WATCH_SECONDS: u32 = 600;
+
+/// Objects of a page, where the server has no streaming lists.
+const PAGE: u32 = 500;
+
+/// The first and the longest wait after a failure. Each is varied, so that nodes do not come back all at once.
+const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+
+/// A watch that lived for so long has nothing to do with the failures before it.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// A watch that ends sooner than this is no watch: it is not begun again at once.
+const TOO_SHORT: Duration = Duration::from_secs(1);
+
+/// The annotation of the bookmark that ends a streaming list.
+const LIST_ENDS: &str = "k8s.io/initial-events-end";
+
+type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
+
+/// Follows one kind.
+pub(super) struct Follower<S> {
+    access: Access,
+    node: Arc<str>,
+    deliver: Deliver,
+    first_lists: Arc<FirstLists>,
+    inventory: Inventory<S>,
+    client: Option<(Client, Arc<str>)>,
+    /// What was told is of this version; `None` before the first list, and when all has to be listed again.
+    version: Option<String>,
+    /// Whether the server has streaming lists, as far as is known.
+    streams_lists: bool,
+    /// Whether the last attempt failed.
+    broken: bool,
+}
+
+impl<S: Watched> Follower<S> {
+    pub(super) fn new(
+        access: Access,
+        node: Arc<str>,
+        deliver: Deliver,
+        first_lists: Arc<FirstLists>,
+    ) -> Self {
+        Self {
+            access,
+            node,
+            deliver,
+            first_lists,
+            inventory: Inventory::new(),
+            client: None,
+            version: None,
+            streams_lists: true,
+            broken: false,
+        }
+    }
+
+    /// Runs until it is dropped.
+    pub(super) async fn run(mut self) {
+        let (first, longest) = WAITS;
+        let waits = || {
+            let waits = ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest);
+            waits.with_factor(2.0).with_jitter().without_max_times().build()
+        };
+        let mut backoff = waits();
+        loop {
+            let began = Instant::now();
+            let trouble = self.follow().await.err().unwrap_or_else(Trouble::ended);
+            let lived = began.elapsed();
+            if lived >= STEADY {
+                backoff = waits();
+            }
+            debug!(kind = %S::KIND, %trouble, "a watch ended");
+            let cause = trouble.cause;
+            if cause == Cause::Gone {
+                self.version = None;
+            }
+            if !cause.is_routine() {
+                self.broken = true;
+                // The next attempt reads the token, the certificates and the kubeconfig again.
+                self.client = None;
+            }
+            self.tell(WatchEvent::Ended(S::KIND, trouble));
+            if !cause.is_routine() || lived < TOO_SHORT {
+                tokio::time::sleep(backoff.next().unwrap_or(longest)).await;
+            }
+        }
+    }
+
+    /// Lists, unless there is a version to go on from, and watches until that ends.
+    async fn follow(&mut self) -> Result<(), Trouble> {
+        let (client, server) = self.client().await?;
+        if self.version.is_none() && !self.streams_lists {
+            self.list(&client, &server).await?;
+        }
+        let mut events = match self.watch(&client, &server).await {
+            Err(trouble) if self.version.is_none() && trouble.cause == Cause::Refused => {
+                debug!(kind = %S::KIND, %trouble, "no streaming lists; asking for pages");
+                self.list(&client, &server).await?;
+                // Only now is it known that it was this that the server refused.
+                self.streams_lists = false;
+                self.watch(&client, &server).await?
+            }
+            events => events?,
+        };
+        if self.version.is_none() {
+            self.inventory.begin_list();
+        } else {
+            self.mended();
+        }
+        loop {
+            let event = within(SILENCE, &server, events.try_next()).await?;
+            let Some(event) = event.map_err(|error| Trouble::of_request(&error, S::KIND, &server))? else {
+                return if self.inventory.is_listing() { Err(Trouble::cut_short(&server)) } else { Ok(()) };
+            };
+            self.take(event, &server)?;
+        }
+    }
+
+    async fn client(&mut self) -> Result<(Client, Arc<str>), Trouble> {
+        if let Some((client, server)) = &self.client {
+            return Ok((client.clone(), server.clone()));
+        }
+        let (client, server) = self.access.client().await.map_err(|error| Trouble::of_access(&error))?;
+        let server: Arc<str> = server.into();
+        self.client = Some((client.clone(), server.clone()));
+        Ok((client, server))
+    }
+
+    /// Begins a watch: after [`Self::version`], or with everything there is.
+    async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, Trouble> {
+        let params = WatchParams {
+            field_selector: S::KIND.fields(&self.node),
+            timeout: Some(WATCH_SECONDS),
+            bookmarks: true,
+            send_initial_events: self.version.is_none(),
+            ..WatchParams::default()
+        };
+        // No version at all means: as of now.
+        let version = self.version.as_deref().unwrap_or_default();
+        let request = Request::new(S::KIND.path()).watch(&params, version);
+        let request = request.map_err(kube::Error::BuildRequest);
+        let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        let events = within(SILENCE, server, client.request_events(request)).await?;
+        events.map(StreamExt::boxed).map_err(|error| Trouble::of_request(&error, S::KIND, server))
+    }
+
+    /// Lists page by page.
+    async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
+        self.inventory.begin_list();
+        let mut next = None;
+        loop {
+            let params = ListParams {
+                field_selector: S::KIND.fields(&self.node),
+                limit: Some(PAGE),
+                continue_token: next,
+                ..ListParams::default()
+            };
+            let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
+            let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+            let page = within(SILENCE, server, client.request::<Page<S>>(request)).await?;
+            let page = page.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+            self.tell(WatchEvent::Heard(S::KIND));
+            for received in page.items.iter().flatten() {
+                self.inventory.set(received);
+            }
+            if page.metadata.next.is_empty() {
+                self.listed(page.metadata.resource_version);
+                return Ok(());
+            }
+            next = Some(page.metadata.next);
+        }
+    }
+
+    fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), Trouble> {
+        self.tell(WatchEvent::Heard(S::KIND));
+        match event {
+            ApiEvent::Added(received) | ApiEvent::Modified(received) => {
+                let told = self.inventory.set(&received);
+                self.told(told, &received);
+            }
+            ApiEvent::Deleted(received) => {
+                let told = self.inventory.remove(&received);
+                self.told(told, &received);
+            }
+            ApiEvent::Bookmark(bookmark) => {
+                let version = bookmark.metadata.resource_version;
+                if !self.inventory.is_listing() {
+                    self.version = Some(version);
+                } else if bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    self.listed(version);
+                }
+            }
+            ApiEvent::Error(status) => return Err(Trouble::of_status(&status, S::KIND, server)),
+        }
+        Ok(())
+    }
+
+    /// The list is complete, and of this version.
+    fn listed(&mut self, version: String) {
+        let told = self.inventory.end_list();
+        self.version = Some(version);
+        self.deliver_told(told);
+        self.mended();
+        if self.inventory.is_empty() && S::KIND == Kind::Node {
+            self.tell(WatchEvent::NoSuchNode(self.node.clone()));
+        } else {
+            self.first_lists.listed(S::KIND);
+        }
+    }
+
+    /// What one event came to; the watch has now got as far as it.
+    fn told(&mut self, told: Told, received: &Received<S>) {
+        if self.inventory.is_listing() {
+            return;
+        }
+        if let Received::Readable(object) = received
+            && let Some(version) = &object.meta().resource_version
+        {
+            self.version = Some(version.clone());
+        }
+        self.deliver_told(told);
+        if S::KIND == Kind::Node && !self.inventory.is_empty() {
+            self.first_lists.listed(S::KIND);
+        }
+    }
+
+    fn deliver_told(&self, Told { changes, refused }: Told) {
+        if !changes.is_empty() {
+            self.tell(WatchEvent::Changes { received: Instant::now(), changes });
+        }
+        if let Some(refused) = refused {
+            self.tell(WatchEvent::Refused(S::KIND, refused));
+        }
+    }
+
+    fn mended(&mut self) {
+        if std::mem::take(&mut self.broken) {
+            self.tell(WatchEvent::Mended(S::KIND));
+        }
+    }
+
+    fn tell(&self, event: WatchEvent) {
+        (self.deliver)(event);
+    }
+}
+
+/// What comes within this time; nothing coming means that nobody is there.
+async fn within<T>(time: Duration, server: &str, what: impl Future<Output = T>) -> Result<T, Trouble> {
+    tokio::time::timeout(time, what).await.map_err(|_| Trouble::silent(server, time.as_secs()))
+}

@@ -1,0 +1,252 @@
+//! Which objects of a kind there are, and what the model holds of each.
+//!
+//! Only names are kept: what the objects say is in the model and nowhere else.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    marker::PhantomData,
+    sync::Arc,
+};
+
+use super::{
+    super::{
+        convert::{Conversion, DEFAULT_NAMESPACE},
+        fault::{ObjectId, Problem, Severity},
+        intern::Interner,
+        node, object,
+        path::FieldPath,
+        types::Meta,
+    },
+    kinds::{Key, Kind, Watched},
+    received::{Received, Unreadable},
+};
+use crate::model::Change;
+
+/// An object that cannot be enforced as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The object, if it could be told which one it is.
+    pub object: Option<ObjectId>,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// `NetworkPolicy shop/deny-all: error: text (field path)`.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.object {
+            Some(object) => write!(f, "{object}: {}", self.problem),
+            None => write!(f, "an object without a name: {}", self.problem),
+        }
+    }
+}
+
+/// What one event, or one list, comes to.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// What changes in the model.
+    pub(super) changes: Vec<Change>,
+    /// Every refusal there is now, if that is not what it was.
+    pub(super) refused: Option<Vec<Refusal>>,
+}
+
+/// What the model holds of an object that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// A version that could be read, the present one or one before it.
+    Good,
+    /// Something that closes in its place.
+    StandIn,
+    /// Nothing.
+    Nothing,
+}
+
+/// The objects of one kind.
+#[derive(Debug)]
+pub(super) struct Inventory<S> {
+    names: Interner,
+    held: HashMap<Key, Held>,
+    refusals: BTreeMap<Key, Vec<Refusal>>,
+    listing: Option<Listing>,
+    kind: PhantomData<fn() -> S>,
+}
+
+/// A list that is not complete yet.
+#[derive(Debug, Default)]
+struct Listing {
+    held: HashMap<Key, Held>,
+    refusals: BTreeMap<Key, Vec<Refusal>>,
+    changes: Vec<Change>,
+}
+
+/// One object, judged.
+struct Judged {
+    key: Key,
+    held: Held,
+    change: Option<Change>,
+    refusals: Vec<Refusal>,
+}
+
+impl<S: Watched> Inventory<S> {
+    pub(super) fn new() -> Self {
+        Self {
+            names: Interner::new(),
+            held: HashMap::new(),
+            refusals: BTreeMap::new(),
+            listing: None,
+            kind: PhantomData,
+        }
+    }
+
+    /// Whether no object is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// A list begins. One that was not ended is void.
+    pub(super) fn begin_list(&mut self) {
+        self.listing = Some(Listing::default());
+    }
+
+    /// Whether a list has begun and not ended.
+    pub(super) fn is_listing(&self) -> bool {
+        self.listing.is_some()
+    }
+
+    /// The list is complete: what is not in it is gone.
+    pub(super) fn end_list(&mut self) -> Told {
+        let Some(Listing { held, refusals, mut changes }) = self.listing.take() else {
+            return Told::default();
+        };
+        let before = std::mem::replace(&mut self.held, held);
+        changes.extend(before.into_keys().filter(|key| !self.held.contains_key(key)).map(S::remove));
+        let differs = self.refusals != refusals;
+        self.refusals = refusals;
+        Told { changes, refused: differs.then(|| self.refused()) }
+    }
+
+    /// An object is there, and is this.
+    pub(super) fn set(&mut self, received: &Received<S>) -> Told {
+        let Some(Judged { key, held, change, refusals }) = self.judge(received) else {
+            return Told::default();
+        };
+        if let Some(listing) = &mut self.listing {
+            listing.changes.extend(change);
+            listing.refusals.remove(&key);
+            if !refusals.is_empty() {
+                listing.refusals.insert(key.clone(), refusals);
+            }
+            listing.held.insert(key, held);
+            return Told::default();
+        }
+        let before = match refusals.is_empty() {
+            true => self.refusals.remove(&key),
+            false => self.refusals.insert(key.clone(), refusals),
+        };
+        let differs = before.as_ref() != self.refusals.get(&key);
+        self.held.insert(key, held);
+        Told { changes: change.into_iter().collect(), refused: differs.then(|| self.refused()) }
+    }
+
+    /// An object is gone.
+    pub(super) fn remove(&mut self, received: &Received<S>) -> Told {
+        let key = match received {
+            Received::Readable(object) => self.key(object.meta()),
+            Received::Unreadable(unreadable) => self.read_leniently(unreadable).0,
+        };
+        let Some(key) = key else { return Told::default() };
+        if let Some(listing) = &mut self.listing {
+            listing.held.remove(&key);
+            listing.refusals.remove(&key);
+            // What the list said of it before does not count, and what was known of it has to go.
+            listing.changes.push(S::remove(key));
+            return Told::default();
+        }
+        self.held.remove(&key);
+        let refused = self.refusals.remove(&key).map(|_| self.refused());
+        Told { changes: vec![S::remove(key)], refused }
+    }
+
+    fn refused(&self) -> Vec<Refusal> {
+        self.refusals.values().flatten().cloned().collect()
+    }
+
+    /// What an object comes to. `None` if there is nothing that it could be known by.
+    fn judge(&mut self, received: &Received<S>) -> Option<Judged> {
+        let object = match received {
+            Received::Readable(object) => object,
+            Received::Unreadable(unreadable) => return self.judge_unreadable(unreadable),
+        };
+        let key = self.key(object.meta())?;
+        let Conversion { readable, problems } = object.convert(&mut self.names);
+        let errors: Vec<Problem> =
+            problems.into_iter().filter(|problem| problem.severity == Severity::Error).collect();
+        if errors.is_empty() {
+            return Some(Judged {
+                key,
+                held: Held::Good,
+                change: readable.map(S::set),
+                refusals: Vec::new(),
+            });
+        }
+        let before = self.held.get(&key).copied();
+        let despite = object.despite(readable, &errors, &mut self.names).map(S::set);
+        let (held, change) = match despite {
+            Some(change) if S::SALVAGED_IS_CURRENT => (Held::Good, Some(change)),
+            Some(change) if before != Some(Held::Good) => (Held::StandIn, Some(change)),
+            _ => (before.unwrap_or(Held::Nothing), None),
+        };
+        let id = id::<S>(&key);
+        let refusals =
+            errors.into_iter().map(|problem| Refusal { object: Some(id.clone()), problem }).collect();
+        Some(Judged { key, held, change, refusals })
+    }
+
+    /// An object that has not the form of its kind: the last good version stays, and a policy without one is held
+    /// against the same rules as one in a file.
+    fn judge_unreadable(&mut self, unreadable: &Unreadable) -> Option<Judged> {
+        let (key, stand_in) = self.read_leniently(unreadable);
+        let key = key?;
+        let problem = Problem::error(FieldPath::root(), unreadable.error.clone());
+        let before = self.held.get(&key).copied();
+        let (held, change) = match stand_in {
+            Some(change) if before != Some(Held::Good) => (Held::StandIn, Some(change)),
+            _ => (before.unwrap_or(Held::Nothing), None),
+        };
+        let refusals = vec![Refusal { object: Some(id::<S>(&key)), problem }];
+        Some(Judged { key, held, change, refusals })
+    }
+
+    /// Which object an unreadable text speaks of, and what stands in for it.
+    fn read_leniently(&mut self, unreadable: &Unreadable) -> (Option<Key>, Option<Change>) {
+        let (documents, _) = node::parse(&unreadable.text);
+        let Some(root) = documents.first().and_then(|document| document.root.as_ref()) else {
+            return (None, None);
+        };
+        let item = (S::KIND.api_version(), S::KIND.name());
+        let manifest = match S::KIND {
+            // No file speaks of nodes.
+            Kind::Node => None,
+            _ => object::read(root, &[], Some(item), false, &mut self.names).manifests.pop(),
+        };
+        let Some(manifest) = manifest else { return (None, None) };
+        let key = manifest.id.map(|id| (id.namespace, id.name));
+        (key, manifest.stand_in.map(Change::SetPolicy))
+    }
+
+    fn key(&mut self, meta: &Meta) -> Option<Key> {
+        let name = meta.name.as_deref().filter(|name| !name.is_empty())?;
+        let namespace = match S::KIND {
+            Kind::Namespace | Kind::Node => None,
+            Kind::Pod | Kind::NetworkPolicy => Some(meta.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)),
+        };
+        let names = &mut self.names;
+        Some((namespace.map(|namespace| names.string(namespace)), names.string(name)))
+    }
+}
+
+fn id<S: Watched>(key: &Key) -> ObjectId {
+    let (namespace, name): (Option<Arc<str>>, Arc<str>) = key.clone();
+    ObjectId { kind: S::KIND.name(), namespace, name }
+}

@@ -1,0 +1,253 @@
+//! The kinds that are watched, and what is particular to each.
+
+use std::{fmt, sync::Arc};
+
+use serde::de::DeserializeOwned;
+
+use super::super::{
+    convert::{self, Conversion, Origin},
+    fault::Problem,
+    intern::Interner,
+    network_policy, types,
+};
+use crate::model::{Change, Namespace, NetworkPolicy, Node, ObjectKey, Pod};
+
+/// A kind that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Namespaces, all of them.
+    Namespace,
+    /// The own node, and no other.
+    Node,
+    /// Pods of all nodes that have not finished.
+    Pod,
+    /// NetworkPolicies of all namespaces.
+    NetworkPolicy,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Namespace, Self::Node, Self::Pod, Self::NetworkPolicy];
+
+    /// As `kind` of an object says it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+
+    /// As `apiVersion` of an object says it.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Node | Self::Pod => "v1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
+        }
+    }
+
+    /// Its API group, as RBAC rules name it: empty for the core group.
+    #[must_use]
+    pub fn group(self) -> &'static str {
+        self.api_version().split_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// Its resource, as RBAC rules and paths name it.
+    #[must_use]
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+            Self::NetworkPolicy => "networkpolicies",
+        }
+    }
+
+    /// The path of the collection of all of them.
+    pub(super) fn path(self) -> String {
+        let root = if self.group().is_empty() { "api" } else { "apis" };
+        format!("/{root}/{}/{}", self.api_version(), self.resource())
+    }
+
+    /// Which of them to ask for, as a field selector.
+    ///
+    /// A pod that finishes leaves the watch as if it were deleted. No pod ever comes back from there.
+    pub(super) fn fields(self, node: &str) -> Option<String> {
+        match self {
+            Self::Namespace | Self::NetworkPolicy => None,
+            Self::Node => Some(format!("metadata.name={node}")),
+            Self::Pod => Some("status.phase!=Succeeded,status.phase!=Failed".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What identifies an object of one kind: its namespace, for those that are in one, and its name.
+pub(super) type Key = (Option<Arc<str>>, Arc<str>);
+
+/// A slim type that one kind is received as.
+pub(super) trait Watched: DeserializeOwned + Clone + Send + Sync + 'static {
+    /// The kind.
+    const KIND: Kind;
+    /// The object in the model.
+    type Object;
+
+    /// Its metadata.
+    fn meta(&self) -> &types::Meta;
+
+    /// What the model makes of it.
+    fn convert(&self, names: &mut Interner) -> Conversion<Self::Object>;
+
+    /// What of an object with errors can be enforced nonetheless, if no better version is known.
+    ///
+    /// The rules of a policy are never guessed. Of what only says who a pod is, whatever can be read counts: a pod that
+    /// is left out for a port that nobody can read would not be isolated at all.
+    fn despite(
+        &self,
+        readable: Option<Self::Object>,
+        problems: &[Problem],
+        names: &mut Interner,
+    ) -> Option<Self::Object>;
+
+    /// Whether what [`Self::despite`] gives is as good as what came before it.
+    const SALVAGED_IS_CURRENT: bool;
+
+    /// The change that makes it so.
+    fn set(object: Self::Object) -> Change;
+
+    /// The change that removes it.
+    fn remove(key: Key) -> Change;
+}
+
+fn namespaced((namespace, name): Key) -> ObjectKey {
+    ObjectKey { namespace: namespace.unwrap_or_else(|| convert::DEFAULT_NAMESPACE.into()), name }
+}
+
+impl Watched for types::Namespace {
+    const KIND: Kind = Kind::Namespace;
+    const SALVAGED_IS_CURRENT: bool = true;
+    type Object = Namespace;
+
+    fn meta(&self) -> &types::Meta {
+        &self.metadata
+    }
+
+    fn convert(&self, names: &mut Interner) -> Conversion<Namespace> {
+        convert::namespace(self, names)
+    }
+
+    fn despite(&self, readable: Option<Namespace>, _: &[Problem], _: &mut Interner) -> Option<Namespace> {
+        readable
+    }
+
+    fn set(object: Namespace) -> Change {
+        Change::SetNamespace(object)
+    }
+
+    fn remove((_, name): Key) -> Change {
+        Change::RemoveNamespace(name)
+    }
+}
+
+impl Watched for types::Node {
+    const KIND: Kind = Kind::Node;
+    const SALVAGED_IS_CURRENT: bool = true;
+    type Object = Node;
+
+    fn meta(&self) -> &types::Meta {
+        &self.metadata
+    }
+
+    fn convert(&self, names: &mut Interner) -> Conversion<Node> {
+        convert::node(self, names)
+    }
+
+    fn despite(&self, readable: Option<Node>, _: &[Problem], _: &mut Interner) -> Option<Node> {
+        readable
+    }
+
+    fn set(object: Node) -> Change {
+        Change::SetNode(object)
+    }
+
+    fn remove((_, name): Key) -> Change {
+        Change::RemoveNode(name)
+    }
+}
+
+impl Watched for types::Pod {
+    const KIND: Kind = Kind::Pod;
+    const SALVAGED_IS_CURRENT: bool = true;
+    type Object = Pod;
+
+    fn meta(&self) -> &types::Meta {
+        &self.metadata
+    }
+
+    /// Of a pod on its node's network only the node's addresses matter, so that nothing else of it is kept, and no
+    /// other change of it ever gets further than this.
+    fn convert(&self, names: &mut Interner) -> Conversion<Pod> {
+        let Conversion { readable, problems } = convert::pod(self, names);
+        let readable = readable.map(|pod| match pod.host_network {
+            false => pod,
+            true => Pod {
+                node: pod.node,
+                node_addresses: pod.node_addresses,
+                host_network: true,
+                ..Pod::new(pod.key)
+            },
+        });
+        Conversion { readable, problems }
+    }
+
+    fn despite(&self, readable: Option<Pod>, _: &[Problem], _: &mut Interner) -> Option<Pod> {
+        readable
+    }
+
+    fn set(object: Pod) -> Change {
+        Change::SetPod(object)
+    }
+
+    fn remove(key: Key) -> Change {
+        Change::RemovePod(namespaced(key))
+    }
+}
+
+impl Watched for types::NetworkPolicy {
+    const KIND: Kind = Kind::NetworkPolicy;
+    const SALVAGED_IS_CURRENT: bool = false;
+    type Object = NetworkPolicy;
+
+    fn meta(&self) -> &types::Meta {
+        &self.metadata
+    }
+
+    fn convert(&self, names: &mut Interner) -> Conversion<NetworkPolicy> {
+        network_policy::network_policy(self, Origin::Api, names)
+    }
+
+    fn despite(
+        &self,
+        _: Option<NetworkPolicy>,
+        problems: &[Problem],
+        names: &mut Interner,
+    ) -> Option<NetworkPolicy> {
+        network_policy::stand_in(self, Origin::Api, problems, names)
+    }
+
+    fn set(object: NetworkPolicy) -> Change {
+        Change::SetPolicy(object)
+    }
+
+    fn remove(key: Key) -> Change {
+        Change::RemovePolicy(namespaced(key))
+    }
+}

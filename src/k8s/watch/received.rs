@@ -1,0 +1,56 @@
+//! What the API server sends: objects that are read one by one, so that one that cannot be read costs only itself.
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+/// An object as it was received.
+#[derive(Clone, Debug)]
+pub(super) enum Received<S> {
+    /// It could be read.
+    Readable(S),
+    /// It could not.
+    Unreadable(Unreadable),
+}
+
+/// An object that has not the form of its kind.
+#[derive(Clone, Debug)]
+pub(super) struct Unreadable {
+    /// Its text.
+    pub(super) text: Box<str>,
+    /// What is wrong with it.
+    pub(super) error: String,
+}
+
+impl<'de, S: DeserializeOwned> Deserialize<'de> for Received<S> {
+    /// Takes whatever is there as text first: what comes after it in the stream can then be read in any case.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        Ok(match serde_json::from_str(text.get()) {
+            Ok(object) => Self::Readable(object),
+            Err(error) => {
+                let text: Box<str> = text.into();
+                Self::Unreadable(Unreadable { text, error: error.to_string() })
+            }
+        })
+    }
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Page<S: DeserializeOwned> {
+    pub(super) metadata: PageMeta,
+    /// The API server writes `null` where there are none.
+    #[serde(bound(deserialize = ""))]
+    pub(super) items: Option<Vec<Received<S>>>,
+}
+
+/// `metadata` of a list.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct PageMeta {
+    /// The version of the collection that the list is of.
+    pub(super) resource_version: String,
+    /// What to ask for the next page with; empty on the last one.
+    #[serde(rename = "continue")]
+    pub(super) next: String,
+}

@@ -1,0 +1,165 @@
+//! What keeps a watch from running, in the words of whoever has to mend it.
+
+use std::{error::Error, fmt};
+
+use kube::core::Status;
+
+use super::{AccessError, Kind};
+
+/// Why a watch ended, or could not begin. Few, so that they can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// The server ended it, as it does with every watch after some minutes.
+    Ended,
+    /// The server no longer has the changes since the last one that was heard (410 Gone): all is listed again.
+    Gone,
+    /// Nothing was heard for so long that the connection must be dead.
+    Silent,
+    /// No connection, or it broke.
+    Unreachable,
+    /// The server does not know who we are (401).
+    Unauthorized,
+    /// The server knows who we are and does not let us (403).
+    Forbidden,
+    /// The server answered with another error.
+    Refused,
+    /// The server sent what cannot be understood.
+    Malformed,
+    /// It is not known which server to ask, or as whom.
+    Config,
+}
+
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 9] = [
+        Self::Ended,
+        Self::Gone,
+        Self::Silent,
+        Self::Unreachable,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::Refused,
+        Self::Malformed,
+        Self::Config,
+    ];
+
+    /// One word, for a label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ended => "ended",
+            Self::Gone => "gone",
+            Self::Silent => "silent",
+            Self::Unreachable => "unreachable",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Refused => "refused",
+            Self::Malformed => "malformed",
+            Self::Config => "config",
+        }
+    }
+
+    /// Whether it happens to every watch now and then, and means nothing.
+    #[must_use]
+    pub fn is_routine(self) -> bool {
+        matches!(self, Self::Ended | Self::Gone)
+    }
+}
+
+/// What keeps a watch from running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Of which sort.
+    pub cause: Cause,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Trouble {
+    pub(super) fn ended() -> Self {
+        Self { cause: Cause::Ended, text: "the API server ended the watch".to_owned() }
+    }
+
+    /// The server closed the connection before the list was complete.
+    pub(super) fn cut_short(server: &str) -> Self {
+        let text = format!("the API server at {server} closed the connection before its list was complete");
+        Self { cause: Cause::Unreachable, text }
+    }
+
+    pub(super) fn silent(server: &str, seconds: u64) -> Self {
+        let text = format!("nothing was heard from the API server at {server} for {seconds} s");
+        Self { cause: Cause::Silent, text }
+    }
+
+    pub(super) fn of_access(error: &AccessError) -> Self {
+        Self {
+            cause: Cause::Config,
+            text: format!("it is not known how to reach the API server: {}", chain(error)),
+        }
+    }
+
+    pub(super) fn of_request(error: &kube::Error, kind: Kind, server: &str) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(status, kind, server),
+            kube::Error::SerdeError(error) => {
+                let text =
+                    format!("the API server at {server} sent what is no event or list of {kind}: {error}");
+                Self { cause: Cause::Malformed, text }
+            }
+            error => {
+                let text = format!("the API server at {server} cannot be reached: {}", chain(error));
+                Self { cause: Cause::Unreachable, text }
+            }
+        }
+    }
+
+    pub(super) fn of_status(status: &Status, kind: Kind, server: &str) -> Self {
+        let Status { code, reason, message, .. } = status;
+        let says = format!("the API server at {server} says: {message}");
+        let (cause, text) = match (*code, &**reason) {
+            (410, _) | (_, "Expired" | "Gone") => (Cause::Gone, says),
+            // A server that was restored from a backup is behind what it once said: what it says now counts.
+            (504, _) if message.contains("Too large resource version") => (Cause::Gone, says),
+            (401, _) => {
+                let text = format!(
+                    "the API server at {server} does not accept our credentials (401 {reason}): the token of the \
+                     service account, or what the kubeconfig says, is wrong or has expired"
+                );
+                (Cause::Unauthorized, text)
+            }
+            (403, _) => (Cause::Forbidden, format!("{says}. {}", missing_rule(kind))),
+            _ => (Cause::Refused, format!("{says} ({code} {reason})")),
+        };
+        Self { cause, text }
+    }
+}
+
+/// What the ClusterRole lacks if `kind` cannot be listed or watched.
+fn missing_rule(kind: Kind) -> String {
+    format!(
+        "The ClusterRole of deploy/rbac.yaml has the rule that is missing: apiGroups: [{:?}], resources: [{}], verbs: \
+         [get, list, watch]",
+        kind.group(),
+        kind.resource()
+    )
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
