@@ -5,8 +5,8 @@
 use std::{fmt, sync::OnceLock};
 
 use prometheus::{
-    Encoder as _, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector,
 };
 
 /// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
@@ -30,9 +30,9 @@ pub struct Metrics {
     pub syncs: IntCounterVec,
     /// `towpath_sync_duration_seconds`, by stage.
     pub sync_duration: HistogramVec,
-    /// `towpath_enforcement_latency_seconds`.
-    pub enforcement_latency: Histogram,
-    /// `towpath_failures_total`, by stage.
+    /// `towpath_enforcement_latency_seconds`, by kind.
+    pub enforcement_latency: HistogramVec,
+    /// `towpath_failures_total`, by stage and reason; see [`failed`](Self::failed).
     pub failures: IntCounterVec,
     /// `towpath_last_success_timestamp_seconds`.
     pub last_success: Gauge,
@@ -96,15 +96,23 @@ impl Metrics {
             )?,
             enforcement_latency: register(
                 &registry,
-                Histogram::with_opts(seconds(
-                    "towpath_enforcement_latency_seconds",
-                    "Time from a change's arrival until the kernel enforced it.",
-                )),
+                HistogramVec::new(
+                    seconds(
+                        "towpath_enforcement_latency_seconds",
+                        "Time from a change's arrival until the kernel enforced it, by kind of object.",
+                    ),
+                    &["kind"],
+                ),
             )?,
-            failures: counters(
-                "towpath_failures_total",
-                "Failures, by the stage in which they happened.",
-                "stage",
+            failures: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_failures_total",
+                        "Failures, by the stage in which they happened and why.",
+                    ),
+                    &["stage", "reason"],
+                ),
             )?,
             last_success: register(
                 &registry,
@@ -149,6 +157,11 @@ impl Metrics {
         })
     }
 
+    /// Counts a failure: of a stage of a round, or of another part of the daemon, for a reason of a small closed set.
+    pub fn failed(&self, stage: &str, reason: &str) {
+        self.failures.with_label_values(&[stage, reason]).inc();
+    }
+
     /// Says where the number of started commands is kept. Only the first one counts.
     pub fn count_commands(&self, started: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.started.set(Count(Box::new(started)));
@@ -183,9 +196,9 @@ mod tests {
     #[test]
     fn every_metric_has_its_own_name_and_is_shown() {
         let metrics = Metrics::new().unwrap();
-        metrics.failures.with_label_values(&["apply"]).inc();
+        metrics.failed("sets", "refused");
         let text = metrics.text();
-        assert!(text.contains("towpath_failures_total{stage=\"apply\"} 1"), "{text}");
+        assert!(text.contains("towpath_failures_total{reason=\"refused\",stage=\"sets\"} 1"), "{text}");
         assert!(text.contains("towpath_build_info{version="), "{text}");
     }
 }

@@ -74,6 +74,7 @@ impl Dataplane for Spied {
 struct Loop {
     inputs: Sender<Input>,
     status: Arc<Status>,
+    metrics: Arc<Metrics>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,7 +86,8 @@ impl Loop {
     fn start_retrying(dataplane: impl Dataplane + Send + 'static, retry: Duration) -> Self {
         let (inputs, inbox) = mpsc::channel();
         let status = Arc::new(Status::starting("the objects"));
-        let (metrics, told) = (Arc::new(Metrics::new().unwrap()), status.clone());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (counted, told) = (metrics.clone(), status.clone());
         let pace = Pace {
             debounce: Duration::from_millis(1),
             tidy: Duration::from_millis(1),
@@ -94,9 +96,9 @@ impl Loop {
             ..Pace::default()
         };
         let work = move || {
-            Agent::new(NODES[0], dataplane, Options::default(), pace, metrics, told, None).run(&inbox);
+            Agent::new(NODES[0], dataplane, Options::default(), pace, counted, told, None).run(&inbox);
         };
-        Self { inputs, status, thread: Some(thread::spawn(work)) }
+        Self { inputs, status, metrics, thread: Some(thread::spawn(work)) }
     }
 
     fn tell(&self, input: Input) {
@@ -129,7 +131,7 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 fn nothing_is_asked_or_written_before_everything_is_read() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.tell(Input::Suspicion);
     thread::sleep(Duration::from_millis(100));
     assert!(dataplane.calls().is_empty(), "{:?}", dataplane.calls());
@@ -144,11 +146,11 @@ fn nothing_is_asked_or_written_before_everything_is_read() {
 fn nothing_changed_nothing_run() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let settled = dataplane.calls();
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.end();
     assert_eq!(dataplane.calls(), settled);
 
@@ -156,7 +158,7 @@ fn nothing_changed_nothing_run() {
     let held = dataplane.ruleset();
     let successor = Spied { fake: dataplane.fake.clone(), ..Spied::default() };
     let running = Loop::start(successor.clone());
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running.end();
@@ -172,7 +174,7 @@ fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
             dataplane.fake.lock().unwrap().refuse(object);
         }
         let running = Loop::start(dataplane.clone());
-        running.tell(Input::Changes(changes()));
+        running.tell(Input::changes(changes()));
         running.tell(Input::Synced);
         wait_for("a round", || !matches!(running.status.readiness(), Readiness::Starting(_)));
         let readiness = running.status.readiness();
@@ -211,7 +213,7 @@ fn a_set_of_isolated_pods_that_is_refused_leaves_everything_as_it_was() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     let mut objects = changes();
-    running.tell(Input::Changes(objects.clone()));
+    running.tell(Input::changes(objects.clone()));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let before = dataplane.ruleset();
@@ -222,7 +224,7 @@ fn a_set_of_isolated_pods_that_is_refused_leaves_everything_as_it_was() {
         |name: &&SetName| name.as_str().contains("ingress-isolated") && !before.v4.sets.contains_key(*name);
     let set = wanted.v4.sets.keys().find(is_new).expect("more pods are isolated").clone();
     dataplane.fake.lock().unwrap().refuse(Object::Set(set));
-    running.tell(Input::Changes(objects));
+    running.tell(Input::changes(objects));
     wait_for("the failure", || matches!(running.status.readiness(), Readiness::Failing(_)));
     running.end();
     assert_eq!(dataplane.ruleset().v4.chains, before.v4.chains);
@@ -232,13 +234,13 @@ fn a_set_of_isolated_pods_that_is_refused_leaves_everything_as_it_was() {
 fn unused_sets_are_destroyed_while_changes_keep_coming() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.tell(Input::Synced);
     for turn in 0..200 {
         let namespace = if turn % 2 == 0 { "x" } else { "y" };
-        running.tell(Input::Changes(vec![deny_all("all", namespace)]));
+        running.tell(Input::changes(vec![deny_all("all", namespace)]));
         thread::sleep(Duration::from_millis(2));
-        running.tell(Input::Changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
+        running.tell(Input::changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
         thread::sleep(Duration::from_millis(2));
     }
     assert!(dataplane.calls().contains(&"tidy"));
@@ -255,7 +257,7 @@ fn what_was_refused_is_tried_again_while_changes_keep_coming() {
     let dataplane = Spied::default();
     dataplane.fake.lock().unwrap().refuse(set);
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
-    running.tell(Input::Changes(changes()));
+    running.tell(Input::changes(changes()));
     running.tell(Input::Synced);
     wait_for("degradation", || matches!(running.status.readiness(), Readiness::Degraded(_)));
     dataplane.fake.lock().unwrap().refuse_nothing();
@@ -264,10 +266,46 @@ fn what_was_refused_is_tried_again_while_changes_keep_coming() {
         turn += 1;
         let name: Arc<str> = "bystander".into();
         let labels = [("turn", turn.to_string())].into_iter().collect();
-        running.tell(Input::Changes(vec![Change::SetNamespace(Namespace { name, labels })]));
+        running.tell(Input::changes(vec![Change::SetNamespace(Namespace { name, labels })]));
         thread::sleep(Duration::from_millis(20));
         running.status.readiness() == Readiness::Ready
     });
+    running.end();
+}
+
+#[test]
+fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
+    let dataplane = Spied::default();
+    let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(50));
+    running.tell(Input::changes(changes()));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    let observed = |kind: &str| {
+        let histogram = running.metrics.enforcement_latency.with_label_values(&[kind]);
+        (histogram.get_sample_count(), histogram.get_sample_sum())
+    };
+    assert_eq!(observed("NetworkPolicy").0, 0, "what was there before the start did not change");
+
+    dataplane.fake.lock().unwrap().die_after(0);
+    // A source that heard of it an hour ago: so the figure is the source's, not the loop's.
+    let received = Instant::now().checked_sub(Duration::from_hours(1)).unwrap();
+    let both = vec![deny_all("all", "x"), deny_all("all", "y")];
+    running.tell(Input::Changes { received, changes: both.clone() });
+    wait_for("the failure", || matches!(running.status.readiness(), Readiness::Failing(_)));
+    assert_eq!(observed("NetworkPolicy").0, 0);
+    dataplane.fake.lock().unwrap().revive();
+    wait_for("the retry", || running.status.readiness() == Readiness::Ready);
+    let (count, seconds) = observed("NetworkPolicy");
+    assert_eq!(count, 2);
+    assert!(seconds > 7200.0, "{seconds}");
+    let text = running.metrics.text();
+    assert!(text.contains("towpath_failures_total{reason=\"system\","), "{text}");
+
+    // Told again, nothing differs, and nothing is observed.
+    running.tell(Input::changes(both));
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(observed("NetworkPolicy").0, 2);
+    assert_eq!(observed("Pod").0, 0);
     running.end();
 }
 
@@ -298,11 +336,11 @@ fn what_came_as_one_input_is_one_state() {
     let watched = Watched { spied: dataplane.clone(), packet, passed: written.clone() };
     let running = Loop::start(watched);
     let objects = vec![pod("db", "db", 0, server), pod("client", "b", 1, client), policy("a")];
-    running.tell(Input::Changes(objects));
+    running.tell(Input::changes(objects));
     running.tell(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     written.lock().unwrap().clear();
-    running.tell(Input::Changes(vec![pod("client", "a", 1, client), policy("z")]));
+    running.tell(Input::changes(vec![pod("client", "a", 1, client), policy("z")]));
     wait_for("the change", || !written.lock().unwrap().is_empty());
     running.end();
     assert!(written.lock().unwrap().iter().all(|passed| !passed), "{:?}", written.lock().unwrap());

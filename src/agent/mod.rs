@@ -4,6 +4,7 @@
 //! looks at its [`Status`]. It writes nothing before every source has delivered its first list.
 
 mod status;
+mod waiting;
 
 use std::{
     collections::BTreeSet,
@@ -17,9 +18,10 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 pub use status::{Readiness, Status};
+use waiting::Waiting;
 
 use crate::{
-    dataplane::{ApplyError, Dataplane, DataplaneError},
+    dataplane::{ApplyError, Dataplane, DataplaneError, Reason},
     metrics::Metrics,
     model::{Change, Cluster, Delta, Direction, Family, ObjectKey, Pod},
     policy::{
@@ -39,13 +41,26 @@ use crate::{
 #[derive(Debug)]
 pub enum Input {
     /// Objects changed.
-    Changes(Vec<Change>),
+    Changes {
+        /// When the source heard of it.
+        received: Instant,
+        /// What changed, in its order. It is one state: no round parts it.
+        changes: Vec<Change>,
+    },
     /// Every source has delivered its first list.
     Synced,
     /// Somebody else may have changed what is ours.
     Suspicion,
     /// End; what is in the kernel stays.
     Stop,
+}
+
+impl Input {
+    /// Objects that changed just now.
+    #[must_use]
+    pub fn changes(changes: Vec<Change>) -> Self {
+        Self::Changes { received: Instant::now(), changes }
+    }
 }
 
 /// The loop's own times.
@@ -114,8 +129,8 @@ pub struct Agent<D> {
     kind: Option<Kind>,
     /// How many more rounds changes of another kind may bring about before the batch is through.
     splits_left: usize,
-    /// When the oldest change that is not yet enforced arrived.
-    waiting_since: Option<Instant>,
+    /// Changes that are not enforced yet.
+    waiting: Waiting,
     not_before: Instant,
     /// When to try again what failed.
     retry_at: Option<Instant>,
@@ -174,7 +189,7 @@ impl<D: Dataplane> Agent<D> {
             dirty: false,
             kind: None,
             splits_left: 0,
-            waiting_since: None,
+            waiting: Waiting::default(),
             not_before: now,
             retry_at: None,
             check_at: now + pace.check,
@@ -221,11 +236,11 @@ impl<D: Dataplane> Agent<D> {
     /// `false` if it is told to stop.
     fn take(&mut self, input: Input) -> bool {
         match input {
-            Input::Changes(changes) => {
+            Input::Changes { received, changes } => {
                 self.split(&changes);
                 let (together, before) = (changes.len() > 1, self.resolver.moves());
                 for change in changes {
-                    self.change(change);
+                    self.change(change, received);
                 }
                 if together {
                     self.resolver.join_moves(before);
@@ -233,7 +248,7 @@ impl<D: Dataplane> Agent<D> {
             }
             Input::Synced => {
                 self.synced = true;
-                self.mark_dirty();
+                self.dirty = true;
             }
             Input::Suspicion => self.check_at = self.check_at.min(self.last_check + SUSPICION_PAUSE),
             Input::Stop => return false,
@@ -241,7 +256,7 @@ impl<D: Dataplane> Agent<D> {
         true
     }
 
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Change, received: Instant) {
         let Some(delta) = self.cluster.apply(change) else { return };
         self.resolver.update(&self.cluster, &delta);
         self.count(&delta);
@@ -255,7 +270,11 @@ impl<D: Dataplane> Agent<D> {
                 }
             }
         }
-        self.mark_dirty();
+        // What was there before the first round did not change: how long a start takes is another matter.
+        if self.synced {
+            self.waiting.add(kind_of_object(&delta), received);
+        }
+        self.dirty = true;
     }
 
     /// Puts in a round between inputs of different kinds. A round that only moves members, and one that only changes
@@ -291,11 +310,6 @@ impl<D: Dataplane> Agent<D> {
         if chains { Kind::Chains } else { Kind::Members }
     }
 
-    fn mark_dirty(&mut self) {
-        self.dirty = true;
-        self.waiting_since.get_or_insert_with(Instant::now);
-    }
-
     fn act(&mut self, now: Instant) {
         if !self.synced {
             return;
@@ -328,12 +342,12 @@ impl<D: Dataplane> Agent<D> {
                 }
                 self.metrics.drift_repairs.inc();
                 self.kernel = None;
-                self.mark_dirty();
+                self.dirty = true;
                 self.not_before = Instant::now();
             }
             Err(error) => {
                 warn!(%error, "could not look whether the kernel still holds our rules");
-                self.metrics.failures.with_label_values(&["check"]).inc();
+                self.metrics.failed("check", error.reason().label());
             }
         }
     }
@@ -360,9 +374,7 @@ impl<D: Dataplane> Agent<D> {
         if !std::mem::replace(&mut self.settled, true) {
             self.dataplane.settled();
         }
-        if let Some(since) = self.waiting_since.take() {
-            self.metrics.enforcement_latency.observe(since.elapsed().as_secs_f64());
-        }
+        self.waiting.enforced(&self.metrics.enforcement_latency, Instant::now());
         self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
         if self.broken.is_empty() {
             if self.failures > 0 {
@@ -409,8 +421,8 @@ impl<D: Dataplane> Agent<D> {
             let desired = whole.clone().without(&self.broken);
             let observed = match self.kernel.take() {
                 Some(observed) => observed,
-                None => self.timed("observe", |agent| agent.dataplane.observe()).inspect_err(|_| {
-                    self.metrics.failures.with_label_values(&["observe"]).inc();
+                None => self.timed("observe", |agent| agent.dataplane.observe()).inspect_err(|error| {
+                    self.metrics.failed("observe", error.reason().label());
                 })?,
             };
             let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
@@ -456,7 +468,7 @@ impl<D: Dataplane> Agent<D> {
                     });
                     if let Some(refusal) = lost {
                         // Going on without it would open what it closes: rather all stays as it was.
-                        self.metrics.failures.with_label_values(&[stage]).inc();
+                        self.metrics.failed(stage, Reason::Refused.label());
                         let doing =
                             format!("writing {}, without which nothing may be written", refusal.object);
                         let source = std::io::Error::other(refusal.reason.clone());
@@ -465,7 +477,7 @@ impl<D: Dataplane> Agent<D> {
                     let known = self.broken.len();
                     for refusal in refusals {
                         error!(object = %refusal.object, reason = refusal.reason, "refused; what it would allow stays closed");
-                        self.metrics.failures.with_label_values(&[stage]).inc();
+                        self.metrics.failed(stage, Reason::Refused.label());
                         self.broken.insert(refusal.object);
                     }
                     if self.broken.len() == known {
@@ -477,7 +489,7 @@ impl<D: Dataplane> Agent<D> {
                     return Err(Stopped::Refused);
                 }
                 Err(ApplyError::Failed(error)) => {
-                    self.metrics.failures.with_label_values(&[stage]).inc();
+                    self.metrics.failed(stage, error.reason().label());
                     return Err(Stopped::Failed(error));
                 }
             }
@@ -512,17 +524,13 @@ impl<D: Dataplane> Agent<D> {
     }
 
     fn count(&self, delta: &Delta) {
-        let (kind, change) = match delta {
-            Delta::Pod { before, after, .. } => ("Pod", present(after.as_ref()) - present(before.as_ref())),
-            Delta::Namespace { before, after } => {
-                ("Namespace", present(after.as_ref()) - present(before.as_ref()))
-            }
-            Delta::Policy { before, after } => {
-                ("NetworkPolicy", present(after.as_ref()) - present(before.as_ref()))
-            }
-            Delta::Node { before, after } => ("Node", present(after.as_ref()) - present(before.as_ref())),
+        let change = match delta {
+            Delta::Pod { before, after, .. } => present(after.as_ref()) - present(before.as_ref()),
+            Delta::Namespace { before, after } => present(after.as_ref()) - present(before.as_ref()),
+            Delta::Policy { before, after } => present(after.as_ref()) - present(before.as_ref()),
+            Delta::Node { before, after } => present(after.as_ref()) - present(before.as_ref()),
         };
-        self.metrics.objects.with_label_values(&[kind]).add(change);
+        self.metrics.objects.with_label_values(&[kind_of_object(delta)]).add(change);
     }
 
     fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> T) -> T {
@@ -530,6 +538,16 @@ impl<D: Dataplane> Agent<D> {
         let result = work(self);
         self.metrics.sync_duration.with_label_values(&[stage]).observe(start.elapsed().as_secs_f64());
         result
+    }
+}
+
+/// The kind of the object that changed, as Kubernetes writes it.
+fn kind_of_object(delta: &Delta) -> &'static str {
+    match delta {
+        Delta::Pod { .. } => "Pod",
+        Delta::Namespace { .. } => "Namespace",
+        Delta::Policy { .. } => "NetworkPolicy",
+        Delta::Node { .. } => "Node",
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the loop tells the outside of itself.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,8 +26,8 @@ pub struct Status(Mutex<State>);
 #[derive(Debug)]
 struct State {
     readiness: Readiness,
-    /// What keeps the rules from working although they are written.
-    impediment: Option<String>,
+    /// What keeps the rules from working although they are written, by the part of the daemon that says so.
+    impediments: BTreeMap<&'static str, String>,
     /// When the loop last showed itself; `None` before it began.
     beat: Option<Instant>,
 }
@@ -36,18 +37,27 @@ impl Status {
     #[must_use]
     pub fn starting(waiting_for: &str) -> Self {
         let readiness = Readiness::Starting(waiting_for.to_owned());
-        Self(Mutex::new(State { readiness, impediment: None, beat: None }))
+        Self(Mutex::new(State { readiness, impediments: BTreeMap::new(), beat: None }))
     }
 
-    /// Whether this node enforces what it ought to.
+    /// Whether this node enforces what it ought to, with all that is in the way.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let state = self.state();
-        match (&state.readiness, &state.impediment) {
-            (Readiness::Ready | Readiness::Degraded(_), Some(impediment)) => {
-                Readiness::Failing(impediment.clone())
+        if state.impediments.is_empty() {
+            return state.readiness.clone();
+        }
+        let joined = |reason: Option<&String>| {
+            let reasons: Vec<&str> =
+                reason.into_iter().chain(state.impediments.values()).map(String::as_str).collect();
+            reasons.join("; ")
+        };
+        match &state.readiness {
+            Readiness::Starting(reason) => Readiness::Starting(joined(Some(reason))),
+            Readiness::Ready => Readiness::Failing(joined(None)),
+            Readiness::Degraded(reason) | Readiness::Failing(reason) => {
+                Readiness::Failing(joined(Some(reason)))
             }
-            (readiness, _) => readiness.clone(),
         }
     }
 
@@ -70,9 +80,14 @@ impl Status {
         }
     }
 
-    /// Says what keeps the rules from working, or that nothing does any more.
-    pub fn set_impediment(&self, impediment: Option<String>) {
-        self.state().impediment = impediment;
+    /// A part of the daemon says what keeps the rules from working, or that it knows of nothing any more. Each part
+    /// speaks for itself: what one takes back, another may still say.
+    pub fn set_impediment(&self, part: &'static str, impediment: Option<String>) {
+        let mut state = self.state();
+        match impediment {
+            Some(impediment) => state.impediments.insert(part, impediment),
+            None => state.impediments.remove(part),
+        };
     }
 
     /// Shows that the loop still turns.
@@ -93,9 +108,23 @@ mod tests {
     fn rules_that_cannot_work_are_not_ready_however_well_they_are_written() {
         let status = Status::starting("the objects");
         status.set(Readiness::Ready);
-        status.set_impediment(Some("bridged packets pass by".to_owned()));
+        status.set_impediment("bridge", Some("bridged packets pass by".to_owned()));
         assert_eq!(status.readiness(), Readiness::Failing("bridged packets pass by".to_owned()));
-        status.set_impediment(None);
+        status.set_impediment("bridge", None);
         assert_eq!(status.readiness(), Readiness::Ready);
+    }
+
+    #[test]
+    fn every_part_takes_back_only_what_it_said_itself() {
+        let status = Status::starting("the objects");
+        status.set_impediment("watch", Some("no answer".to_owned()));
+        assert_eq!(status.readiness(), Readiness::Starting("the objects; no answer".to_owned()));
+        status.set_impediment("bridge", Some("passed by".to_owned()));
+        status.set(Readiness::Degraded("a set is refused".to_owned()));
+        let all = "a set is refused; passed by; no answer";
+        assert_eq!(status.readiness(), Readiness::Failing(all.to_owned()));
+        status.set_impediment("bridge", None);
+        status.set(Readiness::Ready);
+        assert_eq!(status.readiness(), Readiness::Failing("no answer".to_owned()));
     }
 }

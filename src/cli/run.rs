@@ -101,6 +101,9 @@ enum BridgeNetfilter {
     Ignore,
 }
 
+/// The part that speaks of bridged packets.
+const BRIDGE: &str = "bridge";
+
 /// How often the guard looks after what starts no process to look at.
 const GUARD_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -207,7 +210,7 @@ impl Daemon<'_> {
     fn source(&self) -> Result<FileSource, Ended> {
         let (inputs, metrics) = (self.inputs.clone(), self.metrics.clone());
         let source = FileSource::open(&self.args.file, RESCAN, move |event| match event {
-            SourceEvent::Changes(changes) => drop(inputs.send(Input::Changes(changes))),
+            SourceEvent::Changes(changes) => drop(inputs.send(Input::changes(changes))),
             SourceEvent::Synced => drop(inputs.send(Input::Synced)),
             SourceEvent::Faults(faults) => {
                 let errors = faults.iter().filter(|fault| fault.is_error()).count();
@@ -265,7 +268,7 @@ impl Daemon<'_> {
         let mend = move |first: bool| {
             let faults = bridge.check();
             if faults.is_empty() {
-                status.set_impediment(None);
+                status.set_impediment(BRIDGE, None);
                 return;
             }
             match bridge.ensure(&commands) {
@@ -276,11 +279,11 @@ impl Daemon<'_> {
                     if !first {
                         metrics.drift_repairs.inc();
                     }
-                    status.set_impediment(None);
+                    status.set_impediment(BRIDGE, None);
                 }
                 Err(error) => {
                     error!(%error, "packets between pods of this node are not seen by iptables");
-                    status.set_impediment(Some(error.to_string()));
+                    status.set_impediment(BRIDGE, Some(error.to_string()));
                 }
             }
         };
@@ -354,7 +357,7 @@ fn cut(ruleset: &Ruleset, metrics: &Metrics) -> bool {
         }
         Err(error) => {
             error!(%error, "could not cut connections that policy no longer allows");
-            metrics.failures.with_label_values(&["conntrack"]).inc();
+            metrics.failed("conntrack", error.reason().label());
         }
     }
     worked

@@ -4,6 +4,9 @@ pub mod command;
 mod drift;
 pub mod fake;
 pub mod kernel;
+mod reason;
+
+pub use reason::Reason;
 
 use crate::ruleset::{Object, observed::Observed, plan::Step};
 

@@ -1,0 +1,103 @@
+//! Changes that the kernel does not enforce yet, and since when they wait.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use prometheus::{HistogramVec, local::LocalHistogram};
+
+/// Changes that arrived so shortly after others count as having arrived with them.
+const TOGETHER: Duration = Duration::from_millis(1);
+
+/// So many moments of arrival are kept for each kind; beyond, each two neighbours become the earlier one. While the
+/// kernel refuses everything for hours, what waits costs no more, and is told rather too long than too short.
+const MOST_ARRIVALS: usize = 1024;
+
+/// What waits, by kind of object. What arrived together is one entry, so that the first list of a large cluster costs
+/// what a single change does.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(BTreeMap<&'static str, Vec<Arrival>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Arrival {
+    received: Instant,
+    changes: u64,
+}
+
+impl Waiting {
+    /// One more change of an object of `kind` waits, which a source received at `received`.
+    pub(super) fn add(&mut self, kind: &'static str, received: Instant) {
+        let arrivals = self.0.entry(kind).or_default();
+        if let Some(last) = arrivals.last_mut()
+            && received.saturating_duration_since(last.received) <= TOGETHER
+        {
+            last.received = last.received.min(received);
+            last.changes += 1;
+            return;
+        }
+        arrivals.push(Arrival { received, changes: 1 });
+        if arrivals.len() > MOST_ARRIVALS {
+            *arrivals = arrivals.chunks(2).filter_map(joined).collect();
+        }
+    }
+
+    /// The kernel enforces all of it: everything is observed once, and nothing waits any more.
+    pub(super) fn enforced(&mut self, latency: &HistogramVec, now: Instant) {
+        for (kind, arrivals) in std::mem::take(&mut self.0) {
+            // Locally, so that 100,000 observations take a millisecond and not a hundred thousand shared writes.
+            let local: LocalHistogram = latency.with_label_values(&[kind]).local();
+            for arrival in arrivals {
+                let waited = now.saturating_duration_since(arrival.received).as_secs_f64();
+                (0..arrival.changes).for_each(|_| local.observe(waited));
+            }
+            local.flush();
+        }
+    }
+}
+
+/// Neighbours as one entry, with the earlier time.
+fn joined(neighbours: &[Arrival]) -> Option<Arrival> {
+    let received = neighbours.iter().map(|arrival| arrival.received).min()?;
+    Some(Arrival { received, changes: neighbours.iter().map(|arrival| arrival.changes).sum() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn count(metrics: &Metrics, kind: &str) -> (u64, f64) {
+        let histogram = metrics.enforcement_latency.with_label_values(&[kind]);
+        (histogram.get_sample_count(), histogram.get_sample_sum())
+    }
+
+    #[test]
+    fn every_change_is_observed_once_and_by_its_kind() {
+        let metrics = Metrics::new().unwrap();
+        let (mut waiting, start) = (Waiting::default(), Instant::now());
+        (0..100_000).for_each(|_| waiting.add("Pod", start));
+        waiting.add("Pod", start + Duration::from_secs(1));
+        waiting.add("Namespace", start + Duration::from_secs(1));
+        assert_eq!(waiting.0["Pod"].len(), 2);
+        waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(2));
+        waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(9));
+        let (pods, seconds) = count(&metrics, "Pod");
+        assert_eq!(pods, 100_001);
+        assert!((seconds - 200_001.0).abs() < 1e-6, "{seconds}");
+        assert_eq!(count(&metrics, "Namespace").0, 1);
+    }
+
+    #[test]
+    fn what_waits_for_long_stays_small_and_loses_no_change() {
+        let metrics = Metrics::new().unwrap();
+        let (mut waiting, start) = (Waiting::default(), Instant::now());
+        for second in 0..10_000 {
+            waiting.add("Pod", start + Duration::from_secs(second));
+        }
+        assert!(waiting.0["Pod"].len() <= MOST_ARRIVALS);
+        assert_eq!(waiting.0["Pod"][0].received, start);
+        waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(10_000));
+        assert_eq!(count(&metrics, "Pod").0, 10_000);
+    }
+}
