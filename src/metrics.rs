@@ -2,7 +2,11 @@
 //!
 //! Names and units follow the Prometheus conventions; docs/metrics.md says how to read them.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
 use prometheus::{
     Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -12,6 +16,9 @@ use prometheus::{
 /// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
 const SECONDS: [f64; 14] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// So many refused objects have a series of their own: enough to see who is meant, and no more however many there are.
+const REFUSED_SERIES: usize = 100;
 
 /// Where a count is kept that is only looked up when somebody asks.
 struct Count(Box<dyn Fn() -> u64 + Send + Sync>);
@@ -38,8 +45,12 @@ pub struct Metrics {
     pub last_success: Gauge,
     /// `towpath_objects`, by kind.
     pub objects: IntGaugeVec,
-    /// `towpath_refused_objects`.
-    pub refused_objects: IntGauge,
+    refused_objects: IntGauge,
+    refused_object: IntGaugeVec,
+    /// Which refused objects have a series.
+    refused_shown: Mutex<BTreeSet<[String; 3]>>,
+    /// `towpath_policies`, by direction.
+    pub policies: IntGaugeVec,
     /// `towpath_isolated_pods`, by direction.
     pub isolated_pods: IntGaugeVec,
     /// `towpath_chains`, by family.
@@ -126,6 +137,22 @@ impl Metrics {
                 "towpath_refused_objects",
                 "Faults of objects that could not be read.",
             )?,
+            refused_object: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "towpath_refused_object",
+                        "1 for an object that could not be read; at most 100 of them.",
+                    ),
+                    &["kind", "namespace", "name"],
+                ),
+            )?,
+            refused_shown: Mutex::default(),
+            policies: gauges(
+                "towpath_policies",
+                "Policies that apply to pods of this node, by direction.",
+                "direction",
+            )?,
             isolated_pods: gauges(
                 "towpath_isolated_pods",
                 "Pods of this node that policy isolates, by direction.",
@@ -160,6 +187,23 @@ impl Metrics {
     /// Counts a failure: of a stage of a round, or of another part of the daemon, for a reason of a small closed set.
     pub fn failed(&self, stage: &str, reason: &str) {
         self.failures.with_label_values(&[stage, reason]).inc();
+    }
+
+    /// Shows what is refused now: `faults` of objects in all, and the objects that can be named by kind, namespace and
+    /// name, of which the first hundred get a series each.
+    pub fn set_refused(&self, faults: usize, objects: &BTreeSet<[String; 3]>) {
+        self.refused_objects.set(i64::try_from(faults).unwrap_or(i64::MAX));
+        let now: BTreeSet<[String; 3]> = objects.iter().take(REFUSED_SERIES).cloned().collect();
+        let mut shown = self.refused_shown.lock().unwrap_or_else(PoisonError::into_inner);
+        // One by one, so that no scrape misses what stays.
+        for gone in shown.difference(&now) {
+            // It was shown, so it is there.
+            let _ = self.refused_object.remove_label_values(gone);
+        }
+        for object in &now {
+            self.refused_object.with_label_values(object).set(1);
+        }
+        *shown = now;
     }
 
     /// Says where the number of started commands is kept. Only the first one counts.
@@ -200,5 +244,26 @@ mod tests {
         let text = metrics.text();
         assert!(text.contains("towpath_failures_total{reason=\"refused\",stage=\"sets\"} 1"), "{text}");
         assert!(text.contains("towpath_build_info{version="), "{text}");
+    }
+
+    #[test]
+    fn refused_objects_are_named_as_long_as_they_are_refused_and_only_a_hundred_of_them() {
+        let metrics = Metrics::new().unwrap();
+        let object = |number: usize| ["Pod".to_owned(), "shop".to_owned(), format!("p{number:04}")];
+        let series =
+            || metrics.text().lines().filter(|line| line.starts_with("towpath_refused_object{")).count();
+        metrics.set_refused(1001, &(0..1000).map(object).collect());
+        assert_eq!(series(), 100);
+        assert!(metrics.text().contains("towpath_refused_objects 1001\n"));
+        metrics.set_refused(2, &[object(99), object(7000)].into());
+        let text = metrics.text();
+        for name in ["p0099", "p7000"] {
+            let line =
+                format!("towpath_refused_object{{kind=\"Pod\",name=\"{name}\",namespace=\"shop\"}} 1\n");
+            assert!(text.contains(&line), "{text}");
+        }
+        assert_eq!(series(), 2);
+        metrics.set_refused(0, &BTreeSet::new());
+        assert_eq!(series(), 0);
     }
 }

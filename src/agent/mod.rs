@@ -17,7 +17,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-pub use status::{Readiness, Status};
+pub use status::{Readiness, Refused, Status};
 use waiting::Waiting;
 
 use crate::{
@@ -512,6 +512,14 @@ impl<D: Dataplane> Agent<D> {
             set(&self.metrics.set_entries, &label, table.sets.values().map(|set| set.members.len()).sum());
         }
         for direction in Direction::BOTH {
+            let policies: BTreeSet<&ObjectKey> = resolved
+                .pods
+                .iter()
+                .flat_map(|pod| &pod.policies)
+                .filter(|policy| policy.rules(direction).is_some())
+                .map(|policy| &policy.key)
+                .collect();
+            set(&self.metrics.policies, &direction.to_string(), policies.len());
             let isolated = resolved.pods.iter().filter(|pod| pod.program(direction).is_some()).count();
             set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
         }

@@ -1,10 +1,12 @@
 //! What the loop tells the outside of itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use crate::metrics::Metrics;
 
 /// Whether this node enforces what it ought to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +30,19 @@ struct State {
     readiness: Readiness,
     /// What keeps the rules from working although they are written, by the part of the daemon that says so.
     impediments: BTreeMap<&'static str, String>,
+    /// What each source could not read.
+    refused: BTreeMap<&'static str, Vec<Refused>>,
     /// When the loop last showed itself; `None` before it began.
     beat: Option<Instant>,
+}
+
+/// An object that a source could not read. Its last good version stays enforced.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refused {
+    /// Its kind, namespace (empty for a kind that has none) and name; `None` if not even these could be told.
+    pub object: Option<[String; 3]>,
+    /// Where, if it has a place, and what is wrong with it.
+    pub reason: String,
 }
 
 impl Status {
@@ -37,7 +50,12 @@ impl Status {
     #[must_use]
     pub fn starting(waiting_for: &str) -> Self {
         let readiness = Readiness::Starting(waiting_for.to_owned());
-        Self(Mutex::new(State { readiness, impediments: BTreeMap::new(), beat: None }))
+        Self(Mutex::new(State {
+            readiness,
+            impediments: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            beat: None,
+        }))
     }
 
     /// Whether this node enforces what it ought to, with all that is in the way.
@@ -88,6 +106,16 @@ impl Status {
             Some(impediment) => state.impediments.insert(part, impediment),
             None => state.impediments.remove(part),
         };
+    }
+
+    /// A source says all that it cannot read as of now, and `metrics` shows it together with what others cannot.
+    pub fn set_refused(&self, source: &'static str, refused: Vec<Refused>, metrics: &Metrics) {
+        let mut state = self.state();
+        state.refused.insert(source, refused);
+        let all = state.refused.values().flatten();
+        let named: BTreeSet<[String; 3]> = all.clone().filter_map(|refused| refused.object.clone()).collect();
+        // Under the lock, so that of two sources the later one has the last word.
+        metrics.set_refused(all.count(), &named);
     }
 
     /// Shows that the loop still turns.

@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use super::{BackendArg, Ended, EnforcementArgs, LogFormat, NodeArgs};
 use crate::{
-    agent::{Agent, Applied, Input, Pace, Status},
+    agent::{Agent, Applied, Input, Pace, Refused, Status},
     dataplane::{
         command::Commands,
         kernel::{
@@ -39,7 +39,10 @@ use crate::{
             sysctl::Bridge,
         },
     },
-    k8s::files::{FileSource, RESCAN, SourceEvent},
+    k8s::{
+        fault::Fault,
+        files::{FileSource, RESCAN, SourceEvent},
+    },
     metrics::Metrics,
     model::{Family, Protocol, Transport},
     ruleset::{
@@ -128,11 +131,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         .block_on(TcpListener::bind(args.listen))
         .with_context(|| format!("listening on {}", args.listen))?;
     let web = Web { metrics: metrics.clone(), status: status.clone() };
-    runtime.spawn(async move {
-        if let Err(error) = web.serve(listener).await {
-            error!(%error, "no longer answers requests");
-        }
-    });
+    runtime.spawn(web.serve(listener));
 
     let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };
@@ -208,13 +207,13 @@ impl Daemon<'_> {
 
     /// Reads the objects and goes on watching their files.
     fn source(&self) -> Result<FileSource, Ended> {
-        let (inputs, metrics) = (self.inputs.clone(), self.metrics.clone());
+        let (inputs, metrics, status) = (self.inputs.clone(), self.metrics.clone(), self.status.clone());
         let source = FileSource::open(&self.args.file, RESCAN, move |event| match event {
             SourceEvent::Changes(changes) => drop(inputs.send(Input::changes(changes))),
             SourceEvent::Synced => drop(inputs.send(Input::Synced)),
             SourceEvent::Faults(faults) => {
-                let errors = faults.iter().filter(|fault| fault.is_error()).count();
-                metrics.refused_objects.set(i64::try_from(errors).unwrap_or(i64::MAX));
+                let errors = faults.iter().filter(|fault| fault.is_error());
+                status.set_refused("files", errors.map(refused).collect(), &metrics);
                 for fault in &faults {
                     if fault.is_error() {
                         error!("{fault}; the last good version stays enforced");
@@ -296,6 +295,14 @@ impl Daemon<'_> {
         })?;
         Ok(())
     }
+}
+
+/// A fault of a file, as the status tells it.
+fn refused(fault: &Fault) -> Refused {
+    let object = fault.object.as_ref().map(|id| {
+        [id.kind.to_owned(), id.namespace.as_deref().unwrap_or_default().to_owned(), (*id.name).to_owned()]
+    });
+    Refused { object, reason: fault.to_string() }
 }
 
 /// Waits until no other daemon writes in this network namespace.

@@ -42,6 +42,8 @@ pub struct LocalPod {
     pub ingress: Option<Arc<Program>>,
     /// What may go out; `None` if no policy restricts it.
     pub egress: Option<Arc<Program>>,
+    /// The policies whose podSelector selects it, by name. Programs say what they mean together; these are for people.
+    pub policies: Vec<Arc<NetworkPolicy>>,
 }
 
 impl LocalPod {
@@ -193,6 +195,7 @@ impl Resolver {
                 addresses,
                 ingress: restricting(ingress),
                 egress: restricting(egress),
+                policies: subject.policies.values().cloned().collect(),
             });
         }
         self.programs = programs;

@@ -1,6 +1,10 @@
 //! What the daemon says over HTTP: `/metrics`, `/livez`, `/readyz`.
+//!
+//! Whoever asks can neither hold up the loop nor those who ask after them: an answer is made in memory from values that
+//! are locked for no longer than it takes to copy them, a connection carries one request and lives for seconds, and if
+//! too many are open the oldest is closed.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -9,7 +13,12 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, task::JoinHandle, time};
 
 use crate::{
     agent::{Readiness, Status},
@@ -18,6 +27,22 @@ use crate::{
 
 /// A loop that has shown nothing for so long is stuck. Longer than the longest wait for another process' xtables lock.
 const STUCK_AFTER: Duration = Duration::from_mins(3);
+
+/// So many connections are served at once. One more closes the oldest: answers take milliseconds, so the oldest is one
+/// of somebody who does not read, or does not ask.
+const CONNECTIONS: usize = 64;
+
+/// How long a client may take to send its request's head.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a connection lives at the most, its answer included.
+const DONE_WITHIN: Duration = Duration::from_secs(20);
+
+/// The largest head of a request, in bytes.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// How long to wait when no connection can be accepted, for want of file descriptors, say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the pages speak of.
 #[derive(Clone, Debug)]
@@ -29,18 +54,50 @@ pub struct Web {
 }
 
 impl Web {
-    /// Answers requests until the process ends.
-    ///
-    /// # Errors
-    /// If the listener breaks.
-    pub async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+    /// Answers requests until it is dropped.
+    pub async fn serve(self, listener: TcpListener) {
         let router = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .with_state(self);
-        axum::serve(listener, router).await
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .keep_alive(false)
+            .header_read_timeout(HEAD_WITHIN)
+            .max_buf_size(HEAD_BYTES);
+        let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    if !is_of_the_client(&error) {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    continue;
+                }
+            };
+            let connection =
+                http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            open.retain(|connection| !connection.is_finished());
+            if open.len() >= CONNECTIONS
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
+            }
+            open.push_back(tokio::spawn(async move {
+                // A client that goes away, or takes too long, has only itself to tell.
+                let _ = time::timeout(DONE_WITHIN, connection).await;
+            }));
+        }
     }
+}
+
+/// Whether a failure to accept is that of the client, who has gone already.
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 async fn metrics(State(web): State<Web>) -> impl IntoResponse {

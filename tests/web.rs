@@ -1,0 +1,194 @@
+//! Whoever asks the daemon over HTTP holds up neither its rounds nor others who ask.
+
+#![cfg(test)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::{net::TcpListener, runtime::Runtime};
+use towpath::{
+    agent::{Agent, Input, Pace, Readiness, Refused, Status},
+    dataplane::fake::Fake,
+    lab::random::{Generator, NODES, Shape, Stack},
+    metrics::Metrics,
+    model::{Change, Namespace},
+    ruleset::compile::Options,
+    web::Web,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A daemon in memory: the loop over a fake, and its port.
+struct Daemon {
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    inputs: Sender<Input>,
+    address: SocketAddr,
+    turn: u64,
+    thread: Option<JoinHandle<()>>,
+    _runtime: Runtime,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let (metrics, status) =
+            (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
+        let (inputs, inbox) = mpsc::channel();
+        let pace = Pace { debounce: Duration::from_millis(1), ..Pace::default() };
+        let (counted, told) = (metrics.clone(), status.clone());
+        let work = move || {
+            let options = Options::default();
+            Agent::new(NODES[0], Fake::default(), options, pace, counted, told, None).run(&inbox);
+        };
+        let thread = Some(thread::spawn(work));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(Web { metrics: metrics.clone(), status: status.clone() }.serve(listener));
+        let daemon = Self { metrics, status, inputs, address, turn: 0, thread, _runtime: runtime };
+        let shape = Shape { stack: Stack::V4, namespaces: 2, pods: 8, policies: 8, oddities: false };
+        daemon.inputs.send(Input::changes(Generator::new(7, shape).cluster())).unwrap();
+        daemon.inputs.send(Input::Synced).unwrap();
+        daemon.wait("readiness", || daemon.status.readiness() == Readiness::Ready);
+        daemon
+    }
+
+    #[track_caller]
+    fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !holds() {
+            assert!(start.elapsed() < PATIENCE, "{what} did not come: {}", self.metrics.text());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Brings about `count` rounds, one after the other.
+    fn rounds(&mut self, count: u64) {
+        let rounds = || self.metrics.syncs.with_label_values(&["success"]).get();
+        for _ in 0..count {
+            self.turn += 1;
+            let labels = [("turn", self.turn.to_string())].into_iter().collect();
+            let change = Change::SetNamespace(Namespace { name: "bystander".into(), labels });
+            let before = rounds();
+            self.inputs.send(Input::changes(vec![change])).unwrap();
+            self.wait("a round", || rounds() > before);
+        }
+    }
+
+    fn get(&self, path: &str) -> (String, String) {
+        get(self.address, path).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.inputs.send(Input::Stop);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The first line and the body of an answer.
+fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: towpath\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
+}
+
+#[test]
+fn scrapes_in_a_tight_loop_hold_up_no_round_and_always_see_everything() {
+    let mut daemon = Daemon::start();
+    let object = ["Pod", "shop", "db"].map(str::to_owned);
+    let refused = Refused { object: Some(object), reason: "unreadable".to_owned() };
+    daemon.status.set_refused("files", vec![refused.clone()], &daemon.metrics);
+    // What is counted by a label is there once it happened.
+    daemon.rounds(1);
+    let over = Arc::new(AtomicBool::new(false));
+    let scrapers: Vec<JoinHandle<u64>> = (0..4)
+        .map(|_| {
+            let (metrics, over) = (daemon.metrics.clone(), over.clone());
+            thread::spawn(move || {
+                let mut scrapes = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let text = metrics.text();
+                    for series in [
+                        "towpath_refused_object{kind=\"Pod\",name=\"db\",namespace=\"shop\"} 1\n",
+                        "towpath_enforcement_latency_seconds_count{kind=",
+                        "towpath_policies{direction=\"ingress\"} ",
+                        "towpath_isolated_pods{direction=\"ingress\"} ",
+                    ] {
+                        assert!(text.contains(series), "{series} is missing:\n{text}");
+                    }
+                    scrapes += 1;
+                }
+                scrapes
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        daemon.rounds(1);
+        daemon.status.set_refused("files", vec![refused.clone()], &daemon.metrics);
+    }
+    over.store(true, Ordering::Relaxed);
+    for scraper in scrapers {
+        assert!(scraper.join().unwrap() > 0);
+    }
+    let observed = daemon.metrics.enforcement_latency.with_label_values(&["Namespace"]).get_sample_count();
+    assert_eq!(observed, 101);
+}
+
+#[test]
+fn clients_that_never_ask_or_never_read_stop_neither_rounds_nor_others() {
+    let mut daemon = Daemon::start();
+    let mut silent: Vec<TcpStream> = Vec::new();
+    for number in 0..200 {
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        // A third says nothing, a third says half of it, a third asks and never reads.
+        let said =
+            [&b""[..], b"GET /metrics HTTP/1.1\r\nHost: tow", b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n"];
+        stream.write_all(said[number % 3]).unwrap();
+        silent.push(stream);
+        if number % 20 == 0 {
+            daemon.rounds(1);
+            assert_eq!(daemon.get("/livez").0, "HTTP/1.1 200 OK");
+        }
+    }
+    daemon.rounds(20);
+    let (head, body) = daemon.get("/metrics");
+    assert_eq!(head, "HTTP/1.1 200 OK");
+    assert!(body.contains("towpath_syncs_total{result=\"success\"} "), "{body}");
+    // Those who came first were closed for those who came later.
+    let mut first = silent.remove(0);
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    let end = first.read(&mut [0; 64]);
+    assert!(matches!(end, Ok(0)) || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_request_that_is_too_large_is_refused() {
+    let daemon = Daemon::start();
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let long = "x".repeat(100_000);
+    // The other end may close before it has read all of it.
+    let _ = write!(stream, "GET /metrics HTTP/1.1\r\nHost: towpath\r\nX-Long: {long}\r\n\r\n");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(!answer.contains("200 OK") && !answer.contains("towpath_"), "{answer}");
+    assert_eq!(daemon.get("/readyz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
+}
