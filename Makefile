@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak packages clean
+.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak manifests packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
+
+manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
+	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml
 
 # What the kernel tests, the demo and the daemon call. Installs what is missing when it may, and says what to install
 # when it may not.
