@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak packages clean
+.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak manifests image image-rootfs packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,22 @@ soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
+
+manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
+	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml
+
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+IMAGE ?= ghcr.io/towpath/towpath:$(VERSION)
+
+image: ## The container image (needs docker or the like: DOCKER=podman)
+	$(or $(DOCKER),docker) build -f deploy/Dockerfile -t $(IMAGE) .
+
+image-rootfs: build ## What is in the image, in target/image/root, without docker; its size, which must be under 40 MiB
+	./deploy/rootfs target/image/root target/release/towpath
+	@bytes=$$(du -s --apparent-size --block-size=1 target/image/root | cut -f1); \
+	packed=$$(tar -C target/image/root -c . | gzip -9 | wc -c); \
+	echo "image: $$bytes bytes, packed $$packed bytes"; \
+	[ $$bytes -lt $$((40 * 1024 * 1024)) ] || { echo "image: more than 40 MiB" >&2; exit 1; }
 
 # What the kernel tests, the demo and the daemon call. Installs what is missing when it may, and says what to install
 # when it may not.

@@ -1,16 +1,29 @@
 //! `towpath cleanup`.
 
-use super::{Ended, print};
+use clap::Args;
+
+use super::{Ended, print, run::told_to_stop};
 use crate::dataplane::{command::Commands, kernel};
 
-pub(super) fn cleanup() -> Result<(), Ended> {
+#[derive(Debug, Args)]
+pub(super) struct CleanupArgs {
+    /// Once all is removed, wait to be told to stop: the pods of a `DaemonSet` are started again when they end.
+    #[arg(long, env = "TOWPATH_WAIT")]
+    wait: bool,
+}
+
+pub(super) fn cleanup(args: &CleanupArgs) -> Result<(), Ended> {
     let removed = kernel::cleanup::cleanup(&Commands::default())?;
     print(&format!(
         "removed {} jumps, {} chains and {} sets\n",
         removed.hooks, removed.chains, removed.sets
     ))?;
-    if removed.left.is_empty() {
-        return Ok(());
+    if !removed.left.is_empty() {
+        return Err(Ended::Failed(anyhow::anyhow!("could not remove {}", removed.left.join("; "))));
     }
-    Err(Ended::Failed(anyhow::anyhow!("could not remove {}", removed.left.join("; "))))
+    if args.wait {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(told_to_stop())?;
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@ pub mod explain;
 mod lint;
 pub mod matrix;
 mod objects;
+mod prepare;
 mod run;
 pub mod words;
 
@@ -68,7 +69,11 @@ enum Command {
     Lint(lint::LintArgs),
     /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
-    Cleanup,
+    Cleanup(cleanup::CleanupArgs),
+    /// Loads the kernel module that bridged packets need, `br_netfilter`, if it is not there. `run` does so itself where
+    /// it may; this is for a container that runs before it, so that the daemon's own need not be allowed to. Root.
+    #[command(after_help = "Example: towpath prepare --best-effort")]
+    Prepare(prepare::PrepareArgs),
     /// A story in real packets: two simulated nodes, and after each step what is expected beside what is seen. Root.
     #[command(after_help = "Example: towpath demo --pause")]
     Demo(demo::DemoArgs),
@@ -267,7 +272,8 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Matrix(args) => print_matrix(args, verbose),
         Command::Explain(args) => print_explanation(args, verbose),
         Command::Lint(args) => lint::lint(args),
-        Command::Cleanup => cleanup::cleanup(),
+        Command::Cleanup(args) => cleanup::cleanup(args),
+        Command::Prepare(args) => prepare::prepare(args),
         Command::Demo(args) => match demo::run(args)? {
             DemoEnd::AsExpected => Ok(()),
             DemoEnd::Otherwise => Err(Ended::No),

@@ -36,7 +36,7 @@ use crate::{
             Kernel,
             conntrack::{Conntrack, EstablishedFlow},
             lock::{self, WriterLock},
-            sysctl::Bridge,
+            sysctl::{self, Bridge},
         },
     },
     k8s::{
@@ -75,6 +75,9 @@ pub(super) struct RunArgs {
     /// Whether bridged packets have to pass through iptables: as on a bridge CNI, flannel's included.
     #[arg(long, value_enum, default_value_t = BridgeNetfilter::Require, env = "TOWPATH_BRIDGE_NETFILTER")]
     bridge_netfilter: BridgeNetfilter,
+    /// Where the kernel's switches of networking are. A container sees the usual place read-only.
+    #[arg(long, value_name = "DIR", default_value = sysctl::PROC_SYS_NET, env = "TOWPATH_PROC_SYS_NET")]
+    proc_sys_net: PathBuf,
     /// How often to look whether the kernel still holds all that was written, in seconds. What others do to the
     /// filter table is heard of at once; this is for the rest.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "TOWPATH_CHECK_INTERVAL")]
@@ -155,7 +158,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     Ok(())
 }
 
-async fn told_to_stop() -> std::io::Result<()> {
+/// Ends when SIGTERM or SIGINT asks for the end.
+pub(super) async fn told_to_stop() -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => {}
@@ -263,7 +267,7 @@ impl Daemon<'_> {
     /// Looks after the switches that let iptables see bridged packets.
     fn guard(&self) -> Result<(), Ended> {
         let (commands, status, metrics) = (self.commands.clone(), self.status.clone(), self.metrics.clone());
-        let bridge = Bridge::default();
+        let bridge = Bridge::below(&self.args.proc_sys_net);
         let mend = move |first: bool| {
             let faults = bridge.check();
             if faults.is_empty() {

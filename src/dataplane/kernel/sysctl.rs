@@ -12,8 +12,9 @@ use std::{
 use super::variant::kernel_has_ipv6;
 use crate::dataplane::{DataplaneError, command::Commands};
 
-/// Where the switches are; the kernel shows those of the reader's network namespace.
-const FOLDER: &str = "/proc/sys/net/bridge";
+/// The kernel's switches of networking. It shows those of the reader's network namespace. In a container this is
+/// read-only; a mount of the same folder of the node elsewhere is not.
+pub const PROC_SYS_NET: &str = "/proc/sys/net";
 
 /// The module that brings them.
 const MODULE: &str = "br_netfilter";
@@ -27,23 +28,40 @@ pub struct Bridge {
 
 impl Default for Bridge {
     fn default() -> Self {
-        let mut switches = vec!["bridge-nf-call-iptables"];
-        if kernel_has_ipv6() {
-            switches.push("bridge-nf-call-ip6tables");
-        }
-        Self { folder: FOLDER.into(), switches }
+        Self::below(Path::new(PROC_SYS_NET))
     }
 }
 
 impl Bridge {
+    /// Those in the folder `bridge` of `folder`, which is [`PROC_SYS_NET`] or a mount of it.
+    #[must_use]
+    pub fn below(folder: &Path) -> Self {
+        let mut switches = vec!["bridge-nf-call-iptables"];
+        if kernel_has_ipv6() {
+            switches.push("bridge-nf-call-ip6tables");
+        }
+        Self { folder: folder.join("bridge"), switches }
+    }
+
+    /// Loads the module if it is not there. Says whether it had to.
+    ///
+    /// # Errors
+    /// If it cannot be loaded; the text says how an administrator can do it.
+    pub fn load(&self, commands: &Commands) -> Result<bool, DataplaneError> {
+        if self.folder.exists() {
+            return Ok(false);
+        }
+        load(commands, &self.folder)?;
+        Ok(true)
+    }
+
     /// Loads the module if need be and sets the switches to 1. Says what it changed, each as a sentence.
     ///
     /// # Errors
     /// If the module cannot be loaded or a switch not be set; the text says how an administrator can do it.
     pub fn ensure(&self, commands: &Commands) -> Result<Vec<String>, DataplaneError> {
         let mut changes = Vec::new();
-        if !self.folder.exists() {
-            load(commands, &self.folder)?;
+        if self.load(commands)? {
             changes.push(format!("loaded the kernel module {MODULE}"));
         }
         for switch in &self.switches {
@@ -51,7 +69,7 @@ impl Bridge {
             if read(&file)? != "1" {
                 fs::write(&file, "1").map_err(|source| DataplaneError::Unsupported {
                     what: format!("net.bridge.{switch} cannot be set to 1 ({source})"),
-                    remedy: "set it on the node with sysctl -w, or run towpath with a writable /proc/sys",
+                    remedy: "set it on the node with sysctl -w, or give towpath a folder in which it may: --proc-sys-net",
                 })?;
                 changes.push(format!("set net.bridge.{switch} to 1"));
             }

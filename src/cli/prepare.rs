@@ -1,0 +1,25 @@
+//! `towpath prepare`.
+
+use clap::Args;
+
+use super::{Ended, print};
+use crate::dataplane::{command::Commands, kernel::sysctl::Bridge};
+
+#[derive(Debug, Args)]
+pub(super) struct PrepareArgs {
+    /// Exit status 0 also if it could not be done: `run` then says so, is not ready, and enforces what it can.
+    #[arg(long, env = "TOWPATH_BEST_EFFORT")]
+    best_effort: bool,
+}
+
+pub(super) fn prepare(args: &PrepareArgs) -> Result<(), Ended> {
+    match Bridge::default().load(&Commands::default()) {
+        Ok(true) => print("loaded the kernel module br_netfilter\n"),
+        Ok(false) => print("the kernel has br_netfilter already\n"),
+        Err(error) if args.best_effort => {
+            tracing::warn!("{error}");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
