@@ -3,14 +3,15 @@
 //! Names and units follow the Prometheus conventions; docs/metrics.md says how to read them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Mutex, OnceLock, PoisonError},
+    time::Instant,
 };
 
 use prometheus::{
-    Encoder as _, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector,
+    Encoder as _, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 /// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
@@ -65,6 +66,12 @@ pub struct Metrics {
     pub broken_objects: IntGauge,
     /// `towpath_drift_repairs_total`.
     pub drift_repairs: IntCounter,
+    /// `towpath_watch_restarts_total`, by kind and reason.
+    pub watch_restarts: IntCounterVec,
+    /// `towpath_watch_staleness_seconds`, by kind; brought up to date when somebody looks.
+    watch_staleness: GaugeVec,
+    /// When the API server was last heard, by kind.
+    heard: Mutex<BTreeMap<&'static str, Instant>>,
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
     /// `towpath_commands_total`.
@@ -174,6 +181,27 @@ impl Metrics {
                 "towpath_drift_repairs_total",
                 "How often somebody else had changed what is ours and it was put right.",
             )?,
+            watch_restarts: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_watch_restarts_total",
+                        "Watches of the API server that were begun again, by kind and by why they had ended.",
+                    ),
+                    &["kind", "reason"],
+                ),
+            )?,
+            watch_staleness: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "towpath_watch_staleness_seconds",
+                        "Time since the API server was last heard on a watch, by kind.",
+                    ),
+                    &["kind"],
+                ),
+            )?,
+            heard: Mutex::default(),
             connections_cut: int_counter(
                 "towpath_connections_cut_total",
                 "Established connections that were cut because policy no longer allows them.",
@@ -206,6 +234,11 @@ impl Metrics {
         *shown = now;
     }
 
+    /// The API server was heard on the watch of `kind`, or that watch is about to begin.
+    pub fn heard(&self, kind: &'static str) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, Instant::now());
+    }
+
     /// Says where the number of started commands is kept. Only the first one counts.
     pub fn count_commands(&self, started: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.started.set(Count(Box::new(started)));
@@ -216,6 +249,9 @@ impl Metrics {
     pub fn text(&self) -> String {
         if let Some(Count(started)) = self.started.get() {
             self.commands.inc_by(started().saturating_sub(self.commands.get()));
+        }
+        for (kind, heard) in &*self.heard.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.watch_staleness.with_label_values(&[kind]).set(heard.elapsed().as_secs_f64());
         }
         let mut text = Vec::new();
         // Encoding into memory cannot fail but for a metric without a name.

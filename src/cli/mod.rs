@@ -12,6 +12,7 @@ pub mod matrix;
 mod objects;
 mod prepare;
 mod run;
+mod source;
 pub mod words;
 
 use std::{
@@ -28,6 +29,7 @@ use demo::DemoEnd;
 
 use crate::{
     dataplane::kernel::{Backend, Variant},
+    k8s::watch::Access,
     model::{Endpoint, Flow, ObjectKey, Transport},
     policy::{Reachability, known_transports},
     ruleset::compile::{DenyAction, Options},
@@ -47,9 +49,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The daemon: enforces, on this node, what the objects say. Needs root.
-    #[command(
-        after_help = "Example: towpath run -f /etc/towpath/objects --node-name n1 --listen 127.0.0.1:9586"
-    )]
+    #[command(after_help = "Example: towpath run --node-name n1 --kubeconfig /etc/towpath/kubeconfig\n\
+                      Example: towpath run --node-name n1 -f /etc/towpath/objects --listen 127.0.0.1:9586")]
     Run(run::RunArgs),
     /// Prints what `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
     #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
@@ -85,6 +86,24 @@ struct ObjectArgs {
     /// A file, a folder (every .yaml, .yml and .json below it) or - for standard input; may be repeated.
     #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
     file: Vec<PathBuf>,
+}
+
+/// Which API server to ask, where no file is named.
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// The kubeconfig that says where the API server is. Without it and --context: in a pod, its service account;
+    /// elsewhere $KUBECONFIG or ~/.kube/config.
+    #[arg(long, value_name = "FILE", env = "TOWPATH_KUBECONFIG", conflicts_with = "file")]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig, if not its current one.
+    #[arg(long, value_name = "NAME", env = "TOWPATH_CONTEXT", conflicts_with = "file")]
+    context: Option<String>,
+}
+
+impl ClusterArgs {
+    fn access(&self) -> Access {
+        Access::new(self.kubeconfig.clone(), self.context.clone())
+    }
 }
 
 /// How packets are denied and what else is a matter of taste.
@@ -338,7 +357,9 @@ fn log_to_stderr(format: LogFormat, verbosity: u8) {
         1 => "info",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_env("TOWPATH_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // Libraries have their own words for what the watches say once, and say what it means.
+    let filter = format!("off,towpath={level}");
+    let filter = EnvFilter::try_from_env("TOWPATH_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {

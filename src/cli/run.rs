@@ -1,7 +1,8 @@
 //! `towpath run`: where the ends are joined.
 //!
 //! ```text
-//! file source --Changes--> agent --Step--> kernel
+//! API server, or
+//! files --------Changes----> agent --Step--> kernel
 //! watcher -------Suspicion----^  |
 //!                                +--Applied--> cutter (connections that policy no longer allows)
 //! web: /metrics /livez /readyz <-- metrics, status
@@ -27,9 +28,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{BackendArg, Ended, EnforcementArgs, LogFormat, NodeArgs};
+use super::{BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs, source::Ends};
 use crate::{
-    agent::{Agent, Applied, Input, Pace, Refused, Status},
+    agent::{Agent, Applied, Input, Pace, Status},
     dataplane::{
         command::Commands,
         kernel::{
@@ -38,10 +39,6 @@ use crate::{
             lock::{self, WriterLock},
             sysctl::{self, Bridge},
         },
-    },
-    k8s::{
-        fault::Fault,
-        files::{FileSource, RESCAN, SourceEvent},
     },
     metrics::Metrics,
     model::{Family, Protocol, Transport},
@@ -55,9 +52,12 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// A folder or a file with the objects, which is watched; may be repeated.
-    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
+    /// A folder or a file with the objects, which is watched; may be repeated. Without it the objects are those of the
+    /// API server.
+    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE")]
     file: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     #[command(flatten)]
     node: NodeArgs,
     /// Which variant of iptables to write to.
@@ -138,7 +138,11 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
 
     let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };
-    let mut ended = daemon.start(kernel, inbox)?;
+    let mut ended = {
+        // Where the watches find the runtime that they run in.
+        let _runtime = runtime.enter();
+        daemon.start(kernel, inbox)?
+    };
     let told = runtime.block_on(async {
         tokio::select! {
             told = told_to_stop() => told.map(|()| true),
@@ -180,7 +184,13 @@ struct Daemon<'a> {
 impl Daemon<'_> {
     /// Starts every part on a thread of its own. What is returned hears of the loop's end.
     fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
-        let source = self.source()?;
+        let ends =
+            Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() };
+        let source = if self.args.file.is_empty() {
+            ends.api(self.args.cluster.access(), self.args.node.node_name.clone())
+        } else {
+            ends.files(&self.args.file)?
+        };
         let applied = match self.args.established {
             Established::Cut => Some(self.cutter()?),
             Established::Keep => None,
@@ -207,27 +217,6 @@ impl Daemon<'_> {
             drop((watch, source));
         })?;
         Ok(ended)
-    }
-
-    /// Reads the objects and goes on watching their files.
-    fn source(&self) -> Result<FileSource, Ended> {
-        let (inputs, metrics, status) = (self.inputs.clone(), self.metrics.clone(), self.status.clone());
-        let source = FileSource::open(&self.args.file, RESCAN, move |event| match event {
-            SourceEvent::Changes(changes) => drop(inputs.send(Input::changes(changes))),
-            SourceEvent::Synced => drop(inputs.send(Input::Synced)),
-            SourceEvent::Faults(faults) => {
-                let errors = faults.iter().filter(|fault| fault.is_error());
-                status.set_refused("files", errors.map(refused).collect(), &metrics);
-                for fault in &faults {
-                    if fault.is_error() {
-                        error!("{fault}; the last good version stays enforced");
-                    } else {
-                        warn!("{fault}");
-                    }
-                }
-            }
-        })?;
-        Ok(source)
     }
 
     /// Cuts established connections that the rules just written deny.
@@ -299,14 +288,6 @@ impl Daemon<'_> {
         })?;
         Ok(())
     }
-}
-
-/// A fault of a file, as the status tells it.
-fn refused(fault: &Fault) -> Refused {
-    let object = fault.object.as_ref().map(|id| {
-        [id.kind.to_owned(), id.namespace.as_deref().unwrap_or_default().to_owned(), (*id.name).to_owned()]
-    });
-    Refused { object, reason: fault.to_string() }
 }
 
 /// Waits until no other daemon writes in this network namespace.

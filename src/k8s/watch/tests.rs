@@ -1,1 +1,205 @@
-//! t
+//! What single events and lists come to, without a server.
+
+use serde_json::json;
+
+use super::{
+    inventory::{Inventory, Told},
+    kinds::Watched,
+    received::{Page, Received},
+};
+use crate::{
+    k8s::types,
+    model::{Change, ObjectKey, Operator, Standing},
+};
+
+fn received<S: Watched>(object: &serde_json::Value) -> Received<S> {
+    serde_json::from_str(&object.to_string()).expect("one object")
+}
+
+fn policy(name: &str, spec: &serde_json::Value) -> Received<types::NetworkPolicy> {
+    received(&json!({"metadata": {"namespace": "shop", "name": name, "resourceVersion": "7"}, "spec": spec}))
+}
+
+fn pod(name: &str, more: &serde_json::Value) -> Received<types::Pod> {
+    let mut object = json!({"metadata": {"namespace": "shop", "name": name, "labels": {"app": name}}});
+    object.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    received(&object)
+}
+
+fn removed(told: &Told) -> Vec<String> {
+    let removed = told.changes.iter().filter_map(|change| match change {
+        Change::RemovePod(key) | Change::RemovePolicy(key) => Some(key.to_string()),
+        _ => None,
+    });
+    let mut removed: Vec<String> = removed.collect();
+    removed.sort();
+    removed
+}
+
+fn standing(told: &Told) -> Option<Standing> {
+    match &*told.changes {
+        [Change::SetPolicy(policy)] => Some(policy.standing),
+        [] => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_new_list_no_longer_has_is_gone_and_comes_as_one_with_the_rest() {
+    let mut pods = Inventory::<types::Pod>::new();
+    pods.begin_list();
+    for name in ["a", "b", "c"] {
+        assert!(pods.set(&pod(name, &json!({}))).changes.is_empty(), "a list is told when it is complete");
+    }
+    assert_eq!(pods.end_list().changes.len(), 3);
+    pods.begin_list();
+    pods.set(&pod("b", &json!({})));
+    let told = pods.end_list();
+    assert_eq!(removed(&told), ["shop/a", "shop/c"]);
+    assert_eq!(told.changes.len(), 3);
+}
+
+#[test]
+fn a_list_that_is_cut_short_changes_nothing() {
+    let mut pods = Inventory::<types::Pod>::new();
+    pods.begin_list();
+    pods.set(&pod("a", &json!({})));
+    assert_eq!(pods.end_list().changes.len(), 1);
+    pods.begin_list();
+    assert!(pods.is_listing());
+    pods.begin_list();
+    pods.set(&pod("a", &json!({})));
+    assert_eq!(removed(&pods.end_list()), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_deleted_while_a_list_is_still_coming_is_gone_when_it_is_complete() {
+    let mut pods = Inventory::<types::Pod>::new();
+    pods.begin_list();
+    pods.set(&pod("a", &json!({})));
+    pods.remove(&pod("a", &json!({})));
+    let told = pods.end_list();
+    assert!(matches!(&*told.changes, [Change::SetPod(_), Change::RemovePod(_)]), "{told:?}");
+    assert!(pods.is_empty());
+}
+
+#[test]
+fn a_policy_that_is_refused_keeps_its_last_good_version_and_without_one_isolates() {
+    let bad = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]});
+    let good = json!({"podSelector": {}, "ingress": [{}]});
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+
+    let told = policies.set(&policy("p", &bad));
+    assert_eq!(standing(&told), Some(Standing::Refused));
+    let refused = told.refused.expect("a refusal");
+    assert!(refused[0].to_string().starts_with("NetworkPolicy shop/p: error: "), "{}", refused[0]);
+    assert!(refused[0].to_string().ends_with("(spec.ingress[0].from[0].ipBlock.cidr)"), "{}", refused[0]);
+
+    let told = policies.set(&policy("p", &good));
+    assert_eq!(standing(&told), Some(Standing::Accepted));
+    assert_eq!(told.refused, Some(Vec::new()));
+
+    let told = policies.set(&policy("p", &bad));
+    assert_eq!(standing(&told), None, "the good version stays");
+    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+
+    assert_eq!(policies.set(&policy("p", &bad)).refused, None, "nothing new");
+    let told = policies.remove(&policy("p", &bad));
+    assert_eq!((removed(&told), told.refused), (vec!["shop/p".to_owned()], Some(Vec::new())));
+}
+
+#[test]
+fn a_refused_policy_keeps_its_last_good_version_through_a_new_list() {
+    let bad = json!({"podSelector": {}, "policyTypes": ["Sideways"]});
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.set(&policy("p", &json!({"podSelector": {}})));
+    policies.begin_list();
+    policies.set(&policy("p", &bad));
+    let told = policies.end_list();
+    assert!(told.changes.is_empty(), "{told:?}");
+    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+}
+
+#[test]
+fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
+    let page = json!({
+        "metadata": {"resourceVersion": "9"},
+        "items": [
+            {"metadata": {"namespace": "shop", "name": "odd"}, "spec": {"podSelector": {}, "ingress": 5}},
+            {"metadata": {"namespace": "shop", "name": "fine"}, "spec": {"podSelector": {}}},
+        ],
+    });
+    let page: Page<types::NetworkPolicy> = serde_json::from_str(&page.to_string()).unwrap();
+    assert_eq!((&*page.metadata.resource_version, &*page.metadata.next), ("9", ""));
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.begin_list();
+    for item in page.items.iter().flatten() {
+        policies.set(item);
+    }
+    let told = policies.end_list();
+    let standings: Vec<(String, Standing)> = told
+        .changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::SetPolicy(policy) => Some((policy.key.to_string(), policy.standing)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        standings,
+        [("shop/odd".to_owned(), Standing::Refused), ("shop/fine".to_owned(), Standing::Accepted)]
+    );
+    let refused = told.refused.expect("a refusal");
+    assert_eq!(refused.len(), 1);
+    assert_eq!(
+        refused[0].object.as_ref().map(ToString::to_string).as_deref(),
+        Some("NetworkPolicy shop/odd")
+    );
+
+    // Gone, it is gone, however odd.
+    let Some(odd) = page.items.iter().flatten().next() else { panic!("an item") };
+    assert_eq!(removed(&policies.remove(odd)), ["shop/odd"]);
+}
+
+#[test]
+fn a_label_value_that_no_object_can_have_is_taken_as_it_was_stored() {
+    let spec = json!({"podSelector": {"matchExpressions": [
+        {"key": "app", "operator": "NotIn", "values": ["not a value!"]},
+    ]}});
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    let told = policies.set(&policy("old", &spec));
+    let [Change::SetPolicy(policy)] = &*told.changes else { panic!("{told:?}") };
+    assert_eq!((policy.standing, told.refused.as_deref()), (Standing::Accepted, None));
+    let [requirement] = policy.subject.requirements() else { panic!("one requirement") };
+    assert!(matches!(&requirement.operator, Operator::NotIn(values) if &*values[0] == "not a value!"));
+}
+
+#[test]
+fn a_pod_counts_for_what_can_be_read_of_it() {
+    let mut pods = Inventory::<types::Pod>::new();
+    let odd = json!({
+        "spec": {"nodeName": "n1", "containers": [{"ports": [{"containerPort": 99999}, {"containerPort": 80}]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "what"}]},
+    });
+    let told = pods.set(&pod("a", &odd));
+    let [Change::SetPod(pod)] = &*told.changes else { panic!("{told:?}") };
+    assert_eq!((pod.addresses.len(), pod.ports.len(), pod.node.as_deref()), (1, 1, Some("n1")));
+    assert_eq!(told.refused.map(|refused| refused.len()), Some(2));
+}
+
+#[test]
+fn of_a_pod_on_the_host_network_only_its_nodes_addresses_are_kept() {
+    let host = |phase: &str| {
+        json!({
+            "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"ports": [{"containerPort": 80}]}]},
+            "status": {"phase": phase, "podIPs": [{"ip": "192.168.0.1"}], "hostIPs": [{"ip": "192.168.0.1"}]},
+        })
+    };
+    let mut pods = Inventory::<types::Pod>::new();
+    let told = pods.set(&pod("a", &host("Running")));
+    let [Change::SetPod(kept)] = &*told.changes else { panic!("{told:?}") };
+    assert_eq!(kept.key, ObjectKey::new("shop", "a"));
+    assert!(kept.addresses.is_empty() && kept.ports.is_empty() && kept.labels.iter().next().is_none());
+    assert_eq!(kept.node_addresses.len(), 1);
+    assert_eq!(pods.set(&pod("a", &host("Pending"))).changes, told.changes, "nothing of it ever changes");
+}

@@ -113,7 +113,11 @@ impl Trouble {
                 Self { cause: Cause::Malformed, text }
             }
             error => {
-                let text = format!("the API server at {server} cannot be reached: {}", chain(error));
+                let cause = match error {
+                    kube::Error::Service(error) => chain(&**error),
+                    error => chain(error),
+                };
+                let text = format!("the API server at {server} cannot be reached: {cause}");
                 Self { cause: Cause::Unreachable, text }
             }
         }

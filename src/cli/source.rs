@@ -1,0 +1,185 @@
+//! Where the daemon's objects come from: files or the API server, joined to the loop, the metrics and the status.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, error, info, warn};
+
+use super::Ended;
+use crate::{
+    agent::{Input, Refused, Status},
+    k8s::{
+        fault::{Fault, ObjectId},
+        files::{FileSource, RESCAN, SourceEvent},
+        watch::{Access, ApiSource, Kind, Trouble, WatchEvent},
+    },
+    metrics::Metrics,
+    model::Change,
+};
+
+/// The parts that speak of what keeps objects from arriving.
+const API_SERVER: &str = "API server";
+const NODE: &str = "node";
+
+/// The node is not called unready for an API server that is away for less than this: it restarts now and then.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Delivers objects until it is dropped.
+#[derive(Debug)]
+pub(super) enum Source {
+    Files { _files: FileSource },
+    Api { _watches: ApiSource },
+}
+
+/// What every source is joined to.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    pub(super) inputs: Sender<Input>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) status: Arc<Status>,
+}
+
+impl Ends {
+    /// Reads the objects of files, and goes on watching these.
+    pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, Ended> {
+        let Self { inputs, metrics, status } = self;
+        let files = FileSource::open(paths, RESCAN, move |event| match event {
+            // The loop is gone only when the process ends: then nobody needs to hear it.
+            SourceEvent::Changes(changes) => drop(inputs.send(Input::changes(changes))),
+            SourceEvent::Synced => drop(inputs.send(Input::Synced)),
+            SourceEvent::Faults(faults) => {
+                let errors = faults.iter().filter(|fault| fault.is_error());
+                let refused = |fault: &Fault| refused(fault.object.as_ref(), fault.to_string());
+                status.set_refused("files", errors.map(refused).collect(), &metrics);
+                for fault in &faults {
+                    if fault.is_error() {
+                        error!("{fault}; the last good version stays enforced");
+                    } else {
+                        warn!("{fault}");
+                    }
+                }
+            }
+        })?;
+        Ok(Source::Files { _files: files })
+    }
+
+    /// Watches the API server. Needs a tokio runtime around it.
+    pub(super) fn api(self, access: Access, node: Arc<str>) -> Source {
+        for kind in Kind::ALL {
+            self.metrics.heard(kind.name());
+        }
+        let joint = Joint { ends: self, state: Mutex::default() };
+        let deliver = Arc::new(move |event| joint.take(event));
+        Source::Api { _watches: ApiSource::start(access, node, deliver) }
+    }
+}
+
+/// What joins the watches to the rest.
+struct Joint {
+    ends: Ends,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    synced: bool,
+    /// The watches that do not run, since when, and why.
+    troubles: BTreeMap<Kind, (Instant, Trouble)>,
+}
+
+impl Joint {
+    fn take(&self, event: WatchEvent) {
+        let Ends { inputs, metrics, status } = &self.ends;
+        match event {
+            WatchEvent::Changes { received, changes } => {
+                if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
+                    status.set_impediment(NODE, None);
+                }
+                // The loop is gone only when the process ends: then nobody needs to hear it.
+                drop(inputs.send(Input::Changes { received, changes }));
+            }
+            WatchEvent::Refused(kind, refusals) => {
+                for refusal in &refusals {
+                    error!("{refusal}; what can be read of it, or its last good version, stays enforced");
+                }
+                let refused =
+                    refusals.iter().map(|refusal| refused(refusal.object.as_ref(), refusal.to_string()));
+                status.set_refused(kind.name(), refused.collect(), metrics);
+            }
+            WatchEvent::Synced => {
+                info!("everything has been listed");
+                self.state().synced = true;
+                drop(inputs.send(Input::Synced));
+            }
+            WatchEvent::Heard(kind) => metrics.heard(kind.name()),
+            WatchEvent::Ended(kind, trouble) => {
+                metrics.watch_restarts.with_label_values(&[kind.name(), trouble.cause.name()]).inc();
+                if !trouble.cause.is_routine() {
+                    self.trouble(kind, trouble);
+                }
+            }
+            WatchEvent::Mended(kind) => {
+                metrics.heard(kind.name());
+                let mut state = self.state();
+                if let Some((since, _)) = state.troubles.remove(&kind) {
+                    info!(%kind, after = ?since.elapsed(), "the watch runs again");
+                }
+                self.say(&state);
+            }
+            WatchEvent::NoSuchNode(node) => {
+                let text = format!(
+                    "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
+                );
+                warn!("{text}");
+                status.set_impediment(NODE, Some(text));
+            }
+        }
+    }
+
+    fn trouble(&self, kind: Kind, trouble: Trouble) {
+        let mut state = self.state();
+        let before = state.troubles.get(&kind);
+        let is_known = state.troubles.values().any(|(_, known)| known.text == trouble.text);
+        if is_known {
+            debug!(%kind, "{trouble}; what is known stays enforced, trying again");
+        } else {
+            warn!(%kind, "{trouble}; what is known stays enforced, trying again");
+        }
+        let since = before.map_or_else(Instant::now, |(since, _)| *since);
+        state.troubles.insert(kind, (since, trouble));
+        self.say(&state);
+    }
+
+    /// Says what keeps the watches from running, if it does so for long, or before they ever ran.
+    fn say(&self, state: &State) {
+        let lasting = |(since, _): &&(Instant, Trouble)| !state.synced || since.elapsed() >= PATIENCE;
+        let lasting: Vec<&(Instant, Trouble)> = state.troubles.values().filter(lasting).collect();
+        let since = lasting.iter().map(|(since, _)| since.elapsed().as_secs()).max();
+        let text = since.map(|seconds| {
+            let texts: BTreeSet<&str> = lasting.iter().map(|(_, trouble)| &*trouble.text).collect();
+            let texts = texts.into_iter().collect::<Vec<_>>().join("; ");
+            if state.synced {
+                format!("changes have not been heard of for {seconds} s or more, and what is known stays enforced: {texts}")
+            } else {
+                texts
+            }
+        });
+        self.ends.status.set_impediment(API_SERVER, text);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fault of an object, as the status tells it.
+fn refused(object: Option<&ObjectId>, reason: String) -> Refused {
+    let object = object.map(|id| {
+        [id.kind.to_owned(), id.namespace.as_deref().unwrap_or_default().to_owned(), (*id.name).to_owned()]
+    });
+    Refused { object, reason }
+}
