@@ -80,12 +80,23 @@ enum Command {
     Demo(demo::DemoArgs),
 }
 
-/// Where objects come from.
+/// The files that objects come from.
 #[derive(Debug, Args)]
 struct ObjectArgs {
     /// A file, a folder (every .yaml, .yml and .json below it) or - for standard input; may be repeated.
     #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
     file: Vec<PathBuf>,
+}
+
+/// What a question is about.
+#[derive(Debug, Args)]
+struct QuestionArgs {
+    /// A file, a folder (every .yaml, .yml and .json below it) or - for standard input; may be repeated. Without it the
+    /// API server is asked.
+    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE")]
+    file: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Which API server to ask, where no file is named.
@@ -168,7 +179,7 @@ impl From<BackendArg> for Backend {
 #[derive(Debug, Args)]
 struct MatrixArgs {
     #[command(flatten)]
-    objects: ObjectArgs,
+    objects: QuestionArgs,
     /// A port to ask about: PORT for TCP, or PORT/PROTOCOL; may be repeated. Without it: every port that a pod
     /// declares and every number that a policy names.
     #[arg(long, value_name = "PORT[/PROTOCOL]", env = "TOWPATH_PORT", value_delimiter = ',')]
@@ -200,7 +211,7 @@ enum Text {
 #[derive(Debug, Args)]
 struct ExplainArgs {
     #[command(flatten)]
-    objects: ObjectArgs,
+    objects: QuestionArgs,
     /// Who sends: NAMESPACE/POD or an IP address.
     #[arg(long, value_name = "X", value_parser = endpoint, env = "TOWPATH_FROM")]
     from: Endpoint,
@@ -302,7 +313,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
 }
 
 fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::read(&args.objects.file, true, verbose)?;
+    let cluster = objects::asked(&args.objects, verbose)?;
     let transports = if args.port.is_empty() { known_transports(&cluster) } else { args.port.clone() };
     let reachability = Reachability::new(&cluster, &args.external, &transports);
     match args.output {
@@ -312,7 +323,7 @@ fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
 }
 
 fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::read(&args.objects.file, true, verbose)?;
+    let cluster = objects::asked(&args.objects, verbose)?;
     for end in [&args.from, &args.to] {
         if let Endpoint::Pod(key) = end
             && cluster.pod(key).is_none()

@@ -1,10 +1,13 @@
-//! Objects from files, for the commands that look once.
+//! Objects from files or the API server, for the commands that look once.
 
 use std::path::PathBuf;
 
-use super::Ended;
+use super::{Ended, QuestionArgs};
 use crate::{
-    k8s::manifest::{Options, load},
+    k8s::{
+        manifest::{Options, load},
+        watch,
+    },
     model::Cluster,
 };
 
@@ -23,4 +26,21 @@ pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<
         }
     }
     if loaded.has_errors() { Err(Ended::No) } else { Ok(loaded.cluster()) }
+}
+
+/// What a question is about: the objects of files, or those of the cluster. What is wrong with single objects of the
+/// cluster goes to standard error; the answer is what the daemon would enforce.
+pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
+    if !args.file.is_empty() {
+        return read(&args.file, true, verbose);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (cluster, refusals) =
+        runtime.block_on(watch::snapshot(&args.cluster.access())).map_err(|trouble| {
+            anyhow::anyhow!("no objects: {trouble}. For objects of files, name them with -f")
+        })?;
+    for refusal in refusals {
+        eprintln!("{refusal}");
+    }
+    Ok(cluster)
 }

@@ -20,7 +20,8 @@ fn refused(arguments: &[&str], status: i32, says: &str) {
 fn wrong_use_is_status_2_and_says_what_is_wrong() {
     refused(&[], 2, "Usage: towpath");
     refused(&["enforce"], 2, "unrecognized subcommand 'enforce'");
-    refused(&["matrix"], 2, "--file <PATH>");
+    refused(&["compile"], 2, "--file <PATH>");
+    refused(&["matrix", "-f", SHOP, "--kubeconfig", "k"], 2, "cannot be used with '--kubeconfig <FILE>'");
     refused(&["matrix", "-f", SHOP, "--color"], 2, "unexpected argument '--color'");
     refused(&["matrix", "-f", SHOP, "--port", "99999"], 2, "\"99999\" is not a port");
     refused(&["matrix", "-f", SHOP, "--port", "80/ICMP"], 2, "80/ICMP");
@@ -28,6 +29,20 @@ fn wrong_use_is_status_2_and_says_what_is_wrong() {
     refused(&["explain", "-f", SHOP, "--to", "shop/db"], 2, "--from <X>");
     refused(&["compile", "-f", SHOP], 2, "--node-name <NODE>");
     refused(&["run", "-f", SHOP, "--node-name", "n", "--check-interval", "0"], 2, "0 is not in 1..=86400");
+}
+
+#[test]
+fn without_files_a_question_goes_to_the_cluster_and_a_cluster_that_is_not_there_is_status_3() {
+    refused(&["matrix", "--kubeconfig", "no/such"], 3, "it is not known how to reach the API server");
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    // Port 9 of loopback: nobody listens.
+    let text = "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],\
+                users: [{name: u, user: {}}], clusters: [{name: c, cluster: {server: 'https://127.0.0.1:9'}}]}";
+    std::fs::write(&kubeconfig, text).unwrap();
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    refused(&["matrix", "--kubeconfig", kubeconfig], 3, "the API server at https://127.0.0.1:9 cannot be reached");
+    refused(&["matrix", "--kubeconfig", kubeconfig, "--context", "other"], 3, "other");
 }
 
 #[test]

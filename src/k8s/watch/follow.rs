@@ -182,28 +182,16 @@ impl<S: Watched> Follower<S> {
     /// Lists page by page.
     async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
         self.inventory.begin_list();
-        let mut next = None;
-        loop {
-            let params = ListParams {
-                field_selector: S::KIND.fields(&self.node),
-                limit: Some(PAGE),
-                continue_token: next,
-                ..ListParams::default()
-            };
-            let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
-            let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-            let page = within(SILENCE, server, client.request::<Page<S>>(request)).await?;
-            let page = page.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-            self.tell(WatchEvent::Heard(S::KIND));
-            for received in page.items.iter().flatten() {
-                self.inventory.set(received);
+        let (inventory, deliver) = (&mut self.inventory, &self.deliver);
+        let version = pages(client, server, S::KIND.fields(&self.node), |page: &[Received<S>]| {
+            deliver(WatchEvent::Heard(S::KIND));
+            for received in page {
+                inventory.set(received);
             }
-            if page.metadata.next.is_empty() {
-                self.listed(page.metadata.resource_version);
-                return Ok(());
-            }
-            next = Some(page.metadata.next);
-        }
+        });
+        let version = version.await?;
+        self.listed(version);
+        Ok(())
     }
 
     fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), Trouble> {
@@ -276,6 +264,28 @@ impl<S: Watched> Follower<S> {
 
     fn tell(&self, event: WatchEvent) {
         (self.deliver)(event);
+    }
+}
+
+/// Lists the objects of a kind, as of now, page by page. Returns the version that the list is of.
+pub(super) async fn pages<S: Watched>(
+    client: &Client,
+    server: &str,
+    fields: Option<String>,
+    mut page: impl FnMut(&[Received<S>]),
+) -> Result<String, Trouble> {
+    let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
+    loop {
+        let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
+        let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        let answer = within(SILENCE, server, client.request::<Page<S>>(request)).await?;
+        let Page { metadata, items } =
+            answer.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        page(items.as_deref().unwrap_or_default());
+        if metadata.next.is_empty() {
+            return Ok(metadata.resource_version);
+        }
+        params.continue_token = Some(metadata.next);
     }
 }
 

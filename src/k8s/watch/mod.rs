@@ -11,6 +11,7 @@
 //! | the text of an object | a slim value, or why it cannot be read | [`received`] |
 //! | values | changes of the model, and refusals | [`inventory`], [`kinds`] |
 //! | errors | what an operator has to do | [`trouble`] |
+//! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
 //!
 //! Nothing that was learnt is forgotten because the API server cannot be reached, however long. A list is never older
 //! than what was told before: it is asked for as of now, not as of whenever the server's cache was last fresh.
@@ -20,6 +21,7 @@ mod follow;
 mod inventory;
 pub mod kinds;
 mod received;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod trouble;
@@ -35,6 +37,7 @@ use tokio::task::JoinSet;
 pub use access::{Access, AccessError};
 pub use inventory::Refusal;
 pub use kinds::Kind;
+pub use snapshot::snapshot;
 pub use trouble::{Cause, Trouble};
 
 use self::{follow::Follower, kinds::Watched};

@@ -1,0 +1,45 @@
+//! The objects of a cluster as they are now, once: for the commands that answer a question.
+
+use super::{
+    super::types,
+    Access, Refusal, Trouble,
+    follow::pages,
+    inventory::{Inventory, Told},
+    kinds::Watched,
+    received::Received,
+};
+use crate::model::Cluster;
+
+/// Every namespace, pod and policy of the cluster as the daemon would enforce it, and what is wrong with single ones.
+///
+/// # Errors
+/// If one kind cannot be listed: an answer from half of the objects would be a wrong one.
+pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Refusal>), Trouble> {
+    let mut cluster = Cluster::new();
+    let mut refusals = Vec::new();
+    for told in [
+        list::<types::Namespace>(access).await?,
+        list::<types::Pod>(access).await?,
+        list::<types::NetworkPolicy>(access).await?,
+    ] {
+        for change in told.changes {
+            cluster.apply(change);
+        }
+        refusals.extend(told.refused.into_iter().flatten());
+    }
+    Ok((cluster, refusals))
+}
+
+async fn list<S: Watched>(access: &Access) -> Result<Told, Trouble> {
+    let (client, server) = access.client().await.map_err(|error| Trouble::of_access(&error))?;
+    let mut inventory = Inventory::<S>::new();
+    inventory.begin_list();
+    let fields = S::KIND.fields("");
+    pages(&client, &server, fields, |page: &[Received<S>]| {
+        for received in page {
+            inventory.set(received);
+        }
+    })
+    .await?;
+    Ok(inventory.end_list())
+}
