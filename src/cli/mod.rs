@@ -3,7 +3,9 @@
 //! Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the answer is "no", or
 //! faults were found; 2 wrong use; 3 could not do it.
 
+mod bugreport;
 mod cleanup;
+mod client;
 mod compile;
 pub mod demo;
 pub mod explain;
@@ -11,6 +13,7 @@ mod lint;
 pub mod matrix;
 mod objects;
 mod run;
+mod status;
 pub mod words;
 
 use std::{
@@ -66,6 +69,14 @@ enum Command {
     /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
+    /// What the daemon of this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3 if it
+    /// cannot be reached.
+    #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
+    Status(status::StatusArgs),
+    /// Collects into one .tar.gz what a bug report needs: the daemon's status and metrics, the filter tables, our sets,
+    /// versions and settings. Prints the file's name. Needs root for the tables and sets.
+    #[command(after_help = "Example: towpath bugreport --output /tmp")]
+    Bugreport(bugreport::BugreportArgs),
     /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup,
@@ -267,6 +278,8 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Matrix(args) => print_matrix(args, verbose),
         Command::Explain(args) => print_explanation(args, verbose),
         Command::Lint(args) => lint::lint(args),
+        Command::Status(args) => status::status(args),
+        Command::Bugreport(args) => bugreport::bugreport(args),
         Command::Cleanup => cleanup::cleanup(),
         Command::Demo(args) => match demo::run(args)? {
             DemoEnd::AsExpected => Ok(()),
