@@ -11,7 +11,7 @@ use std::{
 
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, proto::MetricFamily,
 };
 
 /// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
@@ -102,25 +102,21 @@ impl Metrics {
         let counters = |name: &str, help: &str, label: &str| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
         };
-        let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        let seconds = |name: &str, help: &str, label: &str| {
+            let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+            register(&registry, HistogramVec::new(options, &[label]))
+        };
         Ok(Self {
             syncs: counters("towpath_syncs_total", "Rounds that compared and wrote, by result.", "result")?,
-            sync_duration: register(
-                &registry,
-                HistogramVec::new(
-                    seconds("towpath_sync_duration_seconds", "Time that each stage of a round took."),
-                    &["stage"],
-                ),
+            sync_duration: seconds(
+                "towpath_sync_duration_seconds",
+                "Time that each stage of a round took.",
+                "stage",
             )?,
-            enforcement_latency: register(
-                &registry,
-                HistogramVec::new(
-                    seconds(
-                        "towpath_enforcement_latency_seconds",
-                        "Time from a change's arrival until the kernel enforced it, by kind of object.",
-                    ),
-                    &["kind"],
-                ),
+            enforcement_latency: seconds(
+                "towpath_enforcement_latency_seconds",
+                "Time from a change's arrival until the kernel enforced it, by kind of object.",
+                "kind",
             )?,
             failures: register(
                 &registry,
@@ -242,6 +238,21 @@ impl Metrics {
     /// Says where the number of started commands is kept. Only the first one counts.
     pub fn count_commands(&self, started: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.started.set(Count(Box::new(started)));
+    }
+
+    /// The values of a gauge with one label, by that label.
+    #[must_use]
+    pub fn by_label(gauge: &IntGaugeVec) -> BTreeMap<String, i64> {
+        let mut values = BTreeMap::new();
+        for metric in gauge.collect().iter().flat_map(MetricFamily::get_metric) {
+            let Some(label) = metric.get_label().first() else { continue };
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "it was an integer before the collector took it"
+            )]
+            values.insert(label.value().to_owned(), metric.get_gauge().get_value() as i64);
+        }
+        values
     }
 
     /// All metrics in Prometheus' text format.

@@ -20,7 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("k8s", &["model"]),
     ("dataplane", &["model", "ruleset"]),
     ("agent", &["dataplane", "metrics", "model", "policy", "ruleset"]),
-    ("web", &["agent", "metrics"]),
+    ("web", &["agent", "metrics", "model", "policy"]),
     ("lab", &["model"]),
     ("cli", &["agent", "dataplane", "k8s", "lab", "metrics", "model", "policy", "ruleset", "web"]),
 ];

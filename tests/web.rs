@@ -22,7 +22,7 @@ use towpath::{
     metrics::Metrics,
     model::{Change, Namespace},
     ruleset::compile::Options,
-    web::Web,
+    web::{About, Web},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,9 +52,10 @@ impl Daemon {
         let thread = Some(thread::spawn(work));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let about = About { node: NODES[0].into(), iptables: "nft".to_owned() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(Web { metrics: metrics.clone(), status: status.clone() }.serve(listener));
+        runtime.spawn(Web { about, metrics: metrics.clone(), status: status.clone() }.serve(listener));
         let daemon = Self { metrics, status, inputs, address, turn: 0, thread, _runtime: runtime };
         let shape = Shape { stack: Stack::V4, namespaces: 2, pods: 8, policies: 8, oddities: false };
         daemon.inputs.send(Input::changes(Generator::new(7, shape).cluster())).unwrap();

@@ -17,7 +17,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-pub use status::{Readiness, Refused, Status};
+pub use status::{Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
@@ -523,6 +523,7 @@ impl<D: Dataplane> Agent<D> {
             let isolated = resolved.pods.iter().filter(|pod| pod.program(direction).is_some()).count();
             set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
         }
+        self.status.show(resolved.pods.clone());
         if let Some(applied) = &self.applied
             && !steps.is_empty()
         {

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    mem::discriminant,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, policy::resolve::LocalPod};
 
 /// Whether this node enforces what it ought to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,13 @@ struct State {
     /// What keeps the rules from working although they are written, by the part of the daemon that says so.
     impediments: BTreeMap<&'static str, String>,
     /// What each source could not read.
-    refused: BTreeMap<&'static str, Vec<Refused>>,
+    refused: BTreeMap<&'static str, Arc<[Refused]>>,
+    /// The pods of this node, as the last round that succeeded wrote them.
+    pods: Arc<[LocalPod]>,
+    /// When the daemon began.
+    started: SystemTime,
+    /// Since when it has been as ready as it is.
+    since: SystemTime,
     /// When the loop last showed itself; `None` before it began.
     beat: Option<Instant>,
 }
@@ -45,15 +52,36 @@ pub struct Refused {
     pub reason: String,
 }
 
+/// A [`Status`] at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Whether this node enforces what it ought to.
+    pub readiness: Readiness,
+    /// What is in the way, one by one; empty if nothing is.
+    pub reasons: Vec<String>,
+    /// When the daemon began.
+    pub started: SystemTime,
+    /// Since when it has been as ready as it is.
+    pub since: SystemTime,
+    /// What could not be read, source by source.
+    pub refused: Vec<Arc<[Refused]>>,
+    /// The pods of this node, as the last round that succeeded wrote them.
+    pub pods: Arc<[LocalPod]>,
+}
+
 impl Status {
     /// Before the first round; `waiting_for` says what has to come first.
     #[must_use]
     pub fn starting(waiting_for: &str) -> Self {
         let readiness = Readiness::Starting(waiting_for.to_owned());
+        let now = SystemTime::now();
         Self(Mutex::new(State {
             readiness,
             impediments: BTreeMap::new(),
             refused: BTreeMap::new(),
+            pods: [].into(),
+            started: now,
+            since: now,
             beat: None,
         }))
     }
@@ -61,21 +89,26 @@ impl Status {
     /// Whether this node enforces what it ought to, with all that is in the way.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
+        self.state().effective()
+    }
+
+    /// All that it knows, for whoever asks. Copies what is small and shares the rest, so that the loop hardly waits.
+    #[must_use]
+    pub fn view(&self) -> View {
         let state = self.state();
-        if state.impediments.is_empty() {
-            return state.readiness.clone();
-        }
-        let joined = |reason: Option<&String>| {
-            let reasons: Vec<&str> =
-                reason.into_iter().chain(state.impediments.values()).map(String::as_str).collect();
-            reasons.join("; ")
-        };
-        match &state.readiness {
-            Readiness::Starting(reason) => Readiness::Starting(joined(Some(reason))),
-            Readiness::Ready => Readiness::Failing(joined(None)),
-            Readiness::Degraded(reason) | Readiness::Failing(reason) => {
-                Readiness::Failing(joined(Some(reason)))
+        let own = match &state.readiness {
+            Readiness::Ready => None,
+            Readiness::Starting(reason) | Readiness::Degraded(reason) | Readiness::Failing(reason) => {
+                Some(reason)
             }
+        };
+        View {
+            readiness: state.effective(),
+            reasons: own.into_iter().chain(state.impediments.values()).cloned().collect(),
+            started: state.started,
+            since: state.since,
+            refused: state.refused.values().cloned().collect(),
+            pods: state.pods.clone(),
         }
     }
 
@@ -87,32 +120,39 @@ impl Status {
 
     /// Says how the last round ended.
     pub fn set(&self, readiness: Readiness) {
-        self.state().readiness = readiness;
+        self.change(|state| state.readiness = readiness);
+    }
+
+    /// Shows the pods of this node, as they are enforced now.
+    pub fn show(&self, pods: Arc<[LocalPod]>) {
+        self.state().pods = pods;
     }
 
     /// Before the first round: says what is being waited for now.
     pub fn wait_for(&self, what: &str) {
-        let mut state = self.state();
-        if matches!(state.readiness, Readiness::Starting(_)) {
-            state.readiness = Readiness::Starting(what.to_owned());
-        }
+        self.change(|state| {
+            if matches!(state.readiness, Readiness::Starting(_)) {
+                state.readiness = Readiness::Starting(what.to_owned());
+            }
+        });
     }
 
     /// A part of the daemon says what keeps the rules from working, or that it knows of nothing any more. Each part
     /// speaks for itself: what one takes back, another may still say.
     pub fn set_impediment(&self, part: &'static str, impediment: Option<String>) {
-        let mut state = self.state();
-        match impediment {
-            Some(impediment) => state.impediments.insert(part, impediment),
-            None => state.impediments.remove(part),
-        };
+        self.change(|state| {
+            match impediment {
+                Some(impediment) => state.impediments.insert(part, impediment),
+                None => state.impediments.remove(part),
+            };
+        });
     }
 
     /// A source says all that it cannot read as of now, and `metrics` shows it together with what others cannot.
     pub fn set_refused(&self, source: &'static str, refused: Vec<Refused>, metrics: &Metrics) {
         let mut state = self.state();
-        state.refused.insert(source, refused);
-        let all = state.refused.values().flatten();
+        state.refused.insert(source, refused.into());
+        let all = state.refused.values().flat_map(|refused| refused.iter());
         let named: BTreeSet<[String; 3]> = all.clone().filter_map(|refused| refused.object.clone()).collect();
         // Under the lock, so that of two sources the later one has the last word.
         metrics.set_refused(all.count(), &named);
@@ -123,8 +163,39 @@ impl Status {
         self.state().beat = Some(Instant::now());
     }
 
+    /// Does what may change how ready this node is, and takes note since when it is so.
+    fn change(&self, what: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        let before = discriminant(&state.effective());
+        what(&mut state);
+        if discriminant(&state.effective()) != before {
+            state.since = SystemTime::now();
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The loop's own state, with what other parts say is in the way.
+    fn effective(&self) -> Readiness {
+        if self.impediments.is_empty() {
+            return self.readiness.clone();
+        }
+        let joined = |reason: Option<&String>| {
+            let reasons: Vec<&str> =
+                reason.into_iter().chain(self.impediments.values()).map(String::as_str).collect();
+            reasons.join("; ")
+        };
+        match &self.readiness {
+            Readiness::Starting(reason) => Readiness::Starting(joined(Some(reason))),
+            Readiness::Ready => Readiness::Failing(joined(None)),
+            Readiness::Degraded(reason) | Readiness::Failing(reason) => {
+                Readiness::Failing(joined(Some(reason)))
+            }
+        }
     }
 }
 

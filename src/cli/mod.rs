@@ -3,7 +3,9 @@
 //! Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the answer is "no", or
 //! faults were found; 2 wrong use; 3 could not do it.
 
+mod bugreport;
 mod cleanup;
+mod client;
 mod compile;
 pub mod demo;
 pub mod explain;
@@ -13,6 +15,7 @@ mod objects;
 mod prepare;
 mod run;
 mod source;
+mod status;
 pub mod words;
 
 use std::{
@@ -68,6 +71,14 @@ enum Command {
     /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
+    /// What the daemon of this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3 if it
+    /// cannot be reached.
+    #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
+    Status(status::StatusArgs),
+    /// Collects into one .tar.gz what a bug report needs: the daemon's status and metrics, the filter tables, our sets,
+    /// versions and settings. Prints the file's name. Needs root for the tables and sets.
+    #[command(after_help = "Example: towpath bugreport --output /tmp")]
+    Bugreport(bugreport::BugreportArgs),
     /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup(cleanup::CleanupArgs),
@@ -304,6 +315,8 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Lint(args) => lint::lint(args),
         Command::Cleanup(args) => cleanup::cleanup(args),
         Command::Prepare(args) => prepare::prepare(args),
+        Command::Status(args) => status::status(args),
+        Command::Bugreport(args) => bugreport::bugreport(args),
         Command::Demo(args) => match demo::run(args)? {
             DemoEnd::AsExpected => Ok(()),
             DemoEnd::Otherwise => Err(Ended::No),

@@ -5,7 +5,7 @@
 //! files --------Changes----> agent --Step--> kernel
 //! watcher -------Suspicion----^  |
 //!                                +--Applied--> cutter (connections that policy no longer allows)
-//! web: /metrics /livez /readyz <-- metrics, status
+//! web: /metrics /status /livez /readyz <-- metrics, status
 //! ```
 
 use std::{
@@ -47,7 +47,7 @@ use crate::{
         compile::Options,
         trace::{Packet, trace},
     },
-    web::Web,
+    web::{About, Web},
 };
 
 #[derive(Debug, Args)]
@@ -64,7 +64,7 @@ pub(super) struct RunArgs {
     #[arg(long, visible_alias = "backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     iptables_backend: BackendArg,
-    /// Where to answer /metrics, /livez and /readyz.
+    /// Where to answer /metrics, /status, /livez and /readyz.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9586", env = "TOWPATH_LISTEN")]
     listen: SocketAddr,
     #[command(flatten)]
@@ -133,7 +133,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let listener = runtime
         .block_on(TcpListener::bind(args.listen))
         .with_context(|| format!("listening on {}", args.listen))?;
-    let web = Web { metrics: metrics.clone(), status: status.clone() };
+    let about = About { node: args.node.node_name.clone(), iptables: kernel.variant().to_string() };
+    let web = Web { about, metrics: metrics.clone(), status: status.clone() };
     runtime.spawn(web.serve(listener));
 
     let (inputs, inbox) = mpsc::channel();

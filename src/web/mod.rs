@@ -1,13 +1,15 @@
-//! What the daemon says over HTTP: `/metrics`, `/livez`, `/readyz`.
+//! What the daemon says over HTTP: `/metrics`, `/status`, `/livez`, `/readyz`.
 //!
 //! Whoever asks can neither hold up the loop nor those who ask after them: an answer is made in memory from values that
 //! are locked for no longer than it takes to copy them, a connection carries one request and lives for seconds, and if
 //! too many are open the oldest is closed.
 
+mod report;
+
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Json, Router,
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
@@ -19,6 +21,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{net::TcpListener, task::JoinHandle, time};
+
+pub use report::{Amounts, Isolation, PodReport, RefusedObject, Report};
 
 use crate::{
     agent::{Readiness, Status},
@@ -44,9 +48,20 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// How long to wait when no connection can be accepted, for want of file descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What does not change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The node whose pods it enforces policy for.
+    pub node: Arc<str>,
+    /// The variant of iptables that it writes to.
+    pub iptables: String,
+}
+
 /// What the pages speak of.
 #[derive(Clone, Debug)]
 pub struct Web {
+    /// What does not change.
+    pub about: About,
     /// The daemon's metrics.
     pub metrics: Arc<Metrics>,
     /// The daemon's state.
@@ -58,6 +73,7 @@ impl Web {
     pub async fn serve(self, listener: TcpListener) {
         let router = Router::new()
             .route("/metrics", get(metrics))
+            .route("/status", get(status))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .with_state(self);
@@ -102,6 +118,11 @@ fn is_of_the_client(error: &io::Error) -> bool {
 
 async fn metrics(State(web): State<Web>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], web.metrics.text())
+}
+
+/// 200 with a [`Report`], whatever it says.
+async fn status(State(web): State<Web>) -> impl IntoResponse {
+    Json(Report::of(&web))
 }
 
 /// 200 while the loop turns.

@@ -1,6 +1,7 @@
 //! `towpath run` and `towpath cleanup`, in a network namespace of their own.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
@@ -139,6 +140,100 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
         assert!(cleaned.stdout.starts_with("removed 4 jumps, "), "{cleaned:?}");
         assert_eq!((chains(), output("ipset", &["list", "-name"])), before);
         assert_eq!(run(&["cleanup"]).stdout, "removed 0 jumps, 0 chains and 0 sets\n");
+    });
+}
+
+/// The files of a bug report, each with its text.
+fn unpacked(file: &str) -> BTreeMap<String, String> {
+    let names = output("tar", &["-tzf", file]);
+    let text =
+        |name: &str| (name.split_once('/').unwrap().1.to_owned(), output("tar", &["-xzOf", file, name]));
+    names.lines().map(text).collect()
+}
+
+#[test]
+fn status_says_what_is_enforced_and_what_is_wrong() {
+    in_namespace(|| {
+        let nobody = run(&["status"]);
+        assert_eq!(nobody.status, 3, "{nobody:?}");
+        assert!(nobody.stderr.contains("asking the daemon at 127.0.0.1:9586 for /status"), "{nobody:?}");
+
+        let folder = examples();
+        let manifests = folder.path().join("manifests");
+        let path = manifests.to_str().unwrap();
+        let daemon = Daemon::start(path, &["--bridge-netfilter", "ignore"]);
+        wait_for("readiness", || get("/readyz").is_some_and(|(status, _)| status == 200));
+        let shown = run(&["status"]);
+        assert_eq!((shown.status, shown.stderr.as_str()), (0, ""), "{shown:?}");
+        let first = shown.stdout.lines().next().unwrap();
+        assert!(
+            first.starts_with(&format!("towpath {} on node-2: ready since 2", env!("CARGO_PKG_VERSION"))),
+            "{first}"
+        );
+        let row = shown.stdout.lines().find(|line| line.starts_with("  shop/db ")).unwrap();
+        assert_eq!(row.split_whitespace().next_back(), Some("shop/db"), "{shown:?}");
+
+        let report = run(&["status", "-o", "json"]).json();
+        assert_eq!((&report["node"], &report["ready"]), (&"node-2".into(), &true.into()));
+        assert_eq!(report["objects"]["NetworkPolicy"], 5);
+        let pods = report["pods"].as_array().unwrap();
+        let db = pods.iter().find(|pod| pod["pod"] == "shop/db").unwrap();
+        assert_eq!(db["egress"]["isolated"], true);
+        let chains = output("iptables", &["-S"]).lines().filter(|line| line.starts_with("-N T")).count();
+        assert_eq!(report["kernel"]["IPv4"]["chains"], chains);
+
+        fs::write(manifests.join("policies.yaml"), "kind: [").unwrap();
+        wait_for("the fault", || get("/metrics").unwrap().1.contains("towpath_refused_objects 1\n"));
+        let report = run(&["status", "-o", "json"]).json();
+        assert!(
+            report["refused"][0]["reason"].as_str().unwrap().contains("policies.yaml:2:1: error"),
+            "{report}"
+        );
+
+        // A second one waits for the first, and is not ready.
+        let second = Daemon::start(path, &["--bridge-netfilter", "ignore", "--listen", "127.0.0.1:9587"]);
+        let mut waits = run(&["status", "--addr", "127.0.0.1:9587"]);
+        wait_for("the second one", || {
+            waits = run(&["status", "--addr", "127.0.0.1:9587"]);
+            waits.stdout.contains("writes in this network namespace")
+        });
+        assert_eq!(waits.status, 1, "{waits:?}");
+        drop((second, daemon));
+    });
+}
+
+#[test]
+fn a_bug_report_has_what_the_daemon_and_the_kernel_say_and_says_what_it_lacks() {
+    in_namespace(|| {
+        assert!(output("ipset", &["create", "of-others", "hash:ip"]).is_empty());
+        let folder = examples();
+        let manifests = folder.path().join("manifests");
+        let daemon = Daemon::start(manifests.to_str().unwrap(), &["--bridge-netfilter", "ignore"]);
+        wait_for("readiness", || get("/readyz").is_some_and(|(status, _)| status == 200));
+        let before = (chains(), output("ipset", &["save"]));
+        let made = run(&["bugreport", "--output", folder.path().to_str().unwrap()]);
+        assert_eq!(made.status, 0, "{made:?}");
+        let files = unpacked(made.stdout.trim());
+        let about = &files["README.txt"];
+        assert!(files["status.txt"].contains("on node-2: ready since"), "{files:?}");
+        assert!(files["metrics.txt"].contains("towpath_build_info"));
+        assert!(files["ipset.txt"].contains("Name: tp4-drops") && !files["ipset.txt"].contains("of-others"));
+        assert!(files["versions.txt"].contains("ipset: ipset v"), "{}", files["versions.txt"]);
+        let tables: Vec<_> = files.iter().filter(|(name, _)| name.starts_with("iptables")).collect();
+        assert!(tables.iter().any(|(_, text)| text.contains(":TOWPATH-FORWARD -")), "{tables:?}");
+        assert_eq!((chains(), output("ipset", &["save"])), before, "looking changes nothing");
+        drop(daemon);
+
+        // Without a daemon the rest is there, and what is missing is named.
+        let file = folder.path().join("left.tar.gz");
+        let made = run(&["bugreport", "--output", file.to_str().unwrap()]);
+        assert_eq!(made.status, 0, "{made:?}");
+        assert!(made.stderr.contains("not in it: status.json: asking the daemon"), "{made:?}");
+        let files = unpacked(file.to_str().unwrap());
+        assert!(files["README.txt"].starts_with(about.lines().next().unwrap()));
+        assert!(files["README.txt"].contains("- metrics.txt: asking the daemon"), "{}", files["README.txt"]);
+        assert!(files["ipset.txt"].contains("Name: tp4-drops"), "the rules stay, and are shown");
+        assert_eq!(run(&["bugreport", "--output", "/nonexistent/folder"]).status, 2);
     });
 }
 

@@ -39,9 +39,13 @@ fn without_files_a_question_goes_to_the_cluster_and_a_cluster_that_is_not_there_
     // Port 9 of loopback: nobody listens.
     let text = "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],\
                 users: [{name: u, user: {}}], clusters: [{name: c, cluster: {server: 'https://127.0.0.1:9'}}]}";
-    std::fs::write(&kubeconfig, text).unwrap();
+    fs::write(&kubeconfig, text).unwrap();
     let kubeconfig = kubeconfig.to_str().unwrap();
-    refused(&["matrix", "--kubeconfig", kubeconfig], 3, "the API server at https://127.0.0.1:9 cannot be reached");
+    refused(
+        &["matrix", "--kubeconfig", kubeconfig],
+        3,
+        "the API server at https://127.0.0.1:9 cannot be reached",
+    );
     refused(&["matrix", "--kubeconfig", kubeconfig, "--context", "other"], 3, "other");
 }
 

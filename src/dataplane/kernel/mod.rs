@@ -8,6 +8,7 @@
 //! sysctl      br_netfilter and its switches
 //! conntrack   connections that a new ruleset denies
 //! cleanup     removes everything of ours
+//! survey      what a bug report needs
 //! lock        one writer for each network namespace
 //! netlink     the messages that watch and conntrack exchange with the kernel
 //! ```
@@ -18,6 +19,7 @@ pub mod conntrack;
 pub mod lock;
 mod netlink;
 mod sets;
+pub mod survey;
 pub mod sysctl;
 mod variant;
 mod watch;

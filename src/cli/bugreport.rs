@@ -1,0 +1,133 @@
+//! `towpath bugreport`: what is needed to understand a fault from afar, in one file.
+
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::Args;
+use flate2::{Compression, write::GzEncoder};
+use jiff::{Timestamp, Unit};
+
+use super::{Ended, client::DaemonArgs, print, status};
+use crate::{
+    dataplane::{
+        command::Commands,
+        kernel::survey::{Sheet, survey},
+    },
+    web::Report,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct BugreportArgs {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    /// Where to write it: a folder, or a file whose name ends with .tar.gz.
+    #[arg(long, value_name = "DIR|FILE", default_value = ".", env = "TOWPATH_BUGREPORT_OUTPUT")]
+    output: PathBuf,
+}
+
+/// What stands first in the report.
+const ABOUT: &str = "\
+What a bug report of towpath contains, all of it readable text:
+
+status.json, status.txt  what the daemon enforces: names and addresses of the pods of
+                         this node, the policies that apply to them, what is wrong
+metrics.txt              its metrics
+iptables*, ip6tables*    the filter tables of both variants with counters, rules of
+                         other programs included
+ipset.txt                the sets of towpath and their members
+versions.txt             versions of towpath, iptables and ipset
+kernel.txt, modules.txt, os-release.txt, bridge-switches.txt, ip-forward.txt,
+conntrack-*.txt          how the kernel is set
+
+It contains no Secret, no environment and no content of any packet. It does contain names
+and addresses of the cluster: look through it before you hand it on.
+";
+
+pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
+    let is_archive = args.output.to_string_lossy().ends_with(".tar.gz");
+    if !is_archive && !args.output.is_dir() {
+        let output = args.output.display();
+        return Err(Ended::WrongUse(anyhow!(
+            "{output} is neither a folder nor a file name that ends with .tar.gz"
+        )));
+    }
+    let mut sheets = asked(&args.daemon);
+    sheets.extend(survey(&Commands::default()));
+    let failed: Vec<String> = sheets
+        .iter()
+        .filter_map(|sheet| sheet.found.as_ref().err().map(|error| format!("{}: {error}", sheet.name)))
+        .collect();
+    let now = SystemTime::now();
+    let stem = format!("towpath-bugreport-{}", moment(now));
+    let file =
+        if args.output.is_dir() { args.output.join(format!("{stem}.tar.gz")) } else { args.output.clone() };
+    write(&file, &stem, now, &sheets, &failed).with_context(|| format!("writing {}", file.display()))?;
+    for failure in &failed {
+        eprintln!("not in it: {failure}");
+    }
+    print(&format!("{}\n", file.display()))
+}
+
+/// What the daemon says.
+fn asked(daemon: &DaemonArgs) -> Vec<Sheet> {
+    let ask =
+        |path: &str| daemon.get(path).map(|answer| answer.body).map_err(|error| super::with_causes(&error));
+    let report = ask("/status");
+    let readable = report.clone().and_then(|body| {
+        let report: Report = serde_json::from_str(&body).map_err(|error| error.to_string())?;
+        Ok(status::text(&report))
+    });
+    vec![
+        Sheet::new("status.json", report),
+        Sheet::new("status.txt", readable),
+        Sheet::new("metrics.txt", ask("/metrics")),
+        Sheet::new("readyz.txt", ask("/readyz")),
+        Sheet::new("livez.txt", ask("/livez")),
+    ]
+}
+
+/// `20261121T123928Z`.
+fn moment(time: SystemTime) -> String {
+    let time = Timestamp::try_from(time).and_then(|time| time.round(Unit::Second));
+    time.map_or_else(|_| "undated".to_owned(), |time| time.to_string().replace(['-', ':'], ""))
+}
+
+fn write(
+    file: &Path,
+    stem: &str,
+    now: SystemTime,
+    sheets: &[Sheet],
+    failed: &[String],
+) -> anyhow::Result<()> {
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // For its owner alone: it tells of the whole node.
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
+    let mut add = |name: &str, text: &str| -> std::io::Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(u64::try_from(text.len()).unwrap_or(u64::MAX));
+        header.set_mode(0o644);
+        header.set_mtime(seconds);
+        archive.append_data(&mut header, format!("{stem}/{name}"), text.as_bytes())
+    };
+    let mut about = ABOUT.to_owned();
+    if !failed.is_empty() {
+        about.push_str("\nWhat could not be looked at:\n\n");
+        about.extend(failed.iter().flat_map(|failure| ["- ", failure, "\n"]));
+    }
+    add("README.txt", &about)?;
+    for sheet in sheets {
+        match &sheet.found {
+            Ok(text) => add(&sheet.name, text)?,
+            Err(error) => add(&sheet.name, &format!("could not be looked at: {error}\n"))?,
+        }
+    }
+    archive.into_inner()?.finish()?.flush()?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Asks the daemon of this node.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+/// How long the daemon may take to take the connection, and then to say each next piece.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read, in bytes.
+const MOST: u64 = 256 << 20;
+
+/// Where the daemon listens unless it is told otherwise.
+pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:9586";
+
+/// Where the daemon is.
+#[derive(Debug, Args)]
+pub(super) struct DaemonArgs {
+    /// Where the daemon listens. Without it: where `TOWPATH_LISTEN` says, else 127.0.0.1:9586.
+    #[arg(long, value_name = "ADDR:PORT", env = "TOWPATH_ADDR")]
+    addr: Option<String>,
+}
+
+/// What the daemon answered.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
+}
+
+impl DaemonArgs {
+    /// Its address, as it was given.
+    pub(super) fn address(&self) -> String {
+        // In the daemon's own container its variable is there.
+        self.addr
+            .clone()
+            .or_else(|| std::env::var("TOWPATH_LISTEN").ok())
+            .unwrap_or_else(|| DEFAULT_ADDRESS.to_owned())
+    }
+
+    /// Asks for `path`.
+    pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        let address = self.address();
+        let answer = ask(&address, path).with_context(|| {
+            format!("asking the daemon at {address} for {path}; is it running, and there?")
+        })?;
+        let text = String::from_utf8(answer).context("the answer is no text")?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        match status {
+            Some(status) if head.starts_with("HTTP/1.") => Ok(Answer { status, body: body.to_owned() }),
+            _ => bail!("what listens at {address} does not speak HTTP"),
+        }
+    }
+}
+
+fn ask(address: &str, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    // Of this version, so that the answer comes in one piece and its end is the connection's.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(MOST).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&reachable(address), PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A daemon that listens on every address is reached on this machine's own.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, v6.port()).into(),
+        other => other,
+    }
+}

@@ -1,0 +1,226 @@
+//! `/status`: what this node enforces, since when, and what is wrong.
+
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+
+use jiff::{Timestamp, Unit};
+use serde::{Deserialize, Serialize};
+
+use super::Web;
+use crate::{
+    agent::{Readiness, View},
+    metrics::Metrics,
+    model::{Direction, Family},
+    policy::resolve::LocalPod,
+};
+
+/// Everything at one moment. Fields may be added, none changes its meaning. Times are RFC 3339, in UTC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// The node whose pods it enforces policy for.
+    pub node: String,
+    /// The daemon's version.
+    pub version: String,
+    /// The variant of iptables that it writes to.
+    pub iptables: String,
+    /// Whether `/readyz` is 200.
+    pub ready: bool,
+    /// `starting`, `ready`, `degraded` (ready, but for single objects) or `failing`.
+    pub state: String,
+    /// What is in the way, one by one.
+    pub reasons: Vec<String>,
+    /// Since when `state` is what it is.
+    pub since: String,
+    /// When the daemon began.
+    pub started: String,
+    /// When the kernel last was as it ought to be; null before the first time.
+    pub last_success: Option<String>,
+    /// How many objects are known, by kind.
+    pub objects: BTreeMap<String, i64>,
+    /// How many policies apply to pods of this node, by direction.
+    pub policies: BTreeMap<String, i64>,
+    /// What is in the kernel, by family.
+    pub kernel: BTreeMap<String, Amounts>,
+    /// Chains and sets that the kernel refused.
+    pub broken_objects: i64,
+    /// Objects that could not be read.
+    pub refused: Vec<RefusedObject>,
+    /// How often somebody else had changed what is ours and it was put right.
+    pub drift_repairs: u64,
+    /// Rounds that failed.
+    pub failed_rounds: u64,
+    /// Established connections that were cut.
+    pub connections_cut: u64,
+    /// The pods of this node that have an address, by namespace and name, as the last successful round wrote them.
+    pub pods: Vec<PodReport>,
+}
+
+/// What of ours is in one family's tables.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Amounts {
+    /// Chains.
+    pub chains: i64,
+    /// Their rules.
+    pub rules: i64,
+    /// Sets.
+    pub sets: i64,
+    /// Their members.
+    pub set_entries: i64,
+}
+
+/// An object that could not be read. Its last good version stays enforced.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefusedObject {
+    /// Its kind; null if it could not be told, as its namespace and its name are then.
+    pub kind: Option<String>,
+    /// Its namespace; empty for a kind that has none.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Where it stands, if it has a place, and what is wrong with it.
+    pub reason: String,
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodReport {
+    /// `namespace/name`.
+    pub pod: String,
+    /// The addresses that it owns.
+    pub addresses: Vec<IpAddr>,
+    /// What may come in.
+    pub ingress: Isolation,
+    /// What may go out.
+    pub egress: Isolation,
+}
+
+/// Whether a pod is isolated in one direction.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Isolation {
+    /// Whether a policy applies to the pod in this direction.
+    pub isolated: bool,
+    /// The policies that do, as `namespace/name`.
+    pub isolated_by: Vec<String>,
+    /// Whether these together allow everything, so that no rule is needed.
+    pub allows_everything: bool,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            version: String::new(),
+            iptables: String::new(),
+            ready: false,
+            state: "unknown".to_owned(),
+            reasons: Vec::new(),
+            since: String::new(),
+            started: String::new(),
+            last_success: None,
+            objects: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            kernel: BTreeMap::new(),
+            broken_objects: 0,
+            refused: Vec::new(),
+            drift_repairs: 0,
+            failed_rounds: 0,
+            connections_cut: 0,
+            pods: Vec::new(),
+        }
+    }
+}
+
+impl Report {
+    /// What `web` knows now.
+    pub(super) fn of(web: &Web) -> Self {
+        let (view, metrics) = (web.status.view(), &web.metrics);
+        let (ready, state) = state(&view);
+        let last = metrics.last_success.get();
+        Self {
+            node: web.about.node.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            iptables: web.about.iptables.clone(),
+            ready,
+            state: state.to_owned(),
+            since: in_words(view.since),
+            started: in_words(view.started),
+            last_success: (last > 0.0)
+                .then(|| in_words(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs_f64(last))),
+            objects: Metrics::by_label(&metrics.objects),
+            policies: Metrics::by_label(&metrics.policies),
+            kernel: amounts(metrics),
+            broken_objects: metrics.broken_objects.get(),
+            refused: view.refused.iter().flat_map(|refused| refused.iter()).map(RefusedObject::of).collect(),
+            drift_repairs: metrics.drift_repairs.get(),
+            failed_rounds: metrics.syncs.with_label_values(&["failure"]).get(),
+            connections_cut: metrics.connections_cut.get(),
+            pods: view.pods.iter().map(PodReport::of).collect(),
+            reasons: view.reasons,
+        }
+    }
+}
+
+fn state(view: &View) -> (bool, &'static str) {
+    match view.readiness {
+        Readiness::Starting(_) => (false, "starting"),
+        Readiness::Ready => (true, "ready"),
+        Readiness::Degraded(_) => (true, "degraded"),
+        Readiness::Failing(_) => (false, "failing"),
+    }
+}
+
+fn amounts(metrics: &Metrics) -> BTreeMap<String, Amounts> {
+    let [chains, rules, sets, set_entries] =
+        [&metrics.chains, &metrics.rules, &metrics.sets, &metrics.set_entries].map(Metrics::by_label);
+    let of = |values: &BTreeMap<String, i64>, family: &str| values.get(family).copied().unwrap_or(0);
+    let amounts = |family: Family| {
+        let name = family.to_string();
+        let amounts = Amounts {
+            chains: of(&chains, &name),
+            rules: of(&rules, &name),
+            sets: of(&sets, &name),
+            set_entries: of(&set_entries, &name),
+        };
+        (name, amounts)
+    };
+    Family::BOTH.into_iter().map(amounts).collect()
+}
+
+impl RefusedObject {
+    fn of(refused: &crate::agent::Refused) -> Self {
+        let [kind, namespace, name] = match &refused.object {
+            Some(object) => object.clone().map(Some),
+            None => [None, None, None],
+        };
+        Self { kind, namespace, name, reason: refused.reason.clone() }
+    }
+}
+
+impl PodReport {
+    fn of(pod: &LocalPod) -> Self {
+        let isolation = |direction: Direction| {
+            let applies = pod.policies.iter().filter(|policy| policy.rules(direction).is_some());
+            let isolated_by: Vec<String> = applies.map(|policy| policy.key.to_string()).collect();
+            let isolated = !isolated_by.is_empty();
+            let allows_everything = isolated && pod.program(direction).is_none();
+            Isolation { isolated, isolated_by, allows_everything }
+        };
+        Self {
+            pod: pod.key.to_string(),
+            addresses: pod.addresses.clone(),
+            ingress: isolation(Direction::Ingress),
+            egress: isolation(Direction::Egress),
+        }
+    }
+}
+
+/// `2026-11-21T12:39:28Z`. Empty for a time that no calendar has.
+fn in_words(time: SystemTime) -> String {
+    Timestamp::try_from(time)
+        .and_then(|time| time.round(Unit::Second))
+        .map_or_else(|_| String::new(), |time| time.to_string())
+}
