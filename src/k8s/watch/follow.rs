@@ -128,11 +128,10 @@ impl<S: Watched> Follower<S> {
             self.list(&client, &server).await?;
         }
         let mut events = match self.watch(&client, &server).await {
-            Err(trouble) if self.version.is_none() && trouble.cause == Cause::Refused => {
+            Err(trouble) if self.version.is_none() && trouble.cause == Cause::Unsupported => {
                 debug!(kind = %S::KIND, %trouble, "no streaming lists; asking for pages");
-                self.list(&client, &server).await?;
-                // Only now is it known that it was this that the server refused.
                 self.streams_lists = false;
+                self.list(&client, &server).await?;
                 self.watch(&client, &server).await?
             }
             events => events?,

@@ -21,6 +21,8 @@ pub enum Cause {
     Unauthorized,
     /// The server knows who we are and does not let us (403).
     Forbidden,
+    /// The server does not know what is asked of it (400, 422).
+    Unsupported,
     /// The server answered with another error.
     Refused,
     /// The server sent what cannot be understood.
@@ -30,19 +32,6 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Every cause.
-    pub const ALL: [Self; 9] = [
-        Self::Ended,
-        Self::Gone,
-        Self::Silent,
-        Self::Unreachable,
-        Self::Unauthorized,
-        Self::Forbidden,
-        Self::Refused,
-        Self::Malformed,
-        Self::Config,
-    ];
-
     /// One word, for a label.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -53,6 +42,7 @@ impl Cause {
             Self::Unreachable => "unreachable",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
+            Self::Unsupported => "unsupported",
             Self::Refused => "refused",
             Self::Malformed => "malformed",
             Self::Config => "config",
@@ -138,6 +128,7 @@ impl Trouble {
                 (Cause::Unauthorized, text)
             }
             (403, _) => (Cause::Forbidden, format!("{says}. {}", missing_rule(kind))),
+            (400 | 422, _) => (Cause::Unsupported, format!("{says} ({code} {reason})")),
             _ => (Cause::Refused, format!("{says} ({code} {reason})")),
         };
         Self { cause, text }
