@@ -84,6 +84,7 @@ impl Metrics {
     ///
     /// # Errors
     /// If two had one name, which a test rules out.
+    #[expect(clippy::too_many_lines, reason = "a line or two for each metric")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let build = register(

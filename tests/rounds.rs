@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle},
@@ -15,7 +16,7 @@ use std::{
 
 use towpath::{
     agent::{Agent, Input, Pace, Readiness, Status},
-    dataplane::{ApplyError, Dataplane, DataplaneError, Drift, fake::Fake},
+    dataplane::{ApplyError, Dataplane, DataplaneError, Drift, Look, fake::Fake},
     lab::random::{Generator, NODES, Shape, Stack, cluster_of},
     metrics::Metrics,
     model::{
@@ -24,7 +25,7 @@ use towpath::{
     },
     policy::resolve::Resolver,
     ruleset::{
-        Object, Ruleset, SetName,
+        Member, Object, Rule, Ruleset, SetKind, SetName, Target,
         compile::{Options, compile},
         observed::Observed,
         plan::Step,
@@ -37,6 +38,8 @@ use towpath::{
 struct Spied {
     fake: Arc<Mutex<Fake>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
+    /// Whether it can not be looked at.
+    blind: Arc<AtomicBool>,
 }
 
 impl Spied {
@@ -64,9 +67,12 @@ impl Dataplane for Spied {
         self.fake.lock().unwrap().apply(step)
     }
 
-    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
         self.calls.lock().unwrap().push("check");
-        self.fake.lock().unwrap().check(expected)
+        if self.blind.load(Ordering::Relaxed) {
+            return Err(DataplaneError::Locked { command: "iptables-save".to_owned() });
+        }
+        self.fake.lock().unwrap().check(expected, look)
     }
 }
 
@@ -84,17 +90,15 @@ impl Loop {
     }
 
     fn start_retrying(dataplane: impl Dataplane + Send + 'static, retry: Duration) -> Self {
+        Self::start_with(dataplane, Pace { retry_first: retry, retry_most: retry, ..Pace::default() })
+    }
+
+    fn start_with(dataplane: impl Dataplane + Send + 'static, pace: Pace) -> Self {
         let (inputs, inbox) = mpsc::channel();
         let status = Arc::new(Status::starting("the objects"));
         let metrics = Arc::new(Metrics::new().unwrap());
         let (counted, told) = (metrics.clone(), status.clone());
-        let pace = Pace {
-            debounce: Duration::from_millis(1),
-            tidy: Duration::from_millis(1),
-            retry_first: retry,
-            retry_most: retry,
-            ..Pace::default()
-        };
+        let pace = Pace { debounce: Duration::from_millis(1), tidy: Duration::from_millis(1), ..pace };
         let work = move || {
             Agent::new(NODES[0], dataplane, Options::default(), pace, counted, told, None).run(&inbox);
         };
@@ -309,6 +313,81 @@ fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
     running.end();
 }
 
+/// A loop that looks every few milliseconds, and that is settled.
+fn looking_often(dataplane: &Spied) -> Loop {
+    let pace = Pace { check: Duration::from_millis(20), ..Pace::default() };
+    let running = Loop::start_with(dataplane.clone(), pace);
+    running.tell(Input::changes(changes()));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    running
+}
+
+#[test]
+fn a_member_that_was_exchanged_is_put_right_at_the_next_look() {
+    let dataplane = Spied::default();
+    let running = looking_often(&dataplane);
+    let before = dataplane.ruleset();
+    let exchanged = {
+        let mut fake = dataplane.fake.lock().unwrap();
+        let sets = &mut fake.ruleset_mut().v4.sets;
+        let set =
+            sets.values_mut().find(|set| set.kind == SetKind::Addresses && !set.members.is_empty()).unwrap();
+        let member = *set.members.iter().next().unwrap();
+        set.members.remove(&member);
+        set.members.insert(Member::Address([10, 99, 99, 99].into()));
+        fake.ruleset().clone()
+    };
+    assert_ne!(exchanged, before);
+    wait_for("the repair", || dataplane.ruleset() == before);
+    wait_for("the count", || running.metrics.drift_repairs.get() == 1);
+    running.end();
+}
+
+#[test]
+fn a_rule_that_was_replaced_is_put_right_as_soon_as_somebody_suspects_it() {
+    let dataplane = Spied::default();
+    let running = Loop::start(dataplane.clone());
+    running.tell(Input::changes(changes()));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    let before = dataplane.ruleset();
+    let replace = || {
+        let mut fake = dataplane.fake.lock().unwrap();
+        let chain = fake.ruleset_mut().v4.chains.values_mut().find(|chain| !chain.rules.is_empty()).unwrap();
+        *chain = chain.rules.iter().map(|_| Rule::new([], Target::Return)).collect();
+    };
+    // Whoever keeps at it finds it put right every time.
+    for _ in 0..5 {
+        replace();
+        assert_ne!(dataplane.ruleset(), before);
+        running.tell(Input::Suspicion);
+        wait_for("the repair", || dataplane.ruleset() == before);
+    }
+    running.end();
+}
+
+#[test]
+fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
+    let dataplane = Spied::default();
+    let running = looking_often(&dataplane);
+    dataplane.blind.store(true, Ordering::Relaxed);
+    wait_for("the impediment", || match running.status.readiness() {
+        Readiness::Failing(reason) => reason.contains("iptables-save") && reason.contains(" times in a row"),
+        _ => false,
+    });
+    assert!(running.metrics.failures.with_label_values(&["check", "lock"]).get() >= 3);
+    // What is to be written is written all the same.
+    let denied = vec![deny_all("all", "x"), deny_all("all", "y")];
+    let wanted = ruleset_of(&[changes(), denied.clone()].concat());
+    assert_ne!(wanted.v4.chains, dataplane.ruleset().v4.chains);
+    running.tell(Input::changes(denied));
+    wait_for("the change", || dataplane.ruleset().v4.chains == wanted.v4.chains);
+    dataplane.blind.store(false, Ordering::Relaxed);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    running.end();
+}
+
 #[test]
 fn what_came_as_one_input_is_one_state() {
     // In one write, a pod that may not be reached by b becomes a, and the policy that let a in lets z in: neither the
@@ -365,7 +444,7 @@ impl Dataplane for Watched {
         result
     }
 
-    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
-        self.spied.check(expected)
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+        self.spied.check(expected, look)
     }
 }

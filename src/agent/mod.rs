@@ -3,6 +3,7 @@
 //! It runs on a thread of its own, gets its inputs from a channel, and knows neither where they come from nor who
 //! looks at its [`Status`]. It writes nothing before every source has delivered its first list.
 
+mod drift;
 mod status;
 mod waiting;
 
@@ -17,6 +18,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
+use drift::Lookout;
 pub use status::{Readiness, Refused, Status, View};
 use waiting::Waiting;
 
@@ -90,9 +92,6 @@ impl Default for Pace {
     }
 }
 
-/// However often something seems to have been meddled with, there is so much time between two looks.
-const SUSPICION_PAUSE: Duration = Duration::from_millis(100);
-
 /// The loop shows itself at least so often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -134,8 +133,7 @@ pub struct Agent<D> {
     not_before: Instant,
     /// When to try again what failed.
     retry_at: Option<Instant>,
-    check_at: Instant,
-    last_check: Instant,
+    lookout: Lookout,
     tidy_at: Option<Instant>,
     failures: u32,
 }
@@ -192,8 +190,7 @@ impl<D: Dataplane> Agent<D> {
             waiting: Waiting::default(),
             not_before: now,
             retry_at: None,
-            check_at: now + pace.check,
-            last_check: now,
+            lookout: Lookout::new(now, pace),
             tidy_at: None,
             failures: 0,
         }
@@ -227,7 +224,7 @@ impl<D: Dataplane> Agent<D> {
             return heartbeat;
         }
         let round = self.dirty.then_some(self.not_before);
-        [round, self.retry_at, self.tidy_at, Some(self.check_at)]
+        [round, self.retry_at, self.tidy_at, Some(self.lookout.next())]
             .into_iter()
             .flatten()
             .fold(heartbeat, Instant::min)
@@ -250,7 +247,7 @@ impl<D: Dataplane> Agent<D> {
                 self.synced = true;
                 self.dirty = true;
             }
-            Input::Suspicion => self.check_at = self.check_at.min(self.last_check + SUSPICION_PAUSE),
+            Input::Suspicion => self.lookout.suspect(),
             Input::Stop => return false,
         }
         true
@@ -314,11 +311,7 @@ impl<D: Dataplane> Agent<D> {
         if !self.synced {
             return;
         }
-        if now >= self.check_at {
-            self.check_at = now + self.pace.check;
-            self.last_check = now;
-            self.check();
-        }
+        self.look(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         let tidy = is_due(self.tidy_at);
         if is_due(self.retry_at) {
@@ -328,27 +321,6 @@ impl<D: Dataplane> Agent<D> {
             self.round(tidy);
         } else if self.dirty && now >= self.not_before || tidy {
             self.round(tidy);
-        }
-    }
-
-    /// Looks whether the kernel still holds what was written, and makes the state dirty if not.
-    fn check(&mut self) {
-        let Some(expected) = &self.kernel else { return };
-        match self.dataplane.check(expected) {
-            Ok(drift) if drift.findings.is_empty() => {}
-            Ok(drift) => {
-                for finding in &drift.findings {
-                    warn!(finding, "somebody else changed what is ours; putting it right");
-                }
-                self.metrics.drift_repairs.inc();
-                self.kernel = None;
-                self.dirty = true;
-                self.not_before = Instant::now();
-            }
-            Err(error) => {
-                warn!(%error, "could not look whether the kernel still holds our rules");
-                self.metrics.failed("check", error.reason().label());
-            }
         }
     }
 

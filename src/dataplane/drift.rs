@@ -1,11 +1,11 @@
-//! What differs from what was written: names, places and numbers, no contents.
+//! What differs from what was written: names, places, numbers, and the members of sets.
 
 use std::collections::BTreeMap;
 
 use crate::{
     model::Family,
     ruleset::{
-        BuiltIn, ChainName, SetName,
+        BuiltIn, ChainName, IpSet, SetName,
         observed::{Content, HookState, ObservedTable},
     },
 };
@@ -59,6 +59,28 @@ pub(super) fn sets(expected: &ObservedTable, entries: impl Fn(&SetName) -> Optio
             }
             Some(_) => {}
         }
+    }
+    findings
+}
+
+/// How sets differ from those that are `there`, member by member, each difference as a sentence.
+pub(super) fn members(expected: &ObservedTable, there: &BTreeMap<SetName, IpSet>) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (name, set) in &expected.sets {
+        let Some(found) = there.get(name) else {
+            findings.push(format!("the set {name} is gone"));
+            continue;
+        };
+        if found == set {
+            continue;
+        }
+        if found.kind != set.kind {
+            findings.push(format!("the set {name} is of another kind"));
+            continue;
+        }
+        let lacks = set.members.iter().filter(|member| !found.members.contains(*member)).count();
+        let foreign = found.members.iter().filter(|member| !set.members.contains(*member)).count();
+        findings.push(format!("the set {name} lacks {lacks} members and has {foreign} others"));
     }
     findings
 }

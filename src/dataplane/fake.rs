@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{ApplyError, Dataplane, DataplaneError, Drift, Refusal, drift};
+use super::{ApplyError, Dataplane, DataplaneError, Drift, Look, Refusal, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -245,15 +245,26 @@ impl Dataplane for Fake {
         }
     }
 
-    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
         self.alive()?;
         let mut findings = Vec::new();
         for family in Family::BOTH {
             let table = self.ruleset.table(family);
             let chains = table.chains.iter().map(|(name, chain)| (name.clone(), chain.rules.len())).collect();
             findings.extend(drift::chains(family, expected.table(family), &chains, &self.hooks(family)));
+            for (name, content) in &expected.table(family).chains {
+                if let (Content::Known(chain), Some(there)) = (content, table.chains.get(name))
+                    && there != chain
+                    && there.rules.len() == chain.rules.len()
+                {
+                    findings.push(format!("the {family} chain {name} has other rules"));
+                }
+            }
             let entries = |set: &SetName| table.sets.get(set).map(|set| set.members.len());
-            findings.extend(drift::sets(expected.table(family), entries));
+            findings.extend(match look {
+                Look::Brief => drift::sets(expected.table(family), entries),
+                Look::Whole => drift::members(expected.table(family), &table.sets),
+            });
         }
         Ok(Drift { findings })
     }

@@ -29,12 +29,21 @@ pub trait Dataplane {
     /// Told once that the first full sync is in it: what a former run left elsewhere may go now.
     fn settled(&mut self) {}
 
-    /// Whether it still holds what `expected` says, as far as a cheap look tells: hooks in the first place, chains
-    /// with their number of rules, sets with their number of members.
+    /// Whether it still holds what `expected` says: hooks in the first place, chains with their rules, and of sets as
+    /// much as `look` says.
     ///
     /// # Errors
     /// If it could not be asked.
-    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError>;
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError>;
+}
+
+/// How closely [`Dataplane::check`] looks at sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At the number of their members: often, whenever somebody may have changed something.
+    Brief,
+    /// At every member: now and then.
+    Whole,
 }
 
 /// Where the dataplane differs from what was written.

@@ -97,8 +97,8 @@ pub fn chain(family: Family, name: &ChainName, chain: &Chain) -> String {
 }
 
 fn rules(text: &mut String, family: Family, name: &ChainName, chain: &Chain) {
-    for rule in &*chain.rules {
-        line(text, format_args!("-A {name}{}", arguments(family, rule)));
+    for one in &*chain.rules {
+        line(text, format_args!("-A {name} {}", rule(family, one)));
     }
 }
 
@@ -107,14 +107,14 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{arguments}");
 }
 
-/// What stands behind the chain's name in the rule's `-A` line.
-fn arguments(family: Family, rule: &Rule) -> String {
+/// One rule: what stands behind `-A` and the chain's name.
+#[must_use]
+pub fn rule(family: Family, rule: &Rule) -> String {
     let mut text = String::new();
     for m in &rule.matches {
-        text.push(' ');
         text.push_str(&match_arguments(m));
+        text.push(' ');
     }
-    text.push(' ');
     text.push_str(&target_arguments(family, &rule.target, &rule.matches));
     text
 }

@@ -1,19 +1,19 @@
 //! What others have and do: it is left alone, and it is noticed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use towpath::{
     dataplane::{
-        ApplyError, Dataplane, Drift,
+        ApplyError, Dataplane, Drift, Look,
         command::Commands,
         kernel::{
-            Variant,
+            Backend, Kernel, Variant,
             cleanup::{Removed, cleanup},
         },
     },
     model::Family,
     ruleset::{
-        Chain, ChainName, Match, Object, Rule, Ruleset, Target,
+        Chain, ChainName, Match, Member, Object, Rule, Ruleset, Target,
         observed::Observed,
         plan::{ChainBatch, SetEdit, Step},
     },
@@ -139,7 +139,7 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
         apply_all(&mut kernel, &everything());
         let removed = kernel.remove_other_variant();
         assert_eq!(removed, Removed { hooks: 4, chains: 8, sets: 0, left: vec![] });
-        assert_eq!(kernel.check(&Observed::holding(&everything())).unwrap(), Drift::default());
+        assert_eq!(kernel.check(&Observed::holding(&everything()), Look::Whole).unwrap(), Drift::default());
         assert_eq!(kernel.remove_other_variant(), Removed::default());
         cleanup(&Commands::default()).unwrap();
         let left: Vec<String> = everything_there().lines().map(str::to_owned).collect();
@@ -159,12 +159,12 @@ fn what_others_did_to_our_rules_is_noticed() {
         assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
         sh(&format!("{main} -I FORWARD 1 -j ACCEPT"));
         let finding = "the IPv4 chain FORWARD has a foreign rule in front of the jump to TOWPATH-FORWARD";
-        assert_eq!(kernel.check(&expected).unwrap().findings, [finding]);
+        assert_eq!(kernel.check(&expected, Look::Brief).unwrap().findings, [finding]);
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         sh(&format!(
             "{main} -D FORWARD 1 && {main} -D TOWPATH-INGRESS 1 && ipset flush tp6-pods-x && ipset add tp4-nets-x 10.9.9.9"
         ));
-        let findings = kernel.check(&expected).unwrap().findings;
+        let findings = kernel.check(&expected, Look::Brief).unwrap().findings;
         let told = [
             "the IPv4 chain TOWPATH-INGRESS has 1 rules instead of 2",
             "the set tp4-nets-x has 3 members instead of 2",
@@ -173,9 +173,76 @@ fn what_others_did_to_our_rules_is_noticed() {
         assert_eq!(findings, told);
         sh(&format!("{main} -F"));
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
-        assert!(kernel.check(&expected).unwrap().findings.len() > 4);
+        assert!(kernel.check(&expected, Look::Brief).unwrap().findings.len() > 4);
         apply_all(&mut kernel, &everything());
-        assert_eq!(kernel.check(&expected).unwrap(), Drift::default());
+        assert_eq!(kernel.check(&expected, Look::Brief).unwrap(), Drift::default());
+    });
+}
+
+#[test]
+fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched() {
+    for_both_variants(|variant| {
+        populate(variant);
+        let commands = Arc::new(Commands::default());
+        let mut kernel = Kernel::new(commands.clone(), Backend::Only(variant)).unwrap();
+        apply_all(&mut kernel, &everything());
+        let expected = Observed::holding(&everything());
+        let whole = everything_there();
+        let mut look = || {
+            let before = commands.started();
+            let findings = kernel.check(&expected, Look::Brief).unwrap().findings;
+            (findings, commands.started() - before)
+        };
+        let (findings, first) = look();
+        assert!(findings.is_empty(), "{findings:?}");
+        let (findings, then) = look();
+        assert!(findings.is_empty(), "{findings:?}");
+        println!("{variant}: the first look ran {first} commands, the next {then}");
+        assert_eq!(
+            then, 3,
+            "one for each table and one for the sets: what is printed oddly was asked for once"
+        );
+        assert_eq!(everything_there(), whole, "looking leaves nothing behind");
+
+        let main = tool(variant, Family::V4, "");
+        for (rule, instead) in [
+            ("-R TP-GI-aaaaaaaaaaaaaaaa 2 -j ACCEPT", "\"-j ACCEPT\" instead of \"-p udp -m multiport"),
+            (
+                "-R TP-GI-aaaaaaaaaaaaaaaa 1 -p tcp --dport 81 -m set --match-set tp4-pods-x src -j RETURN",
+                "81",
+            ),
+        ] {
+            sh(&format!("{main} {rule}"));
+            let (findings, _) = look();
+            assert_eq!(findings.len(), 1, "{findings:?}");
+            assert!(findings[0].contains("IPv4 chain TP-GI-aaaaaaaaaaaaaaaa is"), "{findings:?}");
+            assert!(findings[0].contains(instead), "{findings:?}");
+            let (again, _) = look();
+            assert_eq!(again, findings, "it does not get used to it");
+            apply_all(&mut self::kernel(variant), &everything());
+            assert_eq!(everything_there(), whole);
+        }
+    });
+}
+
+#[test]
+fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
+    for_both_variants(|variant| {
+        populate(variant);
+        let mut kernel = kernel(variant);
+        apply_all(&mut kernel, &everything());
+        let expected = Observed::holding(&everything());
+        let whole = everything_there();
+        assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
+        let member = expected.v4.sets[&set("tp4-pods-x")].members.iter().next().unwrap();
+        let Member::Address(address) = member else { panic!("{member:?}") };
+        sh(&format!("ipset del tp4-pods-x {address} && ipset add tp4-pods-x 10.99.99.99"));
+        assert_eq!(kernel.check(&expected, Look::Brief).unwrap(), Drift::default(), "the numbers are right");
+        let findings = kernel.check(&expected, Look::Whole).unwrap().findings;
+        assert_eq!(findings, ["the set tp4-pods-x lacks 1 members and has 1 others"]);
+        apply_all(&mut kernel, &everything());
+        assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
+        assert_eq!(everything_there(), whole);
     });
 }
 

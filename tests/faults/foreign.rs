@@ -103,11 +103,22 @@ fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
                 ground.iptables(family, &format!("-D {} 1", group(family)));
             }
         });
+        heals(
+            &ground,
+            "iptables -R of one rule of a group's chain by one that allows all",
+            false,
+            HEARD,
+            || {
+                for family in Family::BOTH {
+                    ground.iptables(family, &format!("-R {} 1 -j RETURN", group(family)));
+                }
+            },
+        );
         assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
         // These take flannel's rules along, and then FORWARD drops what nothing accepts.
         heals(&ground, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
         heals(&ground, "iptables -F", true, HEARD, || both("-F"));
-        assert!(daemon.metric("towpath_drift_repairs_total") >= 6.0);
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 7.0);
         assert!(daemon.is_ready());
     });
 }
@@ -146,6 +157,21 @@ fn what_others_do_to_our_sets_is_found_and_healed() {
                 ipset(&["add", &set, &ground.address("shop/other", family).to_string()]);
             }
         });
-        assert!(daemon.metric("towpath_drift_repairs_total") >= 3.0);
+        heals(
+            &ground,
+            "ipset del of an isolated pod and ipset add of another in its place",
+            false,
+            FOUND,
+            || {
+                for (version, family, another) in
+                    [(4, Family::V4, "10.99.99.99"), (6, Family::V6, "fd99::99")]
+                {
+                    let set = isolated(version);
+                    ipset(&["del", &set, &ground.address("shop/db", family).to_string()]);
+                    ipset(&["add", &set, another]);
+                }
+            },
+        );
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 4.0);
     });
 }

@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// A chain that nothing refers to, into which rules are written to see whether the kernel takes them.
-const PROBE: &str = "TOWPATH-PROBE";
+pub(super) const PROBE: &str = "TOWPATH-PROBE";
 
 /// What of one family's filter table concerns us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
-    /// Our chains, each with its number of rules.
-    pub(super) chains: BTreeMap<ChainName, usize>,
+    /// Our chains, each with its rules as they were printed, without `-A` and the chain's name.
+    pub(super) chains: BTreeMap<ChainName, Vec<String>>,
     /// Our jumps in the built-in chains.
     pub(super) hooks: BTreeMap<BuiltIn, HookState>,
     /// Chains of ours that rules of others name, each with such a rule.
@@ -29,18 +29,18 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// Reads what `iptables-save -t filter` prints. Of rules it reads the chain and, in chains of others, the target.
+    /// Reads what `iptables-save -t filter` prints. In chains of others it looks at nothing but the targets.
     pub(super) fn parse(text: &str) -> Self {
         let mut saved = Self::default();
         let mut seen: BTreeMap<BuiltIn, usize> = BTreeMap::new();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix(':') {
                 let name = name.split(' ').next().unwrap_or(name);
-                saved.chains.extend(ChainName::new(name).map(|name| (name, 0)));
+                saved.chains.extend(ChainName::new(name).map(|name| (name, Vec::new())));
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let (chain, rest) = rule.split_once(' ').unwrap_or((rule, ""));
-                if let Some(count) = ChainName::new(chain).and_then(|chain| saved.chains.get_mut(&chain)) {
-                    *count += 1;
+                if let Some(rules) = ChainName::new(chain).and_then(|chain| saved.chains.get_mut(&chain)) {
+                    rules.push(rest.to_owned());
                     continue;
                 }
                 let at = BuiltIn::ALL.into_iter().find(|at| at.name() == chain);
@@ -185,7 +185,7 @@ impl Filter<'_> {
         self.probe(right, refusals)
     }
 
-    fn remove_probe(&self) -> Result<(), DataplaneError> {
+    pub(super) fn remove_probe(&self) -> Result<(), DataplaneError> {
         let Some(probe) = ChainName::new(PROBE) else { return Ok(()) };
         let batch = ChainBatch { remove: vec![probe], ..ChainBatch::default() };
         self.restore(&render::chains(self.family, &batch))?.checked().map(drop)
@@ -267,7 +267,10 @@ mod tests {
              COMMIT\n",
         );
         let forward = chain("TOWPATH-FORWARD");
-        let chains = BTreeMap::from([(forward.clone(), 2), (chain("TP-GI-x"), 0)]);
+        let chains = BTreeMap::from([
+            (forward.clone(), vec!["-d 10.0.0.1/32 -g TP-GI-x".to_owned(), "-j DROP".to_owned()]),
+            (chain("TP-GI-x"), vec![]),
+        ]);
         let hooks = BTreeMap::from([
             (BuiltIn::Input, HookState { targets: vec![chain("TOWPATH-INPUT")], first: false }),
             (BuiltIn::Forward, HookState { targets: vec![forward.clone(), forward], first: true }),

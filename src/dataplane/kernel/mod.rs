@@ -4,6 +4,7 @@
 //! variant     which of the two variants of iptables
 //! chains      chains and hooks: iptables-restore, iptables-save
 //! sets        ipset restore, save, list
+//! verify      whether our chains still hold the rules that we wrote
 //! watch       hears of foreign changes at once
 //! sysctl      br_netfilter and its switches
 //! conntrack   connections that a new ruleset denies
@@ -22,6 +23,7 @@ mod sets;
 pub mod survey;
 pub mod sysctl;
 mod variant;
+mod verify;
 mod watch;
 
 use std::{fs, sync::Arc};
@@ -33,9 +35,10 @@ use self::{
     chains::{Filter, Saved},
     cleanup::Removed,
     variant::{Tools, usable_families},
+    verify::Prints,
     watch::Journal,
 };
-use super::{ApplyError, Dataplane, DataplaneError, Drift, command::Commands, drift};
+use super::{ApplyError, Dataplane, DataplaneError, Drift, Look, command::Commands, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -53,6 +56,7 @@ pub struct Kernel {
     families: Vec<Family>,
     /// Only the nft variant announces changes, and so only there it matters which are ours.
     journal: Option<Arc<Journal>>,
+    prints: Prints,
 }
 
 impl Kernel {
@@ -78,7 +82,7 @@ impl Kernel {
             tracing::info!("this kernel has no IPv6");
         }
         let journal = (tools.variant == Variant::Nft).then(journal).flatten();
-        Ok(Self { commands, tools, families, journal })
+        Ok(Self { commands, tools, families, journal, prints: Prints::default() })
     }
 
     /// The variant of iptables that it uses.
@@ -207,22 +211,34 @@ impl Dataplane for Kernel {
         }
     }
 
-    fn check(&mut self, expected: &Observed) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
         let mut drift = Drift::default();
         for family in &self.families {
-            let saved = self.filter(*family).read()?;
-            drift.findings.extend(drift::chains(
-                *family,
-                expected.table(*family),
-                &saved.chains,
-                &saved.hooks,
-            ));
+            let filter = Filter {
+                commands: &self.commands,
+                tools: &self.tools,
+                journal: self.journal.as_deref(),
+                family: *family,
+            };
+            let (table, saved) = (expected.table(*family), filter.read()?);
+            let counts = saved.chains.iter().map(|(name, rules)| (name.clone(), rules.len())).collect();
+            drift.findings.extend(drift::chains(*family, table, &counts, &saved.hooks));
+            drift.findings.extend(self.prints.differences(&filter, table, &saved)?);
         }
-        let heads = sets::read_heads(&self.commands)?;
-        for family in Family::BOTH {
-            drift
-                .findings
-                .extend(drift::sets(expected.table(family), |set| heads.get(set).map(|head| head.entries)));
+        match look {
+            Look::Brief => {
+                let heads = sets::read_heads(&self.commands)?;
+                for family in Family::BOTH {
+                    let entries = |set: &_| heads.get(set).map(|head| head.entries);
+                    drift.findings.extend(drift::sets(expected.table(family), entries));
+                }
+            }
+            Look::Whole => {
+                let there = sets::read(&self.commands)?;
+                for family in Family::BOTH {
+                    drift.findings.extend(drift::members(expected.table(family), &there));
+                }
+            }
         }
         Ok(drift)
     }

@@ -1,0 +1,205 @@
+//! When to look whether the kernel still holds what was written, and what to do if not.
+//!
+//! A difference is put right at once. Where another program undoes it again and again, the two fight, and each turn
+//! costs a look and a round, both of which hold the lock that every writer of the tables waits for. A pause that grows
+//! with every turn would end that, and leave the node open for as long. So the pause goes by what a turn costs: twice
+//! as long as it took. A fight then takes a third of one core and of the lock, however long it lasts, and with few rules
+//! a hole is closed within a tenth of a second.
+
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::{Agent, Pace};
+use crate::dataplane::{Dataplane, Look};
+
+/// However little a look costs, there is so much time between two.
+const PAUSE_LEAST: Duration = Duration::from_millis(100);
+
+/// However much it costs, what seems to have been meddled with is looked at after so long.
+const PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// A look that failed is repeated after so long, or after the usual time if that is shorter.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// So many looks in a row may fail before the node is not ready: then nobody knows what it enforces.
+const FAILURES: u32 = 3;
+
+/// The same fight is told of no more often than this.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// So many differences are told one by one.
+const TOLD: usize = 5;
+
+/// The part that speaks of looks.
+const PART: &str = "check";
+
+/// When to look.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    /// When to look at everything.
+    whole_at: Instant,
+    /// When to look because somebody may have changed something.
+    brief_at: Option<Instant>,
+    /// Until then nothing is looked at in brief.
+    rest_until: Instant,
+    /// How many looks in a row have failed.
+    failures: u32,
+    /// When a difference was last told of, and how many were put right since without a word.
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Lookout {
+    pub(super) fn new(now: Instant, pace: Pace) -> Self {
+        Self {
+            whole_at: now + pace.check,
+            brief_at: None,
+            rest_until: now,
+            failures: 0,
+            told: None,
+            untold: 0,
+        }
+    }
+
+    /// Somebody may have changed something.
+    pub(super) fn suspect(&mut self) {
+        self.brief_at.get_or_insert(self.rest_until);
+    }
+
+    /// When to look next.
+    pub(super) fn next(&self) -> Instant {
+        self.brief_at.map_or(self.whole_at, |at| at.min(self.whole_at))
+    }
+
+    /// How closely to look now, if at all.
+    fn due(&mut self, now: Instant, pace: Pace) -> Option<Look> {
+        if now >= self.whole_at {
+            self.whole_at = now + pace.check;
+            self.brief_at = None;
+            return Some(Look::Whole);
+        }
+        self.brief_at.take_if(|at| now >= *at).map(|_| Look::Brief)
+    }
+
+    /// A look, and the round that it brought about, took from `start` until `end`.
+    fn rest(&mut self, start: Instant, end: Instant) {
+        self.rest_until = end + (2 * end.saturating_duration_since(start)).clamp(PAUSE_LEAST, PAUSE_MOST);
+        // What was heard of meanwhile may have come after the look.
+        self.brief_at = self.brief_at.map(|at| at.max(self.rest_until));
+    }
+
+    /// Tells of differences, unless that was done a moment ago.
+    fn tell(&mut self, findings: &[String]) {
+        if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            self.untold += 1;
+            return;
+        }
+        for finding in findings.iter().take(TOLD) {
+            warn!(finding, "somebody else changed what is ours; putting it right");
+        }
+        let more = findings.len().saturating_sub(TOLD);
+        if more > 0 || self.untold > 0 {
+            warn!(
+                more,
+                repairs = self.untold,
+                "there are more differences, or there were more repairs meanwhile"
+            );
+        }
+        self.told = Some(Instant::now());
+        self.untold = 0;
+    }
+}
+
+impl<D: Dataplane> Agent<D> {
+    /// Looks if it is time to, and puts right what differs.
+    pub(super) fn look(&mut self, now: Instant) {
+        let Some(look) = self.lookout.due(now, self.pace) else { return };
+        if self.differs(look) {
+            self.metrics.drift_repairs.inc();
+            self.kernel = None;
+            self.round(false);
+        }
+        self.lookout.rest(now, Instant::now());
+    }
+
+    /// Whether the kernel holds something else than what was written.
+    fn differs(&mut self, look: Look) -> bool {
+        let Some(expected) = &self.kernel else { return false };
+        match self.dataplane.check(expected, look) {
+            Ok(drift) => {
+                if std::mem::take(&mut self.lookout.failures) >= FAILURES {
+                    self.status.set_impediment(PART, None);
+                }
+                if !drift.findings.is_empty() {
+                    self.lookout.tell(&drift.findings);
+                }
+                !drift.findings.is_empty()
+            }
+            Err(error) => {
+                warn!(%error, "could not look whether the kernel still holds our rules");
+                self.metrics.failed("check", error.reason().label());
+                self.lookout.failures = self.lookout.failures.saturating_add(1);
+                self.lookout.whole_at = Instant::now() + self.pace.check.min(RETRY);
+                if self.lookout.failures >= FAILURES {
+                    let text = format!(
+                        "whether the kernel still holds our rules could not be looked at {} times in a row: {error}",
+                        self.lookout.failures
+                    );
+                    self.status.set_impediment(PART, Some(text));
+                }
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_pause_goes_by_what_a_turn_costs_and_stays_bounded() {
+        let start = Instant::now();
+        for (cost, pause) in [
+            (Duration::from_millis(1), PAUSE_LEAST),
+            (Duration::from_millis(400), Duration::from_millis(800)),
+            (seconds(60), PAUSE_MOST),
+        ] {
+            let mut lookout = Lookout::new(start, Pace::default());
+            lookout.suspect();
+            assert_eq!(
+                lookout.due(start, Pace::default()),
+                Some(Look::Brief),
+                "the first one is looked at at once"
+            );
+            lookout.suspect();
+            lookout.rest(start, start + cost);
+            assert_eq!(lookout.next(), (start + cost + pause).min(start + Pace::default().check));
+            lookout.suspect();
+            assert_eq!(lookout.due(start + cost, Pace::default()).filter(|look| *look == Look::Brief), None);
+        }
+    }
+
+    #[test]
+    fn however_much_is_suspected_everything_is_looked_at_in_its_time() {
+        let pace = Pace { check: seconds(1), ..Pace::default() };
+        let start = Instant::now();
+        let mut lookout = Lookout::new(start, pace);
+        let mut looks = Vec::new();
+        for tenth in 0..=20 {
+            let now = start + tenth * Duration::from_millis(100);
+            lookout.suspect();
+            if let Some(look) = lookout.due(now, pace) {
+                looks.push(look);
+                lookout.rest(now, now);
+            }
+        }
+        assert_eq!(looks.iter().filter(|look| **look == Look::Whole).count(), 2, "{looks:?}");
+        assert!(looks.len() > 15, "{looks:?}");
+    }
+}
