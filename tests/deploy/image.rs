@@ -420,3 +420,22 @@ fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
         wait_until("readiness", &mut daemon, || ground.is_ready());
     });
 }
+
+#[test]
+fn a_module_that_cannot_be_loaded_stops_nothing_and_is_told() {
+    with_image(|image| {
+        let ground = Ground::new(image, Variant::Nft);
+        let pod = the_daemon();
+        let mut container = ground.container(&pod, "prepare");
+        // A kernel without the module, as the container sees it, and no folder of modules for this kernel.
+        let empty = tempfile::tempdir().unwrap();
+        container.mounts.push((empty.path().to_owned(), "/proc/sys/net"));
+        let (status, said) = ground.run(&container);
+        assert_eq!(status, Some(0), "{said}");
+        assert!(
+            said.contains("the kernel module br_netfilter is not loaded, and could not be (modprobe"),
+            "{said}"
+        );
+        assert!(said.contains("not found in directory /lib/modules/"), "{said}");
+    });
+}
