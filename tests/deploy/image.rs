@@ -29,7 +29,7 @@ use towpath::{
 };
 
 use crate::{
-    container::{Container, PodTemplate, capabilities},
+    container::{Container, PATH, PodTemplate, capabilities},
     root, skip, text,
     yaml::documents,
 };
@@ -236,6 +236,16 @@ impl Ground {
         (output.status.code(), text.concat())
     }
 
+    /// As `kubectl exec` does it: its status and what it printed.
+    fn exec(&self, container: &Process, arguments: &[&str]) -> (Option<i32>, Vec<u8>) {
+        let target = init_of(container).to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &target, "--mount", "--pid", "--root", "--wd=/"]).args(arguments);
+        command.env_clear().env("PATH", PATH).env("TOWPATH_LISTEN", format!("{}:9586", self.address()));
+        let output = self.lab.node(0).unwrap().run(command, "").unwrap();
+        (output.status.code(), output.stdout)
+    }
+
     fn address(&self) -> IpAddr {
         self.lab.node(0).unwrap().address(Family::V4).unwrap()
     }
@@ -338,6 +348,11 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
     assert_eq!(ground.switches(), "1\n1\n");
     assert_eq!((ground.reaches_db("web"), ground.reaches_db("api")), ([false; 2], [true; 2]));
     assert!(ground.get("/livez").is_some() && ground.get("/metrics").unwrap().contains("towpath_build_info"));
+
+    let (status, said) = ground.exec(&daemon, &["towpath", "status"]);
+    assert!(status == Some(0) && String::from_utf8_lossy(&said).contains(" on n1: ready since "), "{said:?}");
+    let (status, archive) = ground.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
+    assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
 
     // Somebody resets the switches, and takes our hook away.
     ground.set_switches(0);
