@@ -2,9 +2,9 @@
 
 use std::{
     fs::OpenOptions,
-    io::Write as _,
+    io,
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -26,8 +26,9 @@ use crate::{
 pub(super) struct BugreportArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// Where to write it: a folder, or a file whose name ends with .tar.gz.
-    #[arg(long, value_name = "DIR|FILE", default_value = ".", env = "TOWPATH_BUGREPORT_OUTPUT")]
+    /// Where to write it: a folder, a file whose name ends with .tar.gz, or - for standard output, as from a container
+    /// that has nowhere to write to.
+    #[arg(long, value_name = "DIR|FILE|-", default_value = ".", env = "TOWPATH_BUGREPORT_OUTPUT")]
     output: PathBuf,
 }
 
@@ -50,11 +51,12 @@ and addresses of the cluster: look through it before you hand it on.
 ";
 
 pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
+    let to_stdout = args.output.as_os_str() == "-";
     let is_archive = args.output.to_string_lossy().ends_with(".tar.gz");
-    if !is_archive && !args.output.is_dir() {
+    if !to_stdout && !is_archive && !args.output.is_dir() {
         let output = args.output.display();
         return Err(Ended::WrongUse(anyhow!(
-            "{output} is neither a folder nor a file name that ends with .tar.gz"
+            "{output} is neither a folder nor a file name that ends with .tar.gz, nor -"
         )));
     }
     let mut sheets = asked(&args.daemon);
@@ -65,13 +67,22 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
         .collect();
     let now = SystemTime::now();
     let stem = format!("towpath-bugreport-{}", moment(now));
-    let file =
-        if args.output.is_dir() { args.output.join(format!("{stem}.tar.gz")) } else { args.output.clone() };
-    write(&file, &stem, now, &sheets, &failed).with_context(|| format!("writing {}", file.display()))?;
+    let is_folder = args.output.is_dir();
+    let file = if is_folder { args.output.join(format!("{stem}.tar.gz")) } else { args.output.clone() };
+    if to_stdout {
+        write(io::stdout().lock(), &stem, now, &sheets, &failed).context("writing to standard output")?;
+    } else {
+        // For its owner alone: it tells of the whole node.
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file);
+        opened
+            .map_err(anyhow::Error::from)
+            .and_then(|opened| write(opened, &stem, now, &sheets, &failed))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
     for failure in &failed {
         eprintln!("not in it: {failure}");
     }
-    print(&format!("{}\n", file.display()))
+    if to_stdout { Ok(()) } else { print(&format!("{}\n", file.display())) }
 }
 
 /// What the daemon says.
@@ -99,17 +110,15 @@ fn moment(time: SystemTime) -> String {
 }
 
 fn write(
-    file: &Path,
+    to: impl io::Write,
     stem: &str,
     now: SystemTime,
     sheets: &[Sheet],
     failed: &[String],
 ) -> anyhow::Result<()> {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    // For its owner alone: it tells of the whole node.
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file)?;
-    let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::default()));
-    let mut add = |name: &str, text: &str| -> std::io::Result<()> {
+    let mut archive = tar::Builder::new(GzEncoder::new(to, Compression::default()));
+    let mut add = |name: &str, text: &str| -> io::Result<()> {
         let mut header = tar::Header::new_gnu();
         header.set_size(u64::try_from(text.len()).unwrap_or(u64::MAX));
         header.set_mode(0o644);

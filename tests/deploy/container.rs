@@ -11,6 +11,9 @@ use std::{
 
 use serde_json::Value;
 
+/// Where the image says that its programs are.
+pub(crate) const PATH: &str = "/usr/sbin:/usr/bin";
+
 /// What is in the manifest of a pod.
 pub(crate) struct PodTemplate(Value);
 
@@ -109,8 +112,7 @@ impl Container<'_> {
             command.arg(source).arg(target);
         }
         command.args(container["args"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()));
-        // As the image says it.
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin");
+        command.env_clear().env("PATH", PATH);
         command.envs(self.environment(container));
         command
     }

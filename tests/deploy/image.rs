@@ -29,7 +29,7 @@ use towpath::{
 };
 
 use crate::{
-    container::{Container, PodTemplate, capabilities},
+    container::{Container, PATH, PodTemplate, capabilities},
     root, skip, text,
     yaml::documents,
 };
@@ -236,6 +236,16 @@ impl Ground {
         (output.status.code(), text.concat())
     }
 
+    /// As `kubectl exec` does it: its status and what it printed.
+    fn exec(&self, container: &Process, arguments: &[&str]) -> (Option<i32>, Vec<u8>) {
+        let target = init_of(container).to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &target, "--mount", "--pid", "--root", "--wd=/"]).args(arguments);
+        command.env_clear().env("PATH", PATH).env("TOWPATH_LISTEN", format!("{}:9586", self.address()));
+        let output = self.lab.node(0).unwrap().run(command, "").unwrap();
+        (output.status.code(), output.stdout)
+    }
+
     fn address(&self) -> IpAddr {
         self.lab.node(0).unwrap().address(Family::V4).unwrap()
     }
@@ -339,6 +349,11 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
     assert_eq!((ground.reaches_db("web"), ground.reaches_db("api")), ([false; 2], [true; 2]));
     assert!(ground.get("/livez").is_some() && ground.get("/metrics").unwrap().contains("towpath_build_info"));
 
+    let (status, said) = ground.exec(&daemon, &["towpath", "status"]);
+    assert!(status == Some(0) && String::from_utf8_lossy(&said).contains(" on n1: ready since "), "{said:?}");
+    let (status, archive) = ground.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
+    assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
+
     // Somebody resets the switches, and takes our hook away.
     ground.set_switches(0);
     wait_until("the switches", &mut daemon, || ground.switches() == "1\n1\n");
@@ -418,5 +433,24 @@ fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
         wait_until("the rules", &mut daemon, || ground.rules().contains("-A FORWARD -j TOWPATH-FORWARD"));
         ground.set_switches(1);
         wait_until("readiness", &mut daemon, || ground.is_ready());
+    });
+}
+
+#[test]
+fn a_module_that_cannot_be_loaded_stops_nothing_and_is_told() {
+    with_image(|image| {
+        let ground = Ground::new(image, Variant::Nft);
+        let pod = the_daemon();
+        let mut container = ground.container(&pod, "prepare");
+        // A kernel without the module, as the container sees it, and no folder of modules for this kernel.
+        let empty = tempfile::tempdir().unwrap();
+        container.mounts.push((empty.path().to_owned(), "/proc/sys/net"));
+        let (status, said) = ground.run(&container);
+        assert_eq!(status, Some(0), "{said}");
+        assert!(
+            said.contains("the kernel module br_netfilter is not loaded, and could not be (modprobe"),
+            "{said}"
+        );
+        assert!(said.contains("not found in directory /lib/modules/"), "{said}");
     });
 }

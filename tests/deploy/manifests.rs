@@ -1,1 +1,425 @@
+//! What the manifests say.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+use crate::{container::capabilities, root, skip, text, yaml::documents};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// `kubectl`: that of the control plane that the tests run against, else the one in `PATH`.
+fn kubectl() -> Option<PathBuf> {
+    let mut folders: Vec<PathBuf> =
+        std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).into_iter().collect();
+    if let Ok(output) = Command::new(root().join("scripts/control-plane")).arg("--cached").output()
+        && output.status.success()
+    {
+        folders.push(String::from_utf8(output.stdout).unwrap().trim().into());
+    }
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.into_iter().map(|folder| folder.join("kubectl")).find(|file| file.is_file())
+}
+
+/// What `kubectl apply -k` would apply; nothing if there is no kubectl, which is said.
+fn rendered(folder: &str) -> Option<Vec<Value>> {
+    let Some(kubectl) = kubectl() else {
+        skip("there is no kubectl: set KUBEBUILDER_ASSETS, or put it into PATH");
+        return None;
+    };
+    let output = Command::new(kubectl).arg("kustomize").arg(root().join(folder)).output().unwrap();
+    assert!(output.status.success(), "{folder}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(documents(&String::from_utf8(output.stdout).unwrap()))
+}
+
+/// The objects of the base, from its files.
+fn base() -> Vec<Value> {
+    let files = ["namespace", "serviceaccount", "rbac", "daemonset"];
+    files.iter().flat_map(|name| documents(&text(&format!("deploy/base/{name}.yaml")))).collect()
+}
+
+fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = objects.iter().filter(|object| object["kind"] == kind);
+    let one = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "several {kind}");
+    one
+}
+
+fn pod(daemon_set: &Value) -> &Value {
+    &daemon_set["spec"]["template"]["spec"]
+}
+
+fn containers(pod: &Value) -> Vec<&Value> {
+    ["initContainers", "containers"].iter().flat_map(|list| pod[list].as_array().unwrap()).collect()
+}
+
+fn environment(container: &Value) -> BTreeMap<&str, &Value> {
+    let entries = container["env"].as_array().unwrap().iter();
+    entries.map(|entry| (entry["name"].as_str().unwrap(), entry)).collect()
+}
+
+/// The daemon's container of the base.
+fn daemon(objects: &[Value]) -> Value {
+    pod(one(objects, "DaemonSet"))["containers"][0].clone()
+}
+
+fn help(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+    let output = command.args(arguments).arg("--help").env_remove("TOWPATH_LISTEN").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_rendered_file_is_what_the_kustomization_makes() {
+    let Some(kubectl) = kubectl() else {
+        return skip("there is no kubectl to render deploy/ with");
+    };
+    let output = Command::new(root().join("scripts/manifests")).env("KUBECTL", kubectl).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let fresh = String::from_utf8(output.stdout).unwrap();
+    assert!(fresh == text("deploy/towpath.yaml"), "deploy/towpath.yaml is stale: make manifests");
+}
+
+#[test]
+fn the_rendered_file_has_the_objects_of_the_base() {
+    let key = |object: &Value| (object["kind"].to_string(), object["metadata"]["name"].to_string());
+    let sorted = |mut objects: Vec<Value>| {
+        objects.sort_by_key(key);
+        objects
+    };
+    assert_eq!(sorted(documents(&text("deploy/towpath.yaml"))), sorted(base()));
+}
+
+#[test]
+fn the_cluster_role_reads_four_kinds_and_nothing_else() {
+    let objects = base();
+    let role = one(&objects, "ClusterRole");
+    let mut granted = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        let rule = rule.as_object().unwrap();
+        assert_eq!(rule.keys().collect::<Vec<_>>(), ["apiGroups", "resources", "verbs"]);
+        let list =
+            |name: &str| rule[name].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned());
+        for group in list("apiGroups") {
+            for resource in list("resources") {
+                granted.extend(list("verbs").map(|verb| format!("{verb} {resource}.{group}")));
+            }
+        }
+    }
+    let kinds = ["pods.", "namespaces.", "nodes.", "networkpolicies.networking.k8s.io"];
+    let verbs = ["get", "list", "watch"];
+    let needed = kinds.iter().flat_map(|kind| verbs.map(|verb| format!("{verb} {kind}")));
+    assert_eq!(granted, needed.collect());
+
+    let binding = one(&objects, "ClusterRoleBinding");
+    assert_eq!(
+        (&binding["roleRef"], &binding["subjects"]),
+        (
+            &json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "towpath"}),
+            &json!([{"kind": "ServiceAccount", "name": "towpath", "namespace": "towpath"}])
+        )
+    );
+    let kinds: BTreeSet<_> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+    let expected = ["ClusterRole", "ClusterRoleBinding", "DaemonSet", "Namespace", "ServiceAccount"];
+    assert_eq!(kinds, expected.into());
+}
+
+#[test]
+fn the_file_that_messages_name_is_the_one_that_is_applied() {
+    assert_eq!(text("deploy/rbac.yaml"), text("deploy/base/rbac.yaml"));
+}
+
+#[test]
+fn it_runs_on_every_linux_node_and_survives_what_others_do_not() {
+    let objects = base();
+    let daemon_set = one(&objects, "DaemonSet");
+    let pod = pod(daemon_set);
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!((&pod["hostNetwork"], &pod["dnsPolicy"]), (&json!(true), &json!("Default")));
+    assert!(pod["terminationGracePeriodSeconds"].as_i64().unwrap() <= 10);
+    let update = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}});
+    assert_eq!(daemon_set["spec"]["updateStrategy"], update);
+    let labels = &daemon_set["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(&daemon_set["spec"]["selector"]["matchLabels"], labels);
+
+    let resources = &daemon(&objects)["resources"];
+    assert!(resources["requests"]["cpu"].is_string() && resources["requests"]["memory"].is_string());
+    let limits: Vec<_> = resources["limits"].as_object().unwrap().keys().collect();
+    assert_eq!(limits, ["memory"], "a throttled daemon enforces late");
+
+    let namespace = one(&objects, "Namespace");
+    for mode in ["enforce", "audit", "warn"] {
+        assert_eq!(
+            namespace["metadata"]["labels"][format!("pod-security.kubernetes.io/{mode}")],
+            "privileged"
+        );
+    }
+}
+
+#[test]
+fn the_account_has_its_token_only_where_the_daemon_runs() {
+    let objects = base();
+    assert_eq!(one(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
+    let pod = pod(one(&objects, "DaemonSet"));
+    assert_eq!(
+        (&pod["serviceAccountName"], &pod["automountServiceAccountToken"]),
+        (&json!("towpath"), &json!(true))
+    );
+    let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
+    assert_eq!(self::pod(one(&cleanup, "DaemonSet"))["automountServiceAccountToken"], false);
+}
+
+#[test]
+fn probes_and_scrapes_go_where_the_daemon_listens() {
+    let objects = base();
+    let container = daemon(&objects);
+    let port = json!([{"name": "metrics", "containerPort": 9586, "hostPort": 9586, "protocol": "TCP"}]);
+    assert_eq!(container["ports"], port);
+    let probes = [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")];
+    for (probe, path) in probes {
+        // Without a host, kubelet asks at the pod's address, which is the node's.
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "metrics"}), "{probe}");
+    }
+    let environment = environment(&container);
+    assert_eq!(environment["HOST_IP"]["valueFrom"], json!({"fieldRef": {"fieldPath": "status.hostIP"}}));
+    assert_eq!(environment["TOWPATH_LISTEN"]["value"], "$(HOST_IP):9586");
+    assert!(help(&["run"]).contains("[default: 127.0.0.1:9586]"), "another port than the program's own");
+    let monitor = documents(&text("deploy/components/prometheus/podmonitor.yaml"));
+    let endpoint = &monitor[0]["spec"]["podMetricsEndpoints"][0];
+    assert_eq!((&endpoint["port"], &endpoint["path"]), (&json!("metrics"), &json!("/metrics")));
+}
+
+#[test]
+fn the_program_knows_every_argument_and_variable() {
+    let mut files = vec![text("deploy/base/daemonset.yaml"), text("deploy/uninstall/daemonset.yaml")];
+    for component in folders("deploy/components") {
+        files.push(text(&format!("deploy/components/{component}/kustomization.yaml")));
+    }
+    let run = help(&["run"]);
+    let mut variables = 0;
+    for file in &files {
+        for word in file
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .filter(|it| it.starts_with("TOWPATH_"))
+        {
+            assert!(run.contains(&format!("[env: {word}=")), "`towpath run` has no {word}");
+            variables += 1;
+        }
+    }
+    assert!(variables >= 5, "only {variables} variables");
+    let mut called = BTreeSet::new();
+    for file in &files[..2] {
+        let objects = documents(file);
+        for container in containers(pod(one(&objects, "DaemonSet"))) {
+            let arguments = container["args"].as_array().unwrap();
+            let arguments: Vec<&str> = arguments.iter().map(|it| it.as_str().unwrap()).collect();
+            let (command, flags) = arguments.split_first().unwrap();
+            let help = help(&[*command]);
+            assert!(help.contains(&format!("Usage: towpath {command}")), "there is no towpath {command}");
+            for flag in flags {
+                assert!(help.split_whitespace().any(|word| word == *flag), "towpath {command} has no {flag}");
+            }
+            called.insert((*command).to_owned());
+        }
+    }
+    assert_eq!(called, ["cleanup", "prepare", "run"].map(str::to_owned).into());
+}
+
+#[test]
+fn no_container_may_more_than_it_needs() {
+    let daemon = base();
+    let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
+    let mut allowed = BTreeMap::new();
+    for objects in [&daemon, &cleanup] {
+        let pod = pod(one(objects, "DaemonSet"));
+        assert_eq!(pod["securityContext"]["seccompProfile"], json!({"type": "RuntimeDefault"}));
+        for namespace in ["hostPID", "hostIPC", "shareProcessNamespace"] {
+            assert!(pod[namespace].is_null(), "{namespace}");
+        }
+        for container in containers(pod) {
+            let security = &container["securityContext"];
+            assert_eq!(security["readOnlyRootFilesystem"], true);
+            assert_eq!(security["allowPrivilegeEscalation"], false);
+            assert!(security["privileged"].is_null() && security["procMount"].is_null());
+            allowed.insert(container["name"].as_str().unwrap().to_owned(), capabilities(container));
+        }
+    }
+    let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let network = names(&["cap_net_admin", "cap_net_raw"]);
+    let expected = [
+        ("prepare", names(&["cap_sys_module"])),
+        ("towpath", network.clone()),
+        ("cleanup", network.clone()),
+        ("done", network),
+    ];
+    assert_eq!(allowed, expected.map(|(name, list)| (name.to_owned(), list)).into());
+    let mounted = |name: &str| {
+        let all = containers(pod(one(&daemon, "DaemonSet")));
+        let mounts = all.iter().find(|it| it["name"] == name).unwrap()["volumeMounts"].as_array().unwrap();
+        mounts.iter().map(|it| it["mountPath"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(mounted("prepare"), ["/lib/modules"]);
+    assert_eq!(mounted("towpath"), ["/run/xtables.lock", "/run/towpath", "/host/proc/sys/net"]);
+}
+
+/// Lines that grant something. Below `volumes:`, each volume of the node does.
+fn grants(text: &str) -> Vec<(usize, &str)> {
+    let mut grants = Vec::new();
+    let mut in_volumes = false;
+    for (number, line) in text.lines().enumerate() {
+        let word = line.trim();
+        if line.starts_with("      ") && !line.starts_with("       ") {
+            in_volumes = word == "volumes:";
+        }
+        let is_capability = word.strip_prefix("- ").is_some_and(|name| {
+            name.len() > 3 && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+        });
+        let is_volume = in_volumes && line.starts_with("        - name: ");
+        let others = ["hostNetwork: true", "seLinuxOptions:", "priorityClassName: system-node-critical"];
+        if is_capability || is_volume || others.contains(&word) {
+            grants.push((number, word));
+        }
+    }
+    grants
+}
+
+#[test]
+fn every_privilege_has_its_sentence() {
+    for (file, least) in [("deploy/base/daemonset.yaml", 10), ("deploy/uninstall/daemonset.yaml", 7)] {
+        let text = text(file);
+        let lines: Vec<&str> = text.lines().collect();
+        let grants = grants(&text);
+        assert!(grants.len() >= least, "{file}: only {grants:?}");
+        for (number, word) in grants {
+            // What stands together has one sentence: the volume's own lines come after it.
+            assert!(
+                lines[number - 1].trim().starts_with("# "),
+                "{file}:{}: {word} has no reason",
+                number + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn the_image_has_the_version_of_the_program_everywhere() {
+    let name = "ghcr.io/towpath/towpath:";
+    let mut found = 0;
+    for file in [
+        "deploy/base/daemonset.yaml",
+        "deploy/uninstall/daemonset.yaml",
+        "deploy/towpath.yaml",
+        "deploy/Dockerfile",
+        "docs/operations.md",
+        "README.md",
+    ] {
+        for (_, rest) in
+            text(file).match_indices(name).map(|(at, _)| (at, text(file)[at + name.len()..].to_owned()))
+        {
+            let tag = rest.split(|c: char| !c.is_ascii_alphanumeric() && !".-_".contains(c)).next().unwrap();
+            assert_eq!(tag, VERSION, "{file}");
+            found += 1;
+        }
+    }
+    assert!(found >= 7, "only {found}");
+}
+
+/// The names of the folders in a folder.
+fn folders(folder: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap().map(Result::unwrap);
+    entries.filter(|it| it.path().is_dir()).map(|it| it.file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn every_component_has_an_overlay_that_adds_it_to_the_base() {
+    let components = folders("deploy/components");
+    assert_eq!(components, folders("deploy/overlays"));
+    let Some(base) = rendered("deploy") else { return };
+    for component in &components {
+        let overlay = rendered(&format!("deploy/overlays/{component}")).unwrap();
+        let more: Vec<_> = overlay.iter().filter(|object| !base.contains(object)).collect();
+        let less: Vec<_> = base.iter().filter(|object| !overlay.contains(object)).collect();
+        let listen = |objects: &[Value]| environment(&daemon(objects))["TOWPATH_LISTEN"]["value"].clone();
+        match component.as_str() {
+            "prometheus" => {
+                assert_eq!((more.len(), less.len()), (1, 0));
+                assert_eq!(
+                    (&more[0]["kind"], &more[0]["metadata"]["namespace"]),
+                    (&json!("PodMonitor"), &json!("towpath"))
+                );
+                let selector = &more[0]["spec"]["selector"]["matchLabels"];
+                assert_eq!(selector, &one(&base, "DaemonSet")["spec"]["selector"]["matchLabels"]);
+            }
+            "kube-proxy-nftables" => {
+                assert_eq!((more.len(), less.len()), (1, 1));
+                let container = daemon(&overlay);
+                assert_eq!(environment(&container)["TOWPATH_IPTABLES_BACKEND"]["value"], "nft");
+                assert_eq!(listen(&overlay), listen(&base));
+            }
+            "dual-stack" => {
+                assert_eq!((more.len(), less.len()), (1, 1));
+                assert_eq!(listen(&overlay), "[::]:9586");
+            }
+            other => panic!("{other} is not looked at here"),
+        }
+    }
+}
+
+#[test]
+fn the_uninstall_runs_wherever_the_daemon_ran() {
+    let base = base();
+    let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
+    let (daemon, cleanup) = (one(&base, "DaemonSet"), one(&cleanup, "DaemonSet"));
+    for field in ["tolerations", "nodeSelector", "hostNetwork", "priorityClassName"] {
+        assert_eq!(pod(daemon)[field], pod(cleanup)[field], "{field}");
+    }
+    assert_eq!(daemon["metadata"]["namespace"], cleanup["metadata"]["namespace"]);
+    assert_ne!(daemon["spec"]["selector"], cleanup["spec"]["selector"]);
+    // Its pods are ready once this has ended well.
+    assert_eq!(pod(cleanup)["initContainers"][0]["args"], json!(["cleanup"]));
+    if let Some(objects) = rendered("deploy/uninstall") {
+        assert_eq!(&objects, &[cleanup.clone()]);
+    }
+}
+
+#[test]
+fn the_image_is_built_with_the_toolchain_and_the_debian_that_are_tested() {
+    let file = text("deploy/Dockerfile");
+    let line = |start: &str| file.lines().find_map(|line| line.strip_prefix(start)).unwrap();
+    let tag = line("FROM rust:").split(' ').next().unwrap();
+    let (version, release) = tag.split_once("-slim-").unwrap();
+    assert_eq!(version.split('.').count(), 3, "{tag} is no exact version");
+    assert_eq!(line("ENV RUSTUP_TOOLCHAIN="), version);
+    assert!(version.starts_with(&format!("{}.", env!("CARGO_PKG_RUST_VERSION"))), "{tag}");
+    assert!(text("deploy/rootfs").lines().any(|line| line == format!("release={release}")), "{release}");
+    assert!(file.contains("RUN deploy/rootfs /image target/release/towpath\n"));
+    assert!(file.contains("FROM scratch\nCOPY --from=build /image/ /\n"));
+    assert_eq!(line("ENV PATH="), crate::container::PATH);
+    assert_eq!(line("ENTRYPOINT "), "[\"/usr/bin/towpath\"]");
+    assert_eq!(line("USER "), "0:0");
+}
+
+#[test]
+fn the_shell_scripts_pass_shellcheck() {
+    let mut scripts: Vec<PathBuf> =
+        fs::read_dir(root().join("scripts")).unwrap().map(|it| it.unwrap().path()).collect();
+    scripts.extend([".ci/run", "deploy/rootfs"].map(|script| root().join(script)));
+    scripts.retain(|script| is_shell(script));
+    assert!(scripts.len() >= 4, "{scripts:?}");
+    match Command::new("shellcheck").args(&scripts).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) => skip(&format!("shellcheck: {error}")),
+    }
+}
+
+fn is_shell(path: &Path) -> bool {
+    fs::read_to_string(path)
+        .is_ok_and(|text| text.starts_with("#!") && text.lines().next().unwrap().ends_with("sh"))
+}
