@@ -5,10 +5,11 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel scenarios deny bench bench-node bench-smoke soak manifests image image-rootfs packages clean
+.PHONY: help build demo test fmt clippy doc unit kernel cluster control-plane scenarios deny bench bench-node \
+        bench-cluster bench-smoke soak manifests image image-rootfs packages clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## The release binary: target/release/towpath
 	$(CARGO) build --release --locked
@@ -28,11 +29,18 @@ clippy: ## Lints, warnings denied
 doc: ## The documentation builds without a warning
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-unit: packages ## All tests; those that need root say so when they are skipped
+unit: packages ## All tests; those that need root or a control plane say so when they are skipped
+	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked
 
 kernel: packages ## Only the tests with real packets and the real kernel (root)
 	$(CARGO) test --locked --test dataplane --test lab --test kernel -- --nocapture
+
+cluster: packages control-plane ## Only the tests with a real kube-apiserver (root)
+	$(CARGO) test --locked --test cluster -- --nocapture
+
+control-plane: ## Builds etcd, kube-apiserver and kubectl once (Go), unless KUBEBUILDER_ASSETS has them; says where
+	@./scripts/control-plane
 
 scenarios: ## Only the truth tables of the standard's clauses
 	$(CARGO) test --locked --test scenarios -- --nocapture
@@ -47,9 +55,14 @@ bench: ## Criterion benches of the core at three sizes
 bench-node: packages ## A whole node, end to end, with real packets (root)
 	$(CARGO) bench --locked --bench node
 
+bench-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
+	$(CARGO) bench --locked --bench cluster
+
 bench-smoke: packages ## Every bench runs once
 	$(CARGO) bench --locked --bench core -- --test
 	$(CARGO) bench --locked --bench node -- --test
+	@./scripts/control-plane --optional >/dev/null
+	$(CARGO) bench --locked --bench cluster -- --test
 
 soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture

@@ -1,0 +1,210 @@
+//! What a cluster costs a node: a real API server, `towpath run` as its ServiceAccount, real packets.
+//!
+//! `make bench-cluster` runs it, as root. It prints how long it takes from a request to the API to another fate of
+//! packets, and what the daemon needs of memory; docs/benchmarks.md holds figures.
+
+#![expect(clippy::unwrap_used, reason = "whatever is missing here ends the bench")]
+#![expect(clippy::expect_used, reason = "as above")]
+#![expect(clippy::panic, reason = "as above")]
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use towpath::{
+    lab::{
+        FloodFlow,
+        sized::{self, Size},
+    },
+    model::{Change, Family},
+};
+
+#[expect(dead_code, unused_imports, reason = "the tests need more of it than the bench")]
+#[path = "../tests/cluster/harness/mod.rs"]
+mod harness;
+#[path = "../tests/kernel/manifests.rs"]
+mod manifests;
+
+use harness::{
+    World, apart,
+    objects::{labelled, path},
+};
+
+const CHANGES: usize = 200;
+const PORT: u16 = 7777;
+
+/// Long enough for a change to reach the kernel on a machine that does nothing else.
+const PAUSE: Duration = Duration::from_millis(250);
+
+const fn size(pods: usize, policies: usize) -> Size {
+    Size { name: "", pods, policies, local: 50 }
+}
+
+const SIZES: [Size; 3] = [size(1_000, 100), size(5_000, 500), size(20_000, 2_000)];
+
+fn main() {
+    // `cargo bench -- --test` only wants to know that it runs.
+    let smoke = std::env::args().any(|argument| argument == "--test");
+    let sizes = if smoke { &[size(100, 20)][..] } else { &SIZES };
+    println!(
+        "{:>7} {:>9} {:>11} {:>10} {:>12} {:>12}",
+        "pods", "policies", "bytes a pod", "ready", "VmRSS", "VmHWM"
+    );
+    for size in sizes {
+        let (size, changes) = (*size, if smoke { 4 } else { CHANGES });
+        apart(move |plane| {
+            let world = World::new(plane, &[("bench/client", 0), ("bench/server", 0)]);
+            populate(&world, size);
+            latency(&world, size, changes);
+            world.discard();
+        });
+    }
+}
+
+/// The objects of a cluster of this size, as they come from the API: a pod with all that real ones drag along.
+fn populate(world: &World, size: Size) {
+    let (mut first, mut pods) = (Vec::new(), Vec::new());
+    for change in sized::cluster(size) {
+        match change {
+            Change::SetNamespace(namespace) => first.push(manifests::namespace(&namespace)),
+            Change::SetPod(pod) => {
+                let here = pod.node.as_deref() == Some(sized::NODE);
+                let mut pod = manifests::pod(&pod);
+                if here {
+                    pod["spec"]["nodeName"] = world.node(0).name().into();
+                }
+                pods.push(with_ballast(pod));
+            }
+            Change::SetPolicy(policy) => first.push(manifests::policy(&policy)),
+            _ => {}
+        }
+    }
+    let (namespaces, policies): (Vec<Value>, Vec<Value>) =
+        first.into_iter().partition(|object| object["kind"] == "Namespace");
+    world.api().create_all(namespaces);
+    world.api().create_all(policies);
+    world.api().create_all(pods);
+}
+
+/// What a pod of a Deployment has beside what policy is about: environment, probes, volumes, conditions, image ids.
+fn with_ballast(mut pod: Value) -> Value {
+    let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+    let owner = json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "shop-7d9f8b6c5", "controller": true,
+        "blockOwnerDeletion": true, "uid": "2d1a8f3c-6c1e-4b57-9f0e-8f2f6f1f7a10",
+    });
+    pod["metadata"]["ownerReferences"] = json!([owner]);
+    pod["metadata"]["annotations"] = json!({
+        "prometheus.io/scrape": "true", "prometheus.io/port": "8080",
+        "kubectl.kubernetes.io/restartedAt": "2026-11-02T10:11:12Z",
+        "checksum/config": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    });
+    let container = &mut pod["spec"]["containers"][0];
+    container["env"] = (0..12)
+        .map(|number| json!({ "name": format!("SETTING_{number}"), "value": format!("value-{number}.example.org") }))
+        .collect();
+    let probe = json!({ "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 10 });
+    container["livenessProbe"] = probe.clone();
+    container["readinessProbe"] = probe;
+    container["resources"] = json!({
+        "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "memory": "256Mi" },
+    });
+    container["volumeMounts"] = json!([
+        { "name": "config", "mountPath": "/etc/app", "readOnly": true }, { "name": "cache", "mountPath": "/cache" },
+    ]);
+    pod["spec"]["volumes"] =
+        json!([{ "name": "config", "configMap": { "name": "app" } }, { "name": "cache", "emptyDir": {} }]);
+    let at = "2026-11-02T10:11:12Z";
+    pod["status"]["conditions"] =
+        ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
+            .map(|kind| json!({ "type": kind, "status": "True", "lastTransitionTime": at }))
+            .into();
+    pod["status"]["containerStatuses"] = json!([{
+        "name": "main", "image": "registry.example/main:1.2.3", "ready": true, "started": true, "restartCount": 0,
+        "imageID": "registry.example/main@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "containerID": format!("containerd://{name}-9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15"),
+        "state": { "running": { "startedAt": at } },
+    }]);
+    pod["status"]["startTime"] = at.into();
+    pod["status"]["qosClass"] = "Burstable".into();
+    pod
+}
+
+/// From the request that changes a pod's label to the first packet that passes, or the last one that does.
+fn latency(world: &World, size: Size, changes: usize) {
+    world.policy(
+        "bench/server",
+        &json!({
+            "podSelector": labelled(&json!({ "app": "server" })),
+            "ingress": [{ "from": [{ "podSelector": labelled(&json!({ "role": "client" })) }] }],
+        }),
+    );
+    let pod = world.api().list("/api/v1/namespaces/ns-0/pods").swap_remove(0);
+    let started = Instant::now();
+    let daemon = world.run(0);
+    let ready = started.elapsed();
+    sleep(Duration::from_secs(2));
+    println!(
+        "{:>7} {:>9} {:>11} {:>7} ms {:>8} KiB {:>8} KiB",
+        size.pods,
+        size.policies,
+        pod.to_string().len(),
+        ready.as_millis(),
+        daemon.memory("VmRSS"),
+        daemon.memory("VmHWM"),
+    );
+
+    let flow = FloodFlow {
+        from: world.end("bench/client"),
+        to: world.address("bench/server", Family::V4),
+        port: PORT,
+    };
+    let flood = world.lab.flood(&[flow], Duration::from_millis(1)).unwrap();
+    let mut latencies = [Vec::new(), Vec::new()];
+    let mut answers = Vec::new();
+    let key = path("pods", "bench/client");
+    for turn in 0..changes {
+        let opens = turn % 2 == 0;
+        let role = if opens { json!("client") } else { json!("stranger") };
+        sleep(PAUSE);
+        let asked = Instant::now();
+        world.api().label(&key, &json!({ "role": role }));
+        answers.push(asked.elapsed());
+        sleep(PAUSE);
+        let arrivals = flood.arrivals();
+        let mut after = arrivals.iter().map(|arrival| arrival.at).filter(|at| *at > asked);
+        let seen = if opens { after.next() } else { after.next_back() };
+        // Whoever sees packets when it is closed, or none when it is open, has measured nothing.
+        let is_open = arrivals.last().is_some_and(|last| last.at.elapsed() < PAUSE / 4);
+        if is_open == opens {
+            latencies[usize::from(opens)].push(seen.map_or(Duration::ZERO, |seen| seen - asked));
+        } else {
+            println!("turn {turn}: not enforced {} ms after the answer", PAUSE.as_millis());
+        }
+    }
+    drop(flood);
+    let [closes, opens] = latencies;
+    let all = [&*closes, &*opens].concat();
+    for (what, times) in [
+        ("from a label at the API to packets: all", all),
+        ("  opens", opens),
+        ("  closes", closes),
+        ("  until the API server has answered", answers),
+    ] {
+        report(what, times);
+    }
+}
+
+fn report(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let ms = |index: usize| times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0);
+    let (last, count) = (times.len().saturating_sub(1), times.len());
+    println!(
+        "        {what}: median {:.1} ms, p99 {:.1} ms, worst {:.1} ms, of {count}",
+        ms(count / 2),
+        ms(count * 99 / 100),
+        ms(last),
+    );
+}

@@ -1,0 +1,389 @@
+//! etcd and kube-apiserver, as a test needs them: started, killed, held up and cut off.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    net::TcpStream,
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use towpath::lab::Netns;
+
+use super::{Api, api::write_kubeconfig, pki, process::Served};
+
+/// Where the API server is for the nodes.
+pub(crate) const ADDRESS: &str = "100.100.0.1";
+
+/// The port of the API server.
+pub(crate) const PORT: u16 = 6443;
+
+/// The device to which the nodes' cables lead.
+pub(super) const BRIDGE: &str = "kube";
+
+/// How long a control plane may take until it is ready, on a busy machine.
+const READY: Duration = Duration::from_mins(2);
+
+/// Who may ask an API server for what is written down, and nobody else.
+const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+ "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}"#;
+
+/// An etcd and an API server with TLS and RBAC, in a network namespace of their own. Dropping it ends both.
+pub(crate) struct ControlPlane {
+    server: Mutex<Option<Served>>,
+    etcd: Mutex<Option<Served>>,
+    api: Api,
+    cables: AtomicU32,
+    /// How much of the audit log belongs to former leases.
+    audited: u64,
+    folder: TempDir,
+    assets: PathBuf,
+    netns: Netns,
+}
+
+impl ControlPlane {
+    /// Starts one with the programs in `assets`, and waits until it is ready.
+    pub(crate) fn new(assets: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("control-plane-").tempdir().unwrap();
+        let pki_folder = folder.path().join("pki");
+        fs::create_dir(&pki_folder).unwrap();
+        pki::write(&pki_folder, &["127.0.0.1", ADDRESS, "kubernetes.default.svc"]);
+        fs::write(folder.path().join("audit-policy.json"), AUDIT_POLICY).unwrap();
+        let admin = json!({
+            "client-certificate": pki_folder.join("admin.crt"), "client-key": pki_folder.join("admin.key"),
+        });
+        let kubeconfig = folder.path().join("admin.kubeconfig");
+        write_kubeconfig(&kubeconfig, &format!("https://127.0.0.1:{PORT}"), &pki_folder, &admin);
+        let netns = Netns::new("the control plane").unwrap();
+        let lines = [
+            "link set lo up".to_owned(),
+            format!("link add {BRIDGE} type bridge mcast_snooping 0"),
+            format!("addr add {ADDRESS}/16 dev {BRIDGE}"),
+            format!("link set {BRIDGE} up"),
+        ];
+        netns.ip(&lines).unwrap();
+        let api = Api::new(&netns, &kubeconfig);
+        let plane = Self {
+            server: Mutex::default(),
+            etcd: Mutex::default(),
+            api,
+            cables: AtomicU32::new(0),
+            audited: 0,
+            folder,
+            assets: assets.to_owned(),
+            netns,
+        };
+        plane.restart_etcd();
+        plane.restart();
+        plane.wait_ready();
+        plane
+    }
+
+    pub(crate) const fn api(&self) -> &Api {
+        &self.api
+    }
+
+    pub(crate) const fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its certificates: `ca.crt` and others.
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.folder.path().join("pki")
+    }
+
+    /// A number that no other cable of it has.
+    pub(super) fn next_cable(&self) -> u32 {
+        self.cables.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Starts etcd on the data that it left.
+    pub(crate) fn restart_etcd(&self) {
+        let data = self.folder.path().join("etcd");
+        let arguments = [
+            format!("--data-dir={}", data.display()),
+            "--listen-client-urls=http://127.0.0.1:2379".to_owned(),
+            "--advertise-client-urls=http://127.0.0.1:2379".to_owned(),
+            "--listen-peer-urls=http://127.0.0.1:2380".to_owned(),
+            "--initial-advertise-peer-urls=http://127.0.0.1:2380".to_owned(),
+            "--initial-cluster=default=http://127.0.0.1:2380".to_owned(),
+            "--log-level=warn".to_owned(),
+            // A killed process loses nothing that it wrote, only a machine does.
+            "--unsafe-no-fsync".to_owned(),
+        ];
+        *self.etcd() = Some(self.serve("etcd", "etcd.log", &arguments));
+    }
+
+    /// Starts the API server; it may be a while until it answers.
+    pub(crate) fn restart(&self) {
+        *self.server() = Some(self.serve_api(PORT, "kube-apiserver.log", &[]));
+    }
+
+    /// Kills the API server.
+    pub(crate) fn kill(&self) {
+        *self.server() = None;
+    }
+
+    /// Kills etcd.
+    pub(crate) fn kill_etcd(&self) {
+        *self.etcd() = None;
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Served>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn etcd(&self) -> MutexGuard<'_, Option<Served>> {
+        self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the API server where it is: its connections stand, and nobody answers.
+    pub(crate) fn pause(&self) {
+        self.server().as_ref().unwrap().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a stopped API server go on.
+    pub(crate) fn resume(&self) {
+        self.server().as_ref().unwrap().signal(Signal::SIGCONT);
+    }
+
+    /// One more API server on the same etcd, on a port and with flags of its own; it ends when it is dropped.
+    pub(crate) fn beside(&self, port: u16, flags: &[&str]) -> Beside {
+        let log = format!("kube-apiserver-{port}.log");
+        let kubeconfig = self.folder.path().join(format!("admin-{port}.kubeconfig"));
+        let text = fs::read_to_string(self.kubeconfig()).unwrap();
+        fs::write(&kubeconfig, text.replace(&PORT.to_string(), &port.to_string())).unwrap();
+        let mut server = self.serve_api(port, &log, flags);
+        let api = Api::new(&self.netns, &kubeconfig);
+        wait_ready(&mut server, &api);
+        Beside { _server: server, api }
+    }
+
+    fn serve_api(&self, port: u16, log: &str, flags: &[&str]) -> Served {
+        let folder = self.folder.path().display();
+        let pki = format!("{folder}/pki");
+        let audit = if port == PORT { "audit.log".to_owned() } else { format!("audit-{port}.log") };
+        let mut arguments = vec![
+            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+            "--bind-address=0.0.0.0".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--advertise-address={ADDRESS}"),
+            format!("--tls-cert-file={pki}/server.crt"),
+            format!("--tls-private-key-file={pki}/server.key"),
+            format!("--client-ca-file={pki}/ca.crt"),
+            "--authorization-mode=RBAC".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={pki}/service-account.pub"),
+            format!("--service-account-signing-key-file={pki}/service-account.key"),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            // There is no controller that would make a ServiceAccount in each namespace.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--endpoint-reconciler-type=none".to_owned(),
+            // Compacted when a test says so.
+            "--etcd-compaction-interval=0".to_owned(),
+            format!("--audit-policy-file={folder}/audit-policy.json"),
+            format!("--audit-log-path={folder}/{audit}"),
+            "--profiling=false".to_owned(),
+        ];
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.serve("kube-apiserver", log, &arguments)
+    }
+
+    fn serve(&self, program: &str, log: &str, arguments: &[String]) -> Served {
+        Served::start(&self.netns, &self.program(program), arguments, &self.folder.path().join(log))
+    }
+
+    /// Where `etcd`, `kube-apiserver` or `kubectl` is.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.assets.join(name)
+    }
+
+    /// Waits until the API server says that it is ready.
+    #[track_caller]
+    pub(crate) fn wait_ready(&self) {
+        wait_ready(self.server().as_mut().expect("it was started"), &self.api);
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
+    /// Runs `kubectl` as administrator, from the root of the repository.
+    pub(crate) fn kubectl(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new(self.program("kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig()).args(arguments);
+        command.arg("--cache-dir").arg(self.folder.path().join("kubectl"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        self.netns.output(command, input).unwrap()
+    }
+
+    /// Makes etcd forget everything but the present: who resumes a watch from before learns that it is too old.
+    pub(crate) fn compact(&self) {
+        // The API server's own marker is always there.
+        let present = self.ask_etcd("range", &json!({ "key": base64("compact_rev_key") }));
+        let revision = present["header"]["revision"].as_str().unwrap().to_owned();
+        self.ask_etcd("compaction", &json!({ "revision": revision, "physical": true }));
+    }
+
+    /// Puts an object into etcd, past all that the API server would say to it: as an older one may have left it.
+    pub(crate) fn put(&self, key: &str, object: &Value) {
+        let value = base64(&object.to_string());
+        self.ask_etcd("put", &json!({ "key": base64(key), "value": value }));
+    }
+
+    /// A call of etcd's key-value service by its JSON gateway.
+    fn ask_etcd(&self, call: &str, body: &Value) -> Value {
+        let body = body.to_string();
+        let request = format!(
+            "POST /v3/kv/{call} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let ask = move || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:2379")?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = self.netns.run(ask).unwrap().unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(" 200 "), "{call}: {answer}");
+        serde_json::from_str(body).unwrap()
+    }
+
+    /// What ServiceAccounts asked for during this lease, one event for each stage of a request.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        let Ok(mut file) = File::open(self.folder.path().join("audit.log")) else { return Vec::new() };
+        file.seek(SeekFrom::Start(self.audited)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        // The last line may be half written.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Puts it back to where a test may start: running, and without the objects of a former one.
+    fn reset(&mut self) {
+        let is_gone =
+            |process: &mut Option<Served>| process.as_mut().is_none_or(|process| process.ended().is_some());
+        let (etcd, server) = (is_gone(&mut self.etcd()), is_gone(&mut self.server()));
+        if etcd {
+            self.restart_etcd();
+        }
+        if server {
+            self.restart();
+        }
+        self.resume();
+        self.wait_ready();
+        self.api.delete("/api/v1/nodes");
+        for namespace in self.api.list("/api/v1/namespaces") {
+            let name = namespace["metadata"]["name"].as_str().unwrap();
+            if name != "default" && !name.starts_with("kube-") && name != "towpath" {
+                self.api.delete_namespace(name);
+            }
+        }
+        let log = fs::metadata(self.folder.path().join("audit.log"));
+        self.audited = log.map_or(0, |log| log.len());
+    }
+}
+
+/// Another API server on the etcd of a control plane.
+pub(crate) struct Beside {
+    _server: Served,
+    pub(crate) api: Api,
+}
+
+#[track_caller]
+fn wait_ready(server: &mut Served, api: &Api) {
+    let start = Instant::now();
+    while let Err(reason) = api.ready() {
+        let ended = server.ended();
+        assert!(ended.is_none(), "kube-apiserver ended with {ended:?}:\n{}", server.tail(30));
+        assert!(start.elapsed() < READY, "not ready: {reason}\n{}", server.tail(30));
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Control planes that no test uses now.
+static FREE: Mutex<Vec<ControlPlane>> = Mutex::new(Vec::new());
+
+/// A control plane for one test, which then goes to the next one, unless the test failed.
+pub(crate) struct Lease(Option<ControlPlane>);
+
+/// A running control plane that no other test uses, without nodes and with the namespaces of a new cluster.
+pub(crate) fn lease(assets: &Path) -> Lease {
+    let free = FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut plane = free.unwrap_or_else(|| ControlPlane::new(assets));
+    plane.reset();
+    Lease(Some(plane))
+}
+
+impl Lease {
+    /// Ends the control plane, so that no other test gets it.
+    pub(crate) fn discard(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Deref for Lease {
+    type Target = ControlPlane;
+
+    fn deref(&self) -> &ControlPlane {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let plane = self.0.take();
+        // One in which a test failed may be the reason, and dropping it shows what it said.
+        if !thread::panicking() {
+            FREE.lock().unwrap_or_else(PoisonError::into_inner).extend(plane);
+        }
+    }
+}
+
+/// The programs to run: where `scripts/control-plane` says, or why not.
+pub(crate) fn assets() -> Result<PathBuf, String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/control-plane");
+    let output = Command::new(script).arg("--cached").output().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+}
+
+/// Base64, as etcd's gateway takes bytes.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for group in text.as_bytes().chunks(3) {
+        let bits = (0..3).fold(0_u32, |bits, at| bits << 8 | u32::from(group.get(at).copied().unwrap_or(0)));
+        for digit in 0..4 {
+            let value = (bits >> (18 - 6 * digit)) & 63;
+            let there = digit <= group.len();
+            encoded.push(if there { char::from(DIGITS[value as usize]) } else { '=' });
+        }
+    }
+    encoded
+}
+
+#[test]
+fn bytes_for_etcd_are_encoded_as_its_gateway_reads_them() {
+    // The examples of RFC 4648.
+    for (plain, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")] {
+        assert_eq!(base64(plain), encoded);
+    }
+}

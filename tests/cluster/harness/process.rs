@@ -1,0 +1,60 @@
+//! Processes that never outlive a test, however it ends.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    thread,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use towpath::lab::Netns;
+
+/// A process in a network namespace. Dropping it kills it; so does the kernel, should this process be killed.
+#[derive(Debug)]
+pub(crate) struct Served {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Served {
+    /// Starts `program`; what it prints is appended to a log.
+    pub(crate) fn start(netns: &Netns, program: &Path, arguments: &[String], log: &Path) -> Self {
+        // It dies with the thread that starts it, and that is the namespace's.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(program).args(arguments);
+        let file = File::options().create(true).append(true).open(log).unwrap();
+        command.stdin(std::process::Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        Self { child: netns.spawn(command).unwrap(), log: log.to_owned() }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        // Not waited for yet, so the number is still its own.
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// The end of what it printed.
+    pub(crate) fn tail(&self, lines: usize) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let mut tail: Vec<&str> = log.lines().rev().take(lines).collect();
+        tail.reverse();
+        tail.join("\n")
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
+        if thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.tail(30));
+        }
+    }
+}

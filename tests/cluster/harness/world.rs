@@ -1,0 +1,449 @@
+//! A cluster of two nodes: network namespaces with pods, their objects at a real API server, `towpath run` on the nodes.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use towpath::{
+    lab::{
+        End, Families, FlannelRules, Lab, LabOptions, Node, PodId, PodSpec, Probe, Process, Topology,
+        Transport, Variant,
+    },
+    model::{Family, Protocol},
+};
+
+use super::{
+    Api, ControlPlane, Lease,
+    api::write_kubeconfig,
+    control_plane::{ADDRESS, BRIDGE, PORT, assets, lease},
+    objects,
+};
+
+/// Where each daemon answers, on its node.
+const LISTEN: &str = "127.0.0.1:9586";
+
+/// How long a daemon may take until it is ready, on a busy machine.
+pub(crate) const READY: Duration = Duration::from_secs(40);
+
+/// How long a change may take until packets show it, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// Long enough for an answer on a busy machine, too short for a dropped SYN to be sent again (after one second).
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
+
+/// On what every pod listens.
+pub(crate) const PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Tcp, 8081)];
+
+/// Where a pod finds the credentials of its ServiceAccount.
+pub(crate) const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Runs `test` with a control plane, on a thread with a `/run` of its own; namespaces and processes that it makes share
+/// that one.
+pub(crate) fn apart(test: impl FnOnce(Lease) + Send + 'static) {
+    let ci = std::env::var("CI").as_deref() == Ok("true");
+    if !nix::unistd::geteuid().is_root() {
+        assert!(!ci, "CI runs these tests as root");
+        println!("skipped: needs root, to make network namespaces");
+        return;
+    }
+    let assets = match assets() {
+        Ok(assets) => assets,
+        Err(why) => {
+            assert!(!ci, "CI runs these tests with a control plane: {why}");
+            println!("skipped: {why}");
+            return;
+        }
+    };
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        test(lease(&assets));
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Waits until `what` has come about; how long it took.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is() {
+        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
+        thread::sleep(Duration::from_millis(3));
+    }
+    start.elapsed()
+}
+
+/// A lab of two nodes, and the same nodes and pods as objects.
+pub(crate) struct World {
+    pub(crate) lab: Lab,
+    pub(crate) plane: Lease,
+    pub(crate) variant: Variant,
+    pods: BTreeMap<String, PodId>,
+    cables: Vec<Cable>,
+    folder: TempDir,
+}
+
+impl World {
+    /// Dual stack, pods on the bridges of two nodes. `pods` are names as `shop/web` and their nodes, from 0; each is
+    /// labelled `app` with its name, and its namespace `team` with its own.
+    pub(crate) fn new(plane: Lease, pods: &[(&str, usize)]) -> Self {
+        Self::with(plane, Variant::Nft, pods)
+    }
+
+    pub(crate) fn with(plane: Lease, variant: Variant, pods: &[(&str, usize)]) -> Self {
+        let lab = Lab::new(LabOptions {
+            topology: Topology::Bridge,
+            families: Families::Dual,
+            nodes: 2,
+            flannel_rules: Some(FlannelRules::new(variant)),
+        })
+        .unwrap();
+        let cables = lab.nodes().iter().map(|node| Cable::new(&plane, node)).collect();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("run")).unwrap();
+        let mut world = Self { lab, plane, variant, pods: BTreeMap::new(), cables, folder };
+        for node in world.lab.nodes() {
+            let cidrs = Family::BOTH.map(|family| node.pod_cidr(family).to_string());
+            world.api().create(&objects::node(node.name(), node.addresses(), &cidrs));
+        }
+        world.add(pods);
+        world.install();
+        world
+    }
+
+    /// Pods, in the lab and as objects, and their namespaces.
+    fn add(&mut self, pods: &[(&str, usize)]) {
+        let specs: Vec<PodSpec> =
+            pods.iter().map(|(key, node)| PodSpec::new(*key, *node).listening(&PORTS)).collect();
+        let ids = self.lab.add_pods(&specs).unwrap();
+        let mut made = Vec::new();
+        for ((key, _), id) in pods.iter().zip(ids) {
+            self.pods.insert((*key).to_owned(), id);
+            let (namespace, app) = key.split_once('/').unwrap();
+            if self.api().get(&format!("/api/v1/namespaces/{namespace}")).is_none() {
+                self.api().create(&objects::namespace(namespace, &json!({ "team": namespace })));
+            }
+            made.push(self.object(key, &json!({ "app": app })));
+        }
+        self.api().create_all(made);
+    }
+
+    /// What deploy/ gives a daemon to be admitted with, and its token where a pod has it.
+    fn install(&self) {
+        if self.api().get("/api/v1/namespaces/towpath/serviceaccounts/towpath").is_none() {
+            let applied = self.plane.kubectl(&["apply", "-k", "deploy"], "");
+            assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+        }
+        fs::create_dir_all(ACCOUNT).unwrap();
+        let account = Path::new(ACCOUNT);
+        fs::copy(self.plane.pki().join("ca.crt"), account.join("ca.crt")).unwrap();
+        fs::write(account.join("namespace"), "towpath").unwrap();
+        Self::write_token(&self.api().token("towpath/towpath", None));
+    }
+
+    /// Replaces the token as a kubelet does: moved in place.
+    pub(crate) fn write_token(token: &str) {
+        let account = Path::new(ACCOUNT);
+        fs::write(account.join("..token"), token).unwrap();
+        fs::rename(account.join("..token"), account.join("token")).unwrap();
+    }
+
+    pub(crate) fn api(&self) -> &Api {
+        self.plane.api()
+    }
+
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        self.lab.node(index).unwrap()
+    }
+
+    pub(crate) fn cable(&self, node: usize) -> &Cable {
+        &self.cables[node]
+    }
+
+    pub(crate) fn end(&self, pod: &str) -> End {
+        End::Pod(self.pods[pod])
+    }
+
+    pub(crate) fn address(&self, pod: &str, family: Family) -> IpAddr {
+        self.lab.pod(self.pods[pod]).unwrap().address(family).unwrap()
+    }
+
+    /// The object of a pod that is in the lab.
+    pub(crate) fn object(&self, pod: &str, labels: &Value) -> Value {
+        let there = self.lab.pod(self.pods[pod]).unwrap();
+        let node = self.node(there.node());
+        objects::pod(pod, labels, node.name(), there.addresses(), node.addresses())
+    }
+
+    /// Sets or, with `null`, removes labels of a pod.
+    #[track_caller]
+    pub(crate) fn label(&self, pod: &str, labels: &Value) {
+        self.api().label(&objects::path("pods", pod), labels);
+    }
+
+    /// Creates a policy.
+    #[track_caller]
+    pub(crate) fn policy(&self, key: &str, spec: &Value) {
+        self.api().create(&objects::policy(key, spec));
+    }
+
+    /// `towpath run` of a node, asking the API server as a pod of the DaemonSet does.
+    pub(crate) fn command(&self, node: usize, more: &[&str]) -> Command {
+        self.command_at(node, PORT, more)
+    }
+
+    /// The same with the API server at another port.
+    pub(crate) fn command_at(&self, node: usize, port: u16, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+        command.args(["run", "--node-name", self.node(node).name(), "--listen", LISTEN]);
+        command.args(["--iptables-backend", self.variant.name()]);
+        command.arg("--run-dir").arg(self.folder.path().join("run")).args(more);
+        command.env("KUBERNETES_SERVICE_HOST", ADDRESS).env("KUBERNETES_SERVICE_PORT", port.to_string());
+        command.env_remove("KUBECONFIG");
+        command
+    }
+
+    /// Starts a daemon on a node.
+    pub(crate) fn start(&self, node: usize) -> Daemon<'_> {
+        Daemon::start(self, node, self.command(node, &[]))
+    }
+
+    /// Starts a daemon on a node and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn run(&self, node: usize) -> Daemon<'_> {
+        let daemon = self.start(node);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// A kubeconfig with a token in a file of its own, for a server at this port.
+    pub(crate) fn kubeconfig(&self, name: &str, port: u16, token: &str) -> PathBuf {
+        let token_file = self.folder.path().join(format!("{name}.token"));
+        fs::write(&token_file, token).unwrap();
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        let user = json!({ "tokenFile": token_file });
+        write_kubeconfig(&path, &format!("https://{ADDRESS}:{port}"), &self.plane.pki(), &user);
+        path
+    }
+
+    /// What is ours in the kernel of the first node: chains, where our jumps are, and sets with their members.
+    pub(crate) fn rules(&self) -> String {
+        let run = |program: &str, arguments: &[&str]| self.node(0).succeed(program, arguments).unwrap();
+        let mut lines = Vec::new();
+        for family in Family::BOTH {
+            let saved = run(&self.variant.program(family, "-save"), &["-t", "filter"]);
+            let ours = saved.lines().filter(|line| line.contains("TOWPATH-") || line.contains("TP-"));
+            lines.extend(ours.map(|line| line.split(" [").next().unwrap().to_owned()));
+        }
+        let sets = run("ipset", &["save"]);
+        let ours = sets.lines().filter(|line| line.contains(" tp4-") || line.contains(" tp6-"));
+        let mut sets: Vec<_> = ours.map(|line| line.split(" packets ").next().unwrap().to_owned()).collect();
+        sets.sort();
+        lines.extend(sets);
+        lines.join("\n")
+    }
+
+    /// How many addresses of pods are in the sets of the first node's rules that allow, of IPv4.
+    pub(crate) fn members(&self) -> usize {
+        let sets = self.node(0).succeed("ipset", &["save"]).unwrap();
+        sets.lines().filter(|line| line.starts_with("add tp4-pods-")).count()
+    }
+
+    /// Ends it, and the control plane with it: it would take long to make it empty again.
+    pub(crate) fn discard(self) {
+        self.plane.discard();
+    }
+
+    /// Asks in both families at once whether TCP port 80 answers.
+    pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
+        let probes = Family::BOTH
+            .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
+        let outcomes = self.lab.probe_all(&probes, TIMEOUT).unwrap();
+        [outcomes[0].is_open(), outcomes[1].is_open()]
+    }
+
+    /// Waits until both families agree on whether TCP port 80 answers; how long it took.
+    #[track_caller]
+    pub(crate) fn until(&self, from: &str, to: &str, open: bool, at_most: Duration) -> Duration {
+        let what = format!("{from} -> {to} becoming {}", if open { "open" } else { "closed" });
+        wait_until(&what, at_most, || self.reaches(from, to) == [open; 2])
+    }
+}
+
+/// What joins a node to the control plane.
+pub(crate) struct Cable {
+    end: String,
+    address: String,
+}
+
+impl Cable {
+    fn new(plane: &ControlPlane, node: &Node) -> Self {
+        let number = plane.next_cable();
+        let end = format!("node{number}");
+        let address = format!("100.100.{}.{}", 1 + number / 250, 1 + number % 250);
+        let path = node.netns().path();
+        let lines = [
+            format!("link add {end} type veth peer name kube0 netns {path}"),
+            format!("link set {end} master {BRIDGE} up"),
+        ];
+        plane.netns().ip(&lines).unwrap();
+        let lines = [format!("addr add {address}/16 dev kube0"), "link set kube0 up".to_owned()];
+        node.netns().ip(&lines).unwrap();
+        Self { end, address }
+    }
+
+    /// Pulls it out, beyond the next switch: the link stays up, and no packet arrives any more, either way.
+    pub(crate) fn cut(&self, plane: &ControlPlane) {
+        plane.netns().ip(&[format!("link set {} nomaster", self.end)]).unwrap();
+    }
+
+    /// Plugs it in again.
+    pub(crate) fn mend(&self, plane: &ControlPlane) {
+        plane.netns().ip(&[format!("link set {} master {BRIDGE}", self.end)]).unwrap();
+    }
+
+    /// Ends the connections that stand, as the API server does that goes down in order.
+    pub(crate) fn reset(&self, plane: &ControlPlane) {
+        plane.netns().succeed("ss", &["-K", "dst", &self.address], "").unwrap();
+    }
+
+    /// Forgets the connections that stand, as a firewall on the way does that was restarted: their packets vanish, and
+    /// nobody is told. New ones pass.
+    pub(crate) fn forget(&self, plane: &ControlPlane) -> usize {
+        let query = ["-Htn", "state", "established", "dst", &self.address];
+        let standing = plane.netns().succeed("ss", &query, "").unwrap();
+        let ports: Vec<&str> = standing
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(3)?.rsplit_once(':').map(|(_, port)| port))
+            .collect();
+        for port in &ports {
+            for (chain, end, way) in [("INPUT", "-s", "--sport"), ("OUTPUT", "-d", "--dport")] {
+                let rule = ["-w", "-I", chain, end, &self.address, "-p", "tcp", way, port, "-j", "DROP"];
+                plane.netns().succeed("iptables-nft", &rule, "").unwrap();
+            }
+        }
+        ports.len()
+    }
+}
+
+/// A running `towpath`. If the test fails, its log is printed; dropping it ends it.
+pub(crate) struct Daemon<'a> {
+    process: RefCell<Process>,
+    log: PathBuf,
+    node: &'a Node,
+    killed: Cell<bool>,
+}
+
+impl<'a> Daemon<'a> {
+    pub(crate) fn start(world: &'a World, node: usize, mut command: Command) -> Self {
+        let log = tempfile::Builder::new().prefix("log-").tempfile_in(world.folder.path()).unwrap();
+        let (file, log) = log.keep().unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let node = world.node(node);
+        let process = RefCell::new(node.spawn(command).unwrap());
+        Self { process, log, node, killed: Cell::new(false) }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Status and text of a page; `None` if nobody answers.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
+        let listen: SocketAddr = LISTEN.parse().unwrap();
+        let mut connection = self.node.connect(listen, Duration::from_secs(1)).unwrap().ok()?;
+        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.get("/readyz").is_some_and(|(status, _)| status == 200)
+    }
+
+    /// Waits until it is ready; a daemon that ended will never be.
+    #[track_caller]
+    pub(crate) fn wait_ready(&self) -> Duration {
+        wait_until("ready", READY, || {
+            let ended = self.process.borrow_mut().try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {ended:?}");
+            self.is_ready()
+        })
+    }
+
+    /// Waits until it is not ready and says why, in words among which are all of these.
+    #[track_caller]
+    pub(crate) fn wait_unready(&self, at_most: Duration, words: &[&str]) -> String {
+        let mut last = String::new();
+        wait_until(&format!("not ready, for the reason {words:?}"), at_most, || {
+            let Some((status, text)) = self.get("/readyz") else { return false };
+            last = text;
+            status == 503 && words.iter().all(|word| last.contains(word))
+        });
+        last
+    }
+
+    /// A value of `/metrics`; `series` with its labels.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.get("/metrics").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// How many kinds there are of which a watch was begun again for this reason.
+    pub(crate) fn restarts(&self, reason: &str) -> usize {
+        let (_, text) = self.get("/metrics").unwrap();
+        let reason = format!("reason={reason:?}");
+        let restarts = text.lines().filter(|line| line.starts_with("towpath_watch_restarts_total{"));
+        restarts.filter(|line| line.contains(&reason)).count()
+    }
+
+    /// A line of `/proc/PID/status`, in KiB: `VmRSS`, `VmHWM`.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.borrow().id())).unwrap();
+        let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+        found.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&self) {
+        self.killed.set(true);
+        self.process.borrow_mut().kill().unwrap();
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = self.log();
+            let mut tail: Vec<&str> = log.lines().rev().take(60).collect();
+            tail.reverse();
+            eprintln!("--- towpath on {}\n{}", self.node.name(), tail.join("\n"));
+        } else if !self.killed.get() {
+            let ended = self.process.borrow_mut().stop().unwrap();
+            assert!(ended.success(), "towpath on {} ended with {ended}\n{}", self.node.name(), self.log());
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! API server, storage and daemon killed in every order, while everything changes: not a packet passes that no state
+//! allows, and none is lost that all do.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use towpath::{
+    lab::{FloodFlow, Probe, Transport, Variant},
+    model::Family,
+};
+
+use crate::harness::{
+    Api, Daemon, Lease, READY, SOON, TIMEOUT, World, apart,
+    objects::{labelled, path, policy},
+};
+
+/// Who may never send to whom, in no state that the churn goes through, nor in any between two of them.
+const NEVER: [(&str, &str); 4] = [
+    // In one role it may send, but is not taken; in the other it is taken, but may not send.
+    ("shop/turncoat", "shop/receiver"),
+    // One policy closes either the sender or the receiver.
+    ("shop/left", "shop/right"),
+    // Its namespace changes its label, between two that are not taken.
+    ("team/nomad", "shop/receiver"),
+    // Taken by pods to which the receiver never belongs, and on another node.
+    ("far/peer", "shop/receiver"),
+];
+
+/// Who may always send to whom, in every state.
+const ALWAYS: [(&str, &str); 3] = [
+    ("shop/client", "shop/server"),
+    // Goes from one role that is taken to another that is taken.
+    ("far/friend", "shop/server"),
+    // What nobody selects.
+    ("far/peer", "shop/free"),
+];
+
+const FLOOD_PORT: u16 = 4000;
+
+fn world(plane: Lease, variant: Variant) -> World {
+    let here = ["turncoat", "receiver", "left", "right", "client", "server", "free"];
+    let here: Vec<String> = here.iter().map(|name| format!("shop/{name}")).collect();
+    let mut pods: Vec<(&str, usize)> = here.iter().map(|name| (name.as_str(), 0)).collect();
+    pods.extend([("team/nomad", 0), ("far/peer", 1), ("far/friend", 1)]);
+    let world = World::with(plane, variant, &pods);
+    let app = |app: &str| json!({ "podSelector": labelled(&json!({ "app": app })) });
+    let role = |role: &str| labelled(&json!({ "role": role }));
+    let policies = [
+        ("double-dealers-do-not-send", json!({ "podSelector": role("double"), "policyTypes": ["Egress"] })),
+        (
+            "receiver-takes-double-dealers",
+            json!({
+                "podSelector": labelled(&json!({ "app": "receiver" })),
+                "ingress": [{ "from": [
+                    { "podSelector": role("double") },
+                    { "namespaceSelector": labelled(&json!({ "tier": "taken" })) },
+                ] }],
+            }),
+        ),
+        (
+            "server-takes-friends",
+            json!({
+                "podSelector": labelled(&json!({ "app": "server" })),
+                "ingress": [
+                    { "from": [app("client")] },
+                    { "from": [{
+                        "namespaceSelector": labelled(&json!({ "team": "far" })), "podSelector": role("friend"),
+                    }] },
+                    { "from": [{ "namespaceSelector": {}, "podSelector": role("ally") }] },
+                ],
+            }),
+        ),
+        (
+            "client-sends-to-the-server",
+            json!({
+                "podSelector": labelled(&json!({ "app": "client" })), "policyTypes": ["Egress"],
+                "egress": [{ "to": [app("server")] }],
+            }),
+        ),
+    ];
+    for (name, spec) in policies {
+        world.policy(&format!("shop/{name}"), &spec);
+    }
+    for (path, states) in states() {
+        let (kind, key) = path;
+        match kind {
+            "networkpolicies" => drop(world.api().create(&policy(key, &states[0]["spec"]))),
+            _ => drop(world.api().patch(&place(kind, key), &states[0])),
+        }
+    }
+    world
+}
+
+fn place(kind: &str, key: &str) -> String {
+    if kind == "namespaces" { format!("/api/v1/namespaces/{key}") } else { path(kind, key) }
+}
+
+/// Objects, each with the changes that it goes through.
+fn states() -> Vec<((&'static str, &'static str), Vec<Value>)> {
+    let labels = |key: &str, values: &[&str]| -> Vec<Value> {
+        values.iter().map(|value| json!({ "metadata": { "labels": { key: value } } })).collect()
+    };
+    let one_of_two = |app: &str, kind: &str| json!({ "spec": { "podSelector": labelled(&json!({ "app": app })), "policyTypes": [kind] } });
+    let extra = |peer: &str, port: u16| {
+        json!({ "spec": {
+            "podSelector": labelled(&json!({ "app": "server" })),
+            "ingress": [{
+                "from": [{ "podSelector": labelled(&json!({ "app": peer })) }], "ports": [{ "port": port }],
+            }],
+        } })
+    };
+    vec![
+        (("pods", "shop/turncoat"), labels("role", &["honest", "double"])),
+        (
+            ("networkpolicies", "shop/one-of-two"),
+            vec![one_of_two("left", "Egress"), one_of_two("right", "Ingress")],
+        ),
+        (("namespaces", "team"), labels("tier", &["a", "b"])),
+        (("pods", "far/friend"), labels("role", &["friend", "ally"])),
+        (("pods", "shop/client"), labels("colour", &["red", "blue"])),
+        (("networkpolicies", "shop/extra"), vec![extra("left", 81), extra("right", 82), extra("nobody", 83)]),
+    ]
+}
+
+/// Changes one object after the other until it is dropped.
+struct Churn {
+    stop: Arc<AtomicBool>,
+    changes: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Churn {
+    fn start(api: &Api, seed: u64) -> Self {
+        let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (told, made, api) = (stop.clone(), changes.clone(), api.clone());
+        let thread = thread::spawn(move || {
+            let (states, mut luck) = (states(), Luck(seed));
+            while !told.load(Ordering::Relaxed) {
+                let ((kind, key), changes) = &states[luck.below(states.len())];
+                api.patch(&place(kind, key), &changes[luck.below(changes.len())]);
+                made.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(luck.below(30) as u64));
+            }
+        });
+        Self { stop, changes, thread: Some(thread) }
+    }
+
+    fn changes(&self) -> usize {
+        self.changes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(thread::JoinHandle::join);
+        assert!(thread::panicking() || ended.is_none_or(|ended| ended.is_ok()), "the churn failed");
+    }
+}
+
+/// A small generator of numbers that look random: the same seed, the same luck.
+struct Luck(u64);
+
+impl Luck {
+    /// A number below `end`.
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % end
+    }
+}
+
+/// What happens in the play.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    KillServer,
+    StartServer,
+    KillEtcd,
+    StartEtcd,
+    KillDaemon,
+    StartDaemon,
+}
+
+/// Every order in which one, the other or both are killed and come back, with the storage killed once as well.
+const ACTS: [&[Act]; 7] = {
+    use Act::{KillDaemon, KillEtcd, KillServer, StartDaemon, StartEtcd, StartServer};
+    [
+        &[KillServer, StartServer],
+        &[KillDaemon, StartDaemon],
+        &[KillServer, KillDaemon, StartServer, StartDaemon],
+        &[KillServer, KillDaemon, StartDaemon, StartServer],
+        &[KillDaemon, KillServer, StartServer, StartDaemon],
+        &[KillDaemon, KillServer, StartDaemon, StartServer],
+        &[KillEtcd, KillDaemon, StartDaemon, StartEtcd],
+    ]
+};
+
+fn play(plane: Lease, variant: Variant) {
+    let world = world(plane, variant);
+    for (from, to) in NEVER {
+        assert_eq!(world.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
+    }
+    let mut daemon: Option<Daemon<'_>> = Some(world.run(0));
+    let flows: Vec<FloodFlow> = NEVER
+        .iter()
+        .flat_map(|(from, to)| {
+            Family::BOTH.map(|family| FloodFlow {
+                from: world.end(from),
+                to: world.address(to, family),
+                port: FLOOD_PORT,
+            })
+        })
+        .collect();
+    let always: Vec<Probe> = ALWAYS
+        .iter()
+        .flat_map(|(from, to)| {
+            Family::BOTH
+                .map(|family| Probe::new(world.end(from), world.address(to, family), Transport::Tcp(80)))
+        })
+        .collect();
+    let flood = world.lab.flood(&flows, Duration::from_millis(4)).unwrap();
+    let watch = world.lab.watch(&always, Duration::from_millis(50), TIMEOUT).unwrap();
+    let churn = Churn::start(world.api(), 7);
+    let mut luck = Luck(20);
+    thread::sleep(Duration::from_millis(500));
+    for acts in ACTS {
+        let before = churn.changes();
+        for act in acts {
+            match act {
+                Act::KillServer => world.plane.kill(),
+                Act::StartServer => world.plane.restart(),
+                Act::KillEtcd => world.plane.kill_etcd(),
+                Act::StartEtcd => world.plane.restart_etcd(),
+                Act::KillDaemon => drop(daemon.take().inspect(Daemon::kill)),
+                Act::StartDaemon => daemon = Some(world.start(0)),
+            }
+            thread::sleep(Duration::from_millis(luck.below(700) as u64));
+        }
+        world.plane.wait_ready();
+        let daemon = daemon.as_ref().expect("every play starts it again");
+        daemon.wait_ready();
+        crate::harness::wait_until("changes go on", READY, || churn.changes() > before + 10);
+        println!("{variant:?}, {acts:?}: ready again, {} changes so far", churn.changes());
+    }
+    let changes = churn.changes();
+    drop(churn);
+    let report = flood.stop();
+    let sent: u64 = report.sent.iter().sum();
+    println!(
+        "{variant:?}: {changes} changes, {sent} datagrams that nothing allows, {} arrived",
+        report.arrivals.len()
+    );
+    assert!(report.sent.iter().all(|sent| *sent > 500), "{:?}", report.sent);
+    let leaked: Vec<_> =
+        report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
+    assert!(leaked.is_empty(), "{} leaked, the first: {:?}", leaked.len(), &leaked[..leaked.len().min(4)]);
+    let watched = watch.stop();
+    println!("{variant:?}: {} connections that all allow, {} failed", watched.open, watched.failures.len());
+    assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
+    assert!(watched.open > 200, "{}", watched.open);
+    converges(&world);
+    // What the killed ones left half done is done: one that starts anew finds nothing to change.
+    drop(daemon);
+    let before = world.rules();
+    let fresh = world.run(0);
+    thread::sleep(Duration::from_millis(500));
+    let after = world.rules();
+    assert!(before == after, "before:\n{before}\nafter:\n{after}");
+    drop(fresh);
+}
+
+/// After all that, a change is enforced as ever.
+fn converges(world: &World) {
+    world.policy("shop/last", &json!({ "podSelector": labelled(&json!({ "app": "free" })) }));
+    world.until("far/peer", "shop/free", false, SOON);
+    world.api().delete(&path("networkpolicies", "shop/last"));
+    world.until("far/peer", "shop/free", true, SOON);
+    for (path, states) in states() {
+        let (kind, key) = path;
+        world.api().patch(&place(kind, key), &states[0]);
+    }
+    // Sets that went out of use are destroyed a second later.
+    thread::sleep(Duration::from_secs(2));
+}
+
+#[test]
+fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_nft() {
+    apart(|plane| play(plane, Variant::Nft));
+}
+
+#[test]
+fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_legacy() {
+    apart(|plane| play(plane, Variant::Legacy));
+}

@@ -1,0 +1,102 @@
+//! What deploy/ holds is what an API server takes.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::harness::{ControlPlane, apart, objects};
+
+/// What `kubectl apply` is to be given: the folders of deploy/ that can be applied, and the rendered file.
+fn manifests() -> Vec<[String; 2]> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let overlays = fs::read_dir(root.join("deploy/overlays")).unwrap();
+    let overlays = overlays.map(|entry| format!("deploy/overlays/{}", entry.unwrap().file_name().display()));
+    let folders = ["deploy", "deploy/uninstall"].map(str::to_owned).into_iter().chain(overlays);
+    let folders = folders.map(|folder| ["-k".to_owned(), folder]);
+    folders.chain([["-f".to_owned(), "deploy/towpath.yaml".to_owned()]]).collect()
+}
+
+/// A definition of the `PodMonitor`, which the Prometheus operator brings: with its name, but without its fields.
+fn pod_monitors() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "podmonitors.monitoring.coreos.com" },
+        "spec": {
+            "group": "monitoring.coreos.com", "scope": "Namespaced",
+            "names": { "kind": "PodMonitor", "plural": "podmonitors", "singular": "podmonitor" },
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "schema": { "openAPIV3Schema": {
+                    "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                } },
+            }],
+        },
+    })
+}
+
+fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
+    let arguments = [&["apply", "--validate=strict"], arguments].concat();
+    let applied = plane.kubectl(&arguments, "");
+    let said =
+        [&*String::from_utf8_lossy(&applied.stdout), &*String::from_utf8_lossy(&applied.stderr)].concat();
+    (applied.status.success(), said)
+}
+
+/// Strict validation refuses unknown and repeated fields. The API server says what is deprecated in a warning. What a
+/// kubelet would say to the containers is not asked here, nor what the Prometheus operator says to its `PodMonitor`.
+#[test]
+fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
+    apart(|plane| {
+        plane.api().create(&pod_monitors());
+        let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podmonitors.monitoring.coreos.com";
+        let established = || plane.api().get(crd).unwrap()["status"]["conditions"].to_string();
+        crate::harness::wait_until("the definition of PodMonitor in use", crate::harness::SOON, || {
+            established().contains(r#""status":"True","type":"Established""#)
+        });
+        let all = manifests();
+        assert!(all.len() >= 5, "{all:?}");
+        for [how, what] in &all {
+            let (applied, said) = apply(&plane, &[how, what]);
+            assert!(applied, "{what}: {said}");
+            assert!(!said.contains("Warning"), "{what}: {said}");
+            assert!(said.contains("/towpath"), "{what}: {said}");
+            // What is there already is asked for once more: nothing of it was dropped or filled in otherwise.
+            let (same, again) = apply(&plane, &[how, what, "--dry-run=server"]);
+            assert!(same, "{what}: {again}");
+            assert!(
+                !again.contains("configured"),
+                "{what} is something else when it is applied again: {again}"
+            );
+        }
+        plane.api().delete(crd);
+    });
+}
+
+#[test]
+fn the_rendered_file_is_what_the_folder_says() {
+    apart(|plane| {
+        assert!(apply(&plane, &["-k", "deploy"]).0);
+        let (applied, said) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
+        assert!(applied, "{said}");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/manifests");
+        let rendered = Command::new(script).env("KUBECTL", plane.program("kubectl")).output().unwrap();
+        assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/towpath.yaml");
+        let is_same = fs::read(file).unwrap() == rendered.stdout;
+        assert!(is_same, "deploy/towpath.yaml is not what deploy/ says: make manifests");
+        let others: Vec<&str> = said.lines().filter(|line| !line.ends_with(" unchanged")).collect();
+        assert!(others.is_empty(), "deploy/towpath.yaml differs from kubectl apply -k deploy: {others:?}");
+    });
+}
+
+#[test]
+fn a_manifest_with_a_field_that_is_not_there_is_refused() {
+    // That the test above can fail.
+    apart(|plane| {
+        let mut pod = objects::pod("default/strict", &json!({}), "node", &[], &[]);
+        pod["spec"]["hostNetwrok"] = true.into();
+        let applied = plane.kubectl(&["apply", "--validate=strict", "-f", "-"], &pod.to_string());
+        assert!(!applied.status.success());
+        assert!(String::from_utf8_lossy(&applied.stderr).contains("hostNetwrok"));
+    });
+}

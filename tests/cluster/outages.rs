@@ -1,0 +1,195 @@
+//! The API server is away, silent, behind or new: what was enforced stays enforced, and what was missed is made up for.
+
+use std::{thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Api, Daemon, Lease, READY, SOON, World, apart,
+    control_plane::PORT,
+    objects::{labelled, namespace, path},
+    wait_until,
+};
+
+/// How long a daemon may take to see that a connection is dead of which it was not told, and to make another: it waits
+/// for a sign of life for 90 seconds.
+const DEAD: Duration = Duration::from_secs(150);
+
+/// A second API server on the same etcd, of which the daemon does not know.
+const OTHER: u16 = PORT + 1;
+
+/// Only pods with the label `role: client` may reach the database; two of them do. Nobody may reach the shelf.
+fn world(plane: Lease) -> World {
+    let world = World::new(
+        plane,
+        &[("shop/db", 0), ("shop/shelf", 0), ("shop/first", 1), ("shop/second", 1), ("shop/gone", 1)],
+    );
+    world.label("shop/first", &json!({ "role": "client" }));
+    world.label("shop/gone", &json!({ "role": "client" }));
+    let clients: Value = json!({ "podSelector": labelled(&json!({ "role": "client" })) });
+    world.policy(
+        "shop/db",
+        &json!({ "podSelector": labelled(&json!({ "app": "db" })), "ingress": [{ "from": [clients] }] }),
+    );
+    world.policy("shop/shelf", &json!({ "podSelector": labelled(&json!({ "app": "shelf" })) }));
+    world
+}
+
+#[track_caller]
+fn assert_as_before(world: &World) {
+    world.until("shop/first", "shop/db", true, SOON);
+    world.until("shop/gone", "shop/db", true, SOON);
+    world.until("shop/second", "shop/db", false, SOON);
+    world.until("shop/second", "shop/shelf", false, SOON);
+}
+
+/// What happens while the daemon hears nothing: a pod and a policy are deleted, labels change, a namespace comes.
+fn meanwhile(api: &Api) {
+    api.delete(&path("pods", "shop/gone"));
+    api.delete(&path("networkpolicies", "shop/shelf"));
+    api.label(&path("pods", "shop/first"), &json!({ "role": null }));
+    api.label(&path("pods", "shop/second"), &json!({ "role": "client" }));
+    api.create(&namespace("new", &json!({ "team": "new" })));
+}
+
+/// What comes of it, once it is heard.
+#[track_caller]
+fn assert_as_after(world: &World, at_most: Duration) {
+    world.until("shop/second", "shop/db", true, at_most);
+    world.until("shop/second", "shop/shelf", true, SOON);
+    world.until("shop/first", "shop/db", false, SOON);
+    world.until("shop/gone", "shop/db", false, SOON);
+}
+
+#[test]
+fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
+    apart(|plane| {
+        let world = world(plane);
+        let daemon = world.run(0);
+        assert_as_before(&world);
+        world.cable(0).cut(&world.plane);
+        meanwhile(world.api());
+        thread::sleep(Duration::from_secs(2));
+        assert_as_before(&world);
+        world.cable(0).mend(&world.plane);
+        assert_as_after(&world, DEAD);
+        daemon.wait_ready();
+    });
+}
+
+#[test]
+fn a_connection_that_died_in_silence_is_given_up_and_made_anew() {
+    apart(|plane| {
+        let world = world(plane);
+        let daemon = world.run(0);
+        assert_as_before(&world);
+        let forgotten = world.cable(0).forget(&world.plane);
+        assert!(forgotten > 0, "no connection stood");
+        meanwhile(world.api());
+        thread::sleep(Duration::from_secs(2));
+        assert_as_before(&world);
+        assert_as_after(&world, DEAD);
+        daemon.wait_ready();
+    });
+}
+
+#[test]
+fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
+    apart(|plane| {
+        let world = world(plane);
+        let other = world.plane.beside(OTHER, &[]);
+        let daemon = world.run(0);
+        assert_as_before(&world);
+        world.plane.kill();
+        meanwhile(&other.api);
+        assert_as_before(&world);
+        // One that is away for long is told of, with the time.
+        let said = daemon.wait_unready(READY + SOON, &["changes have not been heard of for", "100.100.0.1"]);
+        println!("without an API server for long: {}", said.trim());
+        let staleness = r#"towpath_watch_staleness_seconds{kind="Pod"}"#;
+        assert!(daemon.metric(staleness) > 20.0, "{}", daemon.metric(staleness));
+        assert_as_before(&world);
+        world.plane.restart();
+        assert_as_after(&world, READY + SOON);
+        daemon.wait_ready();
+        assert!(daemon.metric(staleness) < 20.0, "{}", daemon.metric(staleness));
+
+        // And with its storage away: it answers, but knows nothing.
+        world.plane.kill_etcd();
+        thread::sleep(Duration::from_secs(1));
+        assert_as_after(&world, SOON);
+        world.plane.restart_etcd();
+        world.label("shop/first", &json!({ "role": "client" }));
+        world.until("shop/first", "shop/db", true, READY + SOON);
+        daemon.wait_ready();
+    });
+}
+
+#[test]
+fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enforced() {
+    apart(|plane| {
+        let world = world(plane);
+        let other = world.plane.beside(OTHER, &[]);
+        let first = world.run(0);
+        assert_as_before(&world);
+        first.kill();
+        drop(first);
+        world.plane.kill();
+        let second = world.start(0);
+        let said = second.wait_unready(READY, &["API server", "100.100.0.1"]);
+        println!("without an API server: {}", said.trim());
+        meanwhile(&other.api);
+        thread::sleep(Duration::from_secs(1));
+        assert_as_before(&world);
+        assert_eq!(
+            second.get("/livez").map(|(status, _)| status),
+            Some(200),
+            "to wait is no reason to be ended"
+        );
+        drop(other);
+        world.plane.restart();
+        assert_as_after(&world, READY + SOON);
+        second.wait_ready();
+    });
+}
+
+#[test]
+fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
+    apart(|plane| {
+        let world = world(plane);
+        // Without a cache of its own it asks etcd for each watch, and so cannot know more than etcd does.
+        let uncached = ["--watch-cache=false"];
+        let other = world.plane.beside(OTHER, &uncached);
+        let daemon = Daemon::start(&world, 0, world.command_at(0, OTHER, &[]));
+        daemon.wait_ready();
+        assert_as_before(&world);
+        drop(other);
+        meanwhile(world.api());
+        world.plane.compact();
+        thread::sleep(Duration::from_secs(1));
+        assert_as_before(&world);
+        let other = world.plane.beside(OTHER, &uncached);
+        assert_as_after(&world, READY + SOON);
+        daemon.wait_ready();
+        assert!(daemon.restarts("gone") > 0, "it was told that it is too late to go on: {}", daemon.log());
+        drop(other);
+    });
+}
+
+#[test]
+fn an_api_server_that_hangs_is_given_up_and_heard_again_once_it_goes_on() {
+    apart(|plane| {
+        let world = world(plane);
+        let daemon = world.run(0);
+        assert_as_before(&world);
+        // Its kernel still takes connections, and nobody ever answers on them.
+        world.plane.pause();
+        wait_until("it gives up waiting", DEAD, || daemon.restarts("silent") > 0);
+        world.cable(0).forget(&world.plane);
+        assert_as_before(&world);
+        world.plane.resume();
+        meanwhile(world.api());
+        assert_as_after(&world, READY + SOON);
+        daemon.wait_ready();
+    });
+}

@@ -1,0 +1,169 @@
+//! What is said to the API server is what packets meet.
+
+use std::{net::IpAddr, thread, time::Duration};
+
+use serde_json::{Value, json};
+use towpath::{
+    lab::{FloodFlow, Variant},
+    model::Family,
+};
+
+use crate::harness::{
+    READY, SOON, World, apart,
+    objects::{self, labelled, path},
+};
+
+/// Takes TCP port 80 from these peers.
+fn takes(app: &str, peer: &Value) -> Value {
+    json!({
+        "podSelector": labelled(&json!({ "app": app })),
+        "ingress": [{ "from": [peer], "ports": [{ "port": 80 }] }],
+    })
+}
+
+fn peer(labels: &Value) -> Value {
+    json!({ "podSelector": labelled(labels) })
+}
+
+#[test]
+fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_families() {
+    apart(|plane| {
+        let pods = [("shop/db", 0), ("shop/api", 0), ("shop/web", 1), ("ops/cron", 1), ("shop/late", 1)];
+        let world = World::new(plane, &pods);
+        let daemon = world.run(0);
+        for from in ["shop/api", "shop/web", "ops/cron"] {
+            world.until(from, "shop/db", true, SOON);
+        }
+
+        // A policy comes, changes and goes.
+        world.policy("shop/db", &takes("db", &peer(&json!({ "app": "api" }))));
+        world.until("shop/web", "shop/db", false, SOON);
+        world.until("ops/cron", "shop/db", false, SOON);
+        assert_eq!(world.reaches("shop/api", "shop/db"), [true; 2]);
+        let key = path("networkpolicies", "shop/db");
+        world.api().patch(&key, &json!({ "spec": takes("db", &peer(&json!({ "role": "client" }))) }));
+        world.until("shop/api", "shop/db", false, SOON);
+
+        // Labels of pods, here and on the other node, and of a namespace.
+        world.label("shop/web", &json!({ "role": "client" }));
+        world.until("shop/web", "shop/db", true, SOON);
+        world.label("shop/api", &json!({ "role": "client" }));
+        world.until("shop/api", "shop/db", true, SOON);
+        world.label("shop/web", &json!({ "role": null }));
+        world.until("shop/web", "shop/db", false, SOON);
+        let team = json!({ "namespaceSelector": labelled(&json!({ "tier": "backstage" })) });
+        world.policy("shop/db-from-backstage", &takes("db", &team));
+        assert_eq!(world.reaches("ops/cron", "shop/db"), [false; 2]);
+        world.api().label("/api/v1/namespaces/ops", &json!({ "tier": "backstage" }));
+        world.until("ops/cron", "shop/db", true, SOON);
+        world.api().label("/api/v1/namespaces/ops", &json!({ "tier": null }));
+        world.until("ops/cron", "shop/db", false, SOON);
+
+        // The subject is another one.
+        world.label("shop/db", &json!({ "app": "cache" }));
+        world.until("shop/web", "shop/db", true, SOON);
+        world.label("shop/db", &json!({ "app": "db" }));
+        world.until("shop/web", "shop/db", false, SOON);
+
+        // A pod goes, and its address means nothing any more; it comes again.
+        world.label("shop/late", &json!({ "role": "client" }));
+        world.until("shop/late", "shop/db", true, SOON);
+        world.api().delete(&path("pods", "shop/late"));
+        world.until("shop/late", "shop/db", false, SOON);
+        world.api().create(&world.object("shop/late", &json!({ "role": "client" })));
+        world.until("shop/late", "shop/db", true, SOON);
+        world.label("shop/late", &json!({ "role": null }));
+        world.until("shop/late", "shop/db", false, SOON);
+
+        world.api().delete(&path("networkpolicies", "shop/db"));
+        world.api().delete(&path("networkpolicies", "shop/db-from-backstage"));
+        world.until("shop/late", "shop/db", true, SOON);
+        assert!(daemon.is_ready());
+    });
+}
+
+#[test]
+fn a_pod_counts_from_its_address_to_its_end() {
+    apart(|plane| {
+        let world = World::with(plane, Variant::Legacy, &[("shop/db", 0), ("shop/job", 1), ("shop/idle", 1)]);
+        world.policy("shop/db", &takes("db", &peer(&json!({ "role": "client" }))));
+        let _daemon = world.run(0);
+        world.until("shop/job", "shop/db", false, SOON);
+
+        // Scheduled, but without an address: what a kubelet does is done later.
+        let addresses = Family::BOTH.map(|family| world.address("shop/job", family));
+        let object = |addresses: &[IpAddr]| {
+            let (name, host) = (world.node(1).name(), world.node(1).addresses());
+            objects::pod("shop/job", &json!({ "role": "client" }), name, addresses, host)
+        };
+        let (job, status) = (path("pods", "shop/job"), path("pods", "shop/job/status"));
+        world.api().delete(&job);
+        let mut pending = object(&[]);
+        pending["status"]["phase"] = "Pending".into();
+        world.api().create(&pending);
+        world.label("shop/idle", &json!({ "role": "client" }));
+        world.until("shop/idle", "shop/db", true, SOON);
+        assert_eq!(world.reaches("shop/job", "shop/db"), [false; 2]);
+        world.api().patch(&status, &json!({ "status": object(&addresses)["status"] }));
+        world.until("shop/job", "shop/db", true, SOON);
+
+        // While it is being ended it counts; once it has, its address does not, though the object is still there.
+        world.api().request("DELETE", &format!("{job}?gracePeriodSeconds=600"), "", &Value::Null).unwrap();
+        assert!(world.api().get(&job).unwrap()["metadata"]["deletionTimestamp"].is_string());
+        world.label("shop/idle", &json!({ "role": null }));
+        world.until("shop/idle", "shop/db", false, SOON);
+        assert_eq!(world.reaches("shop/job", "shop/db"), [true; 2]);
+        world.api().patch(&status, &json!({ "status": { "phase": "Succeeded" } }));
+        world.until("shop/job", "shop/db", false, SOON);
+        assert!(world.api().get(&job).is_some());
+    });
+}
+
+#[test]
+fn two_daemons_police_two_nodes_each_its_own_pods() {
+    apart(|plane| {
+        let world =
+            World::new(plane, &[("shop/one", 0), ("shop/near", 0), ("shop/two", 1), ("shop/other", 1)]);
+        let daemons = [world.run(0), world.run(1)];
+        world.policy("shop/one", &takes("one", &peer(&json!({ "app": "two" }))));
+        let egress = json!({
+            "podSelector": labelled(&json!({ "app": "two" })), "policyTypes": ["Egress"],
+            "egress": [{ "to": [peer(&json!({ "app": "near" }))] }],
+        });
+        // The receiver's node closes for one, the sender's for the other.
+        world.until("shop/other", "shop/one", false, SOON);
+        world.until("shop/two", "shop/one", true, SOON);
+        world.policy("shop/two", &egress);
+        world.until("shop/two", "shop/one", false, SOON);
+        world.until("shop/two", "shop/near", true, SOON);
+        world.until("shop/other", "shop/two", true, SOON);
+
+        // Both have to allow it.
+        let flow = |from: &str, to: &str| FloodFlow {
+            from: world.end(from),
+            to: world.address(to, Family::V4),
+            port: 4000,
+        };
+        let flood = world
+            .lab
+            .flood(&[flow("shop/two", "shop/one"), flow("shop/other", "shop/near")], Duration::from_millis(2))
+            .unwrap();
+        world.label("shop/one", &json!({ "app": "near" }));
+        thread::sleep(Duration::from_millis(500));
+        world.label("shop/one", &json!({ "app": "one" }));
+        thread::sleep(Duration::from_millis(500));
+        let report = flood.stop();
+        assert!(report.arrived(1) > 50, "what nothing denies arrives: {report:?}");
+        // One's own policy takes TCP only, and while it is somebody else's, that of `two` lets it send there.
+        assert!(report.arrived(0) < report.arrived(1), "{}, {}", report.arrived(0), report.arrived(1));
+        world.until("shop/two", "shop/one", false, READY);
+
+        // What one node's daemon leaves behind when it ends is not the other's to mind.
+        let [first, second] = daemons;
+        drop(first);
+        world.api().delete(&path("networkpolicies", "shop/two"));
+        world.until("shop/other", "shop/one", false, SOON);
+        world.until("shop/two", "shop/one", true, SOON);
+        drop(second);
+    });
+}

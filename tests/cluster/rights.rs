@@ -1,0 +1,166 @@
+//! The ClusterRole of deploy/ lets the daemon do what it does, and nothing else.
+
+use std::{collections::BTreeSet, thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    Daemon, READY, SOON, World, apart,
+    control_plane::PORT,
+    objects::{labelled, namespace},
+};
+
+const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/towpath";
+
+const VERBS: [&str; 3] = ["get", "list", "watch"];
+const KINDS: [(&str, &str); 4] =
+    [("", "pods"), ("", "namespaces"), ("", "nodes"), ("networking.k8s.io", "networkpolicies")];
+
+/// One thing that a role lets do: a verb, an API group, and a kind in the plural.
+type Right = (String, String, String);
+
+fn right(verb: &str, group: &str, kind: &str) -> Right {
+    (verb.to_owned(), group.to_owned(), kind.to_owned())
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let list = value.as_array().into_iter().flatten();
+    list.map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+/// What a role lets do, one by one.
+fn rights(role: &Value) -> BTreeSet<Right> {
+    let mut rights = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        let odd: Vec<_> = rule.as_object().unwrap().keys().collect();
+        assert_eq!(odd, ["apiGroups", "resources", "verbs"], "the tests know rules of kinds only: {rule}");
+        for verb in texts(&rule["verbs"]) {
+            for group in texts(&rule["apiGroups"]) {
+                rights.extend(texts(&rule["resources"]).iter().map(|kind| right(&verb, &group, kind)));
+            }
+        }
+    }
+    rights
+}
+
+fn wanted() -> BTreeSet<Right> {
+    KINDS.iter().flat_map(|(group, kind)| VERBS.map(|verb| right(verb, group, kind))).collect()
+}
+
+/// A ServiceAccount `towpath/NAME` with exactly these rights.
+fn account(world: &World, name: &str, rights: &BTreeSet<Right>) {
+    let rules: Vec<Value> = rights
+        .iter()
+        .map(|(verb, group, kind)| json!({ "apiGroups": [group], "resources": [kind], "verbs": [verb] }))
+        .collect();
+    let rbac = "rbac.authorization.k8s.io";
+    let api = world.api();
+    api.delete(&format!("/apis/{rbac}/v1/clusterroles/{name}"));
+    api.delete(&format!("/apis/{rbac}/v1/clusterrolebindings/{name}"));
+    api.create(&json!({
+        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "namespace": "towpath", "name": name },
+    }));
+    api.create(&json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": { "name": name }, "rules": rules,
+    }));
+    api.create(&json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": { "name": name },
+        "roleRef": { "apiGroup": rbac, "kind": "ClusterRole", "name": name },
+        "subjects": [{ "kind": "ServiceAccount", "namespace": "towpath", "name": name }],
+    }));
+}
+
+/// What a ServiceAccount `towpath/NAME` asked for, and whether it was refused.
+fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
+    let user = format!("system:serviceaccount:towpath:{name}");
+    let events = world.plane.audit().into_iter().filter(|event| event["user"]["username"] == *user);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    events
+        .map(|event| {
+            let object = &event["objectRef"];
+            let kind = if object.is_null() { &event["requestURI"] } else { &object["resource"] };
+            let right = (text(&event["verb"]), text(&object["apiGroup"]), text(kind));
+            (right, event["responseStatus"]["code"] == 403)
+        })
+        .collect()
+}
+
+/// The role is word for word what the project promises, so that a spare right and a lacking one fail. With it a daemon
+/// is refused nothing, and the audit log has nothing that it asked for beyond it. Which of the rights it cannot be
+/// without is the next test's.
+#[test]
+fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
+        let role = rights(&world.api().get(ROLE).unwrap());
+        let wanted = wanted();
+        let spare: Vec<&Right> = role.difference(&wanted).collect();
+        let lacking: Vec<&Right> = wanted.difference(&role).collect();
+        assert!(spare.is_empty(), "the role lets do more than it ought to: {spare:?}");
+        assert!(lacking.is_empty(), "the role lacks {lacking:?}");
+
+        let daemon = world.run(0);
+        world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
+        world.until("shop/web", "shop/db", false, SOON);
+        // Asked for once more, from the start.
+        world.cable(0).reset(&world.plane);
+        world.api().create(&namespace("later", &json!({})));
+        world.label("shop/db", &json!({ "app": "open" }));
+        world.until("shop/web", "shop/db", true, SOON + SOON);
+        drop(daemon);
+        let asked = asked(&world, "towpath");
+        let refused: Vec<_> = asked.iter().filter(|(_, refused)| *refused).collect();
+        assert!(refused.is_empty(), "{refused:?}");
+        let beyond: Vec<_> = asked.iter().filter(|(right, _)| !wanted.contains(right)).collect();
+        assert!(beyond.is_empty(), "asked for without a rule for it: {beyond:?}");
+        for (group, kind) in KINDS {
+            let watched = asked.contains(&(right("watch", group, kind), false));
+            assert!(watched, "{kind} are not watched: {asked:?}");
+        }
+        println!(
+            "asked for: {:?}",
+            asked.iter().map(|((verb, _, kind), _)| (verb, kind)).collect::<Vec<_>>()
+        );
+    });
+}
+
+/// The port of an API server that cannot stream lists, as all did before Kubernetes 1.32.
+const WITHOUT_STREAMING: u16 = PORT + 1;
+
+/// Without one right of the role at a time, on an API server that streams lists and on one that does not.
+///
+/// `watch` is needed on both, `list` where lists are not streamed. `get` is not asked for today: it is in the role
+/// because tools for looking at a cluster expect it beside the other two, and that it is there and no more is what the
+/// test above holds it to.
+#[test]
+fn without_any_right_that_it_uses_the_daemon_is_not_ready_and_names_it() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0)]);
+        let _beside = world.plane.beside(WITHOUT_STREAMING, &["--feature-gates=WatchList=false"]);
+        let all = rights(&world.api().get(ROLE).unwrap());
+        for (number, without) in all.iter().enumerate() {
+            let (verb, _, kind) = without;
+            let name = format!("less-{number}");
+            let mut rest = all.clone();
+            rest.remove(without);
+            account(&world, &name, &rest);
+            let token = world.api().token(&format!("towpath/{name}"), None);
+            for port in [PORT, WITHOUT_STREAMING] {
+                let mut command = world.command(0, &["--kubeconfig"]);
+                command.arg(world.kubeconfig(&name, port, &token));
+                let daemon = Daemon::start(&world, 0, command);
+                let is_needed = verb == "watch" || verb == "list" && port == WITHOUT_STREAMING;
+                if is_needed {
+                    // The refusal names verb and kind, and where the rule is to be found.
+                    let refusal = format!("cannot {verb} resource \"{kind}\"");
+                    let said = daemon.wait_unready(READY, &[&refusal, "deploy/rbac.yaml"]);
+                    println!("without {verb} of {kind}: {}", said.trim());
+                    thread::sleep(Duration::from_millis(300));
+                    assert!(!daemon.is_ready());
+                } else {
+                    daemon.wait_ready();
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,89 @@
+//! A cluster of an everyday size behind the API.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    READY, SOON, World, apart,
+    objects::{self, labelled, path},
+    wait_until,
+};
+
+const NAMESPACES: usize = 25;
+const PODS: usize = 5_000;
+const CHANGES: usize = 500;
+
+fn key(index: usize) -> String {
+    format!("ns-{}/pod-{index}", index % NAMESPACES)
+}
+
+fn app(index: usize) -> String {
+    format!("app-{}", index / NAMESPACES % 10)
+}
+
+fn pod(index: usize) -> Value {
+    let octet = |value: usize| u8::try_from(value).unwrap();
+    let address = [10, 100 + octet(index / 62_500), octet(index / 250 % 250), octet(1 + index % 250)];
+    let host = [192, 168, 200, octet(1 + index % 50)];
+    let labels = json!({ "app": app(index) });
+    objects::pod(&key(index), &labels, &format!("far-{}", index % 50), &[address.into()], &[host.into()])
+}
+
+#[test]
+fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
+        let started = Instant::now();
+        let namespaces = (0..NAMESPACES).map(|index| objects::namespace(&format!("ns-{index}"), &json!({})));
+        world.api().create_all(namespaces.collect());
+        world.api().create_all((0..PODS).map(pod).collect());
+        println!("{PODS} pods created in {:.1} s", started.elapsed().as_secs_f64());
+
+        // One set holds a tenth of them, and the web client.
+        world.policy(
+            "shop/db",
+            &json!({
+                "podSelector": labelled(&json!({ "app": "db" })),
+                "ingress": [{ "from": [{
+                    "namespaceSelector": {},
+                    "podSelector": { "matchExpressions": [
+                        { "key": "app", "operator": "In", "values": ["app-3", "web"] },
+                    ] },
+                }] }],
+            }),
+        );
+        let started = Instant::now();
+        let daemon = world.run(0);
+        println!("ready {:.2} s after its start", started.elapsed().as_secs_f64());
+        println!("resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
+        let apps = |of: usize| (0..PODS).filter(|index| app(*index) == format!("app-{of}")).count();
+        wait_until("its members", SOON, || world.members() == apps(3) + 1);
+        world.until("shop/web", "shop/db", true, SOON);
+
+        // Many become others, some go; what concerns packets among them is not held up.
+        let started = Instant::now();
+        let changes = (0..CHANGES).map(|index| {
+            let index = index * (PODS / CHANGES);
+            (path("pods", &key(index)), json!({ "metadata": { "labels": { "app": "app-3" } } }))
+        });
+        world.api().patch_all(changes.collect());
+        world.label("shop/web", &json!({ "app": "stranger" }));
+        world.until("shop/web", "shop/db", false, SOON);
+        println!("{CHANGES} labels and one that matters: {:.2} s", started.elapsed().as_secs_f64());
+        let was_changed = |index: usize| index.is_multiple_of(PODS / CHANGES);
+        let member = |index: usize| app(index) == "app-3" || was_changed(index);
+        let expected = (0..PODS).filter(|index| member(*index)).count();
+        wait_until("its members", SOON, || world.members() == expected);
+        for namespace in 0..5 {
+            world.api().delete_namespace(&format!("ns-{namespace}"));
+        }
+        let expected = (0..PODS).filter(|index| index % NAMESPACES >= 5 && member(*index)).count();
+        wait_until("its members", READY, || world.members() == expected);
+        world.label("shop/web", &json!({ "app": "web" }));
+        world.until("shop/web", "shop/db", true, SOON);
+        println!("resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
+        drop(daemon);
+        world.discard();
+    });
+}

@@ -1,0 +1,66 @@
+//! What an older API server let in stands in the storage for ever, and is told to whoever watches.
+
+use serde_json::json;
+
+use crate::harness::{
+    SOON, World, apart,
+    objects::{self, labelled, path},
+};
+
+#[test]
+fn an_old_object_that_today_would_be_refused_stops_nothing() {
+    apart(|plane| {
+        let world =
+            World::new(plane, &[("shop/db", 0), ("shop/web", 1), ("shop/odd", 1), ("shop/broken", 0)]);
+        // A label's value never had blanks, nor did a selector's match anything with it.
+        let bad_value = objects::policy(
+            "shop/bad-value",
+            &json!({
+                "podSelector": labelled(&json!({ "app": "db" })), "policyTypes": ["Ingress"],
+                "ingress": [{ "from": [{ "podSelector": labelled(&json!({ "app": "no such value!" })) }] }],
+            }),
+        );
+        assert!(world.api().try_create(&bad_value).is_err(), "today it is refused");
+        // No IP address: this policy cannot be understood, and closes what it selects.
+        let bad_block = objects::policy(
+            "shop/bad-block",
+            &json!({
+                "podSelector": labelled(&json!({ "app": "broken" })), "policyTypes": ["Ingress"],
+                "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/99" } }] }],
+            }),
+        );
+        let mut odd_pod =
+            world.object("shop/odd", &json!({ "app": "odd", "note": "what was said, verbatim!" }));
+        odd_pod["metadata"]["uid"] = "00000000-0000-0000-0000-000000000001".into();
+        let put = |kind: &str, object: &serde_json::Value| {
+            let name = object["metadata"]["name"].as_str().unwrap();
+            world.plane.put(&format!("/registry/{kind}/shop/{name}"), object);
+        };
+
+        // In the first list.
+        put("networkpolicies", &bad_value);
+        put("pods", &odd_pod);
+        let daemon = world.run(0);
+        world.until("shop/web", "shop/db", false, SOON);
+        world.policy(
+            "shop/web",
+            &json!({
+                "podSelector": labelled(&json!({ "app": "db" })),
+                "ingress": [{ "from": [{ "podSelector": {
+                    "matchExpressions": [{ "key": "app", "operator": "In", "values": ["web", "odd"] }],
+                } }] }],
+            }),
+        );
+        world.until("shop/web", "shop/db", true, SOON);
+        world.until("shop/odd", "shop/db", true, SOON);
+
+        // And while it watches; what comes after it is heard.
+        put("networkpolicies", &bad_block);
+        world.until("shop/web", "shop/broken", false, SOON);
+        world.label("shop/web", &json!({ "app": "nobody" }));
+        world.until("shop/web", "shop/db", false, SOON);
+        assert!(daemon.log().contains("shop/bad-block"), "who is to mend it is told which one it is");
+        world.api().delete(&path("networkpolicies", "shop/bad-block"));
+        world.until("shop/web", "shop/broken", true, SOON);
+    });
+}

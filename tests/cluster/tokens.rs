@@ -1,0 +1,75 @@
+//! The credentials of a daemon change while it runs.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{
+    Daemon, READY, SOON, World, apart,
+    control_plane::PORT,
+    objects::{labelled, path},
+};
+
+/// As long as the API server may believe a token that has been revoked: it remembers its answers for ten seconds.
+const REMEMBERED: Duration = Duration::from_secs(15);
+
+fn secret(name: &str) -> serde_json::Value {
+    json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": "towpath", "name": name } })
+}
+
+#[test]
+fn a_token_that_was_replaced_may_expire() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
+        world.api().create(&secret("first"));
+        // It holds as long as the secret to which it is bound is there.
+        let first = world.api().token("towpath/towpath", Some("first"));
+        World::write_token(&first);
+        let daemon = world.run(0);
+        let lone = world.kubeconfig("lone", PORT, &first);
+        World::write_token(&world.api().token("towpath/towpath", None));
+        world.api().delete("/api/v1/namespaces/towpath/secrets/first");
+        std::thread::sleep(REMEMBERED);
+        // A daemon that has but the old one is refused: it is worth nothing any more.
+        let mut command = world.command(1, &["--kubeconfig"]);
+        command.arg(&lone);
+        Daemon::start(&world, 1, command).wait_unready(READY, &["401"]);
+        // Every watch is asked for anew, and the rest goes on.
+        world.cable(0).reset(&world.plane);
+        world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
+        world.until("shop/web", "shop/db", false, SOON + SOON);
+        world.api().delete(&path("networkpolicies", "shop/db"));
+        world.until("shop/web", "shop/db", true, SOON);
+        assert!(daemon.is_ready());
+    });
+}
+
+#[test]
+fn a_kubeconfig_works_as_well_as_the_files_of_a_pod() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
+        let token = world.api().token("towpath/towpath", None);
+        let kubeconfig = world.kubeconfig("other", PORT, &token);
+        let command = |more: &[&str]| {
+            let mut command = world.command(0, more);
+            command.env_remove("KUBERNETES_SERVICE_HOST").env_remove("KUBERNETES_SERVICE_PORT");
+            command
+        };
+        world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
+        let mut by_flag = command(&["--context", "test", "--kubeconfig"]);
+        by_flag.arg(&kubeconfig);
+        let mut by_variable = command(&[]);
+        by_variable.env("TOWPATH_KUBECONFIG", &kubeconfig).env("TOWPATH_CONTEXT", "test");
+        let mut as_kubectl = command(&[]);
+        as_kubectl.env("KUBECONFIG", &kubeconfig);
+        for command in [by_flag, by_variable, as_kubectl] {
+            let daemon = Daemon::start(&world, 0, command);
+            daemon.wait_ready();
+            world.until("shop/web", "shop/db", false, SOON);
+        }
+        // It may come into being yet.
+        let mut elsewhere = command(&["--context", "elsewhere", "--kubeconfig"]);
+        elsewhere.arg(&kubeconfig);
+        Daemon::start(&world, 0, elsewhere).wait_unready(READY, &["elsewhere"]);
+    });
+}
