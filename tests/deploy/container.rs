@@ -18,7 +18,7 @@ pub(crate) const PATH: &str = "/usr/sbin:/usr/bin";
 pub(crate) struct PodTemplate(Value);
 
 impl PodTemplate {
-    /// Of the DaemonSet in a text.
+    /// Of the `DaemonSet` among some objects.
     pub(crate) fn of(manifests: &[Value]) -> Self {
         let daemon_set = manifests.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
         Self(daemon_set["spec"]["template"]["spec"].clone())

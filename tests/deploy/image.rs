@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
@@ -126,9 +127,9 @@ fn the_image_has_what_the_daemon_starts_with_its_libraries_and_little_else() {
             {
                 continue;
             }
-            let mut loader = Command::new("chroot");
-            loader.arg(image).arg(loader_of(&found)).arg("--list");
-            let output = loader.arg(Path::new("/").join(path)).output().unwrap();
+            let mut list = Command::new("chroot");
+            list.arg(image).arg(loader_of(&found)).arg("--list");
+            let output = list.arg(Path::new("/").join(path)).output().unwrap();
             let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && !said.contains("not found"), "{}: {said}", path.display());
             loaded += 1;
@@ -180,11 +181,13 @@ impl Ground {
         for (name, id) in &pods {
             let pod_ips = listed(lab.pod(*id).unwrap().addresses());
             let host_ips = listed(lab.node(0).unwrap().addresses());
-            manifests += &format!(
+            write!(
+                manifests,
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
                  spec: {{nodeName: n1, containers: [{{name: main, image: registry.example/main}}]}}\n\
                  status: {{phase: Running, hostIPs: [{host_ips}], podIPs: [{pod_ips}]}}\n"
-            );
+            )
+            .unwrap();
         }
         fs::write(objects.path().join("objects.yaml"), manifests).unwrap();
         Self { lab, pods, objects, image, variant }

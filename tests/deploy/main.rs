@@ -1,7 +1,7 @@
 //! What is deployed: the manifests say what they have to, and the image does as the manifests run it.
 //!
 //! The image's root filesystem is built from Debian's packages by the script that the Dockerfile runs, and its containers
-//! are started here as a container runtime would start them, from what the DaemonSets say: arguments, environment, mounts,
+//! are started here as a container runtime would start them, from what the manifests say: arguments, environment, mounts,
 //! capabilities, a read-only root. That needs root, apt and a mirror of Debian.
 
 #![cfg(test)]

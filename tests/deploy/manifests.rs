@@ -100,11 +100,11 @@ fn the_cluster_role_reads_four_kinds_and_nothing_else() {
     let objects = base();
     let role = one(&objects, "ClusterRole");
     let mut granted = BTreeSet::new();
-    for rule in role["rules"].as_array().unwrap() {
-        let rule = rule.as_object().unwrap();
-        assert_eq!(rule.keys().collect::<Vec<_>>(), ["apiGroups", "resources", "verbs"]);
+    for grant in role["rules"].as_array().unwrap() {
+        let grant = grant.as_object().unwrap();
+        assert_eq!(grant.keys().collect::<Vec<_>>(), ["apiGroups", "resources", "verbs"]);
         let list =
-            |name: &str| rule[name].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned());
+            |name: &str| grant[name].as_array().unwrap().iter().map(|it| it.as_str().unwrap().to_owned());
         for group in list("apiGroups") {
             for resource in list("resources") {
                 granted.extend(list("verbs").map(|verb| format!("{verb} {resource}.{group}")));
@@ -385,7 +385,7 @@ fn the_uninstall_runs_wherever_the_daemon_ran() {
     // Its pods are ready once this has ended well.
     assert_eq!(pod(cleanup)["initContainers"][0]["args"], json!(["cleanup"]));
     if let Some(objects) = rendered("deploy/uninstall") {
-        assert_eq!(&objects, &[cleanup.clone()]);
+        assert_eq!(objects, std::slice::from_ref(cleanup));
     }
 }
 
