@@ -22,7 +22,7 @@ use kube::{
 use tracing::debug;
 
 use super::{
-    Access, Deliver, FirstLists, Trouble, WatchEvent,
+    Shared, Trouble, WatchEvent,
     inventory::{Inventory, Told},
     kinds::{Kind, Watched},
     received::{Page, Received},
@@ -55,10 +55,7 @@ type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
 
 /// Follows one kind.
 pub(super) struct Follower<S> {
-    access: Access,
-    node: Arc<str>,
-    deliver: Deliver,
-    first_lists: Arc<FirstLists>,
+    shared: Arc<Shared>,
     inventory: Inventory<S>,
     client: Option<(Client, Arc<str>)>,
     /// What was told is of this version; `None` before the first list, and when all has to be listed again.
@@ -70,17 +67,9 @@ pub(super) struct Follower<S> {
 }
 
 impl<S: Watched> Follower<S> {
-    pub(super) fn new(
-        access: Access,
-        node: Arc<str>,
-        deliver: Deliver,
-        first_lists: Arc<FirstLists>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
-            access,
-            node,
-            deliver,
-            first_lists,
+            shared,
             inventory: Inventory::new(),
             client: None,
             version: None,
@@ -154,7 +143,8 @@ impl<S: Watched> Follower<S> {
         if let Some((client, server)) = &self.client {
             return Ok((client.clone(), server.clone()));
         }
-        let (client, server) = self.access.client().await.map_err(|error| Trouble::of_access(&error))?;
+        let (client, server) =
+            self.shared.access.client().await.map_err(|error| Trouble::of_access(&error))?;
         let server: Arc<str> = server.into();
         self.client = Some((client.clone(), server.clone()));
         Ok((client, server))
@@ -163,7 +153,7 @@ impl<S: Watched> Follower<S> {
     /// Begins a watch: after [`Self::version`], or with everything there is.
     async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, Trouble> {
         let params = WatchParams {
-            field_selector: S::KIND.fields(&self.node),
+            field_selector: S::KIND.fields(&self.shared.node),
             timeout: Some(WATCH_SECONDS),
             bookmarks: true,
             send_initial_events: self.version.is_none(),
@@ -181,9 +171,9 @@ impl<S: Watched> Follower<S> {
     /// Lists page by page.
     async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
         self.inventory.begin_list();
-        let (inventory, deliver) = (&mut self.inventory, &self.deliver);
-        let version = pages(client, server, S::KIND.fields(&self.node), |page: &[Received<S>]| {
-            deliver(WatchEvent::Heard(S::KIND));
+        let (inventory, shared) = (&mut self.inventory, &self.shared);
+        let version = pages(client, server, S::KIND.fields(&self.shared.node), |page: &[Received<S>]| {
+            shared.tell(WatchEvent::Heard(S::KIND));
             for received in page {
                 inventory.set(received);
             }
@@ -224,9 +214,9 @@ impl<S: Watched> Follower<S> {
         self.deliver_told(told);
         self.mended();
         if self.inventory.is_empty() && S::KIND == Kind::Node {
-            self.tell(WatchEvent::NoSuchNode(self.node.clone()));
+            self.tell(WatchEvent::NoSuchNode(self.shared.node.clone()));
         } else {
-            self.first_lists.listed(S::KIND);
+            self.shared.listed(S::KIND);
         }
     }
 
@@ -242,7 +232,7 @@ impl<S: Watched> Follower<S> {
         }
         self.deliver_told(told);
         if S::KIND == Kind::Node && !self.inventory.is_empty() {
-            self.first_lists.listed(S::KIND);
+            self.shared.listed(S::KIND);
         }
     }
 
@@ -262,7 +252,7 @@ impl<S: Watched> Follower<S> {
     }
 
     fn tell(&self, event: WatchEvent) {
-        (self.deliver)(event);
+        self.shared.tell(event);
     }
 }
 

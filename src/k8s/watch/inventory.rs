@@ -140,9 +140,10 @@ impl<S: Watched> Inventory<S> {
             listing.held.insert(key, held);
             return Told::default();
         }
-        let before = match refusals.is_empty() {
-            true => self.refusals.remove(&key),
-            false => self.refusals.insert(key.clone(), refusals),
+        let before = if refusals.is_empty() {
+            self.refusals.remove(&key)
+        } else {
+            self.refusals.insert(key.clone(), refusals)
         };
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);

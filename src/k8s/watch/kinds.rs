@@ -196,14 +196,12 @@ impl Watched for types::Pod {
     /// other change of it ever gets further than this.
     fn convert(&self, names: &mut Interner) -> Conversion<Pod> {
         let Conversion { readable, problems } = convert::pod(self, names);
-        let readable = readable.map(|pod| match pod.host_network {
-            false => pod,
-            true => Pod {
-                node: pod.node,
-                node_addresses: pod.node_addresses,
-                host_network: true,
-                ..Pod::new(pod.key)
-            },
+        let readable = readable.map(|pod| {
+            if !pod.host_network {
+                return pod;
+            }
+            let Pod { key, node, node_addresses, .. } = pod;
+            Pod { node, node_addresses, host_network: true, ..Pod::new(key) }
         });
         Conversion { readable, problems }
     }

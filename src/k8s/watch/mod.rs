@@ -27,7 +27,6 @@ mod tests;
 pub mod trouble;
 
 use std::{
-    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -40,7 +39,7 @@ pub use kinds::Kind;
 pub use snapshot::snapshot;
 pub use trouble::{Cause, Trouble};
 
-use self::{follow::Follower, kinds::Watched};
+use self::follow::Follower;
 use super::types;
 use crate::model::Change;
 
@@ -83,49 +82,28 @@ impl ApiSource {
     /// [`WatchEvent::Synced`] waits for the object of the node itself: with a name that is not the node's, no pod would
     /// be one of this node, and all rules would be taken down.
     pub fn start(access: Access, node: Arc<str>, deliver: Deliver) -> Self {
-        let first_lists = Arc::new(FirstLists::new(deliver.clone()));
+        let shared = Arc::new(Shared { access, node, deliver, missing: Mutex::new(Kind::ALL.to_vec()) });
         let mut watches = JoinSet::new();
-        let mut watch = |task: Task| task.spawn(&mut watches, &access, &node, &deliver, &first_lists);
-        watch(Task::of::<types::Namespace>());
-        watch(Task::of::<types::Node>());
-        watch(Task::of::<types::Pod>());
-        watch(Task::of::<types::NetworkPolicy>());
+        watches.spawn(Follower::<types::Namespace>::new(shared.clone()).run());
+        watches.spawn(Follower::<types::Node>::new(shared.clone()).run());
+        watches.spawn(Follower::<types::Pod>::new(shared.clone()).run());
+        watches.spawn(Follower::<types::NetworkPolicy>::new(shared).run());
         Self { _watches: watches }
     }
 }
 
-/// How the watch of one kind is started.
-struct Task(fn(&mut JoinSet<()>, Access, Arc<str>, Deliver, Arc<FirstLists>));
-
-impl Task {
-    fn of<S: Watched>() -> Self {
-        Self(|watches, access, node, deliver, first_lists| {
-            let follower = Follower::<S>::new(access, node, deliver, first_lists);
-            watches.spawn(follower.run());
-        })
-    }
-
-    fn spawn(
-        self,
-        watches: &mut JoinSet<()>,
-        access: &Access,
-        node: &Arc<str>,
-        deliver: &Deliver,
-        first_lists: &Arc<FirstLists>,
-    ) {
-        (self.0)(watches, access.clone(), node.clone(), deliver.clone(), first_lists.clone());
-    }
-}
-
-/// Which kinds have not been listed yet.
-struct FirstLists {
-    missing: Mutex<Vec<Kind>>,
+/// What the watches have in common.
+struct Shared {
+    access: Access,
+    node: Arc<str>,
     deliver: Deliver,
+    /// The kinds that have not been listed yet.
+    missing: Mutex<Vec<Kind>>,
 }
 
-impl FirstLists {
-    fn new(deliver: Deliver) -> Self {
-        Self { missing: Mutex::new(Kind::ALL.to_vec()), deliver }
+impl Shared {
+    fn tell(&self, event: WatchEvent) {
+        (self.deliver)(event);
     }
 
     /// All objects of this kind have been told. The last kind's word completes the source.
@@ -134,13 +112,7 @@ impl FirstLists {
         let before = missing.len();
         missing.retain(|other| *other != kind);
         if missing.is_empty() && before > 0 {
-            (self.deliver)(WatchEvent::Synced);
+            self.tell(WatchEvent::Synced);
         }
-    }
-}
-
-impl fmt::Debug for FirstLists {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FirstLists").field("missing", &self.missing).finish_non_exhaustive()
     }
 }
