@@ -1,15 +1,15 @@
 //! The API server as the source of objects: what `towpath run` watches in a cluster.
 //!
 //! Each [`Kind`] has a task of its own that lists and then watches, for as long as the process runs. What it receives
-//! becomes [`Change`]s at once and is not kept: the [`inventory`] only remembers which objects there are, so that a new
+//! becomes [`Change`]s at once and is not kept: the `inventory` only remembers which objects there are, so that a new
 //! list tells which have vanished. In the order of the data:
 //!
 //! | from | to | in |
 //! |---|---|---|
 //! | a kubeconfig or a service account | a client | [`access`] |
-//! | requests | objects and the version that they are of | [`follow`] |
-//! | the text of an object | a slim value, or why it cannot be read | [`received`] |
-//! | values | changes of the model, and refusals | [`inventory`], [`kinds`] |
+//! | requests | objects and the version that they are of | `follow` |
+//! | the text of an object | a slim value, or why it cannot be read | `received` |
+//! | values | changes of the model, and refusals | `inventory`, [`kinds`] |
 //! | errors | what an operator has to do | [`trouble`] |
 //! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
 //!
