@@ -2,8 +2,16 @@
 //!
 //! It runs on a thread of its own, gets its inputs from a channel, and knows neither where they come from nor who
 //! looks at its [`Status`]. It writes nothing before every source has delivered its first list.
+//!
+//! ```text
+//! round      one round, and what becomes of its outcome
+//! drift      when to look whether the kernel still holds what was written
+//! waiting    changes that are not enforced yet, and since when
+//! status     what the loop tells the outside of itself
+//! ```
 
 mod drift;
+mod round;
 mod status;
 mod waiting;
 
@@ -13,29 +21,24 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use tracing::{debug, error, info, warn};
+use tracing::warn;
 
 use drift::Lookout;
 pub use status::{Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
-    dataplane::{ApplyError, Dataplane, DataplaneError, Reason},
+    dataplane::Dataplane,
     metrics::Metrics,
-    model::{Change, Cluster, Delta, Direction, Family, ObjectKey, Pod},
-    policy::{
-        members::Move,
-        resolve::{Resolved, Resolver},
-    },
+    model::{Change, Cluster, Delta, ObjectKey, Pod},
+    policy::{members::Move, resolve::Resolver},
     ruleset::{
         Object, Ruleset,
         compile::{Compiler, Options},
-        names,
         observed::Observed,
-        plan::{SetEdit, Step, plan},
     },
 };
 
@@ -149,12 +152,6 @@ enum Kind {
 
 /// At most so many rounds are put in because changes of both kinds arrived together.
 const SPLITS: usize = 4;
-
-/// Why a round ended early.
-enum Stopped {
-    Refused,
-    Failed(DataplaneError),
-}
 
 impl<D: Dataplane> Agent<D> {
     /// A loop for the pods of `node`. Whoever listens on `applied` hears of every round that wrote.
@@ -324,186 +321,6 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// One round. Only one for tidiness destroys sets.
-    fn round(&mut self, tidy: bool) {
-        let start = Instant::now();
-        self.not_before = start + self.pace.debounce;
-        self.dirty = false;
-        self.kind = None;
-        if tidy {
-            self.tidy_at = None;
-        }
-        let result = self.sync(tidy);
-        self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
-        match result {
-            Ok(()) => self.succeeded(),
-            Err(error) => self.failed(&error),
-        }
-    }
-
-    fn succeeded(&mut self) {
-        self.metrics.syncs.with_label_values(&["success"]).inc();
-        if !std::mem::replace(&mut self.settled, true) {
-            self.dataplane.settled();
-        }
-        self.waiting.enforced(&self.metrics.enforcement_latency, Instant::now());
-        self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
-        if self.broken.is_empty() {
-            if self.failures > 0 {
-                info!(after = self.failures, "the kernel is as it ought to be again");
-            }
-            self.failures = 0;
-            self.retry_at = None;
-            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            self.metrics.last_success.set(since_1970.as_secs_f64());
-            self.status.set(Readiness::Ready);
-        } else {
-            // All else is enforced, and what these would allow is closed: ready, but not done.
-            let broken: Vec<String> = self.broken.iter().map(ToString::to_string).collect();
-            self.status.set(Readiness::Degraded(format!("the kernel refused {}", broken.join(", "))));
-            self.retry_later();
-        }
-    }
-
-    fn failed(&mut self, error: &DataplaneError) {
-        error!(%error, "could not write to the kernel; what it held before stays enforced");
-        self.metrics.syncs.with_label_values(&["failure"]).inc();
-        self.status.set(Readiness::Failing(error.to_string()));
-        self.kernel = None;
-        // Not explained any more, they close first, which is always safe; kept, they would only become more.
-        self.moves.clear();
-        self.retry_later();
-        self.not_before = self.retry_at.unwrap_or(self.not_before);
-    }
-
-    fn retry_later(&mut self) {
-        if self.retry_at.is_some() {
-            return;
-        }
-        let wait = self.pace.retry_first.saturating_mul(1 << self.failures.min(16)).min(self.pace.retry_most);
-        self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(Instant::now() + wait);
-    }
-
-    fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
-        let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
-        let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
-        self.moves.extend(self.resolver.take_moves());
-        loop {
-            let desired = whole.clone().without(&self.broken);
-            let observed = match self.kernel.take() {
-                Some(observed) => observed,
-                None => self.timed("observe", |agent| agent.dataplane.observe()).inspect_err(|error| {
-                    self.metrics.failed("observe", error.reason().label());
-                })?,
-            };
-            let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
-            match self.carry_out(observed, &steps, tidy) {
-                Ok(()) => {
-                    self.moves.clear();
-                    self.publish(&resolved, &desired, whole, &steps);
-                    return Ok(());
-                }
-                Err(Stopped::Refused) => {}
-                Err(Stopped::Failed(error)) => return Err(error),
-            }
-        }
-    }
-
-    /// Carries out the steps. On success the kernel's state is known; otherwise it must be observed again.
-    fn carry_out(&mut self, mut observed: Observed, steps: &[Step], tidy: bool) -> Result<(), Stopped> {
-        for step in steps {
-            if matches!(step, Step::Tidy(_)) && !tidy {
-                self.tidy_at.get_or_insert_with(|| Instant::now() + self.pace.tidy);
-                continue;
-            }
-            let stage = match step {
-                Step::Sets(_) | Step::Tidy(_) => "sets",
-                Step::Chains(Family::V4, _) => "chains_v4",
-                Step::Chains(Family::V6, _) => "chains_v6",
-            };
-            match self.timed(stage, |agent| agent.dataplane.apply(step)) {
-                Ok(()) => observed.note(step),
-                Err(ApplyError::Refused(refusals)) => {
-                    if let Step::Tidy(edits) = step {
-                        debug!(sets = refusals.len(), "sets are still in use; trying again later");
-                        let is_left = |edit: &SetEdit| {
-                            refusals.iter().any(|refusal| refusal.object == Object::Set(edit.set().clone()))
-                        };
-                        edits.iter().filter(|edit| !is_left(edit)).for_each(|edit| observed.note_edit(edit));
-                        self.tidy_at = Some(Instant::now() + 2 * self.pace.tidy);
-                        continue;
-                    }
-                    let lost = refusals.iter().find(|refusal| match &refusal.object {
-                        Object::Set(name) => !names::may_break(name),
-                        Object::Chain(..) => false,
-                    });
-                    if let Some(refusal) = lost {
-                        // Going on without it would open what it closes: rather all stays as it was.
-                        self.metrics.failed(stage, Reason::Refused.label());
-                        let doing =
-                            format!("writing {}, without which nothing may be written", refusal.object);
-                        let source = std::io::Error::other(refusal.reason.clone());
-                        return Err(Stopped::Failed(DataplaneError::System { doing, source }));
-                    }
-                    let known = self.broken.len();
-                    for refusal in refusals {
-                        error!(object = %refusal.object, reason = refusal.reason, "refused; what it would allow stays closed");
-                        self.metrics.failed(stage, Reason::Refused.label());
-                        self.broken.insert(refusal.object);
-                    }
-                    if self.broken.len() == known {
-                        // Closing it did not help: nothing is gained by another try at once.
-                        let doing = format!("closing what the kernel refuses in step {stage}");
-                        let source = std::io::Error::other("it is refused all the same");
-                        return Err(Stopped::Failed(DataplaneError::System { doing, source }));
-                    }
-                    return Err(Stopped::Refused);
-                }
-                Err(ApplyError::Failed(error)) => {
-                    self.metrics.failed(stage, error.reason().label());
-                    return Err(Stopped::Failed(error));
-                }
-            }
-        }
-        self.kernel = Some(observed);
-        Ok(())
-    }
-
-    /// `written` is in the kernel; `meant` is what ought to be, without the loss of what the kernel refused.
-    fn publish(&self, resolved: &Resolved, written: &Ruleset, meant: Ruleset, steps: &[Step]) {
-        let set = |gauge: &prometheus::IntGaugeVec, label: &str, value: usize| {
-            gauge.with_label_values(&[label]).set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        for family in Family::BOTH {
-            let table = written.table(family);
-            let label = family.to_string();
-            set(&self.metrics.chains, &label, table.chains.len());
-            set(&self.metrics.rules, &label, table.chains.values().map(|chain| chain.rules.len()).sum());
-            set(&self.metrics.sets, &label, table.sets.len());
-            set(&self.metrics.set_entries, &label, table.sets.values().map(|set| set.members.len()).sum());
-        }
-        for direction in Direction::BOTH {
-            let policies: BTreeSet<&ObjectKey> = resolved
-                .pods
-                .iter()
-                .flat_map(|pod| &pod.policies)
-                .filter(|policy| policy.rules(direction).is_some())
-                .map(|policy| &policy.key)
-                .collect();
-            set(&self.metrics.policies, &direction.to_string(), policies.len());
-            let isolated = resolved.pods.iter().filter(|pod| pod.program(direction).is_some()).count();
-            set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
-        }
-        self.status.show(resolved.pods.clone());
-        if let Some(applied) = &self.applied
-            && !steps.is_empty()
-        {
-            // Whoever listened is gone only when the process ends.
-            let _ = applied.send(Applied { narrowed: steps.iter().any(may_deny), ruleset: meant });
-        }
-    }
-
     fn count(&self, delta: &Delta) {
         let change = match delta {
             Delta::Pod { before, after, .. } => present(after.as_ref()) - present(before.as_ref()),
@@ -512,13 +329,6 @@ impl<D: Dataplane> Agent<D> {
             Delta::Node { before, after } => present(after.as_ref()) - present(before.as_ref()),
         };
         self.metrics.objects.with_label_values(&[kind_of_object(delta)]).add(change);
-    }
-
-    fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> T) -> T {
-        let start = Instant::now();
-        let result = work(self);
-        self.metrics.sync_duration.with_label_values(&[stage]).observe(start.elapsed().as_secs_f64());
-        result
     }
 }
 
@@ -534,17 +344,4 @@ fn kind_of_object(delta: &Delta) -> &'static str {
 
 fn present<T>(object: Option<&T>) -> i64 {
     i64::from(object.is_some())
-}
-
-/// Whether a step can deny what was allowed before it. New sets, longer ones and unused ones cannot.
-fn may_deny(step: &Step) -> bool {
-    match step {
-        Step::Chains(..) => true,
-        Step::Tidy(_) => false,
-        Step::Sets(edits) => edits.iter().any(|edit| match edit {
-            SetEdit::Remove(set, _) => !names::grows_early(set),
-            SetEdit::Add(set, _) => !names::may_break(set),
-            SetEdit::Create(..) | SetEdit::Destroy(_) => false,
-        }),
-    }
 }

@@ -17,7 +17,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-use crate::ground::{ended, examples, run, towpath};
+use crate::ground::{ended, examples, run, text, towpath};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -182,6 +182,11 @@ fn status_says_what_is_enforced_and_what_is_wrong() {
         let chains = output("iptables", &["-S"]).lines().filter(|line| line.starts_with("-N T")).count();
         assert_eq!(report["kernel"]["IPv4"]["chains"], chains);
 
+        let operations = text("docs/operations.md");
+        for field in report.as_object().unwrap().keys().chain(db.as_object().unwrap().keys()) {
+            assert!(operations.contains(&format!("`{field}`")), "docs/operations.md lacks {field}");
+        }
+
         fs::write(manifests.join("policies.yaml"), "kind: [").unwrap();
         wait_for("the fault", || get("/metrics").unwrap().1.contains("towpath_refused_objects 1\n"));
         let report = run(&["status", "-o", "json"]).json();
@@ -219,7 +224,10 @@ fn a_bug_report_has_what_the_daemon_and_the_kernel_say_and_says_what_it_lacks() 
         assert!(files["metrics.txt"].contains("towpath_build_info"));
         assert!(files["ipset.txt"].contains("Name: tp4-drops") && !files["ipset.txt"].contains("of-others"));
         assert!(files["versions.txt"].contains("ipset: ipset v"), "{}", files["versions.txt"]);
-        let tables: Vec<_> = files.iter().filter(|(name, _)| name.starts_with("iptables")).collect();
+        let tables: Vec<_> = files
+            .iter()
+            .filter(|(name, _)| name.starts_with("iptables-") && name.ends_with("-filter.txt"))
+            .collect();
         assert!(tables.iter().any(|(_, text)| text.contains(":TOWPATH-FORWARD -")), "{tables:?}");
         assert_eq!((chains(), output("ipset", &["save"])), before, "looking changes nothing");
         drop(daemon);

@@ -193,3 +193,46 @@ fn an_api_server_that_hangs_is_given_up_and_heard_again_once_it_goes_on() {
         daemon.wait_ready();
     });
 }
+
+#[test]
+fn after_a_restored_backup_what_is_stored_now_counts() {
+    apart(|plane| {
+        let world = world(plane);
+        world.plane.back_up();
+        world.plane.wait_ready();
+        let daemon = world.run(0);
+        meanwhile(world.api());
+        assert_as_after(&world, SOON);
+        // What the daemon has seen was never there, and versions that it knows are yet to come.
+        world.plane.restore();
+        world.until("shop/first", "shop/db", true, READY + SOON);
+        assert_as_before(&world);
+        daemon.wait_ready();
+        meanwhile(world.api());
+        assert_as_after(&world, SOON);
+    });
+}
+
+#[test]
+fn a_node_that_is_not_there_yet_is_waited_for() {
+    apart(|plane| {
+        let world = world(plane);
+        let node = world.api().get("/api/v1/nodes/node-1").unwrap();
+        world.api().delete("/api/v1/nodes/node-1");
+        let daemon = world.start(0);
+        let said = daemon.wait_unready(READY, &["no node", "node-1", "--node-name"]);
+        println!("without its node: {}", said.trim());
+        assert_eq!(
+            world.reaches("shop/second", "shop/shelf"),
+            [true; 2],
+            "nothing is written for somebody else"
+        );
+        let mut again = json!({ "apiVersion": "v1", "kind": "Node" });
+        again["metadata"] = json!({ "name": "node-1" });
+        again["spec"] = node["spec"].clone();
+        again["status"] = node["status"].clone();
+        world.api().create(&again);
+        daemon.wait_ready();
+        assert_as_before(&world);
+    });
+}

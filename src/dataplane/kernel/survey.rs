@@ -5,6 +5,7 @@ use std::fs;
 use super::variant::{Tools, installed, usable_families};
 use crate::{
     dataplane::command::{Commands, Output},
+    model::Family,
     ruleset::SetName,
 };
 
@@ -93,7 +94,11 @@ fn tables(commands: &Commands, tools: &Tools) -> Vec<Sheet> {
         } else {
             Ok("nobody has used this table\n".to_owned())
         };
-        Sheet::new(format!("{}-{}.txt", program, tools.variant), found)
+        let family = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        Sheet::new(format!("{family}-{}-filter.txt", tools.variant), found)
     };
     usable_families(commands, tools).into_iter().map(sheet).collect()
 }

@@ -20,7 +20,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath::lab::Netns;
 
-use super::{Api, api::write_kubeconfig, pki, process::Served};
+use super::{
+    Api,
+    api::write_kubeconfig,
+    pki,
+    process::{Served, remove_at_the_end},
+};
 
 /// Where the API server is for the nodes.
 pub(crate) const ADDRESS: &str = "100.100.0.1";
@@ -55,6 +60,7 @@ impl ControlPlane {
     /// Starts one with the programs in `assets`, and waits until it is ready.
     pub(crate) fn new(assets: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("control-plane-").tempdir().unwrap();
+        remove_at_the_end(folder.path());
         let pki_folder = folder.path().join("pki");
         fs::create_dir(&pki_folder).unwrap();
         pki::write(&pki_folder, &["127.0.0.1", ADDRESS, "kubernetes.default.svc"]);
@@ -122,6 +128,30 @@ impl ControlPlane {
             "--unsafe-no-fsync".to_owned(),
         ];
         *self.etcd() = Some(self.serve("etcd", "etcd.log", &arguments));
+    }
+
+    /// A copy of all that is stored, made while nobody writes.
+    pub(crate) fn back_up(&self) {
+        self.kill_etcd();
+        self.copy("etcd", "backup");
+        self.restart_etcd();
+    }
+
+    /// Puts the copy in the place of what is stored now, as after a disaster; the API server is started anew on it.
+    pub(crate) fn restore(&self) {
+        self.kill();
+        self.kill_etcd();
+        self.copy("backup", "etcd");
+        self.restart_etcd();
+        self.restart();
+        self.wait_ready();
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let path = |name: &str| self.folder.path().join(name);
+        drop(fs::remove_dir_all(path(to)));
+        let copied = Command::new("cp").arg("-a").arg(path(from)).arg(path(to)).status().unwrap();
+        assert!(copied.success());
     }
 
     /// Starts the API server; it may be a while until it answers.

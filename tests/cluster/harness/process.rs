@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
 };
 
@@ -12,6 +12,13 @@ use nix::{
     unistd::Pid,
 };
 use towpath::lab::Netns;
+
+/// `program` as a command that the kernel kills together with the thread that starts it.
+pub(crate) fn bound(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
+}
 
 /// A process in a network namespace. Dropping it kills it; so does the kernel, should this process be killed.
 #[derive(Debug)]
@@ -23,11 +30,11 @@ pub(crate) struct Served {
 impl Served {
     /// Starts `program`; what it prints is appended to a log.
     pub(crate) fn start(netns: &Netns, program: &Path, arguments: &[String], log: &Path) -> Self {
-        // It dies with the thread that starts it, and that is the namespace's.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(program).args(arguments);
+        // The thread is the namespace's.
+        let mut command = bound(program);
+        command.args(arguments);
         let file = File::options().create(true).append(true).open(log).unwrap();
-        command.stdin(std::process::Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: netns.spawn(command).unwrap(), log: log.to_owned() }
     }
 
@@ -57,4 +64,15 @@ impl Drop for Served {
             eprintln!("--- {}\n{}", self.log.display(), self.tail(30));
         }
     }
+}
+
+/// Removes a folder once this process has ended, however it does: what is kept for the next test is never dropped.
+pub(crate) fn remove_at_the_end(folder: &Path) {
+    let mut command = Command::new("sh");
+    // Standard input ends when nobody holds its other end any more, and whoever writes to the folder has been killed.
+    command.args(["-c", "cat; sleep 1; rm -rf -- \"$0\""]).arg(folder);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    // Held until the end.
+    std::mem::forget(child.stdin);
 }

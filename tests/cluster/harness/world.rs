@@ -31,6 +31,7 @@ use super::{
     api::write_kubeconfig,
     control_plane::{ADDRESS, BRIDGE, PORT, assets, lease},
     objects,
+    process::bound,
 };
 
 /// Where each daemon answers, on its node.
@@ -212,7 +213,7 @@ impl World {
 
     /// The same with the API server at another port.
     pub(crate) fn command_at(&self, node: usize, port: u16, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+        let mut command = bound(Path::new(env!("CARGO_BIN_EXE_towpath")));
         command.args(["run", "--node-name", self.node(node).name(), "--listen", LISTEN]);
         command.args(["--iptables-backend", self.variant.name()]);
         command.arg("--run-dir").arg(self.folder.path().join("run")).args(more);
