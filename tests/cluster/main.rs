@@ -6,6 +6,7 @@
 #![expect(clippy::expect_used, reason = "as above")]
 #![expect(clippy::panic, reason = "as above")]
 
+mod clock;
 mod harness;
 mod kill;
 mod manifests;

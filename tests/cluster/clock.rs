@@ -1,0 +1,79 @@
+//! The node's clock is set while the daemon runs.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use serde_json::json;
+
+use crate::harness::{
+    Daemon, SOON, World, apart,
+    objects::{labelled, path},
+};
+
+/// As long as the API server may believe a token that has been revoked: it remembers its answers for ten seconds.
+const REMEMBERED: Duration = Duration::from_secs(15);
+
+/// The library of Debian's package libfaketime that stands between a program and the clock of the day.
+fn library() -> PathBuf {
+    let found = fs::read_dir("/usr/lib").unwrap().flatten();
+    let found =
+        found.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|path| path.exists());
+    found.expect("libfaketime is not installed: apt-get install libfaketime")
+}
+
+#[test]
+fn however_the_clock_jumps_changes_arrive_and_credentials_are_renewed() {
+    apart(|plane| {
+        let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
+        let set = |token: &str| {
+            let (namespace, name) = ("towpath", token);
+            let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": namespace, "name": name } });
+            world.api().create(&secret);
+            World::write_token(&world.api().token("towpath/towpath", Some(name)));
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let clock = folder.path().join("clock");
+        let jump = |to: &str| {
+            let next = folder.path().join("next");
+            fs::write(&next, to).unwrap();
+            fs::rename(next, &clock).unwrap();
+        };
+        let toggle = |open: bool| {
+            if open {
+                world.api().delete(&path("networkpolicies", "shop/db"));
+            } else {
+                world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
+            }
+            world.until("shop/web", "shop/db", open, SOON + SOON);
+        };
+        set("first");
+        jump("+0");
+        let mut command = world.command(0, &[]);
+        command
+            .env("LD_PRELOAD", library())
+            .env("FAKETIME_TIMESTAMP_FILE", &clock)
+            .env("FAKETIME_NO_CACHE", "1");
+        // Only the clock of the day can be set; the one that measures intervals never jumps.
+        command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        let daemon = Daemon::start(&world, 0, command);
+        daemon.wait_ready();
+        let last_success = |daemon: &Daemon<'_>| daemon.metric("towpath_last_success_timestamp_seconds");
+        let before = last_success(&daemon);
+
+        jump("+3d");
+        toggle(false);
+        assert!(last_success(&daemon) > before + 2.0 * 86_400.0, "the clock has not jumped for the daemon");
+        world.cable(0).reset(&world.plane);
+        toggle(true);
+
+        // Back again: what was read a moment ago now seems to hold for days yet.
+        jump("-3d");
+        toggle(false);
+        assert!(last_success(&daemon) < before - 2.0 * 86_400.0, "the clock has not jumped for the daemon");
+        set("second");
+        world.api().delete("/api/v1/namespaces/towpath/secrets/first");
+        std::thread::sleep(REMEMBERED);
+        world.cable(0).reset(&world.plane);
+        toggle(true);
+        assert!(daemon.is_ready());
+    });
+}
