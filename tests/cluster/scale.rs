@@ -5,7 +5,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    READY, SOON, World, apart,
+    Daemon, READY, SOON, World, apart,
+    control_plane::PORT,
     objects::{self, labelled, path},
     wait_until,
 };
@@ -84,6 +85,22 @@ fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
         world.until("shop/web", "shop/db", true, SOON);
         println!("resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
         drop(daemon);
+        // The web client is a member again.
+        a_server_without_streaming_lists_is_read_page_by_page(&world, expected + 1);
         world.discard();
     });
+}
+
+/// What a streaming list tells is what pages tell.
+fn a_server_without_streaming_lists_is_read_page_by_page(world: &World, members: usize) {
+    const PORT_WITHOUT: u16 = PORT + 1;
+    let _beside = world.plane.beside(PORT_WITHOUT, &["--feature-gates=WatchList=false"]);
+    let daemon = Daemon::start(world, 0, world.command_at(0, PORT_WITHOUT, &[]));
+    daemon.wait_ready();
+    let pods = world.api().list("/api/v1/pods").len();
+    assert_eq!(daemon.metric("towpath_objects{kind=\"Pod\"}").to_string(), pods.to_string());
+    assert_eq!(world.members(), members);
+    println!("by pages: resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
+    world.label("shop/web", &json!({ "app": "stranger" }));
+    world.until("shop/web", "shop/db", false, SOON);
 }
