@@ -46,7 +46,7 @@ impl DaemonArgs {
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
         let address = self.address();
         let answer = ask(&address, path).with_context(|| {
-            format!("asking the daemon at {address} for {path}; is it running, and there?")
+            format!("asking the daemon at {address} for {path} (does it run, and listen there?)")
         })?;
         let text = String::from_utf8(answer).context("the answer is no text")?;
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
