@@ -72,7 +72,6 @@ pub(crate) fn remove_at_the_end(folder: &Path) {
     // Standard input ends when nobody holds its other end any more, and whoever writes to the folder has been killed.
     command.args(["-c", "cat; sleep 1; rm -rf -- \"$0\""]).arg(folder);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    // Held until the end.
-    std::mem::forget(child.stdin);
+    // The shell outlives this process, which can therefore not wait for it; its standard input is held until the end.
+    std::mem::forget(command.spawn().unwrap());
 }
