@@ -18,6 +18,16 @@ const MOST: u64 = 256 << 20;
 /// Where the daemon listens unless it is told otherwise.
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:9586";
 
+/// Reads `ADDR:PORT`. An address of IPv6 may do without its brackets, since manifests put the two together from parts.
+pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, String> {
+    let apart = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    let address = text.parse().ok().or_else(apart);
+    address.ok_or_else(|| format!("{text:?} is not an IP address and a port, as in {DEFAULT_ADDRESS}"))
+}
+
 /// Where the daemon is.
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
@@ -71,7 +81,11 @@ fn ask(address: &str, path: &str) -> io::Result<Vec<u8>> {
 
 fn connect(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in address.to_socket_addrs()? {
+    let addresses = match address_and_port(address) {
+        Ok(address) => vec![address],
+        Err(_) => address.to_socket_addrs()?.collect(),
+    };
+    for address in addresses {
         match TcpStream::connect_timeout(&reachable(address), PATIENCE) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
@@ -86,5 +100,19 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, v6.port()).into(),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_and_a_port_are_told_apart_in_both_families() {
+        let read = |text| address_and_port(text).map(|address| address.to_string());
+        assert_eq!(read("10.0.0.1:80").as_deref(), Ok("10.0.0.1:80"));
+        assert_eq!(read("[fd00::1]:9586").as_deref(), Ok("[fd00::1]:9586"));
+        assert_eq!(read("fd00::1:9586").as_deref(), Ok("[fd00::1]:9586"));
+        assert!(read("10.0.0.1").is_err() && read("node:80").is_err() && read("fd00::1:").is_err());
     }
 }

@@ -28,7 +28,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs, source::Ends};
+use super::{
+    BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
+    client::{DEFAULT_ADDRESS, address_and_port},
+    source::Ends,
+};
 use crate::{
     agent::{Agent, Applied, Input, Pace, Status},
     dataplane::{
@@ -65,7 +69,8 @@ pub(super) struct RunArgs {
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     iptables_backend: BackendArg,
     /// Where to answer /metrics, /status, /livez and /readyz.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9586", env = "TOWPATH_LISTEN")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_ADDRESS, env = "TOWPATH_LISTEN")]
+    #[arg(value_parser = address_and_port)]
     listen: SocketAddr,
     #[command(flatten)]
     enforcement: EnforcementArgs,

@@ -6,7 +6,7 @@
 
 mod report;
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -20,7 +20,11 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, task::JoinHandle, time};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time,
+};
 
 pub use report::{Amounts, Isolation, PodReport, RefusedObject, Report};
 
@@ -71,12 +75,12 @@ pub struct Web {
 impl Web {
     /// Answers requests until it is dropped.
     pub async fn serve(self, listener: TcpListener) {
-        let router = Router::new()
+        let common = Router::new()
             .route("/metrics", get(metrics))
-            .route("/status", get(status))
             .route("/livez", get(livez))
-            .route("/readyz", get(readyz))
-            .with_state(self);
+            .route("/readyz", get(readyz));
+        let near = common.clone().route("/status", get(status)).with_state(self.clone());
+        let far = common.route("/status", get(status_from_afar)).with_state(self);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .keep_alive(false)
@@ -94,8 +98,8 @@ impl Web {
                     continue;
                 }
             };
-            let connection =
-                http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
+            let router = if is_of_this_node(&stream) { near.clone() } else { far.clone() };
+            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             open.retain(|connection| !connection.is_finished());
             if open.len() >= CONNECTIONS
                 && let Some(oldest) = open.pop_front()
@@ -108,6 +112,18 @@ impl Web {
             }));
         }
     }
+}
+
+/// Whether whoever asks is on this node: a process on its network reaches one of its addresses from that same address.
+/// A pod, even one of this node, has an address of its own.
+fn is_of_this_node(stream: &TcpStream) -> bool {
+    let (Ok(from), Ok(to)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+    is_near(from.ip(), to.ip())
+}
+
+fn is_near(from: IpAddr, to: IpAddr) -> bool {
+    let (from, to) = (from.to_canonical(), to.to_canonical());
+    from == to || from.is_loopback()
 }
 
 /// Whether a failure to accept is that of the client, who has gone already.
@@ -123,6 +139,11 @@ async fn metrics(State(web): State<Web>) -> impl IntoResponse {
 /// 200 with a [`Report`], whatever it says.
 async fn status(State(web): State<Web>) -> impl IntoResponse {
     Json(Report::of(&web))
+}
+
+/// 403: which pods and policies there are is nothing for pods and strangers.
+async fn status_from_afar() -> impl IntoResponse {
+    (StatusCode::FORBIDDEN, "only processes on this node's network are told: towpath status\n")
 }
 
 /// 200 while the loop turns.
@@ -142,5 +163,19 @@ async fn readyz(State(web): State<Web>) -> impl IntoResponse {
         Readiness::Degraded(reason) => (StatusCode::OK, format!("ok, but {reason}\n")),
         Readiness::Starting(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("starting: {reason}\n")),
         Readiness::Failing(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failing: {reason}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_is_who_asks_from_the_address_that_is_asked() {
+        let near = |from: &str, to: &str| is_near(from.parse().unwrap(), to.parse().unwrap());
+        assert!(near("127.0.0.1", "127.0.0.1") && near("::1", "::1") && near("127.0.0.1", "127.0.0.2"));
+        assert!(near("192.0.2.1", "192.0.2.1") && near("::ffff:192.0.2.1", "192.0.2.1"));
+        assert!(!near("10.244.1.7", "192.0.2.1") && !near("192.0.2.2", "192.0.2.1"));
+        assert!(!near("::ffff:10.244.1.7", "::ffff:192.0.2.1"));
     }
 }
