@@ -191,7 +191,7 @@ fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
         [a_firewall_forgets_the_connections, the_api_server_hangs, the_storage_is_restored_from_a_backup];
     let running: Vec<_> = silences.map(|silence| thread::spawn(move || apart(silence))).into();
     let ended: Vec<_> = running.into_iter().map(thread::JoinHandle::join).collect();
-    for panic in ended.into_iter().filter_map(Result::err) {
+    if let Some(panic) = ended.into_iter().find_map(Result::err) {
         std::panic::resume_unwind(panic);
     }
 }
