@@ -78,22 +78,6 @@ fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
 }
 
 #[test]
-fn a_connection_that_died_in_silence_is_given_up_and_made_anew() {
-    apart(|plane| {
-        let world = world(plane);
-        let daemon = world.run(0);
-        assert_as_before(&world);
-        let forgotten = world.cable(0).forget(&world.plane);
-        assert!(forgotten > 0, "no connection stood");
-        meanwhile(world.api());
-        thread::sleep(Duration::from_secs(2));
-        assert_as_before(&world);
-        assert_as_after(&world, DEAD);
-        daemon.wait_ready();
-    });
-}
-
-#[test]
 fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
     apart(|plane| {
         let world = world(plane);
@@ -177,43 +161,6 @@ fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
 }
 
 #[test]
-fn an_api_server_that_hangs_is_given_up_and_heard_again_once_it_goes_on() {
-    apart(|plane| {
-        let world = world(plane);
-        let daemon = world.run(0);
-        assert_as_before(&world);
-        // Its kernel still takes connections, and nobody ever answers on them.
-        world.plane.pause();
-        wait_until("it gives up waiting", DEAD, || daemon.restarts("silent") > 0);
-        world.cable(0).forget(&world.plane);
-        assert_as_before(&world);
-        world.plane.resume();
-        meanwhile(world.api());
-        assert_as_after(&world, READY + SOON);
-        daemon.wait_ready();
-    });
-}
-
-#[test]
-fn after_a_restored_backup_what_is_stored_now_counts() {
-    apart(|plane| {
-        let world = world(plane);
-        world.plane.back_up();
-        world.plane.wait_ready();
-        let daemon = world.run(0);
-        meanwhile(world.api());
-        assert_as_after(&world, SOON);
-        // What the daemon has seen was never there, and versions that it knows are yet to come.
-        world.plane.restore();
-        world.until("shop/first", "shop/db", true, READY + SOON);
-        assert_as_before(&world);
-        daemon.wait_ready();
-        meanwhile(world.api());
-        assert_as_after(&world, SOON);
-    });
-}
-
-#[test]
 fn a_node_that_is_not_there_yet_is_waited_for() {
     apart(|plane| {
         let world = world(plane);
@@ -235,4 +182,62 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
         daemon.wait_ready();
         assert_as_before(&world);
     });
+}
+
+/// Each takes as long as silence is borne, and most of it is waiting: so they are side by side.
+#[test]
+fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
+    let silences =
+        [a_firewall_forgets_the_connections, the_api_server_hangs, the_storage_is_restored_from_a_backup];
+    let running: Vec<_> = silences.map(|silence| thread::spawn(move || apart(silence))).into();
+    let ended: Vec<_> = running.into_iter().map(thread::JoinHandle::join).collect();
+    if let Some(panic) = ended.into_iter().find_map(Result::err) {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Their packets vanish, and nobody is told.
+fn a_firewall_forgets_the_connections(plane: Lease) {
+    let world = world(plane);
+    let daemon = world.run(0);
+    assert_as_before(&world);
+    let forgotten = world.cable(0).forget(&world.plane);
+    assert!(forgotten > 0, "no connection stood");
+    meanwhile(world.api());
+    thread::sleep(Duration::from_secs(2));
+    assert_as_before(&world);
+    assert_as_after(&world, DEAD);
+    daemon.wait_ready();
+}
+
+/// Its kernel still takes connections, and nobody ever answers on them.
+fn the_api_server_hangs(plane: Lease) {
+    let world = world(plane);
+    let daemon = world.run(0);
+    assert_as_before(&world);
+    world.plane.pause();
+    wait_until("it gives up waiting", DEAD, || daemon.restarts("silent") > 0);
+    world.cable(0).forget(&world.plane);
+    assert_as_before(&world);
+    world.plane.resume();
+    meanwhile(world.api());
+    assert_as_after(&world, READY + SOON);
+    daemon.wait_ready();
+}
+
+/// The server takes the watches that go on from versions which it has yet to reach, and is silent until it has.
+fn the_storage_is_restored_from_a_backup(plane: Lease) {
+    let world = world(plane);
+    world.plane.back_up();
+    world.plane.wait_ready();
+    let daemon = world.run(0);
+    meanwhile(world.api());
+    assert_as_after(&world, SOON);
+    // What the daemon has seen was never there, and versions that it knows are yet to come.
+    world.plane.restore();
+    world.until("shop/first", "shop/db", true, DEAD);
+    assert_as_before(&world);
+    daemon.wait_ready();
+    meanwhile(world.api());
+    assert_as_after(&world, SOON);
 }

@@ -6,7 +6,8 @@
 //! enforced.
 //!
 //! A watch that ends goes on where it ended, from the version of the last event or bookmark. Bookmarks come about once
-//! a minute, so that silence for longer than that means that the connection is dead, whatever TCP thinks of it.
+//! a minute, so that silence for longer than that means that the connection is dead, whatever TCP thinks of it, or that
+//! the server is behind what it once said. After silence all is listed anew.
 
 use std::{
     sync::Arc,
@@ -95,7 +96,9 @@ impl<S: Watched> Follower<S> {
             }
             debug!(kind = %S::KIND, %trouble, "a watch ended");
             let cause = trouble.cause;
-            if cause == Cause::Gone {
+            // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is
+            // silent until it has: so silence is no reason to go on from there.
+            if matches!(cause, Cause::Gone | Cause::Silent) {
                 self.version = None;
             }
             if !cause.is_routine() {
