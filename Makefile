@@ -58,11 +58,9 @@ bench-node: packages ## A whole node, end to end, with real packets (root)
 bench-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
 	$(CARGO) bench --locked --bench cluster
 
-bench-smoke: packages ## Every bench runs once
-	$(CARGO) bench --locked --bench core -- --test
-	$(CARGO) bench --locked --bench node -- --test
+bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
-	$(CARGO) bench --locked --bench cluster -- --test
+	$(CARGO) test --locked --bench core --bench node --bench cluster -- --test
 
 soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
