@@ -3,7 +3,7 @@
 //! Only names are kept: what the objects say is in the model and nowhere else.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     marker::PhantomData,
     sync::Arc,
@@ -76,6 +76,8 @@ pub(super) struct Inventory<S> {
 #[derive(Debug, Default)]
 struct Listing {
     held: HashMap<Key, Held>,
+    /// What was removed while the list came, and is not there again.
+    removed: HashSet<Key>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
     changes: Vec<Change>,
 }
@@ -116,7 +118,7 @@ impl<S: Watched> Inventory<S> {
 
     /// The list is complete: what is not in it is gone.
     pub(super) fn end_list(&mut self) -> Told {
-        let Some(Listing { held, refusals, mut changes }) = self.listing.take() else {
+        let Some(Listing { held, removed: _, refusals, mut changes }) = self.listing.take() else {
             return Told::default();
         };
         let before = std::mem::replace(&mut self.held, held);
@@ -137,6 +139,7 @@ impl<S: Watched> Inventory<S> {
             if !refusals.is_empty() {
                 listing.refusals.insert(key.clone(), refusals);
             }
+            listing.removed.remove(&key);
             listing.held.insert(key, held);
             return Told::default();
         }
@@ -160,6 +163,7 @@ impl<S: Watched> Inventory<S> {
         if let Some(listing) = &mut self.listing {
             listing.held.remove(&key);
             listing.refusals.remove(&key);
+            listing.removed.insert(key.clone());
             // What the list said of it before does not count, and what was known of it has to go.
             listing.changes.push(S::remove(key));
             return Told::default();
@@ -167,6 +171,14 @@ impl<S: Watched> Inventory<S> {
         self.held.remove(&key);
         let refused = self.refusals.remove(&key).map(|_| self.refused());
         Told { changes: vec![S::remove(key)], refused }
+    }
+
+    /// What the model holds of an object, or will hold when the list that comes is complete.
+    fn before(&self, key: &Key) -> Option<Held> {
+        let listed = self.listing.as_ref().and_then(|listing| {
+            if listing.removed.contains(key) { Some(None) } else { listing.held.get(key).copied().map(Some) }
+        });
+        listed.unwrap_or_else(|| self.held.get(key).copied())
     }
 
     fn refused(&self) -> Vec<Refusal> {
@@ -191,7 +203,7 @@ impl<S: Watched> Inventory<S> {
                 refusals: Vec::new(),
             });
         }
-        let before = self.held.get(&key).copied();
+        let before = self.before(&key);
         let despite = object.despite(readable, &errors, &mut self.names).map(S::set);
         let (held, change) = match despite {
             Some(change) if S::SALVAGED_IS_CURRENT => (Held::Good, Some(change)),
@@ -210,7 +222,7 @@ impl<S: Watched> Inventory<S> {
         let (key, stand_in) = self.read_leniently(unreadable);
         let key = key?;
         let problem = Problem::error(FieldPath::root(), unreadable.error.clone());
-        let before = self.held.get(&key).copied();
+        let before = self.before(&key);
         let (held, change) = match stand_in {
             Some(change) if before != Some(Held::Good) => (Held::StandIn, Some(change)),
             _ => (before.unwrap_or(Held::Nothing), None),

@@ -121,6 +121,33 @@ fn a_refused_policy_keeps_its_last_good_version_through_a_new_list() {
 }
 
 #[test]
+fn a_refused_policy_has_no_good_version_that_was_removed_while_a_list_came() {
+    let (good, bad) =
+        (json!({"podSelector": {}}), json!({"podSelector": {}, "policyTypes": ["Ingress", "Up"]}));
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.set(&policy("p", &good));
+    policies.begin_list();
+    policies.remove(&policy("p", &good));
+    policies.set(&policy("p", &bad));
+    let told = policies.end_list();
+    let Some(Change::SetPolicy(last)) = told.changes.last() else { panic!("nothing isolates: {told:?}") };
+    assert_eq!(last.standing, Standing::Refused);
+}
+
+#[test]
+fn a_good_version_that_comes_in_a_list_stays_if_a_refused_one_follows_it_there() {
+    let (good, bad) =
+        (json!({"podSelector": {}}), json!({"podSelector": {}, "policyTypes": ["Ingress", "Up"]}));
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.begin_list();
+    policies.set(&policy("p", &good));
+    policies.set(&policy("p", &bad));
+    let told = policies.end_list();
+    assert_eq!(standing(&told), Some(Standing::Accepted));
+    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+}
+
+#[test]
 fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
     let page = json!({
         "metadata": {"resourceVersion": "9"},
