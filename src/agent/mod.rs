@@ -241,6 +241,7 @@ impl<D: Dataplane> Agent<D> {
                 }
             }
             Input::Synced => {
+                self.status.wait_for("the first round has not been written yet");
                 self.synced = true;
                 self.dirty = true;
             }

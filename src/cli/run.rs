@@ -304,7 +304,7 @@ fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
     };
     match WriterLock::acquire(folder, waiting) {
         Ok(lock) => {
-            status.wait_for("the first round has not been written yet");
+            status.wait_for("the objects have not been read yet");
             Some(lock)
         }
         Err(error) => {

@@ -15,7 +15,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceEvent},
-        watch::{Access, ApiSource, Kind, Trouble, WatchEvent},
+        watch::{Access, ApiSource, Kind, Refusal, Trouble, WatchEvent},
     },
     metrics::Metrics,
     model::Change,
@@ -89,6 +89,11 @@ struct State {
     synced: bool,
     /// The watches that do not run, since when, and why.
     troubles: BTreeMap<Kind, (Instant, Trouble)>,
+    /// The watches that run again, and since when they had not. A server that takes a watch and breaks it off at once
+    /// is no server: only what is heard shows that it is over.
+    unproven: BTreeMap<Kind, Instant>,
+    /// What was told to be refused.
+    refused: BTreeMap<Kind, Vec<Refusal>>,
 }
 
 impl Joint {
@@ -103,7 +108,8 @@ impl Joint {
                 drop(inputs.send(Input::Changes { received, changes }));
             }
             WatchEvent::Refused(kind, refusals) => {
-                for refusal in &refusals {
+                let known = self.state().refused.insert(kind, refusals.clone()).unwrap_or_default();
+                for refusal in refusals.iter().filter(|refusal| !known.contains(refusal)) {
                     error!("{refusal}; what can be read of it, or its last good version, stays enforced");
                 }
                 let refused =
@@ -115,7 +121,10 @@ impl Joint {
                 self.state().synced = true;
                 drop(inputs.send(Input::Synced));
             }
-            WatchEvent::Heard(kind) => metrics.heard(kind.name()),
+            WatchEvent::Heard(kind) => {
+                metrics.heard(kind.name());
+                self.state().unproven.remove(&kind);
+            }
             WatchEvent::Ended(kind, trouble) => {
                 metrics.watch_restarts.with_label_values(&[kind.name(), trouble.cause.name()]).inc();
                 if !trouble.cause.is_routine() {
@@ -123,10 +132,10 @@ impl Joint {
                 }
             }
             WatchEvent::Mended(kind) => {
-                metrics.heard(kind.name());
                 let mut state = self.state();
                 if let Some((since, _)) = state.troubles.remove(&kind) {
                     info!(%kind, after = ?since.elapsed(), "the watch runs again");
+                    state.unproven.insert(kind, since);
                 }
                 self.say(&state);
             }
@@ -142,14 +151,14 @@ impl Joint {
 
     fn trouble(&self, kind: Kind, trouble: Trouble) {
         let mut state = self.state();
-        let before = state.troubles.get(&kind);
+        let before = state.unproven.remove(&kind).or(state.troubles.get(&kind).map(|(since, _)| *since));
         let is_known = state.troubles.values().any(|(_, known)| known.text == trouble.text);
         if is_known {
             debug!(%kind, "{trouble}; what is known stays enforced, trying again");
         } else {
             warn!(%kind, "{trouble}; what is known stays enforced, trying again");
         }
-        let since = before.map_or_else(Instant::now, |(since, _)| *since);
+        let since = before.unwrap_or_else(Instant::now);
         state.troubles.insert(kind, (since, trouble));
         self.say(&state);
     }
@@ -182,4 +191,34 @@ fn refused(object: Option<&ObjectId>, reason: String) -> Refused {
         [id.kind.to_owned(), id.namespace.as_deref().unwrap_or_default().to_owned(), (*id.name).to_owned()]
     });
     Refused { object, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::k8s::watch::Cause;
+
+    #[test]
+    fn a_watch_that_breaks_off_before_anything_is_heard_was_never_mended() {
+        let ends = Ends {
+            inputs: mpsc::channel().0,
+            metrics: Arc::new(Metrics::new().unwrap()),
+            status: Arc::new(Status::starting("the objects")),
+        };
+        let joint = Joint { ends, state: Mutex::default() };
+        let fails = || {
+            let trouble = Trouble { cause: Cause::Unreachable, text: "it was reset".to_owned() };
+            joint.take(WatchEvent::Ended(Kind::Pod, trouble));
+            joint.state().troubles[&Kind::Pod].0
+        };
+        let since = fails();
+        joint.take(WatchEvent::Mended(Kind::Pod));
+        assert!(joint.state().troubles.is_empty());
+        assert_eq!(fails(), since, "it goes on");
+        joint.take(WatchEvent::Mended(Kind::Pod));
+        joint.take(WatchEvent::Heard(Kind::Pod));
+        assert!(fails() > since, "it is another one");
+    }
 }
