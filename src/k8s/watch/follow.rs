@@ -61,7 +61,7 @@ pub(super) struct Follower<S> {
     client: Option<(Client, Arc<str>)>,
     /// What was told is of this version; `None` before the first list, and when all has to be listed again.
     version: Option<String>,
-    /// Whether the server has streaming lists, as far as is known.
+    /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
     /// Whether the last attempt failed.
     broken: bool,
@@ -94,23 +94,37 @@ impl<S: Watched> Follower<S> {
             if lived >= STEADY {
                 backoff = waits();
             }
-            debug!(kind = %S::KIND, %trouble, "a watch ended");
+            let trouble = self.judge(trouble);
             let cause = trouble.cause;
-            // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is
-            // silent until it has: so silence is no reason to go on from there.
-            if matches!(cause, Cause::Gone | Cause::Silent) {
-                self.version = None;
-            }
+            debug!(kind = %S::KIND, %trouble, "a watch ended");
             if !cause.is_routine() {
                 self.broken = true;
                 // The next attempt reads the token, the certificates and the kubeconfig again.
                 self.client = None;
             }
             self.tell(WatchEvent::Ended(S::KIND, trouble));
-            if !cause.is_routine() || lived < TOO_SHORT {
+            if cause != Cause::Ended || lived < TOO_SHORT {
                 tokio::time::sleep(backoff.next().unwrap_or(longest)).await;
             }
         }
+    }
+
+    /// What the end of an attempt means for the next one.
+    fn judge(&mut self, mut trouble: Trouble) -> Trouble {
+        if self.version.is_none() && trouble.cause == Cause::Gone {
+            // A list asks for nothing of the past: that this is gone is no routine.
+            trouble.cause = Cause::Failed;
+        }
+        if self.version.is_none() && matches!(trouble.cause, Cause::Failed | Cause::Unsupported) {
+            // Servers whose storage cannot say how far it is know streaming lists, and begin one only to fail.
+            self.streams_lists = !self.streams_lists;
+        }
+        // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is silent
+        // until it has: so silence is no reason to go on from there either.
+        if trouble.cause.lists_anew() {
+            self.version = None;
+        }
+        trouble
     }
 
     /// Lists, unless there is a version to go on from, and watches until that ends.
@@ -135,7 +149,7 @@ impl<S: Watched> Follower<S> {
         }
         loop {
             let event = within(SILENCE, &server, events.try_next()).await?;
-            let Some(event) = event.map_err(|error| Trouble::of_request(&error, S::KIND, &server))? else {
+            let Some(event) = event.map_err(|error| Trouble::of_stream(&error, S::KIND, &server))? else {
                 return if self.inventory.is_listing() { Err(Trouble::cut_short(&server)) } else { Ok(()) };
             };
             self.take(event, &server)?;
@@ -187,7 +201,9 @@ impl<S: Watched> Follower<S> {
     }
 
     fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), Trouble> {
-        self.tell(WatchEvent::Heard(S::KIND));
+        if !matches!(event, ApiEvent::Error(_)) {
+            self.tell(WatchEvent::Heard(S::KIND));
+        }
         match event {
             ApiEvent::Added(received) | ApiEvent::Modified(received) => {
                 let told = self.inventory.set(&received);
@@ -205,7 +221,7 @@ impl<S: Watched> Follower<S> {
                     self.listed(version);
                 }
             }
-            ApiEvent::Error(status) => return Err(Trouble::of_status(&status, S::KIND, server)),
+            ApiEvent::Error(status) => return Err(Trouble::of_error_event(&status, S::KIND, server)),
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ pub enum Cause {
     Unsupported,
     /// The server answered with another error.
     Refused,
+    /// The server ended a list or a watch that it had begun with an error: all is listed again.
+    Failed,
     /// The server sent what cannot be understood.
     Malformed,
     /// It is not known which server to ask, or as whom.
@@ -44,6 +46,7 @@ impl Cause {
             Self::Forbidden => "forbidden",
             Self::Unsupported => "unsupported",
             Self::Refused => "refused",
+            Self::Failed => "failed",
             Self::Malformed => "malformed",
             Self::Config => "config",
         }
@@ -53,6 +56,11 @@ impl Cause {
     #[must_use]
     pub fn is_routine(self) -> bool {
         matches!(self, Self::Ended | Self::Gone)
+    }
+
+    /// Whether going on from the same version may end the same way for ever, so that all is listed again.
+    pub(super) fn lists_anew(self) -> bool {
+        matches!(self, Self::Gone | Self::Silent | Self::Failed | Self::Malformed | Self::Unsupported)
     }
 }
 
@@ -111,6 +119,21 @@ impl Trouble {
                 Self { cause: Cause::Unreachable, text }
             }
         }
+    }
+
+    /// The same, of a watch that had begun.
+    pub(super) fn of_stream(error: &kube::Error, kind: Kind, server: &str) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_error_event(status, kind, server),
+            error => Self::of_request(error, kind, server),
+        }
+    }
+
+    /// An error that came as an event.
+    pub(super) fn of_error_event(status: &Status, kind: Kind, server: &str) -> Self {
+        let trouble = Self::of_status(status, kind, server);
+        let cause = if trouble.cause == Cause::Refused { Cause::Failed } else { trouble.cause };
+        Self { cause, ..trouble }
     }
 
     pub(super) fn of_status(status: &Status, kind: Kind, server: &str) -> Self {

@@ -1,0 +1,220 @@
+//! What the watches make of answers that a real API server gives seldom, or only with a storage that is not at hand: a
+//! server of a few lines gives them.
+
+#![cfg(test)]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use towpath::{
+    k8s::watch::{Access, ApiSource, Cause, Kind, WatchEvent},
+    model::Change,
+};
+
+/// How long an event may take, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// A page.
+    Page,
+    /// A watch that begins with everything there is.
+    StreamingList,
+    /// A watch that goes on.
+    Watch,
+}
+
+/// What the server says: a page, or events, behind which a watch stays open without a word.
+type Answer = Vec<String>;
+
+/// An API server and the watches of it.
+struct Watched {
+    events: mpsc::Receiver<WatchEvent>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    _source: ApiSource,
+    _runtime: Runtime,
+    _folder: TempDir,
+}
+
+impl Watched {
+    /// With a node and nothing else but what `pods` says of pods, each time that it is asked.
+    fn new(pods: impl FnMut(Asked) -> Answer + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (pods, asked) = (Arc::new(Mutex::new(pods)), Arc::new(Mutex::new(Vec::new())));
+        let noted = asked.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (pods, noted) = (pods.clone(), noted.clone());
+                thread::spawn(move || {
+                    let answer = |path: &str| {
+                        let what = asked_for(path);
+                        if path.contains("/pods?") {
+                            noted.lock().unwrap().push(what);
+                            return (pods.lock().unwrap())(what);
+                        }
+                        let node = path.contains("/nodes?").then(|| event("ADDED", &object("n1")));
+                        node.into_iter().chain([list_ends("1")]).collect()
+                    };
+                    serve(stream.unwrap(), answer);
+                });
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        let text = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": { "server": format!("http://{address}") } }],
+            "users": [{ "name": "test", "user": {} }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+        });
+        fs::write(&kubeconfig, text.to_string()).unwrap();
+        let (told, events) = mpsc::channel();
+        let runtime = Runtime::new().unwrap();
+        let source = {
+            let _inside = runtime.enter();
+            let deliver = Arc::new(move |event| drop(told.send(event)));
+            ApiSource::start(Access::new(Some(kubeconfig), None), "n1".into(), deliver)
+        };
+        Self { events, asked, _source: source, _runtime: runtime, _folder: folder }
+    }
+
+    /// The first event, from now on, that `is` takes.
+    #[track_caller]
+    fn wait<T>(&self, is: impl Fn(WatchEvent) -> Option<T>) -> T {
+        loop {
+            let event = self.events.recv_timeout(PATIENCE);
+            let event = event.unwrap_or_else(|_| panic!("it did not come: {:?}", self.asked.lock().unwrap()));
+            if let Some(found) = is(event) {
+                return found;
+            }
+        }
+    }
+
+    /// Why the watch of pods ended next.
+    #[track_caller]
+    fn end(&self) -> Cause {
+        self.wait(|event| match event {
+            WatchEvent::Ended(Kind::Pod, trouble) => Some(trouble.cause),
+            _ => None,
+        })
+    }
+}
+
+fn asked_for(path: &str) -> Asked {
+    match (path.contains("watch=true"), path.contains("sendInitialEvents=true")) {
+        (false, _) => Asked::Page,
+        (true, true) => Asked::StreamingList,
+        (true, false) => Asked::Watch,
+    }
+}
+
+/// Answers one request, and closes only what ends with an error.
+fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    lines.find(|line| line.as_ref().is_ok_and(String::is_empty));
+    let path = first.split(' ').nth(1).unwrap();
+    let said = answer(path);
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
+    let body = said.join("\n") + "\n";
+    // The client may be gone.
+    let _ = write!(stream, "{head}{body}");
+    let is_over = said.last().is_some_and(|last| last.starts_with(r#"{"type":"ERROR""#));
+    if asked_for(path) != Asked::Page && !is_over {
+        // Until the client goes.
+        lines.map_while(Result::ok).for_each(drop);
+    }
+}
+
+fn object(name: &str) -> Value {
+    json!({ "metadata": { "name": name, "namespace": "shop", "resourceVersion": "1" } })
+}
+
+/// An event as the API server writes it: first of which type.
+fn event(kind: &str, object: &Value) -> String {
+    format!(r#"{{"type":"{kind}","object":{object}}}"#)
+}
+
+fn list_ends(version: &str) -> String {
+    let annotations = json!({ "k8s.io/initial-events-end": "true" });
+    let metadata = json!({ "resourceVersion": version, "annotations": annotations });
+    event("BOOKMARK", &json!({ "kind": "Pod", "apiVersion": "v1", "metadata": metadata }))
+}
+
+fn error(code: u16, reason: &str, message: &str) -> String {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "code": code, "reason": reason, "message": message,
+    });
+    event("ERROR", &status)
+}
+
+fn page(names: &[&str]) -> String {
+    let items: Vec<Value> = names.iter().map(|name| object(name)).collect();
+    json!({ "metadata": { "resourceVersion": "5" }, "items": items }).to_string()
+}
+
+#[test]
+fn where_a_streaming_list_begins_only_to_fail_pages_are_asked_for() {
+    // As an API server does whose storage cannot say how far it is.
+    let watched = Watched::new(|asked| match asked {
+        Asked::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
+        Asked::Page => vec![page(&["a"])],
+        Asked::Watch => Vec::new(),
+    });
+    assert_eq!(watched.end(), Cause::Failed);
+    watched.wait(|event| matches!(event, WatchEvent::Synced).then_some(()));
+    let asked = watched.asked.lock().unwrap();
+    assert_eq!(asked[..2], [Asked::StreamingList, Asked::Page], "{asked:?}");
+}
+
+#[test]
+fn a_watch_that_ends_with_an_error_is_not_gone_on_with_where_it_failed() {
+    let mut lists = 0;
+    let watched = Watched::new(move |asked| {
+        if asked == Asked::StreamingList {
+            lists += 1;
+        }
+        match (asked, lists) {
+            (Asked::StreamingList, 1) => {
+                vec![
+                    event("ADDED", &object("a")),
+                    list_ends("5"),
+                    error(500, "InternalError", "cannot be decoded"),
+                ]
+            }
+            (Asked::StreamingList, _) => vec![list_ends("9")],
+            _ => vec![error(500, "InternalError", "cannot be decoded")],
+        }
+    });
+    let gone = watched.wait(|event| match event {
+        WatchEvent::Changes { changes, .. } => changes.into_iter().find_map(|change| match change {
+            Change::RemovePod(key) => Some(key.to_string()),
+            _ => None,
+        }),
+        _ => None,
+    });
+    assert_eq!(gone, "shop/a");
+}
+
+#[test]
+fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
+    let behind = || error(504, "Timeout", "Too large resource version: 9, current: 1");
+    let watched = Watched::new(move |_| vec![behind()]);
+    for _ in 0..3 {
+        assert!(!watched.end().is_routine());
+    }
+    let heard = |event| matches!(event, WatchEvent::Heard(Kind::Pod));
+    assert!(!watched.events.try_iter().any(heard), "an error is no sign of life");
+}
