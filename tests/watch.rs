@@ -9,7 +9,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -92,13 +92,15 @@ impl Watched {
     /// The first event, from now on, that `is` takes.
     #[track_caller]
     fn wait<T>(&self, is: impl Fn(WatchEvent) -> Option<T>) -> T {
-        loop {
-            let event = self.events.recv_timeout(PATIENCE);
-            let event = event.unwrap_or_else(|_| panic!("it did not come: {:?}", self.asked.lock().unwrap()));
+        let start = Instant::now();
+        while let Some(rest) = PATIENCE.checked_sub(start.elapsed())
+            && let Ok(event) = self.events.recv_timeout(rest)
+        {
             if let Some(found) = is(event) {
                 return found;
             }
         }
+        panic!("it did not come: {:?}", self.asked.lock().unwrap());
     }
 
     /// Why the watch of pods ended next.
