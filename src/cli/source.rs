@@ -140,9 +140,15 @@ impl Joint {
                 self.say(&state);
             }
             WatchEvent::NoSuchNode(node) => {
-                let text = format!(
-                    "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
-                );
+                let text = if self.state().synced {
+                    format!(
+                        "the API server has no node {node:?} any more; its pods are policed as long as it has these"
+                    )
+                } else {
+                    format!(
+                        "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
+                    )
+                };
                 warn!("{text}");
                 status.set_impediment(NODE, Some(text));
             }

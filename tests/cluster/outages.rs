@@ -181,6 +181,15 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
         world.api().create(&again);
         daemon.wait_ready();
         assert_as_before(&world);
+
+        // Deleted later, it is missed, and nothing else is.
+        world.api().delete("/api/v1/nodes/node-1");
+        daemon.wait_unready(SOON, &["no node", "node-1", "any more"]);
+        assert_as_before(&world);
+        meanwhile(world.api());
+        assert_as_after(&world, SOON);
+        world.api().create(&again);
+        daemon.wait_ready();
     });
 }
 

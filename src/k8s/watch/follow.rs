@@ -232,11 +232,7 @@ impl<S: Watched> Follower<S> {
         self.version = Some(version);
         self.deliver_told(told);
         self.mended();
-        if self.inventory.is_empty() && S::KIND == Kind::Node {
-            self.tell(WatchEvent::NoSuchNode(self.shared.node.clone()));
-        } else {
-            self.shared.listed(S::KIND);
-        }
+        self.complete();
     }
 
     /// What one event came to; the watch has now got as far as it.
@@ -250,7 +246,16 @@ impl<S: Watched> Follower<S> {
             self.version = Some(version.clone());
         }
         self.deliver_told(told);
-        if S::KIND == Kind::Node && !self.inventory.is_empty() {
+        if S::KIND == Kind::Node {
+            self.complete();
+        }
+    }
+
+    /// All that there is was told; of the own node that means that it is there.
+    fn complete(&self) {
+        if S::KIND == Kind::Node && self.inventory.is_empty() {
+            self.tell(WatchEvent::NoSuchNode(self.shared.node.clone()));
+        } else {
             self.shared.listed(S::KIND);
         }
     }
