@@ -23,6 +23,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
@@ -192,11 +193,8 @@ impl Daemon<'_> {
     fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
         let ends =
             Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() };
-        let source = if self.args.file.is_empty() {
-            ends.api(self.args.cluster.access(), self.args.node.node_name.clone())
-        } else {
-            ends.files(&self.args.file)?
-        };
+        let files = if self.args.file.is_empty() { None } else { Some(ends.clone().files(&self.args.file)?) };
+        let (runtime, access) = (Handle::current(), self.args.cluster.access());
         let applied = match self.args.established {
             Established::Cut => Some(self.cutter()?),
             Established::Keep => None,
@@ -214,6 +212,11 @@ impl Daemon<'_> {
             // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
             let _ending = ending;
             let Some(_lock) = writer_lock(&run_dir, &status) else { return };
+            // A daemon that waits for another one watches nothing: who would take in what it hears?
+            let source = files.unwrap_or_else(|| {
+                let _runtime = runtime.enter();
+                ends.api(access, node.clone())
+            });
             let options = what_can_be_logged(options, &mut kernel);
             let watch = kernel.watch(move || {
                 let _ = suspicions.send(Input::Suspicion);

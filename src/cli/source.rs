@@ -15,7 +15,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceEvent},
-        watch::{Access, ApiSource, Kind, Refusal, Trouble, WatchEvent},
+        watch::{Access, ApiSource, Cause, Kind, Refusal, SILENCE, Trouble, WatchEvent},
     },
     metrics::Metrics,
     model::Change,
@@ -164,7 +164,9 @@ impl Joint {
         } else {
             warn!(%kind, "{trouble}; what is known stays enforced, trying again");
         }
-        let since = before.unwrap_or_else(Instant::now);
+        // Silence has lasted when it is noticed.
+        let heard = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
+        let since = before.or(Instant::now().checked_sub(heard)).unwrap_or_else(Instant::now);
         state.troubles.insert(kind, (since, trouble));
         self.say(&state);
     }

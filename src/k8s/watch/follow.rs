@@ -10,6 +10,8 @@
 //! the server is behind what it once said. After silence all is listed anew.
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,10 +34,11 @@ use super::{
 
 /// What is heard from a live watch at least so often is an event or a bookmark. The API server sends bookmarks once a
 /// minute.
-const SILENCE: Duration = Duration::from_secs(90);
+pub const SILENCE: Duration = Duration::from_secs(90);
 
-/// After so many seconds the API server ends a watch; it goes on where it ended.
-const WATCH_SECONDS: u32 = 600;
+/// After so many seconds the API server ends a watch; it goes on where it ended. Each has a time of its own, so that the
+/// nodes that came back together after an outage do not come back together ever after.
+const WATCH_SECONDS: Range<u64> = 300..600;
 
 /// Objects of a page, where the server has no streaming lists.
 const PAGE: u32 = 500;
@@ -171,7 +174,7 @@ impl<S: Watched> Follower<S> {
     async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, Trouble> {
         let params = WatchParams {
             field_selector: S::KIND.fields(&self.shared.node),
-            timeout: Some(WATCH_SECONDS),
+            timeout: Some(any_of(WATCH_SECONDS)),
             bookmarks: true,
             send_initial_events: self.version.is_none(),
             ..WatchParams::default()
@@ -300,6 +303,12 @@ pub(super) async fn pages<S: Watched>(
         }
         params.continue_token = Some(metadata.next);
     }
+}
+
+/// A number that nobody can foresee. The standard library has no other source of chance than the keys of its maps.
+fn any_of(numbers: Range<u64>) -> u32 {
+    let span = numbers.end - numbers.start;
+    u32::try_from(numbers.start + RandomState::new().hash_one(()) % span).unwrap_or(u32::MAX)
 }
 
 /// What comes within this time; nothing coming means that nobody is there.

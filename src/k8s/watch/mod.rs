@@ -34,6 +34,7 @@ use std::{
 use tokio::task::JoinSet;
 
 pub use access::{Access, AccessError};
+pub use follow::SILENCE;
 pub use inventory::Refusal;
 pub use kinds::Kind;
 pub use snapshot::snapshot;
