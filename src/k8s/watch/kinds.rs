@@ -113,12 +113,14 @@ pub(super) trait Watched: DeserializeOwned + Clone + Send + Sync + 'static {
     fn despite(
         &self,
         readable: Option<Self::Object>,
-        problems: &[Problem],
-        names: &mut Interner,
-    ) -> Option<Self::Object>;
+        _problems: &[Problem],
+        _names: &mut Interner,
+    ) -> Option<Self::Object> {
+        readable
+    }
 
-    /// Whether what [`Self::despite`] gives is as good as what came before it.
-    const SALVAGED_IS_CURRENT: bool;
+    /// Whether what [`Self::despite`] gives is better than what came before it.
+    const SALVAGED_IS_CURRENT: bool = true;
 
     /// The change that makes it so.
     fn set(object: Self::Object) -> Change;
@@ -133,7 +135,6 @@ fn namespaced((namespace, name): Key) -> ObjectKey {
 
 impl Watched for types::Namespace {
     const KIND: Kind = Kind::Namespace;
-    const SALVAGED_IS_CURRENT: bool = true;
     type Object = Namespace;
 
     fn meta(&self) -> &types::Meta {
@@ -142,10 +143,6 @@ impl Watched for types::Namespace {
 
     fn convert(&self, names: &mut Interner) -> Conversion<Namespace> {
         convert::namespace(self, names)
-    }
-
-    fn despite(&self, readable: Option<Namespace>, _: &[Problem], _: &mut Interner) -> Option<Namespace> {
-        readable
     }
 
     fn set(object: Namespace) -> Change {
@@ -159,7 +156,6 @@ impl Watched for types::Namespace {
 
 impl Watched for types::Node {
     const KIND: Kind = Kind::Node;
-    const SALVAGED_IS_CURRENT: bool = true;
     type Object = Node;
 
     fn meta(&self) -> &types::Meta {
@@ -168,10 +164,6 @@ impl Watched for types::Node {
 
     fn convert(&self, names: &mut Interner) -> Conversion<Node> {
         convert::node(self, names)
-    }
-
-    fn despite(&self, readable: Option<Node>, _: &[Problem], _: &mut Interner) -> Option<Node> {
-        readable
     }
 
     fn set(object: Node) -> Change {
@@ -185,7 +177,6 @@ impl Watched for types::Node {
 
 impl Watched for types::Pod {
     const KIND: Kind = Kind::Pod;
-    const SALVAGED_IS_CURRENT: bool = true;
     type Object = Pod;
 
     fn meta(&self) -> &types::Meta {
@@ -204,10 +195,6 @@ impl Watched for types::Pod {
             Pod { node, node_addresses, host_network: true, ..Pod::new(key) }
         });
         Conversion { readable, problems }
-    }
-
-    fn despite(&self, readable: Option<Pod>, _: &[Problem], _: &mut Interner) -> Option<Pod> {
-        readable
     }
 
     fn set(object: Pod) -> Change {
