@@ -28,11 +28,15 @@ mod harness;
 mod manifests;
 
 use harness::{
-    World, apart,
+    Daemon, World, apart,
     objects::{labelled, path},
 };
 
 const CHANGES: usize = 200;
+
+/// How many labels of pods of other nodes change in a second, and for how many seconds.
+const CHURN: [usize; 2] = [20, 100];
+const CHURN_SECONDS: u64 = 20;
 const PORT: u16 = 7777;
 
 /// Long enough for a change to reach the kernel on a machine that does nothing else.
@@ -58,6 +62,7 @@ fn main() {
             let world = World::new(plane, &[("bench/client", 0), ("bench/server", 0)]);
             populate(&world, size);
             latency(&world, size, changes);
+            churn(&world, size, if smoke { 1 } else { CHURN_SECONDS });
             world.discard();
         });
     }
@@ -195,6 +200,48 @@ fn latency(world: &World, size: Size, changes: usize) {
     ] {
         report(what, times);
     }
+}
+
+/// What it costs the node when labels of pods elsewhere change all the time.
+fn churn(world: &World, size: Size, seconds: u64) {
+    const TICKS: u64 = 5;
+    let daemon = world.run(0);
+    let mut turn = 0;
+    for per_second in CHURN {
+        let spent = |daemon: &Daemon<'_>| (processor(daemon), daemon.metric("towpath_commands_total"));
+        let (before, started) = (spent(&daemon), Instant::now());
+        let first = turn;
+        for tick in 1..=seconds * TICKS {
+            let mut changes = Vec::new();
+            for _ in 0..per_second / 5 {
+                turn += 1;
+                // Far apart from one turn to the next, and of pods that live on other nodes.
+                let index = size.local + turn * 7_919 % (size.pods - size.local);
+                let Change::SetPod(pod) = sized::pod(size, index) else { panic!("a pod") };
+                let label = json!({ "metadata": { "labels": { "app": format!("app-{}", turn % 10) } } });
+                changes.push((path("pods", &pod.key.to_string()), label));
+            }
+            world.api().patch_all(changes);
+            sleep(Duration::from_millis(1000 / TICKS * tick).saturating_sub(started.elapsed()));
+        }
+        let (after, took) = (spent(&daemon), started.elapsed());
+        println!(
+            "        {:.0} labels a second elsewhere: {:.1} % of a core with all commands, {:.1} commands a second",
+            f64::from(u32::try_from(turn - first).unwrap()) / took.as_secs_f64(),
+            100.0 * (after.0 - before.0) / took.as_secs_f64(),
+            (after.1 - before.1) / took.as_secs_f64(),
+        );
+    }
+}
+
+/// The processor time of a daemon and of the commands that it has waited for, in seconds.
+fn processor(daemon: &Daemon<'_>) -> f64 {
+    // Behind the name, which may hold anything: utime, stime, cutime and cstime are the fields 14 to 17, in hundredths
+    // of a second.
+    let stat = daemon.proc("stat");
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u32 = fields[11..15].iter().map(|ticks| ticks.parse::<u32>().unwrap()).sum();
+    f64::from(ticks) / 100.0
 }
 
 fn report(what: &str, mut times: Vec<Duration>) {

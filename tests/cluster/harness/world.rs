@@ -423,9 +423,14 @@ impl<'a> Daemon<'a> {
 
     /// A line of `/proc/PID/status`, in KiB: `VmRSS`, `VmHWM`.
     pub(crate) fn memory(&self, line: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.borrow().id())).unwrap();
+        let status = self.proc("status");
         let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
         found.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap()
+    }
+
+    /// What the kernel says of its process, in this file of /proc.
+    pub(crate) fn proc(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.process.borrow().id())).unwrap()
     }
 
     /// Ends it as a crash would.
