@@ -218,7 +218,9 @@ fn churn(world: &World, size: Size, seconds: u64) {
                 // Far apart from one turn to the next, and of pods that live on other nodes.
                 let index = size.local + turn * 7_919 % (size.pods - size.local);
                 let Change::SetPod(pod) = sized::pod(size, index) else { panic!("a pod") };
-                let label = json!({ "metadata": { "labels": { "app": format!("app-{}", turn % 10) } } });
+                // Another label each time that it is a pod's turn again.
+                let app = (turn + turn / (size.pods - size.local)) % 10;
+                let label = json!({ "metadata": { "labels": { "app": format!("app-{app}") } } });
                 changes.push((path("pods", &pod.key.to_string()), label));
             }
             world.api().patch_all(changes);

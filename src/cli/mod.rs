@@ -7,6 +7,7 @@ mod bugreport;
 mod cleanup;
 mod client;
 mod compile;
+mod cutter;
 pub mod demo;
 pub mod explain;
 mod lint;

@@ -32,26 +32,21 @@ use tracing::{error, info, warn};
 use super::{
     BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
+    cutter,
     source::Ends,
 };
 use crate::{
-    agent::{Agent, Applied, Input, Pace, Status},
+    agent::{Agent, Input, Pace, Status},
     dataplane::{
         command::Commands,
         kernel::{
             Kernel,
-            conntrack::{Conntrack, EstablishedFlow},
             lock::{self, WriterLock},
             sysctl::{self, Bridge},
         },
     },
     metrics::Metrics,
-    model::{Family, Protocol, Transport},
-    ruleset::{
-        BuiltIn, Match, Rule, Ruleset, Target,
-        compile::Options,
-        trace::{Packet, trace},
-    },
+    ruleset::{Match, Rule, Target, compile::Options},
     web::{About, Web},
 };
 
@@ -118,10 +113,6 @@ const BRIDGE: &str = "bridge";
 
 /// How often the guard looks after what starts no process to look at.
 const GUARD_INTERVAL: Duration = Duration::from_secs(2);
-
-/// A first packet that was judged just before new rules took effect may found its connection just after: so the
-/// connections are gone through once more.
-const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// How long the loop may take to end when told to. What a command of its own does to the kernel is atomic.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -196,7 +187,7 @@ impl Daemon<'_> {
         let files = if self.args.file.is_empty() { None } else { Some(ends.clone().files(&self.args.file)?) };
         let (runtime, access) = (Handle::current(), self.args.cluster.access());
         let applied = match self.args.established {
-            Established::Cut => Some(self.cutter()?),
+            Established::Cut => Some(cutter::start(self.metrics.clone())?),
             Established::Keep => None,
         };
         if self.args.bridge_netfilter == BridgeNetfilter::Require {
@@ -226,40 +217,6 @@ impl Daemon<'_> {
             drop((watch, source));
         })?;
         Ok(ended)
-    }
-
-    /// Cuts established connections that the rules just written deny.
-    fn cutter(&self) -> Result<Sender<Applied>, Ended> {
-        let (sender, receiver) = mpsc::channel::<Applied>();
-        let metrics = self.metrics.clone();
-        thread::Builder::new().name("cutter".to_owned()).spawn(move || {
-            let mut look_again = false;
-            let mut latest: Option<Ruleset> = None;
-            loop {
-                let first = if look_again {
-                    receiver.recv_timeout(SECOND_LOOK)
-                } else {
-                    receiver.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
-                };
-                let mut narrowed = false;
-                match first {
-                    Ok(applied) => {
-                        for applied in std::iter::once(applied).chain(receiver.try_iter()) {
-                            narrowed |= applied.narrowed;
-                            latest = Some(applied.ruleset);
-                        }
-                    }
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                }
-                let look_now = narrowed || look_again;
-                look_again = narrowed;
-                if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
-                    look_again |= !cut(ruleset, &metrics);
-                }
-            }
-        })?;
-        Ok(sender)
     }
 
     /// Looks after the switches that let iptables see bridged packets.
@@ -335,31 +292,4 @@ fn what_can_be_logged(options: Options, kernel: &mut Kernel) -> Options {
             options
         }
     }
-}
-
-/// Cuts the connections whose first packet `ruleset` would drop today. Whether that worked.
-fn cut(ruleset: &Ruleset, metrics: &Metrics) -> bool {
-    let denies = |flow: &EstablishedFlow| {
-        let family = Family::of(flow.source);
-        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == flow.protocol);
-        let transport = protocol.map_or(Transport::Other(flow.protocol), |protocol| {
-            Transport::Port(protocol, flow.destination_port)
-        });
-        let packet = Packet { at: BuiltIn::Forward, ..Packet::new(flow.source, flow.destination, transport) };
-        !trace(ruleset.table(family), &packet).passed
-    };
-    let result = Conntrack::open().and_then(|mut conntrack| conntrack.cut(denies));
-    let worked = result.is_ok();
-    match result {
-        Ok(0) => {}
-        Ok(count) => {
-            info!(count, "cut connections that policy no longer allows");
-            metrics.connections_cut.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
-        }
-        Err(error) => {
-            error!(%error, "could not cut connections that policy no longer allows");
-            metrics.failed("conntrack", error.reason().label());
-        }
-    }
-    worked
 }

@@ -16,10 +16,7 @@ use std::{
     time::Duration,
 };
 
-use towpath::{
-    dataplane::kernel::conntrack::{Conntrack, EstablishedFlow},
-    model::Family,
-};
+use towpath::dataplane::kernel::conntrack::{Conntrack, EstablishedFlow};
 
 use crate::ground::{in_namespace, sh};
 
@@ -213,7 +210,7 @@ fn connections_of_the_node_itself_are_not_asked_about_and_others_are_listed_with
         }
         let mut conntrack = Conntrack::open().unwrap();
         let mut found = Vec::new();
-        conntrack.each(Family::V4, |entry| found.push(entry)).unwrap();
+        conntrack.each(|entry| found.push(entry)).unwrap();
         let entry = found.iter().find(|entry| entry.original.source_port == 5000).unwrap();
         let flow = EstablishedFlow {
             source: CLIENT.parse().unwrap(),
@@ -225,7 +222,7 @@ fn connections_of_the_node_itself_are_not_asked_about_and_others_are_listed_with
         assert_eq!(conntrack.cut(|_| true).unwrap(), 1);
         assert!(!conntrack.delete(entry).unwrap(), "it is gone");
         let mut left = Vec::new();
-        conntrack.each(Family::V4, |entry| left.push(entry.original.source_port)).unwrap();
+        conntrack.each(|entry| left.push(entry.original.source_port)).unwrap();
         assert_eq!(left, [6000]);
     });
 }

@@ -24,6 +24,9 @@ use super::netlink::{
 };
 use crate::{dataplane::DataplaneError, model::Family};
 
+/// Not a family: all of them.
+const EITHER: u8 = 0;
+
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const NEW: u16 = SUBSYSTEM;
@@ -235,15 +238,15 @@ impl Conntrack {
         Ok(Self { netlink })
     }
 
-    /// Hands over every connection of one family.
+    /// Hands over every connection. Both families share one table, which the kernel walks from end to end each time,
+    /// however few entries it has.
     ///
     /// # Errors
     /// If the table cannot be read: the module `nf_conntrack_netlink` may be missing.
-    pub fn each(&mut self, family: Family, mut visit: impl FnMut(Entry)) -> Result<(), DataplaneError> {
+    pub fn each(&mut self, mut visit: impl FnMut(Entry)) -> Result<(), DataplaneError> {
         self.netlink
-            .request(GET, FLAG_DUMP, number(family), &[], |message| {
-                // The kernel may answer for another family if it cannot filter.
-                if let Some(entry) = Entry::parse(message).filter(|entry| entry.family == family) {
+            .request(GET, FLAG_DUMP, EITHER, &[], |message| {
+                if let Some(entry) = Entry::parse(message) {
                     visit(entry);
                 }
             })
@@ -297,15 +300,13 @@ impl Conntrack {
     pub fn cut(&mut self, denies: impl Fn(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
         let local = local_addresses().map_err(failed("listing this node's addresses"))?;
         let mut to_cut = Vec::new();
-        for family in Family::BOTH {
-            self.each(family, |entry| {
-                let flow = entry.flow();
-                let is_forwarded = !local.contains(&flow.source) && !local.contains(&flow.destination);
-                if is_forwarded && denies(&flow) {
-                    to_cut.push(entry);
-                }
-            })?;
-        }
+        self.each(|entry| {
+            let flow = entry.flow();
+            let is_forwarded = !local.contains(&flow.source) && !local.contains(&flow.destination);
+            if is_forwarded && denies(&flow) {
+                to_cut.push(entry);
+            }
+        })?;
         let mut cut = 0;
         let mut failure = None;
         for entry in to_cut {
