@@ -76,10 +76,10 @@ fn populate(world: &World, size: Size) {
             Change::SetNamespace(namespace) => first.push(manifests::namespace(&namespace)),
             Change::SetPod(pod) => {
                 let here = pod.node.as_deref() == Some(sized::NODE);
+                let elsewhere = format!("elsewhere-{}", pod.node.as_deref().unwrap_or_default());
                 let mut pod = manifests::pod(&pod);
-                if here {
-                    pod["spec"]["nodeName"] = world.node(0).name().into();
-                }
+                // The only node that is there has a name of its own, which no other may bear by chance.
+                pod["spec"]["nodeName"] = if here { world.node(0).name().into() } else { elsewhere.into() };
                 pods.push(with_ballast(pod));
             }
             Change::SetPolicy(policy) => first.push(manifests::policy(&policy)),

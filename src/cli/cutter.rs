@@ -31,8 +31,8 @@ use crate::{
 /// connections are gone through once more, so long after the rules have ceased to change.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 
-/// After a walk that took a millisecond there is a rest of so many: a twentieth of one core at the most.
-const REST: u32 = 19;
+/// After a walk that took a millisecond there is a rest of so many: a fiftieth of one core at the most.
+const REST: u32 = 49;
 
 /// However much a walk costs, the next one waits no longer.
 const REST_MOST: Duration = Duration::from_millis(500);
@@ -117,7 +117,7 @@ mod tests {
     fn a_rest_goes_by_what_the_walk_cost_and_stays_bounded() {
         let ms = Duration::from_millis;
         assert_eq!(rest(ms(0)), ms(0));
-        assert_eq!(rest(ms(4)), ms(76));
+        assert_eq!(rest(ms(4)), ms(196));
         assert_eq!(rest(ms(10_000)), ms(500));
     }
 }
