@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test fmt clippy doc unit kernel cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-smoke soak manifests image image-rootfs packages clean
+        bench-cluster bench-smoke netpol soak manifests image image-rootfs packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ bench-cluster: packages control-plane ## From the API to the packet, with a real
 bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked --bench core --bench node --bench cluster -- --test
+
+netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go; half an hour)
+	@./scripts/netpol $(NETPOL)
 
 soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture

@@ -127,7 +127,7 @@ impl Joint {
             }
             WatchEvent::Ended(kind, trouble) => {
                 metrics.watch_restarts.with_label_values(&[kind.name(), trouble.cause.name()]).inc();
-                if !trouble.cause.is_routine() {
+                if !trouble.cause.is_routine() && !self.is_only_silent(kind, &trouble) {
                     self.trouble(kind, trouble);
                 }
             }
@@ -155,6 +155,19 @@ impl Joint {
         }
     }
 
+    /// Whether a watch that ran fell silent just now, which need not mean anything: what is listed next will tell. If
+    /// it does mean something, that began when the watch was last heard.
+    fn is_only_silent(&self, kind: Kind, trouble: &Trouble) -> bool {
+        let mut state = self.state();
+        let ran = state.synced && !state.troubles.contains_key(&kind) && !state.unproven.contains_key(&kind);
+        if trouble.cause != Cause::Silent || !ran {
+            return false;
+        }
+        info!(%kind, "{trouble}; listing anew");
+        state.unproven.insert(kind, ago(SILENCE));
+        true
+    }
+
     fn trouble(&self, kind: Kind, trouble: Trouble) {
         let mut state = self.state();
         let before = state.unproven.remove(&kind).or(state.troubles.get(&kind).map(|(since, _)| *since));
@@ -165,8 +178,8 @@ impl Joint {
             warn!(%kind, "{trouble}; what is known stays enforced, trying again");
         }
         // Silence has lasted when it is noticed.
-        let heard = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
-        let since = before.or(Instant::now().checked_sub(heard)).unwrap_or_else(Instant::now);
+        let silence = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
+        let since = before.unwrap_or_else(|| ago(silence));
         state.troubles.insert(kind, (since, trouble));
         self.say(&state);
     }
@@ -193,6 +206,12 @@ impl Joint {
     }
 }
 
+/// The moment so long before now.
+fn ago(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(time).unwrap_or(now)
+}
+
 /// A fault of an object, as the status tells it.
 fn refused(object: Option<&ObjectId>, reason: String) -> Refused {
     let object = object.map(|id| {
@@ -208,14 +227,41 @@ mod tests {
     use super::*;
     use crate::k8s::watch::Cause;
 
-    #[test]
-    fn a_watch_that_breaks_off_before_anything_is_heard_was_never_mended() {
+    fn joint() -> Joint {
         let ends = Ends {
             inputs: mpsc::channel().0,
             metrics: Arc::new(Metrics::new().unwrap()),
             status: Arc::new(Status::starting("the objects")),
         };
-        let joint = Joint { ends, state: Mutex::default() };
+        Joint { ends, state: Mutex::default() }
+    }
+
+    #[test]
+    fn a_watch_that_falls_silent_and_is_heard_again_at_once_is_no_trouble() {
+        let joint = joint();
+        let silence = || {
+            let trouble = Trouble { cause: Cause::Silent, text: "nothing was heard".to_owned() };
+            WatchEvent::Ended(Kind::Pod, trouble)
+        };
+        joint.take(silence());
+        assert!(joint.state().troubles.contains_key(&Kind::Pod), "it has never run");
+        joint.take(WatchEvent::Mended(Kind::Pod));
+        joint.take(WatchEvent::Synced);
+        for _ in 0..3 {
+            joint.take(WatchEvent::Heard(Kind::Pod));
+            joint.take(silence());
+            joint.take(WatchEvent::Mended(Kind::Pod));
+            assert!(joint.state().troubles.is_empty());
+        }
+        // Nothing was heard in between: now it is one, and has been for as long as that.
+        joint.take(silence());
+        assert!(joint.state().troubles[&Kind::Pod].0.elapsed() >= SILENCE);
+        assert!(joint.ends.status.view().reasons.iter().any(|reason| reason.contains("nothing was heard")));
+    }
+
+    #[test]
+    fn a_watch_that_breaks_off_before_anything_is_heard_was_never_mended() {
+        let joint = joint();
         let fails = || {
             let trouble = Trouble { cause: Cause::Unreachable, text: "it was reset".to_owned() };
             joint.take(WatchEvent::Ended(Kind::Pod, trouble));

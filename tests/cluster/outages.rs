@@ -226,6 +226,8 @@ fn the_api_server_hangs(plane: Lease) {
     assert_as_before(&world);
     world.plane.pause();
     wait_until("it gives up waiting", DEAD, || daemon.restarts("silent") > 0);
+    // It lists anew, and hears nothing again.
+    daemon.wait_unready(Duration::from_secs(30), &["nothing was heard from the API server"]);
     world.cable(0).forget(&world.plane);
     assert_as_before(&world);
     world.plane.resume();

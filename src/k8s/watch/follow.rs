@@ -7,7 +7,8 @@
 //!
 //! A watch that ends goes on where it ended, from the version of the last event or bookmark. Bookmarks come about once
 //! a minute, so that silence for longer than that means that the connection is dead, whatever TCP thinks of it, or that
-//! the server is behind what it once said. After silence all is listed anew.
+//! the server is behind what it once said, or, on some servers, only that nothing changes. After silence all is listed
+//! anew.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -35,6 +36,9 @@ use super::{
 /// What is heard from a live watch at least so often is an event or a bookmark. The API server sends bookmarks once a
 /// minute.
 pub const SILENCE: Duration = Duration::from_secs(90);
+
+/// So soon the server has to answer after a watch fell silent: that tells whether it is still there.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// After so many seconds the API server ends a watch; it goes on where it ended. Each has a time of its own, so that the
 /// nodes that came back together after an outage do not come back together ever after.
@@ -68,6 +72,8 @@ pub(super) struct Follower<S> {
     streams_lists: bool,
     /// Whether the last attempt failed.
     broken: bool,
+    /// Whether the last attempt was a live watch that fell silent.
+    fell_silent: bool,
 }
 
 impl<S: Watched> Follower<S> {
@@ -79,6 +85,7 @@ impl<S: Watched> Follower<S> {
             version: None,
             streams_lists: true,
             broken: false,
+            fell_silent: false,
         }
     }
 
@@ -122,6 +129,7 @@ impl<S: Watched> Follower<S> {
             // Servers whose storage cannot say how far it is know streaming lists, and begin one only to fail.
             self.streams_lists = !self.streams_lists;
         }
+        self.fell_silent = trouble.cause == Cause::Silent && self.version.is_some();
         // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is silent
         // until it has: so silence is no reason to go on from there either.
         if trouble.cause.lists_anew() {
@@ -184,15 +192,22 @@ impl<S: Watched> Follower<S> {
         let request = Request::new(S::KIND.path()).watch(&params, version);
         let request = request.map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-        let events = within(SILENCE, server, client.request_events(request)).await?;
+        let events = within(self.patience(), server, client.request_events(request)).await?;
         events.map(StreamExt::boxed).map_err(|error| Trouble::of_request(&error, S::KIND, server))
+    }
+
+    /// How long to wait for the first answer of an attempt.
+    const fn patience(&self) -> Duration {
+        if self.fell_silent { ANSWER } else { SILENCE }
     }
 
     /// Lists page by page.
     async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
         self.inventory.begin_list();
+        let patience = self.patience();
         let (inventory, shared) = (&mut self.inventory, &self.shared);
-        let version = pages(client, server, S::KIND.fields(&self.shared.node), |page: &[Received<S>]| {
+        let fields = S::KIND.fields(&shared.node);
+        let version = pages(client, server, fields, patience, |page: &[Received<S>]| {
             shared.tell(WatchEvent::Heard(S::KIND));
             for received in page {
                 inventory.set(received);
@@ -283,18 +298,21 @@ impl<S: Watched> Follower<S> {
     }
 }
 
-/// Lists the objects of a kind, as of now, page by page. Returns the version that the list is of.
+/// Lists the objects of a kind, as of now, page by page, and waits for the first one as long as `patience`. Returns the
+/// version that the list is of.
 pub(super) async fn pages<S: Watched>(
     client: &Client,
     server: &str,
     fields: Option<String>,
+    mut patience: Duration,
     mut page: impl FnMut(&[Received<S>]),
 ) -> Result<String, Trouble> {
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
         let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-        let answer = within(SILENCE, server, client.request::<Page<S>>(request)).await?;
+        let answer = within(patience, server, client.request::<Page<S>>(request)).await?;
+        patience = SILENCE;
         let Page { metadata, items } =
             answer.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
         page(items.as_deref().unwrap_or_default());

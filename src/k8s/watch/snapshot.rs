@@ -3,7 +3,7 @@
 use super::{
     super::types,
     Access, Refusal, Trouble,
-    follow::pages,
+    follow::{SILENCE, pages},
     inventory::{Inventory, Told},
     kinds::Watched,
     received::Received,
@@ -35,7 +35,7 @@ async fn list<S: Watched>(access: &Access) -> Result<Told, Trouble> {
     let mut inventory = Inventory::<S>::new();
     inventory.begin_list();
     let fields = S::KIND.fields("");
-    pages(&client, &server, fields, |page: &[Received<S>]| {
+    pages(&client, &server, fields, SILENCE, |page: &[Received<S>]| {
         for received in page {
             inventory.set(received);
         }
