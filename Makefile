@@ -62,7 +62,7 @@ bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked --bench core --bench node --bench cluster -- --test
 
-netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go; half an hour)
+netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol $(NETPOL)
 
 soak: ## A million flows of random clusters, and many more restarts and packets
