@@ -63,7 +63,7 @@ bench-smoke: packages ## Every bench runs once, unoptimised
 	$(CARGO) test --locked --bench core --bench node --bench cluster -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
-	@./scripts/netpol $(NETPOL)
+	@./scripts/netpol "$(NETPOL)"
 
 soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture

@@ -16,12 +16,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use towpath::{
-    k8s::watch::{Access, ApiSource, Cause, Kind, WatchEvent},
+    k8s::watch::{Access, ApiSource, Cause, Kind, SILENCE, WatchEvent},
     model::Change,
 };
 
-/// How long an event may take, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long an event may take, on a busy machine: one for which silence is borne, and others.
+const PATIENCE: Duration = SILENCE.saturating_add(Duration::from_mins(1));
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,4 +219,30 @@ fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
     }
     let heard = |event| matches!(event, WatchEvent::Heard(Kind::Pod));
     assert!(!watched.events.try_iter().any(heard), "an error is no sign of life");
+}
+
+/// Both take as long as silence is borne, and are only waited for: so they are side by side.
+#[test]
+fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet() {
+    let mut lists = 0;
+    let quiet = Watched::new(move |asked| {
+        lists += usize::from(asked == Asked::StreamingList);
+        match (asked, lists) {
+            (Asked::StreamingList, 1) => vec![list_ends("5")],
+            (Asked::StreamingList, _) => vec![event("ADDED", &object("missed")), list_ends("9")],
+            _ => Vec::new(),
+        }
+    });
+    let stalled = Watched::new(|_| vec![event("ADDED", &object("a"))]);
+    assert_eq!(stalled.end(), Cause::Silent, "it was never complete");
+    assert_eq!(quiet.end(), Cause::Quiet);
+    let missed = |event| match event {
+        WatchEvent::Changes { changes, .. } => {
+            changes.iter().any(|change| matches!(change, Change::SetPod(_))).then_some(())
+        }
+        _ => None,
+    };
+    quiet.wait(missed);
+    quiet.wait(|event| matches!(event, WatchEvent::Mended(Kind::Pod)).then_some(()));
+    quiet.wait(|event| matches!(event, WatchEvent::Heard(Kind::Pod)).then_some(()));
 }

@@ -31,11 +31,15 @@ use crate::{
 /// connections are gone through once more, so long after the rules have ceased to change.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 
-/// After a walk that took a millisecond there is a rest of so many: a fiftieth of one core at the most.
+/// After a walk that took a millisecond there is a rest of so many: a fiftieth of one core, as long as it
+/// takes no more than ten.
 const REST: u32 = 49;
 
 /// However much a walk costs, the next one waits no longer.
 const REST_MOST: Duration = Duration::from_millis(500);
+
+/// What failed is tried again after so long.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread that cuts. It is told of every round that wrote, and ends when nobody is left who could tell it.
 ///
@@ -71,8 +75,9 @@ fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
         look_again = narrowed;
         if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
             let start = Instant::now();
-            look_again |= !cut(ruleset, metrics);
-            rest_until = Instant::now() + rest(start.elapsed());
+            let worked = cut(ruleset, metrics);
+            look_again |= !worked;
+            rest_until = Instant::now() + if worked { rest(start.elapsed()) } else { RETRY };
         }
     }
 }

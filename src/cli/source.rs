@@ -127,8 +127,10 @@ impl Joint {
             }
             WatchEvent::Ended(kind, trouble) => {
                 metrics.watch_restarts.with_label_values(&[kind.name(), trouble.cause.name()]).inc();
-                if !trouble.cause.is_routine() && !self.is_only_silent(kind, &trouble) {
-                    self.trouble(kind, trouble);
+                match trouble.cause {
+                    Cause::Quiet => self.quiet(kind, &trouble),
+                    cause if cause.is_routine() => {}
+                    _ => self.trouble(kind, trouble),
                 }
             }
             WatchEvent::Mended(kind) => {
@@ -155,17 +157,11 @@ impl Joint {
         }
     }
 
-    /// Whether a watch that ran fell silent just now, which need not mean anything: what is listed next will tell. If
-    /// it does mean something, that began when the watch was last heard.
-    fn is_only_silent(&self, kind: Kind, trouble: &Trouble) -> bool {
-        let mut state = self.state();
-        let ran = state.synced && !state.troubles.contains_key(&kind) && !state.unproven.contains_key(&kind);
-        if trouble.cause != Cause::Silent || !ran {
-            return false;
-        }
+    /// Nothing was heard on a watch that ran, which need not mean anything: what is listed next will tell. If it does
+    /// mean something, that began when the watch was last heard.
+    fn quiet(&self, kind: Kind, trouble: &Trouble) {
         info!(%kind, "{trouble}; listing anew");
-        state.unproven.insert(kind, ago(SILENCE));
-        true
+        self.state().unproven.entry(kind).or_insert_with(|| ago(SILENCE));
     }
 
     fn trouble(&self, kind: Kind, trouble: Trouble) {
@@ -237,26 +233,27 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_that_falls_silent_and_is_heard_again_at_once_is_no_trouble() {
+    fn a_quiet_watch_is_trouble_only_if_the_server_does_not_answer_then() {
         let joint = joint();
-        let silence = || {
-            let trouble = Trouble { cause: Cause::Silent, text: "nothing was heard".to_owned() };
-            WatchEvent::Ended(Kind::Pod, trouble)
+        let ended = |cause| {
+            let trouble = Trouble { cause, text: "nothing was heard".to_owned() };
+            joint.take(WatchEvent::Ended(Kind::Pod, trouble));
         };
-        joint.take(silence());
-        assert!(joint.state().troubles.contains_key(&Kind::Pod), "it has never run");
-        joint.take(WatchEvent::Mended(Kind::Pod));
+        let reasons = || joint.ends.status.view().reasons.join(" ");
         joint.take(WatchEvent::Synced);
-        for _ in 0..3 {
-            joint.take(WatchEvent::Heard(Kind::Pod));
-            joint.take(silence());
+        // Whether or not a watch that went on was heard before.
+        for heard in [true, false, true] {
+            ended(Cause::Quiet);
+            assert!(joint.state().troubles.is_empty() && !reasons().contains("nothing was heard"));
+            if heard {
+                joint.take(WatchEvent::Heard(Kind::Pod));
+            }
             joint.take(WatchEvent::Mended(Kind::Pod));
-            assert!(joint.state().troubles.is_empty());
         }
-        // Nothing was heard in between: now it is one, and has been for as long as that.
-        joint.take(silence());
+        ended(Cause::Quiet);
+        ended(Cause::Silent);
         assert!(joint.state().troubles[&Kind::Pod].0.elapsed() >= SILENCE);
-        assert!(joint.ends.status.view().reasons.iter().any(|reason| reason.contains("nothing was heard")));
+        assert!(reasons().contains("nothing was heard"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use kube::{
     Client,
     api::{ListParams, Request, WatchEvent as ApiEvent, WatchParams},
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     Shared, Trouble, WatchEvent,
@@ -33,11 +33,11 @@ use super::{
     trouble::Cause,
 };
 
-/// What is heard from a live watch at least so often is an event or a bookmark. The API server sends bookmarks once a
-/// minute.
+/// After so long without an event or a bookmark, all is listed anew. The API server sends bookmarks once a minute, if
+/// there is anything new that they could say.
 pub const SILENCE: Duration = Duration::from_secs(90);
 
-/// So soon the server has to answer after a watch fell silent: that tells whether it is still there.
+/// So soon the server has to begin its answer after a watch was quiet: that tells whether it is still there.
 const ANSWER: Duration = Duration::from_secs(15);
 
 /// After so many seconds the API server ends a watch; it goes on where it ended. Each has a time of its own, so that the
@@ -47,8 +47,10 @@ const WATCH_SECONDS: Range<u64> = 300..600;
 /// Objects of a page, where the server has no streaming lists.
 const PAGE: u32 = 500;
 
-/// The first and the longest wait after a failure. Each is varied, so that nodes do not come back all at once.
-const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+/// The first and the longest wait after a failure; each is up to twice as long, by chance, so that nodes do not come back
+/// all at once. A server that comes back refuses for a moment what it will not refuse then, so that two of the longest
+/// may pass before changes are heard again.
+const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 
 /// A watch that lived for so long has nothing to do with the failures before it.
 const STEADY: Duration = Duration::from_secs(30);
@@ -70,10 +72,10 @@ pub(super) struct Follower<S> {
     version: Option<String>,
     /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
-    /// Whether the last attempt failed.
-    broken: bool,
-    /// Whether the last attempt was a live watch that fell silent.
-    fell_silent: bool,
+    /// Why the last attempt failed, until one succeeds.
+    failed: Option<Cause>,
+    /// Whether the watch runs: all was listed, and what comes now are changes.
+    is_live: bool,
 }
 
 impl<S: Watched> Follower<S> {
@@ -84,8 +86,8 @@ impl<S: Watched> Follower<S> {
             client: None,
             version: None,
             streams_lists: true,
-            broken: false,
-            fell_silent: false,
+            failed: None,
+            is_live: false,
         }
     }
 
@@ -108,7 +110,7 @@ impl<S: Watched> Follower<S> {
             let cause = trouble.cause;
             debug!(kind = %S::KIND, %trouble, "a watch ended");
             if !cause.is_routine() {
-                self.broken = true;
+                self.failed = Some(cause);
                 // The next attempt reads the token, the certificates and the kubeconfig again.
                 self.client = None;
             }
@@ -129,7 +131,9 @@ impl<S: Watched> Follower<S> {
             // Servers whose storage cannot say how far it is know streaming lists, and begin one only to fail.
             self.streams_lists = !self.streams_lists;
         }
-        self.fell_silent = trouble.cause == Cause::Silent && self.version.is_some();
+        if self.is_live && trouble.cause == Cause::Silent {
+            trouble.cause = Cause::Quiet;
+        }
         // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is silent
         // until it has: so silence is no reason to go on from there either.
         if trouble.cause.lists_anew() {
@@ -140,6 +144,7 @@ impl<S: Watched> Follower<S> {
 
     /// Lists, unless there is a version to go on from, and watches until that ends.
     async fn follow(&mut self) -> Result<(), Trouble> {
+        self.is_live = false;
         let (client, server) = self.client().await?;
         if self.version.is_none() && !self.streams_lists {
             self.list(&client, &server).await?;
@@ -156,6 +161,7 @@ impl<S: Watched> Follower<S> {
         if self.version.is_none() {
             self.inventory.begin_list();
         } else {
+            self.is_live = true;
             self.mended();
         }
         loop {
@@ -198,7 +204,7 @@ impl<S: Watched> Follower<S> {
 
     /// How long to wait for the first answer of an attempt.
     const fn patience(&self) -> Duration {
-        if self.fell_silent { ANSWER } else { SILENCE }
+        if matches!(self.failed, Some(Cause::Quiet)) { ANSWER } else { SILENCE }
     }
 
     /// Lists page by page.
@@ -236,6 +242,7 @@ impl<S: Watched> Follower<S> {
                 if !self.inventory.is_listing() {
                     self.version = Some(version);
                 } else if bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    self.is_live = true;
                     self.listed(version);
                 }
             }
@@ -248,8 +255,18 @@ impl<S: Watched> Follower<S> {
     fn listed(&mut self, version: String) {
         let told = self.inventory.end_list();
         self.version = Some(version);
+        if self.failed == Some(Cause::Quiet) && !told.changes.is_empty() {
+            warn!(
+                kind = %S::KIND,
+                changes = told.changes.len(),
+                "the list has changes of which the watch did not tell, although it seemed to run: its connection was \
+                 dead, or something on the way holds back what the API server sends"
+            );
+        }
         self.deliver_told(told);
         self.mended();
+        // A complete list is proof that the server is there, whatever comes next.
+        self.tell(WatchEvent::Heard(S::KIND));
         self.complete();
     }
 
@@ -288,7 +305,7 @@ impl<S: Watched> Follower<S> {
     }
 
     fn mended(&mut self) {
-        if std::mem::take(&mut self.broken) {
+        if self.failed.take().is_some() {
             self.tell(WatchEvent::Mended(S::KIND));
         }
     }
@@ -329,7 +346,7 @@ fn any_of(numbers: Range<u64>) -> u32 {
     u32::try_from(numbers.start + RandomState::new().hash_one(()) % span).unwrap_or(u32::MAX)
 }
 
-/// What comes within this time; nothing coming means that nobody is there.
+/// What comes within this time.
 async fn within<T>(time: Duration, server: &str, what: impl Future<Output = T>) -> Result<T, Trouble> {
     tokio::time::timeout(time, what).await.map_err(|_| Trouble::silent(server, time.as_secs()))
 }

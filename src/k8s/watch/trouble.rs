@@ -13,7 +13,9 @@ pub enum Cause {
     Ended,
     /// The server no longer has the changes since the last one that was heard (410 Gone): all is listed again.
     Gone,
-    /// Nothing was heard for so long that the connection must be dead.
+    /// Nothing was heard on a watch that ran. Perhaps nothing happened: all is listed again, and that will tell.
+    Quiet,
+    /// The server did not answer, or not to the end of its list.
     Silent,
     /// No connection, or it broke.
     Unreachable,
@@ -40,6 +42,7 @@ impl Cause {
         match self {
             Self::Ended => "ended",
             Self::Gone => "gone",
+            Self::Quiet => "quiet",
             Self::Silent => "silent",
             Self::Unreachable => "unreachable",
             Self::Unauthorized => "unauthorized",
@@ -60,7 +63,10 @@ impl Cause {
 
     /// Whether going on from the same version may end the same way for ever, so that all is listed again.
     pub(super) fn lists_anew(self) -> bool {
-        matches!(self, Self::Gone | Self::Silent | Self::Failed | Self::Malformed | Self::Unsupported)
+        matches!(
+            self,
+            Self::Gone | Self::Quiet | Self::Silent | Self::Failed | Self::Malformed | Self::Unsupported
+        )
     }
 }
 
