@@ -65,6 +65,8 @@ impl Talk {
         let told = stop.clone();
         let serve = move || {
             let (mut connection, _) = listener.accept().unwrap();
+            // The next one may listen here as soon as this one is connected.
+            drop(listener);
             connection.set_nodelay(true).unwrap();
             while !told.load(Ordering::Relaxed) && connection.write_all(b"tick\n").is_ok() {
                 thread::sleep(Duration::from_millis(5));
