@@ -255,11 +255,11 @@ impl<S: Watched> Follower<S> {
     fn listed(&mut self, version: String) {
         let told = self.inventory.end_list();
         self.version = Some(version);
-        if self.failed == Some(Cause::Quiet) && !told.changes.is_empty() {
+        if self.failed == Some(Cause::Quiet) && told.came_or_went > 0 {
             warn!(
                 kind = %S::KIND,
-                changes = told.changes.len(),
-                "the list has changes of which the watch did not tell, although it seemed to run: its connection was \
+                objects = told.came_or_went,
+                "objects came or went of which the watch did not tell, although it seemed to run: its connection was \
                  dead, or something on the way holds back what the API server sends"
             );
         }
@@ -295,7 +295,7 @@ impl<S: Watched> Follower<S> {
         }
     }
 
-    fn deliver_told(&self, Told { changes, refused }: Told) {
+    fn deliver_told(&self, Told { changes, refused, .. }: Told) {
         if !changes.is_empty() {
             self.tell(WatchEvent::Changes { received: Instant::now(), changes });
         }

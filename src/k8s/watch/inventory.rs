@@ -45,8 +45,10 @@ impl fmt::Display for Refusal {
 /// What one event, or one list, comes to.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    /// What changes in the model.
+    /// What changes in the model; of a list, every object that is there, whether or not it is what it was.
     pub(super) changes: Vec<Change>,
+    /// How many objects of a list are new, or no longer there.
+    pub(super) came_or_went: usize,
     /// Every refusal there is now, if that is not what it was.
     pub(super) refused: Option<Vec<Refusal>>,
 }
@@ -122,10 +124,13 @@ impl<S: Watched> Inventory<S> {
             return Told::default();
         };
         let before = std::mem::replace(&mut self.held, held);
-        changes.extend(before.into_keys().filter(|key| !self.held.contains_key(key)).map(S::remove));
+        let came = self.held.keys().filter(|key| !before.contains_key(*key)).count();
+        let gone: Vec<Key> = before.into_keys().filter(|key| !self.held.contains_key(key)).collect();
+        let came_or_went = came + gone.len();
+        changes.extend(gone.into_iter().map(S::remove));
         let differs = self.refusals != refusals;
         self.refusals = refusals;
-        Told { changes, refused: differs.then(|| self.refused()) }
+        Told { changes, came_or_went, refused: differs.then(|| self.refused()) }
     }
 
     /// An object is there, and is this.
@@ -150,7 +155,8 @@ impl<S: Watched> Inventory<S> {
         };
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);
-        Told { changes: change.into_iter().collect(), refused: differs.then(|| self.refused()) }
+        let refused = differs.then(|| self.refused());
+        Told { changes: change.into_iter().collect(), refused, ..Told::default() }
     }
 
     /// An object is gone.
@@ -170,7 +176,7 @@ impl<S: Watched> Inventory<S> {
         }
         self.held.remove(&key);
         let refused = self.refusals.remove(&key).map(|_| self.refused());
-        Told { changes: vec![S::remove(key)], refused }
+        Told { changes: vec![S::remove(key)], refused, ..Told::default() }
     }
 
     /// What the model holds of an object, or will hold when the list that comes is complete.

@@ -60,6 +60,18 @@ fn what_a_new_list_no_longer_has_is_gone_and_comes_as_one_with_the_rest() {
 }
 
 #[test]
+fn a_list_tells_how_many_objects_came_or_went_since_the_one_before() {
+    let mut pods = Inventory::<types::Pod>::new();
+    for (names, came_or_went) in [(&["a", "b"][..], 2), (&["a", "b"], 0), (&["b", "c", "d"], 3)] {
+        pods.begin_list();
+        for name in names {
+            pods.set(&pod(name, &json!({})));
+        }
+        assert_eq!(pods.end_list().came_or_went, came_or_went, "{names:?}");
+    }
+}
+
+#[test]
 fn a_list_that_is_cut_short_changes_nothing() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
