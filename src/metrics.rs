@@ -74,6 +74,14 @@ pub struct Metrics {
     heard: Mutex<BTreeMap<&'static str, Instant>>,
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
+    /// `towpath_guarded_interfaces`.
+    pub guarded_interfaces: IntGauge,
+    /// `towpath_unknown_interfaces`.
+    pub unknown_interfaces: IntGauge,
+    /// `towpath_unguarded_pods`.
+    pub unguarded_pods: IntGauge,
+    /// `towpath_guard_drops_total`, by reason.
+    pub guard_drops: IntCounterVec,
     /// `towpath_commands_total`.
     pub commands: IntCounter,
     started: OnceLock<Count>,
@@ -202,6 +210,23 @@ impl Metrics {
             connections_cut: int_counter(
                 "towpath_connections_cut_total",
                 "Established connections that were cut because policy no longer allows them.",
+            )?,
+            guarded_interfaces: int_gauge(
+                "towpath_guarded_interfaces",
+                "Interfaces of pods through which only the pod's own addresses may enter.",
+            )?,
+            unknown_interfaces: int_gauge(
+                "towpath_unknown_interfaces",
+                "Guarded interfaces behind which no pod is known.",
+            )?,
+            unguarded_pods: int_gauge(
+                "towpath_unguarded_pods",
+                "Pods of this node whose interface is not known, so that no interface may use their addresses.",
+            )?,
+            guard_drops: counters(
+                "towpath_guard_drops_total",
+                "Frames from pods' interfaces that the guard dropped, by reason.",
+                "reason",
             )?,
             started: OnceLock::new(),
             commands: int_counter("towpath_commands_total", "Commands that this process has started.")?,

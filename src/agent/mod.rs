@@ -19,7 +19,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender},
     },
     time::{Duration, Instant},
 };
@@ -27,14 +27,17 @@ use std::{
 use tracing::warn;
 
 use drift::Lookout;
-pub use status::{Readiness, Refused, Status, View};
+pub use status::{GuardState, Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
     model::{Change, Cluster, Delta, ObjectKey, Pod},
-    policy::{members::Move, resolve::Resolver},
+    policy::{
+        members::{Members, Move},
+        resolve::{LocalPod, Resolver},
+    },
     ruleset::{
         Object, Ruleset,
         compile::{Compiler, Options},
@@ -107,6 +110,19 @@ pub struct Applied {
     pub narrowed: bool,
 }
 
+/// What the interface guard has to know: which addresses belong to the pods of this node, and which to others.
+#[derive(Debug)]
+pub struct Owners {
+    /// The pods of this node that have an address, with whether policy isolates them.
+    pub pods: Arc<[LocalPod]>,
+    /// The addresses of all pods of the cluster.
+    pub all_pods: Members,
+    /// The addresses of all nodes.
+    pub nodes: Members,
+    /// Sent to once the guard is in the kernel; absent unless somebody waits for it.
+    pub done: Option<SyncSender<()>>,
+}
+
 /// The loop and all that it owns.
 #[derive(Debug)]
 pub struct Agent<D> {
@@ -117,6 +133,9 @@ pub struct Agent<D> {
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     applied: Option<Sender<Applied>>,
+    guard: Option<Sender<Owners>>,
+    /// What the guard was told last.
+    guarded: Option<(Arc<[LocalPod]>, Members, Members)>,
     cluster: Cluster,
     resolver: Resolver,
     kernel: Option<Observed>,
@@ -174,6 +193,8 @@ impl<D: Dataplane> Agent<D> {
             metrics,
             status,
             applied,
+            guard: None,
+            guarded: None,
             cluster: Cluster::new(),
             resolver: Resolver::new(node),
             kernel: None,
@@ -191,6 +212,12 @@ impl<D: Dataplane> Agent<D> {
             tidy_at: None,
             failures: 0,
         }
+    }
+
+    /// The same loop, which sends to the interface guard whose address is whose, before it writes rules for it.
+    #[must_use]
+    pub fn with_guard(self, guard: Option<Sender<Owners>>) -> Self {
+        Self { guard, ..self }
     }
 
     /// Runs until it is told to stop, or nobody is left who could tell it anything.

@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    time::{Instant, SystemTime},
+    sync::{Arc, mpsc::sync_channel},
+    time::{Duration, Instant, SystemTime},
 };
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
-use super::{Agent, Applied, Readiness};
+use super::{Agent, Applied, Owners, Readiness};
 use crate::{
     dataplane::{ApplyError, Dataplane, DataplaneError, Reason},
     model::{Direction, Family, ObjectKey},
@@ -18,6 +19,9 @@ use crate::{
         plan::{SetEdit, Step, plan},
     },
 };
+
+/// How long the first sync waits for the interface guard.
+const GUARD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a round ended early.
 enum Stopped {
@@ -89,6 +93,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
         let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
+        self.update_guard(&resolved);
         let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
         self.moves.extend(self.resolver.take_moves());
         loop {
@@ -110,6 +115,32 @@ impl<D: Dataplane> Agent<D> {
                 Err(Stopped::Failed(error)) => return Err(error),
             }
         }
+    }
+
+    /// Sends to the interface guard whose address is whose, if that changed. Before the first rules are written it waits
+    /// for the guard: those rules rely on it.
+    fn update_guard(&mut self, resolved: &Resolved) {
+        let Some(guard) = &self.guard else { return };
+        let is_same = self.guarded.as_ref().is_some_and(|(pods, all_pods, nodes)| {
+            Arc::ptr_eq(pods, &resolved.pods)
+                && all_pods.is_same(&resolved.all_pods)
+                && nodes.is_same(&resolved.nodes)
+        });
+        if is_same {
+            return;
+        }
+        let (done, written) = sync_channel(1);
+        let owners = Owners {
+            pods: resolved.pods.clone(),
+            all_pods: resolved.all_pods.clone(),
+            nodes: resolved.nodes.clone(),
+            done: (!self.settled).then_some(done),
+        };
+        let sent = guard.send(owners).is_ok();
+        if sent && !self.settled && written.recv_timeout(GUARD_PATIENCE).is_err() {
+            warn!("the interface guard is late; writing rules without it");
+        }
+        self.guarded = Some((resolved.pods.clone(), resolved.all_pods.clone(), resolved.nodes.clone()));
     }
 
     /// Carries out the steps. On success the kernel's state is known; otherwise it must be observed again.

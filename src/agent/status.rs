@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{metrics::Metrics, policy::resolve::LocalPod};
+use crate::{metrics::Metrics, model::ObjectKey, policy::resolve::LocalPod};
 
 /// Whether this node enforces what it ought to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +35,29 @@ struct State {
     refused: BTreeMap<&'static str, Arc<[Refused]>>,
     /// The pods of this node, as the last round that succeeded wrote them.
     pods: Arc<[LocalPod]>,
+    /// What the interface guard does.
+    guard: GuardState,
     /// When the daemon began.
     started: SystemTime,
     /// Since when it has been as ready as it is.
     since: SystemTime,
     /// When the loop last showed itself; `None` before it began.
     beat: Option<Instant>,
+}
+
+/// What the interface guard does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardState {
+    /// Why it is off; `None` while it is on.
+    pub off: Option<String>,
+    /// The interfaces that it guards.
+    pub interfaces: usize,
+    /// Those of them behind which no pod is known. They may use the addresses that they have, and no others.
+    pub unknown: usize,
+    /// The pods of this node that are behind no interface that is known, each with why.
+    pub unbound: Vec<(ObjectKey, String)>,
+    /// The interface of each pod.
+    pub pods: BTreeMap<ObjectKey, String>,
 }
 
 /// An object that a source could not read. Its last good version stays enforced.
@@ -67,6 +84,8 @@ pub struct View {
     pub refused: Vec<Arc<[Refused]>>,
     /// The pods of this node, as the last round that succeeded wrote them.
     pub pods: Arc<[LocalPod]>,
+    /// What the interface guard does.
+    pub guard: GuardState,
 }
 
 impl Status {
@@ -80,6 +99,7 @@ impl Status {
             impediments: BTreeMap::new(),
             refused: BTreeMap::new(),
             pods: [].into(),
+            guard: GuardState::default(),
             started: now,
             since: now,
             beat: None,
@@ -109,6 +129,7 @@ impl Status {
             since: state.since,
             refused: state.refused.values().cloned().collect(),
             pods: state.pods.clone(),
+            guard: state.guard.clone(),
         }
     }
 
@@ -126,6 +147,11 @@ impl Status {
     /// Shows the pods of this node, as they are enforced now.
     pub fn show(&self, pods: Arc<[LocalPod]>) {
         self.state().pods = pods;
+    }
+
+    /// Shows what the interface guard does.
+    pub fn set_guard(&self, guard: GuardState) {
+        self.state().guard = guard;
     }
 
     /// Before the first round: says what is being waited for now.

@@ -15,8 +15,8 @@ pub(super) struct CleanupArgs {
 pub(super) fn cleanup(args: &CleanupArgs) -> Result<(), Ended> {
     let removed = kernel::cleanup::cleanup(&Commands::default())?;
     print(&format!(
-        "removed {} jumps, {} chains and {} sets\n",
-        removed.hooks, removed.chains, removed.sets
+        "removed {} jumps, {} chains, {} sets and {} tables\n",
+        removed.hooks, removed.chains, removed.sets, removed.tables
     ))?;
     if !removed.left.is_empty() {
         return Err(Ended::Failed(anyhow::anyhow!("could not remove {}", removed.left.join("; "))));

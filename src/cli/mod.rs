@@ -10,6 +10,7 @@ mod compile;
 mod cutter;
 pub mod demo;
 pub mod explain;
+mod guard;
 mod lint;
 pub mod matrix;
 mod objects;

@@ -32,15 +32,15 @@ use tracing::{error, info, warn};
 use super::{
     BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
-    cutter,
+    cutter, guard,
     source::Ends,
 };
 use crate::{
-    agent::{Agent, Input, Pace, Status},
+    agent::{Agent, GuardState, Input, Pace, Status},
     dataplane::{
         command::Commands,
         kernel::{
-            Kernel,
+            self, Kernel,
             lock::{self, WriterLock},
             sysctl::{self, Bridge},
         },
@@ -76,6 +76,9 @@ pub(super) struct RunArgs {
     /// Whether bridged packets have to pass through iptables: as on a bridge CNI, flannel's included.
     #[arg(long, value_enum, default_value_t = BridgeNetfilter::Require, env = "TOWPATH_BRIDGE_NETFILTER")]
     bridge_netfilter: BridgeNetfilter,
+    /// Whether to check what enters through pods' interfaces: their own addresses, and nothing but IPv4, IPv6 and ARP.
+    #[arg(long, value_enum, default_value_t = InterfaceGuard::Auto, env = "TOWPATH_INTERFACE_GUARD")]
+    interface_guard: InterfaceGuard,
     /// Where the kernel's switches of networking are. A container sees the usual place read-only.
     #[arg(long, value_name = "DIR", default_value = sysctl::PROC_SYS_NET, env = "TOWPATH_PROC_SYS_NET")]
     proc_sys_net: PathBuf,
@@ -108,6 +111,16 @@ enum BridgeNetfilter {
     Ignore,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum InterfaceGuard {
+    /// Check it where the kernel can; where it cannot, say so and enforce policy without.
+    Auto,
+    /// Check it; end with an error where the kernel cannot.
+    Require,
+    /// Leave it to others, and remove the tables of a former run.
+    Off,
+}
+
 /// The part that speaks of bridged packets.
 const BRIDGE: &str = "bridge";
 
@@ -125,6 +138,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let status = Arc::new(Status::starting("the objects have not been read yet"));
     let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
     info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
+    let guard = interface_guard(args.interface_guard, &commands, &status)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let listener = runtime
@@ -139,7 +153,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let mut ended = {
         // Where the watches find the runtime that they run in.
         let _runtime = runtime.enter();
-        daemon.start(kernel, inbox)?
+        daemon.start(kernel, guard, inbox)?
     };
     let told = runtime.block_on(async {
         tokio::select! {
@@ -181,7 +195,12 @@ struct Daemon<'a> {
 
 impl Daemon<'_> {
     /// Starts every part on a thread of its own. What is returned hears of the loop's end.
-    fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
+    fn start(
+        &self,
+        kernel: Kernel,
+        guard: Option<guard::Ready>,
+        inbox: Receiver<Input>,
+    ) -> Result<oneshot::Receiver<()>, Ended> {
         let ends =
             Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() };
         let files = if self.args.file.is_empty() { None } else { Some(ends.clone().files(&self.args.file)?) };
@@ -209,11 +228,20 @@ impl Daemon<'_> {
                 ends.api(access, node.clone())
             });
             let options = what_can_be_logged(options, &mut kernel);
+            let guard = match guard.map(|ready| guard::start(ready, metrics.clone(), status.clone(), |_| {}))
+            {
+                Some(Ok(owners)) => Some(owners),
+                Some(Err(error)) => {
+                    error!(%error, "cannot start the interface guard");
+                    return;
+                }
+                None => None,
+            };
             let watch = kernel.watch(move || {
                 let _ = suspicions.send(Input::Suspicion);
             });
             let agent = Agent::new(&node, kernel, options, pace, metrics, status, applied);
-            agent.run(&inbox);
+            agent.with_guard(guard).run(&inbox);
             drop((watch, source));
         })?;
         Ok(ended)
@@ -273,6 +301,29 @@ fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
             None
         }
     }
+}
+
+/// The interface guard, where it is wanted and the kernel can have it.
+fn interface_guard(
+    wanted: InterfaceGuard,
+    commands: &Arc<Commands>,
+    status: &Status,
+) -> Result<Option<guard::Ready>, Ended> {
+    let reason = if wanted == InterfaceGuard::Off {
+        kernel::guard::remove(commands)?;
+        "--interface-guard=off".to_owned()
+    } else {
+        match guard::probe(commands) {
+            Ok(ready) => return Ok(Some(ready)),
+            Err(error) if wanted == InterfaceGuard::Require => return Err(error.into()),
+            Err(error) => {
+                warn!(%error, "no interface guard: forged addresses and tagged frames of pods are not dropped");
+                error.to_string()
+            }
+        }
+    };
+    status.set_guard(GuardState { off: Some(reason), ..GuardState::default() });
+    Ok(None)
 }
 
 /// Without the log where the kernel cannot do it: policy matters more than what is said of it.

@@ -206,6 +206,7 @@ fn package(program: &str) -> &'static str {
         "ipset" => "ipset",
         "modprobe" => "kmod",
         "ip" => "iproute2",
+        "nft" => "nftables",
         _ => "iptables",
     }
 }

@@ -29,6 +29,8 @@ pub struct Resolved {
     pub selections: BTreeMap<Arc<Selection>, Members>,
     /// The addresses of all nodes that are known.
     pub nodes: Members,
+    /// The addresses that pods own, of the whole cluster.
+    pub all_pods: Members,
 }
 
 /// A pod of this node.
@@ -65,6 +67,7 @@ pub struct Resolver {
     selections: BTreeMap<Arc<Selection>, Members>,
     programs: HashMap<ProgramKey, Arc<Program>>,
     nodes: Members,
+    all_pods: Members,
     /// The outcome of the last round, until a pod of this node or a policy that binds one changes.
     pods: Option<Arc<[LocalPod]>>,
     /// What moved members since the moves were last taken, in the order of the events.
@@ -118,6 +121,7 @@ impl Resolver {
             selections: BTreeMap::new(),
             programs: HashMap::new(),
             nodes: Members::default(),
+            all_pods: Members::default(),
             pods: None,
             moves: Vec::new(),
             owners: BTreeMap::new(),
@@ -130,6 +134,7 @@ impl Resolver {
         let mut resolver = Self::new(node);
         for pod in cluster.pods() {
             resolver.place(cluster, pod);
+            resolver.pod_addresses(cluster, pod.addresses.iter().copied());
         }
         resolver.node_addresses(cluster, cluster.node_addresses());
         resolver
@@ -159,7 +164,8 @@ impl Resolver {
             None => self.local_pods(cluster),
         };
         self.pods = Some(pods.clone());
-        Resolved { pods, selections: self.selections.clone(), nodes: self.nodes.clone() }
+        let (selections, nodes) = (self.selections.clone(), self.nodes.clone());
+        Resolved { pods, selections, nodes, all_pods: self.all_pods.clone() }
     }
 
     /// Gives every pod of this node its programs, and forgets what none of them needs.
@@ -257,6 +263,7 @@ impl Resolver {
                 members.replace(*address, &chosen(cluster, selection, *address));
             }
         }
+        self.pod_addresses(cluster, addresses.iter().copied());
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         for Handover { address, before, after } in handovers {
@@ -337,6 +344,15 @@ impl Resolver {
             let is_node = cluster.nodes_at(address).next().is_some();
             let now: &[Member] = if is_node { &[Member::Address(address)] } else { &[] };
             self.nodes.replace(address, now);
+        }
+    }
+
+    /// Looks up anew which of `addresses` pods own.
+    fn pod_addresses(&mut self, cluster: &Cluster, addresses: impl Iterator<Item = IpAddr>) {
+        for address in addresses {
+            let now: &[Member] =
+                if cluster.owner(address).is_some() { &[Member::Address(address)] } else { &[] };
+            self.all_pods.replace(address, now);
         }
     }
 

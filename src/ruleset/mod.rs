@@ -10,6 +10,7 @@
 //! `iptables-restore` and `ipset restore` read, so that another dataplane can stand beside that one.
 
 pub mod compile;
+pub mod guard;
 pub mod names;
 pub mod observed;
 pub mod plan;

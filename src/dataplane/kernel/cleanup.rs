@@ -5,7 +5,7 @@
 
 use super::{
     chains::{Filter, removal},
-    require_net_admin, sets,
+    guard, require_net_admin, sets,
     variant::{Tools, installed, usable_families},
 };
 use crate::{
@@ -22,6 +22,8 @@ pub struct Removed {
     pub chains: usize,
     /// How many sets.
     pub sets: usize,
+    /// How many tables of the interface guard.
+    pub tables: usize,
     /// What had to stay and why, each as a sentence; empty if nothing of ours is left.
     pub left: Vec<String>,
 }
@@ -40,6 +42,10 @@ pub fn cleanup(commands: &Commands) -> Result<Removed, DataplaneError> {
     }
     if let Err(error) = remove_sets(commands, &mut removed) {
         removed.left.push(format!("the sets: {error}"));
+    }
+    match guard::remove(commands) {
+        Ok(tables) => removed.tables = tables,
+        Err(error) => removed.left.push(format!("the tables of the interface guard: {error}")),
     }
     Ok(removed)
 }

@@ -11,12 +11,16 @@
 //! cleanup     removes everything of ours
 //! survey      what a bug report needs
 //! lock        one writer for each network namespace
-//! netlink     the messages that watch and conntrack exchange with the kernel
+//! links       the interfaces of the node, and who is behind them
+//! guard       what may enter through the interfaces of pods
+//! netlink     the messages that watch, conntrack, links and guard exchange with the kernel
 //! ```
 
 mod chains;
 pub mod cleanup;
 pub mod conntrack;
+pub mod guard;
+pub mod links;
 pub mod lock;
 mod netlink;
 mod sets;

@@ -1,12 +1,16 @@
-//! Messages of the kernel's netfilter subsystems, as far as we read and write them.
+//! Netlink messages of the kernel, as far as we read and write them.
 //!
-//! A message is a header, the netfilter header (family, version, resource), and attributes; an attribute is a length,
-//! a type and a payload, padded to four bytes. Numbers of headers are in the machine's order, numbers in attributes in
-//! the network's. Whatever is shorter than it says ends the reading.
+//! A message is a header, a header of its subsystem, and attributes; an attribute is a length, a type and a payload,
+//! padded to four bytes. The subsystem's header of netfilter is family, version and resource; those of routing are in
+//! [`links`](super::links). Numbers of headers are in the machine's order, numbers in netfilter's attributes in the
+//! network's. Whatever is shorter than it says ends the reading.
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 
 pub(super) const FLAG_REQUEST: u16 = 0x1;
 pub(super) const FLAG_ACK: u16 = 0x4;
@@ -29,7 +33,7 @@ const NETFILTER_HEADER: usize = 4;
 /// Room for one read. The kernel puts at most 32 KiB of a dump into one.
 const ROOM: usize = 1 << 16;
 
-/// A socket to the kernel's netfilter.
+/// A socket to the kernel.
 #[derive(Debug)]
 pub(super) struct Netlink {
     pub(super) socket: Socket,
@@ -38,8 +42,21 @@ pub(super) struct Netlink {
 }
 
 impl Netlink {
+    /// A socket to the kernel's netfilter.
     pub(super) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        Self::of(NETLINK_NETFILTER)
+    }
+
+    /// A socket to the kernel's links, addresses and routes. Requests are read strictly, so that a filter that the
+    /// kernel does not know is an error instead of an answer about everything.
+    pub(super) fn open_route() -> io::Result<Self> {
+        let netlink = Self::of(NETLINK_ROUTE)?;
+        netlink.socket.set_netlink_get_strict_chk(true)?;
+        Ok(netlink)
+    }
+
+    fn of(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         Ok(Self { socket, buffer: Vec::with_capacity(ROOM), sequence: 0 })
     }
@@ -51,10 +68,21 @@ impl Netlink {
         flags: u16,
         family: u8,
         attributes: &[u8],
+        each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        self.request_body(kind, flags, &[&[family, 0, 0, 0], attributes].concat(), each)
+    }
+
+    /// As [`request`](Self::request); `body` is the subsystem's header and the attributes.
+    pub(super) fn request_body(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
         self.sequence += 1;
-        let message = encode(kind, flags | FLAG_REQUEST, self.sequence, family, attributes);
+        let message = encode_body(kind, flags | FLAG_REQUEST, self.sequence, body);
         self.socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
         loop {
             let sequence = self.sequence;
@@ -105,6 +133,11 @@ impl<'a> Message<'a> {
         attributes(self.payload.get(NETFILTER_HEADER..).unwrap_or_default())
     }
 
+    /// What stands behind the header: the subsystem's header and the attributes.
+    pub(super) fn body(&self) -> &'a [u8] {
+        self.payload
+    }
+
     /// The result that an error message or an acknowledgement carries.
     fn error(&self) -> io::Result<()> {
         match self.payload.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
@@ -115,16 +148,20 @@ impl<'a> Message<'a> {
     }
 }
 
+#[cfg(test)]
 pub(super) fn encode(kind: u16, flags: u16, sequence: u32, family: u8, attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + NETFILTER_HEADER + attributes.len();
+    encode_body(kind, flags, sequence, &[&[family, 0, 0, 0], attributes].concat())
+}
+
+fn encode_body(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let length = HEADER + body.len();
     let mut message = Vec::with_capacity(length);
     message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
     message.extend(sequence.to_ne_bytes());
     message.extend(0_u32.to_ne_bytes());
-    message.extend([family, 0, 0, 0]);
-    message.extend(attributes);
+    message.extend(body);
     message
 }
 

@@ -15,7 +15,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-pub(super) use nft::Journal;
+pub(super) use nft::{Journal, generation};
 
 use crate::dataplane::command::Commands;
 

@@ -83,7 +83,7 @@ impl Journal {
         result
     }
 
-    fn is_ours(&self, generation: u32) -> bool {
+    pub(in crate::dataplane::kernel) fn is_ours(&self, generation: u32) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ours.contains(&generation)
     }
 
@@ -108,7 +108,7 @@ impl Entries {
     }
 }
 
-fn generation(message: &Message<'_>) -> Option<u32> {
+pub(in crate::dataplane::kernel) fn generation(message: &Message<'_>) -> Option<u32> {
     let id = attribute(message, GENERATION_ID)?;
     id.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }

@@ -1,0 +1,339 @@
+//! Keeps the interface guard up to date: which interface is which pod's, and the tables that check what enters.
+//!
+//! It runs on a thread of its own, so that a change of policy that takes long does not hold it up. It reads the node's
+//! interfaces anew whenever the kernel announces that links have changed, and binds them to the pods that the agent
+//! sends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tracing::{error, info, warn};
+
+use crate::{
+    agent::{GuardState, Owners, Status},
+    dataplane::{
+        DataplaneError,
+        command::Commands,
+        kernel::{
+            guard::{self, Changes, GuardTables},
+            links::{self, Link, Links, Tunnels},
+        },
+    },
+    metrics::Metrics,
+    ruleset::guard::{Bindings, Known, Veth, bind, render::Guard},
+};
+
+/// The part of the daemon that reports conditions of the guard.
+const PART: &str = "interface guard";
+
+/// Changes of links that arrive together are handled together: so long after the last time.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// While an interface has no address yet, it is read again after so long at first, and then after twice as long each
+/// time. A network plugin gives a new interface its addresses within milliseconds.
+const RETRY_FIRST: Duration = Duration::from_millis(5);
+
+/// The longest time between two readings of the interfaces.
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// How often the tables are compared with what was written, and the counters of drops are read.
+const CHECK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What the guard's thread receives.
+#[derive(Debug)]
+enum Input {
+    /// Whose address is whose.
+    Owners(Owners),
+    /// Links have changed.
+    Links,
+    /// Another program has changed our tables.
+    Foreign,
+}
+
+/// The guard before its thread has started.
+#[derive(Debug)]
+pub(super) struct Ready {
+    links: Links,
+    tables: GuardTables,
+}
+
+/// Finds out whether this kernel can have a guard. Writes nothing.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
+    let system = |doing: &str| {
+        let doing = doing.to_owned();
+        move |source: io::Error| DataplaneError::System { doing, source }
+    };
+    let tables = GuardTables::new(commands.clone()).map_err(system("opening a netfilter socket"))?;
+    tables.probe()?;
+    let mut links = Links::open().map_err(system("opening a route socket"))?;
+    let all = links.all().map_err(system("reading the network interfaces"))?;
+    links.probe(&all).map_err(system("reading the addresses behind a veth pair (Linux 4.20 can)"))?;
+    Ok(Ready { links, tables })
+}
+
+/// Starts the guard's thread. It ends when the sender that is returned is dropped. `tunnels` is called with the tunnels
+/// that end on this node, first before the first answer to [`Owners::done`] and then whenever they have changed.
+///
+/// # Errors
+/// If there can be no more threads.
+pub(super) fn start(
+    ready: Ready,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    tunnels: impl Fn(Tunnels) + Send + 'static,
+) -> io::Result<Sender<Owners>> {
+    let (owners, new_owners) = mpsc::channel::<Owners>();
+    let (inputs, inbox) = mpsc::channel::<Input>();
+    status.set_impediment(PART, Some("the interface guard has not been written yet".to_owned()));
+    follow_links(inputs.clone())?;
+    follow_tables(ready.tables.changes(), inputs.clone())?;
+    thread::Builder::new().name("guard-owners".to_owned()).spawn(move || {
+        for update in new_owners {
+            if inputs.send(Input::Owners(update)).is_err() {
+                return;
+            }
+        }
+    })?;
+    let worker = Worker {
+        links: ready.links,
+        tables: ready.tables,
+        metrics,
+        status,
+        tunnels: Box::new(tunnels),
+        known_tunnels: None,
+        veths: BTreeMap::new(),
+        bindings: Bindings::default(),
+        owners: None,
+        drops: BTreeMap::new(),
+        retry: RETRY_FIRST,
+        failing: false,
+    };
+    thread::Builder::new().name("guard".to_owned()).spawn(move || worker.run(&inbox))?;
+    Ok(owners)
+}
+
+fn follow_links(inputs: Sender<Input>) -> io::Result<()> {
+    let notify = move || inputs.send(Input::Links).is_ok();
+    thread::Builder::new().name("guard-links".to_owned()).spawn(move || {
+        if let Err(error) = links::follow(&notify) {
+            error!(%error, "cannot follow changes of network interfaces; reading them every 2 seconds");
+        }
+    })?;
+    Ok(())
+}
+
+fn follow_tables(changes: Changes, inputs: Sender<Input>) -> io::Result<()> {
+    let notify = move || inputs.send(Input::Foreign).is_ok();
+    thread::Builder::new().name("guard-tables".to_owned()).spawn(move || {
+        if let Err(error) = guard::follow(&changes, &notify) {
+            error!(%error, "cannot follow changes of the guard's tables; checking them every 15 seconds");
+        }
+    })?;
+    Ok(())
+}
+
+/// The guard's thread.
+struct Worker {
+    links: Links,
+    tables: GuardTables,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    tunnels: Box<dyn Fn(Tunnels) + Send>,
+    known_tunnels: Option<Tunnels>,
+    /// What was read of each veth, by its index.
+    veths: BTreeMap<u32, Veth>,
+    bindings: Bindings,
+    owners: Option<Owners>,
+    /// The counters of drops when they were last read.
+    drops: BTreeMap<&'static str, u64>,
+    /// When to read incomplete interfaces again.
+    retry: Duration,
+    /// Whether the last sync failed.
+    failing: bool,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Input>) {
+        let mut check_at = Instant::now() + CHECK_INTERVAL;
+        let mut foreign = false;
+        loop {
+            let first = match inbox.recv_timeout(self.retry.min(RETRY_MOST)) {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let timed_out = first.is_none();
+            let mut waiting = Vec::new();
+            for input in first.into_iter().chain(inbox.try_iter()) {
+                match input {
+                    Input::Owners(mut owners) => {
+                        waiting.extend(owners.done.take());
+                        self.owners = Some(owners);
+                    }
+                    Input::Links => {}
+                    Input::Foreign => foreign = true,
+                }
+            }
+            if !timed_out {
+                self.retry = RETRY_FIRST;
+            }
+            if Instant::now() >= check_at {
+                check_at = Instant::now() + CHECK_INTERVAL;
+                foreign |= self.differs();
+                self.read_drops();
+            }
+            if std::mem::take(&mut foreign) {
+                warn!("the interface guard's tables were changed by another program; writing them anew");
+                self.metrics.drift_repairs.inc();
+                self.tables.distrust();
+            }
+            // Before the first list of pods nothing is known of any interface, and the tables that a former process
+            // left are better than new ones.
+            if self.owners.is_some() {
+                self.sync();
+                for done in waiting {
+                    // The agent may have ceased to wait.
+                    let _ = done.send(());
+                }
+            }
+            thread::sleep(DEBOUNCE);
+        }
+    }
+
+    /// Reads the interfaces, binds them and writes what changed.
+    fn sync(&mut self) {
+        let result = self.read().map_err(|source| DataplaneError::System {
+            doing: "reading the network interfaces".to_owned(),
+            source,
+        });
+        let result = result.and_then(|host| {
+            self.bind(&host);
+            self.tables.apply(&Guard::new(&self.bindings))
+        });
+        match result {
+            Ok(_) => {
+                if std::mem::take(&mut self.failing) {
+                    info!("the interface guard is in the kernel again");
+                }
+                self.status.set_impediment(PART, None);
+                self.publish();
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    error!(%error, "cannot write the interface guard; what it held before stays");
+                }
+                self.metrics.failed("guard", error.reason().label());
+                self.status
+                    .set_impediment(PART, Some(format!("the interface guard cannot be written: {error}")));
+                self.retry = RETRY_MOST;
+            }
+        }
+    }
+
+    /// Reads all interfaces, and what is behind those that are bound to no pod yet. The addresses of this host.
+    fn read(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        let all = self.links.all()?;
+        let routes = self.links.host_routes()?;
+        let is_settled = |index: u32, netns: i32, bindings: &Bindings| {
+            bindings.ports.get(&index).is_some_and(|port| port.netns == netns && port.pod.is_some())
+        };
+        let mut veths = BTreeMap::new();
+        for link in all.iter().filter(|link| link.peer.is_some()) {
+            let known = self.veths.remove(&link.index);
+            let known = known.filter(|veth| {
+                link.peer.is_some_and(|(_, netns)| {
+                    netns == veth.netns && is_settled(link.index, netns, &self.bindings)
+                })
+            });
+            let veth = match known {
+                Some(veth) => Some(Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth }),
+                None => self.links.veth(link)?.map(|veth| Veth { bridge: bridge(link, &all), ..veth }),
+            };
+            if let Some(mut veth) = veth {
+                veth.routed = routes.get(&link.index).cloned().unwrap_or_default();
+                veths.insert(link.index, veth);
+            }
+        }
+        self.veths = veths;
+        let tunnels = self.links.tunnels(&all)?;
+        if self.known_tunnels.as_ref() != Some(&tunnels) {
+            (self.tunnels)(tunnels.clone());
+            self.known_tunnels = Some(tunnels);
+        }
+        self.links.host_addresses()
+    }
+
+    fn bind(&mut self, host: &BTreeSet<IpAddr>) {
+        let Some(owners) = &self.owners else { return };
+        let known = Known { pods: &owners.pods, all_pods: &owners.all_pods, nodes: &owners.nodes, host };
+        let veths: Vec<Veth> = self.veths.values().cloned().collect();
+        let bindings = bind(&veths, &known, &self.bindings);
+        for (pod, why) in &bindings.unbound {
+            if !self.bindings.unbound.contains_key(pod) {
+                info!(%pod, reason = %why, "no interface is bound to the pod yet");
+            }
+        }
+        let incomplete = !bindings.unbound.is_empty()
+            || bindings.ports.values().any(|port| port.pod.is_none() && port.addresses.is_empty());
+        self.retry = if incomplete { (self.retry * 2).min(RETRY_MOST) } else { RETRY_MOST };
+        self.bindings = bindings;
+    }
+
+    fn publish(&self) {
+        let ports = self.bindings.ports.values();
+        let unknown = ports.clone().filter(|port| port.pod.is_none()).count();
+        let count = |gauge: &prometheus::IntGauge, value: usize| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        count(&self.metrics.guarded_interfaces, self.bindings.ports.len());
+        count(&self.metrics.unknown_interfaces, unknown);
+        count(&self.metrics.unguarded_pods, self.bindings.unbound.len());
+        let unbound = self.bindings.unbound.iter().map(|(pod, why)| (pod.clone(), why.to_string()));
+        self.status.set_guard(GuardState {
+            off: None,
+            interfaces: self.bindings.ports.len(),
+            unknown,
+            unbound: unbound.collect(),
+            pods: ports.filter_map(|port| Some((port.pod.clone()?, port.name.clone()))).collect(),
+        });
+    }
+
+    fn differs(&mut self) -> bool {
+        match self.tables.check() {
+            Ok(same) => !same && self.owners.is_some() && !self.failing,
+            Err(error) => {
+                warn!(%error, "cannot check the interface guard's tables");
+                self.metrics.failed("guard", error.reason().label());
+                false
+            }
+        }
+    }
+
+    fn read_drops(&mut self) {
+        let Ok(drops) = self.tables.drops() else { return };
+        for (reason, count) in &drops {
+            let before = self.drops.get(reason).copied().unwrap_or(0);
+            // Counters begin anew with tables that were written anew.
+            let more = if *count >= before { count - before } else { *count };
+            self.metrics.guard_drops.with_label_values(&[reason]).inc_by(more);
+        }
+        self.drops = drops;
+    }
+}
+
+/// The bridge that a link is a port of; other masters, such as bonds, do not count.
+fn bridge(link: &Link, all: &[Link]) -> Option<u32> {
+    link.master.filter(|master| all.iter().any(|other| other.index == *master && other.kind == "bridge"))
+}

@@ -1,0 +1,239 @@
+//! Writes the interface guard: the tables `bridge towpath` and `netdev towpath`, through `nft`.
+//!
+//! Each change is one transaction. What another program does to these tables is announced by the kernel; then both are
+//! written anew, again in one transaction, so that there is no moment without them.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use nix::errno::Errno;
+
+use super::{
+    netlink::{Message, Netlink, messages, text},
+    watch::{self, Journal},
+};
+use crate::{
+    dataplane::{DataplaneError, command::Commands},
+    ruleset::guard::render::{COUNTERS, FAMILIES, Guard, TABLE, removal},
+};
+
+/// The multicast group of nftables' announcements.
+const GROUP: u32 = 7;
+const SUBSYSTEM: u16 = 10 << 8;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+/// In every message about a table, a chain, a rule or a set: the name of the table.
+const TABLE_NAME: u16 = 1;
+/// The families as messages number them.
+const BRIDGE: u8 = 7;
+const NETDEV: u8 = 5;
+
+/// Which changes of nftables' rules this process made for the guard.
+#[derive(Clone, Debug)]
+pub struct Changes(Arc<Journal>);
+
+/// The guard in the kernel.
+#[derive(Debug)]
+pub struct GuardTables {
+    commands: Arc<Commands>,
+    changes: Changes,
+    /// What this process has written; `None` before it wrote anything, or when somebody may have changed it.
+    written: Option<Guard>,
+    /// How the kernel shows what was written; compared by the periodic check.
+    shown: Option<String>,
+}
+
+impl GuardTables {
+    /// Nothing is written yet.
+    ///
+    /// # Errors
+    /// If the kernel's netfilter cannot be asked.
+    pub fn new(commands: Arc<Commands>) -> io::Result<Self> {
+        Ok(Self { commands, changes: Changes(Arc::new(Journal::open()?)), written: None, shown: None })
+    }
+
+    /// Which changes are this process' own.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+
+    /// Whether the kernel takes such tables. Nothing is written.
+    ///
+    /// # Errors
+    /// If `nft` is not installed, or refuses them.
+    pub fn probe(&self) -> Result<(), DataplaneError> {
+        self.commands.run("nft", &["-c", "-f", "-"], &Guard::default().whole())?.checked().map(drop)
+    }
+
+    /// Makes the kernel hold `guard`. Says whether it wrote anything.
+    ///
+    /// # Errors
+    /// If `nft` is not installed, or refuses it: then nothing has changed.
+    pub fn apply(&mut self, guard: &Guard) -> Result<bool, DataplaneError> {
+        if let Some(written) = &self.written {
+            let difference = guard.difference(written);
+            if difference.is_empty() {
+                return Ok(false);
+            }
+            if self.run(&difference)?.is_ok() {
+                self.written = Some(guard.clone());
+                self.shown = None;
+                return Ok(true);
+            }
+            // An interface went meanwhile and took its chain along, or somebody changed the tables.
+        }
+        self.written = None;
+        self.run(&guard.whole())??;
+        self.written = Some(guard.clone());
+        self.shown = None;
+        Ok(true)
+    }
+
+    /// Forgets what was written, so that the next [`apply`](Self::apply) writes everything anew.
+    pub fn distrust(&mut self) {
+        self.written = None;
+    }
+
+    /// Whether the kernel still shows what was written. The first check after a change only takes note of it.
+    ///
+    /// # Errors
+    /// If `nft` cannot be run.
+    pub fn check(&mut self) -> Result<bool, DataplaneError> {
+        if self.written.is_none() {
+            return Ok(false);
+        }
+        let mut shown = String::new();
+        for family in FAMILIES {
+            // Without counters, which change all the time.
+            let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, TABLE], "")?;
+            if !output.success {
+                return Ok(false);
+            }
+            // What nft prints of elements has no order of its own.
+            let mut lines: Vec<String> = output.stdout.lines().flat_map(elements).collect();
+            lines.sort_unstable();
+            shown.push_str(&lines.join("\n"));
+        }
+        Ok(self.shown.get_or_insert_with(|| shown.clone()) == &shown)
+    }
+
+    /// Frames that were dropped since the tables were last written anew, by reason.
+    ///
+    /// # Errors
+    /// If `nft` cannot be run.
+    pub fn drops(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
+        let mut drops: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for family in FAMILIES {
+            let text =
+                self.commands.run("nft", &["list", "counters", "table", family, TABLE], "")?.checked()?;
+            for (name, packets) in counters(&text) {
+                *drops.entry(name).or_default() += packets;
+            }
+        }
+        Ok(drops)
+    }
+
+    fn run(&self, text: &str) -> Result<Result<(), DataplaneError>, DataplaneError> {
+        let transaction = || self.commands.run("nft", &["-f", "-"], text);
+        let output = self.changes.0.record(transaction, |output| output.as_ref().is_ok_and(|o| o.success))?;
+        Ok(output.checked().map(drop))
+    }
+}
+
+/// Removes both tables. Says how many there were.
+///
+/// # Errors
+/// If `nft` refuses it. Where it is not installed there is nothing to remove.
+pub fn remove(commands: &Commands) -> Result<usize, DataplaneError> {
+    if !commands.has("nft") {
+        return Ok(0);
+    }
+    let is_there = |family: &&&str| {
+        commands.run("nft", &["list", "table", family, TABLE], "").is_ok_and(|output| output.success)
+    };
+    let there = FAMILIES.iter().filter(is_there).count();
+    if there > 0 {
+        commands.run("nft", &["-f", "-"], &removal())?.checked()?;
+    }
+    Ok(there)
+}
+
+/// The parts of one line of `nft list table`: its elements one by one, or the line.
+fn elements(line: &str) -> Vec<String> {
+    let line = line.trim();
+    let list = line.strip_prefix("elements = {").unwrap_or(line);
+    list.trim_end_matches('}').split(',').map(|part| part.trim().to_owned()).collect()
+}
+
+/// Reads what `nft list counters` prints.
+fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
+    let mut current = None;
+    text.lines().filter_map(move |line| {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("counter"), Some(name)) => {
+                current = COUNTERS.iter().find(|(known, _)| *known == name).map(|(known, _)| *known);
+                None
+            }
+            (Some("packets"), Some(count)) => Some((current?, count.parse().ok()?)),
+            _ => None,
+        }
+    })
+}
+
+/// Waits until another program changes our tables, and calls `notify` then, until that returns `false`.
+///
+/// # Errors
+/// What the system said.
+pub fn follow(changes: &Changes, notify: &dyn Fn() -> bool) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    netlink.socket.add_membership(GROUP)?;
+    let mut concerned = false;
+    loop {
+        let mut foreign = false;
+        match netlink.receive() {
+            Ok(datagram) => {
+                for message in messages(datagram) {
+                    if message.kind == NEW_GENERATION {
+                        let number = watch::generation(&message);
+                        foreign |= std::mem::take(&mut concerned)
+                            && !number.is_some_and(|number| changes.0.is_ours(number));
+                    } else {
+                        concerned |= is_ours(&message);
+                    }
+                }
+            }
+            // More was announced than the socket could hold: some of it may have been about our tables.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => foreign = true,
+            Err(error) => return Err(error),
+        }
+        if foreign && !notify() {
+            return Ok(());
+        }
+    }
+}
+
+fn is_ours(message: &Message<'_>) -> bool {
+    matches!(message.family, BRIDGE | NETDEV)
+        && message.attributes().any(|(kind, value)| kind == TABLE_NAME && text(value) == TABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_by_their_name() {
+        let text = "table bridge towpath {\n\tcounter frame {\n\t\tpackets 3 bytes 180\n\t}\n\tcounter source {\n\
+                    \t\tpackets 7 bytes 420\n\t}\n\tcounter other {\n\t\tpackets 9 bytes 1\n\t}\n}\n";
+        let found: Vec<_> = counters(text).collect();
+        assert_eq!(found, [("frame", 3), ("source", 7)]);
+    }
+
+    #[test]
+    fn elements_are_compared_without_their_order() {
+        let parts = |line| elements(line);
+        assert_eq!(parts("\t\telements = { 3 . 10.0.0.1,"), ["3 . 10.0.0.1", ""]);
+        assert_eq!(parts("4 . 10.0.0.2 }"), ["4 . 10.0.0.2"]);
+        assert_eq!(parts("\t\tcounter name \"source\" drop"), ["counter name \"source\" drop"]);
+    }
+}

@@ -1,0 +1,347 @@
+//! The network interfaces of this node, read over netlink: who is behind each veth, and which tunnels end here.
+//!
+//! The other end of a veth pair lies in another network namespace. The kernel numbers that namespace
+//! (`IFLA_LINK_NETNSID`) and answers questions about its links and addresses under that number (`IFLA_TARGET_NETNSID`,
+//! Linux 4.20) to whoever has `CAP_NET_ADMIN` here and there. No namespace has to be entered, and no file of a
+//! container runtime to be read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use nix::errno::Errno;
+
+use super::netlink::{FLAG_DUMP, Netlink, attributes, put, text};
+use crate::ruleset::guard::{Mac, Veth};
+
+const GET_LINK: u16 = 18;
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
+const GET_ADDRESS: u16 = 22;
+const GET_ROUTE: u16 = 26;
+const GET_NEIGHBOUR: u16 = 30;
+
+/// The sizes of the headers of links, addresses, routes and neighbours.
+const LINK_HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+const NEIGHBOUR_HEADER: usize = 12;
+
+/// Attributes of links.
+const LINK_MAC: u16 = 1;
+const LINK_NAME: u16 = 3;
+const LINK_PEER: u16 = 5;
+const LINK_MASTER: u16 = 10;
+const LINK_INFO: u16 = 18;
+const LINK_PEER_NETNS: u16 = 37;
+const LINK_TARGET_NETNS: u16 = 46;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const VXLAN_PORT: u16 = 15;
+const GENEVE_PORT: u16 = 5;
+
+/// Attributes of addresses: the one of the other end, the own one, and the namespace that is asked about.
+const ADDRESS_ADDRESS: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
+const ADDRESS_TARGET_NETNS: u16 = 10;
+
+/// Attributes of routes: destination and outgoing interface.
+const ROUTE_DESTINATION: u16 = 1;
+const ROUTE_INTERFACE: u16 = 4;
+
+/// The attribute of a forwarding entry that says to which host a tunnel leads.
+const NEIGHBOUR_DESTINATION: u16 = 1;
+
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
+const BRIDGE: u8 = 7;
+
+/// The multicast group of changes of links.
+const GROUP_LINK: u32 = 1;
+
+/// A link of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its interface index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is, as `ip -d link` calls it; empty for a physical interface.
+    pub kind: String,
+    /// The index of the bridge (or bond) that it is a port of.
+    pub master: Option<u32>,
+    /// For a veth whose other end is in another network namespace: its index there, and the namespace's number.
+    pub peer: Option<(u32, i32)>,
+    /// For a VXLAN or Geneve interface: its UDP port.
+    pub port: Option<u16>,
+}
+
+/// The tunnels that end on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// The UDP ports of VXLAN and Geneve interfaces.
+    pub ports: BTreeSet<u16>,
+    /// Whether there is an interface for GRE.
+    pub gre: bool,
+    /// Hosts to which VXLAN interfaces forward: those whose packets they have to accept.
+    pub endpoints: BTreeSet<IpAddr>,
+}
+
+/// Reads links, addresses and routes.
+#[derive(Debug)]
+pub struct Links {
+    netlink: Netlink,
+}
+
+impl Links {
+    /// Opens the socket for this network namespace.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::open_route()? })
+    }
+
+    /// All links of this network namespace.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn all(&mut self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        self.netlink.request_body(GET_LINK, FLAG_DUMP, &[0; LINK_HEADER], |message| {
+            links.extend(link(message.body()));
+        })?;
+        Ok(links)
+    }
+
+    /// The addresses of this network namespace.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn host_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        Ok(self.addresses(None)?.into_values().flatten().collect())
+    }
+
+    /// What is behind a veth: the hardware address and the addresses of its other end; `None` if it is gone.
+    ///
+    /// # Errors
+    /// What the system said; `EOPNOTSUPP` and `EINVAL` before Linux 4.20.
+    pub fn veth(&mut self, link: &Link) -> io::Result<Option<Veth>> {
+        let Some((index, netns)) = link.peer else { return Ok(None) };
+        let mut mac = None;
+        let mut body = vec![0; LINK_HEADER];
+        body.splice(4..8, index.to_ne_bytes());
+        put(&mut body, LINK_TARGET_NETNS, &netns.to_ne_bytes());
+        let asked = self.netlink.request_body(GET_LINK, 0, &body, |message| {
+            mac = attributes(message.body().get(LINK_HEADER..).unwrap_or_default())
+                .find_map(|(kind, value)| (kind == LINK_MAC).then(|| value.try_into().ok()).flatten());
+        });
+        match asked {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => other?,
+        }
+        let Some(mac) = mac else { return Ok(None) };
+        let addresses = match self.addresses(Some(netns)) {
+            Err(error) if is_gone(&error) => return Ok(None),
+            other => other?.remove(&index).unwrap_or_default(),
+        };
+        Ok(Some(Veth {
+            index: link.index,
+            name: link.name.clone(),
+            bridge: link.master,
+            netns,
+            mac: Mac(mac),
+            addresses,
+            routed: Vec::new(),
+        }))
+    }
+
+    /// Whether this kernel answers questions about what is behind the veths among `links`.
+    ///
+    /// # Errors
+    /// What the system said about the last one, if it answered about none.
+    pub fn probe(&mut self, links: &[Link]) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for netns in links.iter().filter_map(|link| link.peer).map(|(_, netns)| netns) {
+            match self.addresses(Some(netns)) {
+                Ok(_) => return Ok(()),
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome
+    }
+
+    /// The single addresses that this host routes to an interface, by interface.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn host_routes(&mut self) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+        let mut routes: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for family in [IPV4, IPV6] {
+            let mut body = vec![0; ROUTE_HEADER];
+            body.splice(0..1, [family]);
+            self.netlink.request_body(GET_ROUTE, FLAG_DUMP, &body, |message| {
+                if let Some((interface, address)) = host_route(message.body()) {
+                    routes.entry(interface).or_default().push(address);
+                }
+            })?;
+        }
+        Ok(routes)
+    }
+
+    /// The tunnels among `links`, and the hosts to which those of VXLAN forward.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn tunnels(&mut self, links: &[Link]) -> io::Result<Tunnels> {
+        let mut tunnels = Tunnels {
+            ports: links.iter().filter_map(|link| link.port).collect(),
+            // The kernel makes gre0, gretap0, erspan0 and ip6gre0 itself with the module; no packet needs them.
+            gre: links.iter().any(|link| {
+                link.kind.contains("gre") && !link.name.ends_with("gre0") && link.name != "gretap0"
+            }),
+            endpoints: BTreeSet::new(),
+        };
+        for link in links.iter().filter(|link| link.kind == "vxlan") {
+            let mut body = vec![0; NEIGHBOUR_HEADER];
+            body.splice(0..1, [BRIDGE]);
+            body.splice(4..8, link.index.to_ne_bytes());
+            self.netlink.request_body(GET_NEIGHBOUR, FLAG_DUMP, &body, |message| {
+                let found = attributes(message.body().get(NEIGHBOUR_HEADER..).unwrap_or_default());
+                let mut destinations = found.filter(|(kind, _)| *kind == NEIGHBOUR_DESTINATION);
+                tunnels.endpoints.extend(destinations.find_map(|(_, value)| address(value)));
+            })?;
+        }
+        Ok(tunnels)
+    }
+
+    /// Addresses by interface: of this network namespace, or of the one with that number.
+    fn addresses(&mut self, netns: Option<i32>) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+        let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        let mut body = vec![0; ADDRESS_HEADER];
+        if let Some(netns) = netns {
+            put(&mut body, ADDRESS_TARGET_NETNS, &netns.to_ne_bytes());
+        }
+        self.netlink.request_body(GET_ADDRESS, FLAG_DUMP, &body, |message| {
+            let body = message.body();
+            let (Some(index), Some(rest)) = (number(body, 4), body.get(ADDRESS_HEADER..)) else { return };
+            // On a link between two ends, the other end's address stands where the own one stands elsewhere.
+            let of =
+                |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| address(v));
+            if let Some(own) = of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)) {
+                found.entry(index).or_default().push(own);
+            }
+        })?;
+        Ok(found)
+    }
+}
+
+/// Whether what was asked about does not exist any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENODEV as i32) || error.raw_os_error() == Some(Errno::EINVAL as i32)
+}
+
+fn link(body: &[u8]) -> Option<Link> {
+    let index = number(body, 4)?;
+    let mut link =
+        Link { index, name: String::new(), kind: String::new(), master: None, peer: None, port: None };
+    let (mut peer, mut netns) = (None, None);
+    for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
+        match kind {
+            LINK_NAME => text(value).clone_into(&mut link.name),
+            LINK_MASTER => link.master = number(value, 0),
+            LINK_PEER => peer = number(value, 0),
+            LINK_PEER_NETNS => netns = number(value, 0).map(u32::cast_signed).filter(|netns| *netns >= 0),
+            LINK_INFO => describe(value, &mut link),
+            _ => {}
+        }
+    }
+    if link.kind == "veth" {
+        link.peer = peer.zip(netns);
+    }
+    Some(link)
+}
+
+fn describe(info: &[u8], link: &mut Link) {
+    let mut data: &[u8] = &[];
+    for (kind, value) in attributes(info) {
+        match kind {
+            INFO_KIND => text(value).clone_into(&mut link.kind),
+            INFO_DATA => data = value,
+            _ => {}
+        }
+    }
+    let wanted = match &*link.kind {
+        "vxlan" => VXLAN_PORT,
+        "geneve" => GENEVE_PORT,
+        _ => return,
+    };
+    link.port = attributes(data)
+        .find(|(kind, _)| *kind == wanted)
+        .and_then(|(_, value)| value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)));
+}
+
+/// The interface and the address of a route to a single address.
+fn host_route(body: &[u8]) -> Option<(u32, IpAddr)> {
+    /// Where the header has the length of the destination, the table's number and the kind of the route.
+    const LENGTH: usize = 1;
+    const TABLE: usize = 4;
+    const KIND: usize = 7;
+    const MAIN: u8 = 254;
+    const UNICAST: u8 = 1;
+    if *body.get(TABLE)? != MAIN || *body.get(KIND)? != UNICAST {
+        return None;
+    }
+    let (mut destination, mut interface) = (None, None);
+    for (kind, value) in attributes(body.get(ROUTE_HEADER..)?) {
+        match kind {
+            ROUTE_DESTINATION => destination = address(value),
+            ROUTE_INTERFACE => interface = number(value, 0),
+            _ => {}
+        }
+    }
+    let destination = destination?;
+    let bits = if destination.is_ipv4() { 32 } else { 128 };
+    (*body.get(LENGTH)? == bits).then_some((interface?, destination))
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn address(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
+        16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+        _ => None,
+    }
+}
+
+/// Waits for links that come, go or change; calls `notify` for each burst of messages, until that returns `false`.
+///
+/// # Errors
+/// What the system said.
+pub fn follow(notify: &dyn Fn() -> bool) -> io::Result<()> {
+    let mut netlink = Netlink::open_route()?;
+    netlink.socket.add_membership(GROUP_LINK)?;
+    loop {
+        match netlink.receive() {
+            Ok(datagram) => {
+                let concerns =
+                    super::netlink::messages(datagram).any(|m| matches!(m.kind, NEW_LINK | DELETE_LINK));
+                if concerns && !notify() {
+                    return Ok(());
+                }
+            }
+            // More was announced than the socket could hold: all of it is read anew in any case.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                if !notify() {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Which pod is behind which interface.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use super::{Bindings, Mac, Port, Unbound, Veth, is_link_local};
+use crate::{
+    model::{Direction, Family, ObjectKey},
+    policy::{
+        members::{Member, Members},
+        resolve::LocalPod,
+    },
+};
+
+/// What is known besides the interfaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// The pods of this node that have an address.
+    pub pods: &'a [LocalPod],
+    /// The addresses of all pods of the cluster.
+    pub all_pods: &'a Members,
+    /// The addresses of all nodes.
+    pub nodes: &'a Members,
+    /// The addresses of this host's own interfaces.
+    pub host: &'a BTreeSet<IpAddr>,
+}
+
+impl Known<'_> {
+    /// Whether somebody owns this address who is not behind an unknown interface.
+    fn is_owned(&self, address: IpAddr) -> bool {
+        let family = Family::of(address);
+        let member = Member::Address(address);
+        self.host.contains(&address)
+            || self.all_pods.of(family).contains(&member)
+            || self.nodes.of(family).contains(&member)
+    }
+}
+
+/// Binds interfaces to pods. `before` is what was bound until now.
+///
+/// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same:
+/// what a pod with `CAP_NET_ADMIN` changes in its network namespace later on does not count. A pod that is not bound
+/// yet is behind the interface that has exactly its addresses, or else behind the only one that has them among others.
+///
+/// Besides the interfaces of pods, these are guarded: all ports of a bridge that has a pod's interface, further
+/// interfaces into a pod's network namespace, and links to which this host routes the single address that the other
+/// end has. They may use the addresses that they have, as long as no pod and no node owns them.
+#[must_use]
+pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
+    let mut owners = keep(veths, known.pods, before);
+    let mut unbound = BTreeMap::new();
+    let mut waiting: Vec<&LocalPod> =
+        known.pods.iter().filter(|pod| !owners.values().any(|owner| owner.key == pod.key)).collect();
+    for exactly in [true, false] {
+        waiting.retain(|pod| match candidates(veths, pod, exactly, &owners).as_slice() {
+            [] => true,
+            [index] => {
+                owners.insert(*index, pod);
+                false
+            }
+            several => {
+                // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
+                let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
+                match several.first() {
+                    Some(index) if same >= several.len() && same > 1 => {
+                        owners.insert(*index, pod);
+                        false
+                    }
+                    _ => {
+                        unbound.insert(pod.key.clone(), Unbound::Ambiguous);
+                        true
+                    }
+                }
+            }
+        });
+    }
+    for pod in waiting {
+        unbound.entry(pod.key.clone()).or_insert(Unbound::NoInterface);
+    }
+    let mut ports = BTreeMap::new();
+    for veth in veths {
+        let pod = owners.get(&veth.index).copied();
+        if pod.is_some() || is_guarded(veth, veths, &owners, before) {
+            ports.insert(veth.index, port(veth, pod, known, before.ports.get(&veth.index)));
+        }
+    }
+    part(&mut ports, before);
+    Bindings { ports, unbound }
+}
+
+/// The interfaces that stay with their pods.
+fn keep<'a>(veths: &[Veth], pods: &'a [LocalPod], before: &Bindings) -> BTreeMap<u32, &'a LocalPod> {
+    let stays = |veth: &Veth| {
+        let port = before.ports.get(&veth.index).filter(|port| port.netns == veth.netns)?;
+        let key = port.pod.as_ref()?;
+        let pod = pods.iter().find(|pod| pod.key == *key && pod.addresses == port.addresses)?;
+        Some((veth.index, pod))
+    };
+    veths.iter().filter_map(stays).collect()
+}
+
+/// The interfaces that may be the pod's and are nobody's yet.
+fn candidates(veths: &[Veth], pod: &LocalPod, exactly: bool, owners: &BTreeMap<u32, &LocalPod>) -> Vec<u32> {
+    let wanted: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
+    let fits = |veth: &&Veth| {
+        let there: BTreeSet<IpAddr> = veth.evidence().collect();
+        !owners.contains_key(&veth.index)
+            && if exactly { there == wanted } else { wanted.iter().any(|address| there.contains(address)) }
+    };
+    veths.iter().filter(fits).map(|veth| veth.index).collect()
+}
+
+/// Whether an interface that is no known pod's is guarded all the same.
+fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, before: &Bindings) -> bool {
+    let is_pods = |other: &&Veth| {
+        owners.contains_key(&other.index)
+            || before
+                .ports
+                .get(&other.index)
+                .is_some_and(|port| port.pod.is_some() && port.netns == other.netns)
+    };
+    let shares =
+        |other: &Veth| other.netns == veth.netns || (other.bridge.is_some() && other.bridge == veth.bridge);
+    let stays = before.ports.get(&veth.index).is_some_and(|port| port.netns == veth.netns);
+    let routed = veth.routed.iter().any(|address| veth.addresses.contains(address));
+    stays || routed || veths.iter().filter(is_pods).any(shares)
+}
+
+fn port(veth: &Veth, pod: Option<&LocalPod>, known: &Known<'_>, before: Option<&Port>) -> Port {
+    let before = before.filter(|port| port.netns == veth.netns && port.pod == pod.map(|pod| pod.key.clone()));
+    let link_local = |veth: &Veth| -> Vec<Ipv6Addr> {
+        let own = veth.addresses.iter().filter_map(|address| match address {
+            IpAddr::V6(address) if address.is_unicast_link_local() => Some(*address),
+            _ => None,
+        });
+        own.filter(|address| !known.host.contains(&IpAddr::V6(*address))).collect()
+    };
+    let (mac, addresses, link_local) = match (pod, before) {
+        // What it had when it was bound counts, whatever the pod makes of it later on.
+        (Some(pod), Some(before)) => {
+            let link_local =
+                if before.link_local.is_empty() { link_local(veth) } else { before.link_local.clone() };
+            (before.mac.or(Some(veth.mac)), pod.addresses.clone(), link_local)
+        }
+        (Some(pod), None) => (Some(veth.mac), pod.addresses.clone(), link_local(veth)),
+        (None, _) => {
+            let own = veth.addresses.iter().copied();
+            let free = own.filter(|address| !is_link_local(*address) && !known.is_owned(*address));
+            (Some(veth.mac), free.collect(), link_local(veth))
+        }
+    };
+    let isolated = |direction| pod.is_some_and(|pod| pod.program(direction).is_some());
+    Port {
+        name: veth.name.clone(),
+        bridge: veth.bridge,
+        netns: veth.netns,
+        mac,
+        addresses,
+        link_local,
+        pod: pod.map(|pod| pod.key.clone()),
+        isolated: [isolated(Direction::Ingress), isolated(Direction::Egress)],
+    }
+}
+
+/// Sees to it that no two interfaces of one bridge have the same hardware or link-local address, and that an interface
+/// that is no known pod's has no address of another interface. The one that was bound first keeps it; pods come before
+/// others.
+fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
+    let mut order: Vec<u32> = ports.keys().copied().collect();
+    let rank = |index: &u32| {
+        let port = ports.get(index);
+        let had = before.ports.get(index).is_some_and(|old| {
+            port.is_some_and(|port| old.netns == port.netns && old.mac.is_some() && old.pod == port.pod)
+        });
+        (
+            !(had && port.is_some_and(|port| port.pod.is_some())),
+            port.is_some_and(|port| port.pod.is_none()),
+            *index,
+        )
+    };
+    order.sort_by_key(rank);
+    let mut macs: BTreeSet<(Option<u32>, Mac)> = BTreeSet::new();
+    let mut link_local: BTreeSet<(Option<u32>, Ipv6Addr)> = BTreeSet::new();
+    let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
+    for index in order {
+        let Some(port) = ports.get_mut(&index) else { continue };
+        // Links of their own share nothing: the same addresses on two of them do no harm.
+        if port.bridge.is_some() {
+            port.mac = port.mac.filter(|mac| macs.insert((port.bridge, *mac)));
+            let bridge = port.bridge;
+            port.link_local.retain(|address| link_local.insert((bridge, *address)));
+        }
+        if port.pod.is_none() {
+            port.addresses.retain(|address| addresses.insert(*address));
+        } else {
+            addresses.extend(&port.addresses);
+        }
+    }
+}
+
+impl Bindings {
+    /// The interface of a pod.
+    #[must_use]
+    pub fn interface_of(&self, pod: &ObjectKey) -> Option<(u32, &Port)> {
+        self.ports.iter().find(|(_, port)| port.pod.as_ref() == Some(pod)).map(|(index, port)| (*index, port))
+    }
+}

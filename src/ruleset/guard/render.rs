@@ -1,0 +1,303 @@
+//! The guard as text that `nft -f` reads.
+//!
+//! Two tables, both called `towpath`. That of the bridge family sees what enters by ports of bridges, and what passes
+//! between two of them. That of the netdev family has a chain for each guarded link that is no port of a bridge. The
+//! sets and the checks are the same in both.
+//!
+//! ```text
+//! bridge prerouting, netdev ingress
+//!   IPv4: (interface, hardware address, source) in sources4 -> accept
+//!   IPv6: neighbour discovery -> its own checks; (interface, hardware address, source) in sources6 -> accept
+//!   ARP:  sender's addresses in sources4                    -> accept
+//!   anything else from a guarded interface                  -> count, drop
+//! bridge forward, from or to the interface of an isolated pod
+//!   to a guarded interface: only (interface, destination) in destinations4 or destinations6, and discovery
+//!   to others: no multicast, no broadcast, nothing link-local
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use super::{Bindings, Port};
+use crate::model::{Direction, Family};
+
+/// The name of our tables, in each family.
+pub const TABLE: &str = "towpath";
+
+/// The families that have a table of ours, as nft calls them.
+pub const FAMILIES: [&str; 2] = ["bridge", "netdev"];
+
+/// Before the bridge's own filtering, and before iptables sees bridged packets (which is at 0).
+const PRIORITY: i32 = -300;
+
+/// The longest IPv6 payload of a neighbour solicitation, advertisement or router solicitation: 24 bytes, and room for
+/// the options that hosts send with it (hardware address, nonce), but none for messages of another kind.
+const DISCOVERY_PAYLOAD: u16 = 64;
+
+/// What the sets are made of, by name.
+const SETS: [(&str, &str); 9] = [
+    ("guarded", "type iface_index"),
+    ("frames", "type iface_index . ether_addr"),
+    ("sources4", "type iface_index . ether_addr . ipv4_addr"),
+    ("sources6", "type iface_index . ether_addr . ipv6_addr"),
+    ("targets6", "typeof iif . @th,64,128"),
+    ("destinations4", "type iface_index . ipv4_addr"),
+    ("destinations6", "type iface_index . ipv6_addr"),
+    ("egress-isolated", "type iface_index"),
+    ("ingress-isolated", "type iface_index"),
+];
+
+/// Why frames are dropped, by the name of the counter.
+pub const COUNTERS: [(&str, &str); 6] = [
+    ("frame", "neither IPv4 nor IPv6 nor ARP, or with a VLAN tag"),
+    ("source", "a source address that is not the pod's"),
+    ("claim", "an ARP claim that is not the pod's"),
+    ("discovery", "a neighbour discovery message that no pod sends"),
+    ("isolated", "between an isolated pod and its bridge, past the addresses of pods"),
+    ("dhcp", "an offer of a DHCP server"),
+];
+
+/// What the guard wants of the kernel: the elements of its sets and its chains for single links.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    bridge: Elements,
+    netdev: Elements,
+    /// The guarded links of their own, by index: their names.
+    links: BTreeMap<u32, String>,
+}
+
+/// The elements of one table's sets, by set.
+type Elements = BTreeMap<&'static str, BTreeSet<String>>;
+
+impl Guard {
+    /// The guard for these interfaces.
+    #[must_use]
+    pub fn new(bindings: &Bindings) -> Self {
+        let mut guard = Self::default();
+        for (index, port) in &bindings.ports {
+            if port.bridge.is_some() {
+                elements(*index, port, &mut guard.bridge);
+            } else {
+                elements(*index, port, &mut guard.netdev);
+                guard.links.insert(*index, port.name.clone());
+            }
+        }
+        guard
+    }
+
+    /// Both tables anew, in one transaction that replaces what is there.
+    #[must_use]
+    pub fn whole(&self) -> String {
+        let mut text = removal();
+        for (family, elements) in [("bridge", &self.bridge), ("netdev", &self.netdev)] {
+            line(&mut text, format_args!("table {family} {TABLE} {{"));
+            for (name, _) in COUNTERS {
+                line(&mut text, format_args!("counter {name} {{ }}"));
+            }
+            for (name, kind) in SETS {
+                let members = elements.get(name).map(list).unwrap_or_default();
+                let members =
+                    if members.is_empty() { String::new() } else { format!(" elements = {{ {members} }};") };
+                line(&mut text, format_args!("set {name} {{ {kind};{members} }}"));
+            }
+            text.push_str(&checks());
+            if family == "bridge" {
+                text.push_str(&bridge_chains());
+            }
+            text.push_str("}\n");
+        }
+        for (index, name) in &self.links {
+            link(&mut text, *index, name);
+        }
+        text
+    }
+
+    /// What leads from `before`, which is in the kernel, to this; empty if nothing differs. One transaction.
+    #[must_use]
+    pub fn difference(&self, before: &Self) -> String {
+        let mut text = String::new();
+        let gone = before.links.iter().filter(|(index, name)| self.links.get(index) != Some(name));
+        for (index, _) in gone {
+            let chain = link_chain(*index);
+            line(&mut text, format_args!("add chain netdev {TABLE} {chain}"));
+            line(&mut text, format_args!("delete chain netdev {TABLE} {chain}"));
+        }
+        for (family, now, then) in
+            [("bridge", &self.bridge, &before.bridge), ("netdev", &self.netdev, &before.netdev)]
+        {
+            let none = BTreeSet::new();
+            for (verb, from, to) in [("add", then, now), ("delete", now, then)] {
+                for (set, _) in SETS {
+                    let (from, to) = (from.get(set).unwrap_or(&none), to.get(set).unwrap_or(&none));
+                    let difference: BTreeSet<String> = to.difference(from).cloned().collect();
+                    if !difference.is_empty() {
+                        let members = list(&difference);
+                        line(
+                            &mut text,
+                            format_args!("{verb} element {family} {TABLE} {set} {{ {members} }}"),
+                        );
+                    }
+                }
+            }
+        }
+        let new = self.links.iter().filter(|(index, name)| before.links.get(index) != Some(name));
+        for (index, name) in new {
+            link(&mut text, *index, name);
+        }
+        text
+    }
+}
+
+/// Removes both tables, whether or not they are there.
+#[must_use]
+pub fn removal() -> String {
+    let mut text = String::new();
+    for family in FAMILIES {
+        // Declaring it first makes deleting it succeed where there is none.
+        line(&mut text, format_args!("table {family} {TABLE}"));
+        line(&mut text, format_args!("delete table {family} {TABLE}"));
+    }
+    text
+}
+
+fn elements(index: u32, port: &Port, elements: &mut Elements) {
+    let mut add = |set: &'static str, element: String| {
+        elements.entry(set).or_default().insert(element);
+    };
+    add("guarded", index.to_string());
+    for (direction, set) in [(Direction::Egress, "egress-isolated"), (Direction::Ingress, "ingress-isolated")]
+    {
+        if port.isolated(direction) {
+            add(set, index.to_string());
+        }
+    }
+    for address in &port.addresses {
+        let set = match Family::of(*address) {
+            Family::V4 => "destinations4",
+            Family::V6 => "destinations6",
+        };
+        add(set, format!("{index} . {address}"));
+    }
+    let Some(mac) = port.mac else { return };
+    add("frames", format!("{index} . {mac}"));
+    let link_local = port.link_local.iter().map(|address| (*address).into());
+    for address in port.addresses.iter().copied().chain(link_local) {
+        match address {
+            std::net::IpAddr::V4(address) => add("sources4", format!("{index} . {mac} . {address}")),
+            std::net::IpAddr::V6(address) => {
+                add("sources6", format!("{index} . {mac} . {address}"));
+                add("targets6", format!("{index} . {:#034x}", address.to_bits()));
+            }
+        }
+    }
+}
+
+/// The chains that check what enters, the same in both families.
+fn checks() -> String {
+    format!(
+        "chain from-ip {{
+iif . ether saddr . ip saddr @sources4 accept
+iif @guarded counter name source drop
+}}
+chain from-ip6 {{
+icmpv6 type {{ 130-138, 141-143, 148-149, 151-153 }} goto discovery
+iif . ether saddr . ip6 saddr @sources6 accept
+iif @guarded counter name source drop
+}}
+chain discovery {{
+iif != @guarded accept
+ip6 nexthdr icmpv6 icmpv6 type {{ 133, 135, 136 }} ip6 hoplimit 255 ip6 length <= {DISCOVERY_PAYLOAD} goto neighbour
+icmpv6 type {{ 131, 132, 143 }} ip6 hoplimit 1 ip6 daddr ff02::/16 goto listener
+counter name discovery drop
+}}
+chain neighbour {{
+icmpv6 type 135 iif . ether saddr . ip6 saddr @sources6 accept
+icmpv6 type 136 iif . ether saddr . ip6 saddr @sources6 iif . @th,64,128 @targets6 accept
+icmpv6 type 135 ip6 saddr :: iif . ether saddr @frames iif . @th,64,128 @targets6 accept
+icmpv6 type 133 ip6 daddr ff02::2 iif . ether saddr . ip6 saddr @sources6 accept
+icmpv6 type 133 ip6 daddr ff02::2 ip6 saddr :: iif . ether saddr @frames accept
+counter name discovery drop
+}}
+chain listener {{
+iif . ether saddr . ip6 saddr @sources6 accept
+ip6 saddr :: iif . ether saddr @frames accept
+counter name discovery drop
+}}
+chain from-arp {{
+iif . ether saddr @frames iif . arp saddr ether . arp saddr ip @sources4 accept
+iif . ether saddr @frames arp saddr ip 0.0.0.0 iif . arp saddr ether . arp daddr ip @sources4 accept
+iif @guarded counter name claim drop
+}}
+"
+    )
+}
+
+fn bridge_chains() -> String {
+    format!(
+        "chain prerouting {{
+type filter hook prerouting priority {PRIORITY}; policy accept;
+ether type vmap {{ ip : goto from-ip, ip6 : goto from-ip6, arp : goto from-arp }}
+iif @guarded counter name frame drop
+}}
+chain forward {{
+type filter hook forward priority {PRIORITY}; policy accept;
+iif @egress-isolated goto strict
+oif @ingress-isolated goto strict
+iif @guarded udp sport {{ 67, 547 }} udp dport {{ 68, 546 }} counter name dhcp drop
+}}
+chain strict {{
+ether type vmap {{ ip : goto strict-ip, ip6 : goto strict-ip6, arp : accept }}
+counter name isolated drop
+}}
+chain strict-ip {{
+udp sport 67 udp dport 68 iif @guarded counter name dhcp drop
+oif . ip daddr @destinations4 accept
+oif @guarded counter name isolated drop
+meta pkttype {{ broadcast, multicast }} counter name isolated drop
+ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter name isolated drop
+}}
+chain strict-ip6 {{
+ip6 nexthdr icmpv6 icmpv6 type {{ 135, 136 }} ip6 hoplimit 255 ip6 length <= {DISCOVERY_PAYLOAD} accept
+ip6 nexthdr icmpv6 icmpv6 type 134 ip6 hoplimit 255 iif != @guarded accept
+icmpv6 type 130 ip6 hoplimit 1 iif != @guarded accept
+ip6 saddr {{ ::, fe80::/10 }} counter name isolated drop
+oif . ip6 daddr @destinations6 accept
+oif @guarded counter name isolated drop
+meta pkttype {{ broadcast, multicast }} counter name isolated drop
+ip6 daddr {{ fe80::/10, ff00::/8 }} counter name isolated drop
+}}
+"
+    )
+}
+
+fn link_chain(index: u32) -> String {
+    format!("ingress-{index}")
+}
+
+fn link(text: &mut String, index: u32, name: &str) {
+    let chain = link_chain(index);
+    line(
+        text,
+        format_args!(
+            "add chain netdev {TABLE} {chain} {{ type filter hook ingress device \"{name}\" priority {PRIORITY}; policy drop; }}"
+        ),
+    );
+    line(
+        text,
+        format_args!(
+            "add rule netdev {TABLE} {chain} ether type vmap {{ ip : goto from-ip, ip6 : goto from-ip6, arp : goto from-arp }}"
+        ),
+    );
+    line(text, format_args!("add rule netdev {TABLE} {chain} counter name frame drop"));
+}
+
+fn list(members: &BTreeSet<String>) -> String {
+    members.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{arguments}");
+}

@@ -1,0 +1,207 @@
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use super::{render::Guard, *};
+use crate::{
+    model::Pod,
+    policy::{
+        members::{Member, Members},
+        program::Program,
+        resolve::LocalPod,
+    },
+};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// An interface on bridge 2 with these addresses behind it; its namespace and its hardware address follow from its index.
+fn veth(index: u32, addresses: &[&str]) -> Veth {
+    Veth {
+        index,
+        name: format!("veth{index}"),
+        bridge: Some(2),
+        netns: index.cast_signed(),
+        mac: Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()]),
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        routed: Vec::new(),
+    }
+}
+
+fn pod(name: &str, addresses: &[&str]) -> LocalPod {
+    LocalPod {
+        key: ObjectKey::new("shop", name),
+        addresses: addresses.iter().map(|address| ip(address)).collect(),
+        ingress: None,
+        egress: None,
+        policies: Vec::new(),
+    }
+}
+
+/// Binds with what follows from the pods, and these further addresses of pods elsewhere and of this host.
+fn bound(
+    veths: &[Veth],
+    pods: &[LocalPod],
+    elsewhere: &[&str],
+    host: &[&str],
+    before: &Bindings,
+) -> Bindings {
+    let members = |addresses: &mut dyn Iterator<Item = IpAddr>| {
+        let mut members = Members::default();
+        for address in addresses {
+            let set = if address.is_ipv4() { &mut members.v4 } else { &mut members.v6 };
+            set.insert(Member::Address(address));
+        }
+        members
+    };
+    let own = pods.iter().flat_map(|pod| pod.addresses.iter().copied());
+    let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
+    let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
+    bind(veths, &Known { pods, all_pods: &all_pods, nodes: &Members::default(), host: &host }, before)
+}
+
+fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
+    bound(veths, pods, &[], &[], &Bindings::default())
+}
+
+fn owner(bindings: &Bindings, index: u32) -> Option<&str> {
+    bindings.ports.get(&index)?.pod.as_ref().map(|pod| &*pod.name)
+}
+
+#[test]
+fn a_pod_is_behind_the_interface_that_has_its_addresses() {
+    let veths = [veth(3, &["10.244.1.2", "fe80::3"]), veth(4, &["10.244.1.3", "fd00::3", "fe80::4"])];
+    let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3", "fd00::3"])];
+    let bindings = fresh(&veths, &pods);
+    assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), Some("b")));
+    assert_eq!(bindings.ports[&4].link_local, ["fe80::4".parse::<Ipv6Addr>().unwrap()]);
+    assert!(bindings.unbound.is_empty());
+}
+
+#[test]
+fn an_address_that_a_pod_gives_itself_binds_nothing() {
+    let honest = veth(3, &["10.244.1.2"]);
+    let thief = veth(4, &["10.244.1.3", "10.244.1.2", "10.244.9.9"]);
+    let pods = [pod("honest", &["10.244.1.2"]), pod("thief", &["10.244.1.3"])];
+    for veths in [[honest.clone(), thief.clone()], [thief.clone(), honest.clone()]] {
+        let bindings = fresh(&veths, &pods);
+        assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("honest"), Some("thief")));
+        assert_eq!(bindings.ports[&4].addresses, [ip("10.244.1.3")]);
+    }
+}
+
+#[test]
+fn what_a_pod_changes_after_it_was_bound_does_not_count() {
+    let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
+    let before = fresh(&[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])], &pods);
+    let mut swapped = veth(4, &["10.244.1.2"]);
+    swapped.mac = Mac([2, 0, 0, 0, 0, 3]);
+    let after = bound(&[veth(3, &["10.244.1.2"]), swapped], &pods, &[], &[], &before);
+    assert_eq!(after, before);
+}
+
+#[test]
+fn an_interface_that_comes_again_under_its_old_index_is_bound_anew() {
+    let pods = [pod("a", &["10.244.1.2"])];
+    let before = fresh(&[veth(3, &["10.244.1.2"])], &pods);
+    let other = Veth { netns: 77, ..veth(3, &["10.244.1.9"]) };
+    let after = bound(&[other, veth(5, &["10.244.1.2"])], &pods, &[], &[], &before);
+    assert_eq!((owner(&after, 3), owner(&after, 5)), (None, Some("a")));
+}
+
+#[test]
+fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tells_them_apart() {
+    let bindings = fresh(
+        &[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"]), veth(5, &["10.244.1.5"])],
+        &[pod("a", &["10.244.1.2"]), pod("c", &["10.244.1.5"])],
+    );
+    assert_eq!(bindings.unbound.get(&ObjectKey::new("shop", "a")), Some(&Unbound::Ambiguous));
+    // Guarded, since they are on the bridge of a pod; and the address is a pod's, so neither may use it.
+    assert!(bindings.ports[&3].addresses.is_empty() && bindings.ports[&4].addresses.is_empty());
+}
+
+#[test]
+fn two_pods_that_report_one_address_are_both_bound() {
+    let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"])];
+    let bindings = fresh(&veths, &[pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.2"])]);
+    let owners: BTreeSet<_> = [3, 4].into_iter().filter_map(|index| owner(&bindings, index)).collect();
+    assert_eq!(owners, BTreeSet::from(["a", "b"]));
+}
+
+#[test]
+fn an_unknown_port_of_a_bridge_of_pods_may_use_the_addresses_that_nobody_owns() {
+    let veths = [
+        veth(3, &["10.244.1.2"]),
+        veth(4, &["10.244.1.7", "10.244.2.2", "10.244.1.1", "10.244.1.2", "fe80::1", "fe80::4"]),
+    ];
+    let bindings = bound(
+        &veths,
+        &[pod("a", &["10.244.1.2"])],
+        &["10.244.2.2"],
+        &["10.244.1.1", "fe80::1"],
+        &Bindings::default(),
+    );
+    let port = &bindings.ports[&4];
+    assert_eq!((port.pod.as_ref(), &*port.addresses), (None, &[ip("10.244.1.7")][..]));
+    assert_eq!(port.link_local, ["fe80::4".parse::<Ipv6Addr>().unwrap()]);
+}
+
+#[test]
+fn interfaces_on_bridges_without_pods_are_left_alone() {
+    let docker = Veth { bridge: Some(9), ..veth(7, &["172.17.0.2"]) };
+    let uplink = Veth { bridge: None, ..veth(8, &["192.0.2.1"]) };
+    let bindings = fresh(&[veth(3, &["10.244.1.2"]), docker, uplink], &[pod("a", &["10.244.1.2"])]);
+    assert_eq!(bindings.ports.keys().copied().collect::<Vec<_>>(), [3]);
+}
+
+#[test]
+fn a_second_interface_of_a_pod_is_guarded_on_whichever_bridge() {
+    let second = Veth { bridge: Some(9), netns: 3, ..veth(7, &["172.20.0.2", "10.244.1.5"]) };
+    let veths = [veth(3, &["10.244.1.2"]), second];
+    let bindings = bound(&veths, &[pod("a", &["10.244.1.2"])], &["10.244.1.5"], &[], &Bindings::default());
+    assert_eq!(bindings.ports[&7].addresses, [ip("172.20.0.2")]);
+}
+
+#[test]
+fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_known() {
+    let routed = vec![ip("10.244.1.8")];
+    let ptp = Veth { bridge: None, routed, ..veth(6, &["10.244.1.8"]) };
+    let bindings = fresh(&[ptp], &[]);
+    assert_eq!(bindings.ports[&6].addresses, [ip("10.244.1.8")]);
+}
+
+#[test]
+fn of_two_interfaces_with_one_hardware_address_the_one_that_was_bound_first_keeps_it() {
+    let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
+    let before = fresh(&[veth(4, &["10.244.1.3"])], &pods[1..]);
+    let thief = Veth { mac: Mac([2, 0, 0, 0, 0, 4]), ..veth(3, &["10.244.1.2"]) };
+    let bindings = bound(&[thief, veth(4, &["10.244.1.3"])], &pods, &[], &[], &before);
+    assert_eq!(bindings.ports[&4].mac, Some(Mac([2, 0, 0, 0, 0, 4])));
+    assert_eq!(bindings.ports[&3].mac, None);
+}
+
+#[test]
+fn a_difference_of_two_guards_names_only_what_differs() {
+    let deny = Program::of_policies(Direction::Egress, [], &Pod::new(ObjectKey::new("shop", "b")));
+    let pods =
+        [pod("a", &["10.244.1.2"]), LocalPod { egress: Some(Arc::new(deny)), ..pod("b", &["10.244.1.3"]) }];
+    let one = Guard::new(&fresh(&[veth(3, &["10.244.1.2"])], &pods[..1]));
+    let two = Guard::new(&fresh(&[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])], &pods));
+    assert_eq!(one.difference(&one), "");
+    let text = two.difference(&one);
+    assert!(text.lines().all(|line| line.starts_with("add element bridge towpath ")), "{text}");
+    assert!(text.contains("sources4 { 4 . 02:00:00:00:00:04 . 10.244.1.3 }"), "{text}");
+    assert!(text.contains("egress-isolated { 4 }"), "{text}");
+    assert!(one.difference(&two).lines().all(|line| line.starts_with("delete element bridge towpath ")));
+}
+
+#[test]
+fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
+    let ptp = Veth { bridge: None, ..veth(6, &["10.244.1.8"]) };
+    let some = Guard::new(&fresh(&[ptp], &[pod("a", &["10.244.1.8"])]));
+    let none = Guard::new(&Bindings::default());
+    let text = some.difference(&none);
+    assert!(text.contains("hook ingress device \"veth6\" priority -300; policy drop;"), "{text}");
+    // What is in the sets is there before the chain that asks them.
+    assert!(text.find("add element").unwrap() < text.find("add chain").unwrap());
+    assert!(none.difference(&some).contains("delete chain netdev towpath ingress-6"));
+}
