@@ -52,6 +52,12 @@ pub fn pod(direction: Direction, pod: &ObjectKey) -> ChainName {
     chain(&format!("TP-P{}-{}", letter(direction), digest(pod)))
 }
 
+/// The chain of an address that several pods report.
+#[must_use]
+pub fn shared(direction: Direction, address: std::net::IpAddr) -> ChainName {
+    chain(&format!("TP-S{}-{}", letter(direction), digest(&address)))
+}
+
 /// The chain of all pods with one program; `digest` is the program's.
 #[must_use]
 pub fn group(direction: Direction, digest: &str) -> ChainName {
