@@ -284,11 +284,14 @@ impl<D: Dataplane> Agent<D> {
         self.count(&delta);
         if let Delta::Pod { after: Some(pod), .. } = &delta {
             for address in &pod.addresses {
-                if let [owner, others @ ..] = &*self.cluster.claimants(*address)
-                    && !others.is_empty()
-                {
-                    let others: Vec<String> = others.iter().map(|pod| pod.key.to_string()).collect();
-                    warn!(%address, owner = %owner.key, others = others.join(", "), "several pods report one address");
+                let pods = self.cluster.claimants(*address);
+                if pods.len() > 1 {
+                    let name = |pod: &Arc<Pod>| {
+                        let ending = if pod.terminating { " (terminating)" } else { "" };
+                        format!("{}{ending}", pod.key)
+                    };
+                    let pods: Vec<String> = pods.iter().map(name).collect();
+                    warn!(%address, pods = pods.join(", "), "several pods report one address");
                 }
             }
         }

@@ -92,6 +92,11 @@ fn legend(resolved: &Resolved) -> Vec<Entry> {
                 let (_, pods) = chains.entry(chain.to_string()).or_insert((direction, Vec::new()));
                 pods.push(pod.key.to_string());
             }
+            for address in &pod.shared {
+                let chain = names::shared(direction, *address).to_string();
+                let (_, pods) = chains.entry(chain).or_insert((direction, Vec::new()));
+                pods.push(pod.key.to_string());
+            }
         }
     }
     chains

@@ -100,7 +100,7 @@ mod tests {
         expected.hooks.insert(BuiltIn::Input, HookState::in_place(chain("TOWPATH-INPUT")));
         expected.chains.insert(forward.clone(), Content::Known([].into_iter().collect()));
         expected.chains.insert(chain("TOWPATH-INPUT"), Content::Unknown);
-        expected.chains.insert(chain("TP-GI-x"), Content::Unknown);
+        expected.chains.insert(chain("TP-GI-xxxxxxxxxxxxxxxx"), Content::Unknown);
         expected.sets.insert(set, IpSet { kind: SetKind::Addresses, members: imbl::OrdSet::new() });
         let there = BTreeMap::from([(forward.clone(), 3), (chain("TOWPATH-INPUT"), 3)]);
         let hooks = BTreeMap::from([(BuiltIn::Forward, HookState { targets: vec![forward], first: false })]);
@@ -110,7 +110,7 @@ mod tests {
                 "the IPv4 chain INPUT lost its jump to TOWPATH-INPUT",
                 "the IPv4 chain FORWARD has a foreign rule in front of the jump to TOWPATH-FORWARD",
                 "the IPv4 chain TOWPATH-FORWARD has 3 rules instead of 0",
-                "the IPv4 chain TP-GI-x is gone",
+                "the IPv4 chain TP-GI-xxxxxxxxxxxxxxxx is gone",
             ]
         );
         assert_eq!(sets(&expected, |_| None), ["the set tp4-nodes is gone"]);

@@ -119,7 +119,6 @@ pub fn pod(object: &types::Pod, names: &mut Interner) -> Conversion<Pod> {
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
         phase,
         terminating: meta.deletion_timestamp.is_some(),
-        created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
         ports: ports.unwrap_or_default(),
         ..Pod::new(key)
     });

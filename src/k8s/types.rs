@@ -20,8 +20,6 @@ pub struct Meta {
     pub labels: Option<BTreeMap<String, String>>,
     /// The version of the whole collection at which it became what it is.
     pub resource_version: Option<String>,
-    /// When it was created.
-    pub creation_timestamp: Option<Time>,
     /// When it was told to end.
     pub deletion_timestamp: Option<Time>,
 }

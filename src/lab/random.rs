@@ -202,10 +202,17 @@ impl Generator {
         } else if odd(self, 5) {
             Vec::new()
         } else {
-            // Every pod has its own address on each node, but for a few that take their neighbour's.
+            // Every pod has its own address on each node, but for some that report one of another pod: of their
+            // neighbour, of some pod in another namespace, or of one on the other node.
             let slot = NAMESPACES.iter().position(|n| *n == namespace).unwrap_or(0) * POD_NAMES.len() + index;
-            let slot = if odd(self, 4) { slot + 1 } else { slot };
-            let both = pod_addresses(self.shape.stack, node, slot);
+            let luck = if self.shape.oddities { self.random.below(20) } else { 20 };
+            let (subnet, slot) = match luck {
+                0..4 => (node, slot + 1),
+                4 => (node, self.random.below(2) * POD_NAMES.len()),
+                5 => (self.random.below(NODES.len()), slot),
+                _ => (node, slot),
+            };
+            let both = pod_addresses(self.shape.stack, subnet, slot);
             match both.as_slice() {
                 [v4, _] if odd(self, 8) => vec![*v4],
                 [_, v6] if odd(self, 8) => vec![*v6],
@@ -219,15 +226,20 @@ impl Generator {
         } else {
             Phase::Running
         };
+        let labels = self.labels();
+        let terminating = self.random.chance(5);
+        // Drawn for a field that is gone, so that a seed without oddities gives the cluster that it always gave.
+        if self.random.chance(50) {
+            self.random.number();
+        }
         Pod {
-            labels: self.labels().into_iter().collect::<Labels>(),
+            labels: labels.into_iter().collect::<Labels>(),
             node: Some(NODES[node].into()),
             addresses,
             node_addresses: node_addresses(self.shape.stack, node),
             host_network,
             phase,
-            terminating: self.random.chance(5),
-            created: self.random.chance(50).then(|| i64::from(self.random.chance(50))),
+            terminating,
             ports: self.container_ports(),
             ..Pod::new(key)
         }

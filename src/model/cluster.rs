@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Labels, NetworkPolicy, ObjectKey, Phase, Pod};
+use super::{Labels, NetworkPolicy, ObjectKey, Pod};
 
 /// A namespace, as far as policy cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,13 +54,13 @@ pub enum Change {
 /// What a [`Change`] changed: the object before and after.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
-    /// A pod, and the addresses whose owner this changed.
+    /// A pod, and the addresses that other pods report than before.
     Pod {
         /// The pod before.
         before: Option<Arc<Pod>>,
         /// The pod now.
         after: Option<Arc<Pod>>,
-        /// Addresses that passed from one owner to another, or to or from nobody.
+        /// Addresses that the pod reports and did not report before, or the reverse.
         handovers: Vec<Handover>,
     },
     /// A namespace.
@@ -86,15 +86,15 @@ pub enum Delta {
     },
 }
 
-/// An address that changed hands.
+/// An address that changed hands, in whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The address.
     pub address: IpAddr,
-    /// Its owner before.
-    pub before: Option<ObjectKey>,
-    /// Its owner now.
-    pub after: Option<ObjectKey>,
+    /// The selectable pods that reported it before, by name.
+    pub before: Vec<ObjectKey>,
+    /// Those that report it now, by name.
+    pub after: Vec<ObjectKey>,
 }
 
 /// Every object that is known.
@@ -111,7 +111,7 @@ pub struct Cluster {
     node_addresses: BTreeMap<IpAddr, BTreeMap<Arc<str>, usize>>,
 }
 
-/// The selectable pods that report one address. Nearly always one: the second is worth an allocation then.
+/// The selectable pods that report one address, by name. Nearly always one: the second is worth an allocation then.
 #[derive(Clone, Debug)]
 enum Claims {
     One(Arc<Pod>),
@@ -201,26 +201,18 @@ impl Cluster {
         self.policies.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The pod that packets from and to `address` belong to.
+    /// The pods that report `address`, by name: packets from and to it may be those of any of them.
     ///
-    /// Only pods that policy selects own addresses: not finished ones, whose address may have a new owner, nor those
-    /// on their node's network. Of several claimants one that stays wins over one that was told to stop, a running one
-    /// over one that is not, and then the younger one; names decide the rest.
+    /// Only pods that policy selects count: not finished ones, whose address may have a new owner, nor those on their
+    /// node's network. One is the rule. Several are there while one pod ends and another has its address already;
+    /// which of them sends, no packet tells.
     #[must_use]
-    pub fn owner(&self, address: IpAddr) -> Option<&Arc<Pod>> {
-        self.claims.get(&address).map(Claims::winner)
-    }
-
-    /// The pods that claim `address`, its owner first.
-    #[must_use]
-    pub fn claimants(&self, address: IpAddr) -> Vec<&Arc<Pod>> {
-        let mut pods: Vec<&Arc<Pod>> = match self.claims.get(&address) {
-            None => Vec::new(),
-            Some(Claims::One(pod)) => vec![pod],
-            Some(Claims::Many(pods)) => pods.iter().collect(),
-        };
-        pods.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
-        pods
+    pub fn claimants(&self, address: IpAddr) -> &[Arc<Pod>] {
+        match self.claims.get(&address) {
+            None => &[],
+            Some(Claims::One(pod)) => std::slice::from_ref(pod),
+            Some(Claims::Many(pods)) => pods,
+        }
     }
 
     /// One node, if its object is known.
@@ -292,19 +284,27 @@ impl Cluster {
         }
         let touched: BTreeSet<IpAddr> =
             [&before, &after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        let owner = |cluster: &Self, address| cluster.owner(address).map(|pod| pod.key.clone());
-        let owners: Vec<_> = touched.iter().map(|address| owner(self, *address)).collect();
         if let Some(pod) = &before {
             self.forget(pod);
         }
         if let Some(pod) = &after {
             self.learn(pod);
         }
+        let claims = |pod: &Option<Arc<Pod>>, address: &IpAddr| {
+            pod.as_ref().is_some_and(|pod| pod.is_selectable() && pod.addresses.contains(address))
+        };
         let handovers = touched
             .into_iter()
-            .zip(owners)
-            .map(|(address, before)| Handover { address, before, after: owner(self, address) })
-            .filter(|handover| handover.before != handover.after)
+            .filter(|address| claims(&before, address) != claims(&after, address))
+            .map(|address| {
+                let now: Vec<ObjectKey> = self.claimants(address).iter().map(|pod| pod.key.clone()).collect();
+                let mut then: Vec<ObjectKey> = now.iter().filter(|other| *other != key).cloned().collect();
+                if claims(&before, &address) {
+                    then.push(key.clone());
+                    then.sort();
+                }
+                Handover { address, before: then, after: now }
+            })
             .collect();
         Some(Delta::Pod { before, after, handovers })
     }
@@ -314,10 +314,10 @@ impl Cluster {
             for address in distinct(&pod.addresses) {
                 let claims = match self.claims.remove(&address) {
                     None => Claims::One(pod.clone()),
-                    Some(Claims::One(other)) => Claims::Many(vec![other, pod.clone()]),
+                    Some(Claims::One(other)) => Claims::many(vec![other, pod.clone()]),
                     Some(Claims::Many(mut pods)) => {
                         pods.push(pod.clone());
-                        Claims::Many(pods)
+                        Claims::many(pods)
                     }
                 };
                 self.claims.insert(address, claims);
@@ -335,7 +335,7 @@ impl Cluster {
                 pods.retain(|other| other.key != pod.key);
                 let rest = match <[Arc<Pod>; 1]>::try_from(pods) {
                     Ok([one]) => Claims::One(one),
-                    Err(pods) => Claims::Many(pods),
+                    Err(pods) => Claims::many(pods),
                 };
                 self.claims.insert(address, rest);
             }
@@ -347,26 +347,10 @@ impl Cluster {
 }
 
 impl Claims {
-    fn winner(&self) -> &Arc<Pod> {
-        match self {
-            Self::One(pod) => pod,
-            // `Many` holds two or more, so that the slice cannot be empty.
-            Self::Many(pods) => {
-                let mut best = &pods[0];
-                for pod in pods {
-                    if precedence(pod) > precedence(best) {
-                        best = pod;
-                    }
-                }
-                best
-            }
-        }
+    fn many(mut pods: Vec<Arc<Pod>>) -> Self {
+        pods.sort_by(|a, b| a.key.cmp(&b.key));
+        Self::Many(pods)
     }
-}
-
-/// Orders the claimants of one address: the greatest owns it.
-fn precedence(pod: &Pod) -> (bool, bool, Option<i64>, &ObjectKey) {
-    (!pod.terminating, pod.phase == Phase::Running, pod.created, &pod.key)
 }
 
 fn distinct(addresses: &[IpAddr]) -> BTreeSet<IpAddr> {
@@ -391,13 +375,14 @@ fn remove<T>(objects: &mut ByKey<T>, key: &ObjectKey) -> Option<Arc<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Phase;
 
     fn pod(name: &str, address: &str) -> Pod {
         Pod { addresses: vec![address.parse().unwrap()], ..Pod::new(ObjectKey::new("ns", name)) }
     }
 
-    fn owner(cluster: &Cluster, address: &str) -> Option<String> {
-        cluster.owner(address.parse().unwrap()).map(|pod| pod.key.to_string())
+    fn claimants(cluster: &Cluster, address: &str) -> Vec<String> {
+        cluster.claimants(address.parse().unwrap()).iter().map(|pod| pod.key.to_string()).collect()
     }
 
     #[test]
@@ -409,49 +394,52 @@ mod tests {
     }
 
     #[test]
-    fn of_two_pods_with_one_address_the_running_one_owns_it_in_any_order() {
-        let old = Pod { phase: Phase::Pending, ..pod("z-old", "10.0.0.1") };
-        let new = pod("a-new", "10.0.0.1");
-        for order in [[&old, &new], [&new, &old]] {
+    fn every_pod_that_may_still_send_claims_its_address_in_any_order() {
+        let leaving = Pod { terminating: true, ..pod("z-leaving", "10.0.0.1") };
+        let starting = Pod { phase: Phase::Pending, ..pod("a-starting", "10.0.0.1") };
+        for order in [[&leaving, &starting], [&starting, &leaving]] {
             let mut cluster = Cluster::new();
             for pod in order {
                 cluster.apply(Change::SetPod(pod.clone()));
             }
-            assert_eq!(owner(&cluster, "10.0.0.1").as_deref(), Some("ns/a-new"));
-            assert_eq!(cluster.claimants("10.0.0.1".parse().unwrap()).len(), 2);
+            assert_eq!(claimants(&cluster, "10.0.0.1"), ["ns/a-starting", "ns/z-leaving"]);
         }
     }
 
     #[test]
-    fn a_pod_that_was_told_to_stop_gives_its_address_up_to_one_that_only_starts() {
-        let mut cluster = Cluster::new();
-        cluster.apply(Change::SetPod(Pod { terminating: true, ..pod("old", "10.0.0.1") }));
-        cluster.apply(Change::SetPod(Pod { phase: Phase::Pending, ..pod("new", "10.0.0.1") }));
-        assert_eq!(owner(&cluster, "10.0.0.1").as_deref(), Some("ns/new"));
-    }
-
-    #[test]
-    fn a_finished_pod_and_one_on_the_host_network_own_no_address() {
+    fn a_finished_pod_and_one_on_the_host_network_claim_no_address() {
         let mut cluster = Cluster::new();
         cluster.apply(Change::SetPod(Pod { phase: Phase::Failed, ..pod("done", "10.0.0.1") }));
         cluster.apply(Change::SetPod(Pod { host_network: true, ..pod("host", "192.168.0.1") }));
-        assert_eq!(owner(&cluster, "10.0.0.1"), None);
-        assert_eq!(owner(&cluster, "192.168.0.1"), None);
+        assert!(claimants(&cluster, "10.0.0.1").is_empty());
+        assert!(claimants(&cluster, "192.168.0.1").is_empty());
     }
 
     #[test]
-    fn an_address_goes_over_when_its_owner_ends_or_is_deleted() {
+    fn a_handover_names_who_claimed_the_address_before_and_who_does_now() {
         let mut cluster = Cluster::new();
-        cluster.apply(Change::SetPod(pod("b", "10.0.0.1")));
-        cluster.apply(Change::SetPod(pod("a", "10.0.0.1")));
-        let finished = Pod { phase: Phase::Succeeded, ..pod("b", "10.0.0.1") };
-        let Some(Delta::Pod { handovers, .. }) = cluster.apply(Change::SetPod(finished)) else {
-            panic!("the pod changed")
+        let handover = |cluster: &mut Cluster, change| {
+            let Some(Delta::Pod { handovers, .. }) = cluster.apply(change) else { panic!("the pod changed") };
+            let names =
+                |keys: Vec<ObjectKey>| keys.iter().map(|key| key.name.to_string()).collect::<Vec<_>>();
+            handovers.into_iter().map(|h| (names(h.before), names(h.after))).collect::<Vec<_>>()
         };
-        assert_eq!(handovers.len(), 1);
-        assert_eq!(owner(&cluster, "10.0.0.1").as_deref(), Some("ns/a"));
-        cluster.apply(Change::RemovePod(ObjectKey::new("ns", "a")));
-        assert_eq!(owner(&cluster, "10.0.0.1"), None);
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let steps = [
+            (Change::SetPod(pod("b", "10.0.0.1")), vec![(names(&[]), names(&["b"]))]),
+            (Change::SetPod(pod("a", "10.0.0.1")), vec![(names(&["b"]), names(&["a", "b"]))]),
+            (Change::SetPod(Pod { terminating: true, ..pod("b", "10.0.0.1") }), vec![]),
+            (
+                Change::SetPod(Pod { phase: Phase::Succeeded, ..pod("b", "10.0.0.1") }),
+                vec![(names(&["a", "b"]), names(&["a"]))],
+            ),
+            (Change::RemovePod(ObjectKey::new("ns", "b")), vec![]),
+            (Change::RemovePod(ObjectKey::new("ns", "a")), vec![(names(&["a"]), names(&[]))]),
+        ];
+        for (change, expected) in steps {
+            assert_eq!(handover(&mut cluster, change.clone()), expected, "{change:?}");
+        }
+        assert!(claimants(&cluster, "10.0.0.1").is_empty());
     }
 
     #[test]

@@ -23,8 +23,6 @@ pub struct Pod {
     pub phase: Phase,
     /// `metadata.deletionTimestamp` is set: it was told to stop and may still be running.
     pub terminating: bool,
-    /// `metadata.creationTimestamp` in seconds since 1970; decides between two pods that claim one address.
-    pub created: Option<i64>,
     /// The ports of all containers and init containers, sidecars among them.
     pub ports: Vec<ContainerPort>,
 }
@@ -69,7 +67,6 @@ impl Pod {
             host_network: false,
             phase: Phase::Running,
             terminating: false,
-            created: None,
             ports: Vec::new(),
         }
     }

@@ -8,12 +8,14 @@ use sha2::{Digest, Sha256};
 const LAYOUT: u32 = 1;
 
 /// Digits of a digest: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
-const DIGITS: usize = 16;
+pub const DIGITS: usize = 16;
+
+/// What digits are made of.
+pub const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// A digest of a value, as 16 characters of `a-z2-7`.
 #[must_use]
 pub fn digest(value: &impl Hash) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut hasher = Stable(Sha256::new());
     LAYOUT.hash(&mut hasher);
     value.hash(&mut hasher);

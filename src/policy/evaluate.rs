@@ -2,22 +2,27 @@
 //!
 //! Where the standard leaves something open, or says it without saying how to tell, this is how it is read here:
 //!
-//! - An address stands for the pod that owns it, else for the node that has it, else for the world outside.
+//! - An address stands for the pod that reports it, else for the node that has it, else for the world outside.
+//! - While several pods report one address, nobody can tell whose packets are which: a flow passes only if the policies
+//!   of each of them allow it, and a selector chooses the address as a peer only if it chooses each of them.
 //! - A pod on its node's network is its node: only an ipBlock matches it, and it has no named ports.
 //! - A node is recognised by its addresses and by its pods on the host network; node to own pod and pod to own node
 //!   always pass, and so does a pod's traffic to itself.
 //! - A finished pod is an address that nobody owns. A terminating pod is a pod.
 //! - A pod without an address takes part by its labels; no ipBlock matches it.
-//! - A pod that lost its address to another, asked by name, is the pod with its labels and the address it reports.
+//! - Of a pod that is asked by name the node is known: of several pods with its address only those of the same node can
+//!   be taken for it there. As a peer it is any of them.
 //! - While a namespace's object is unknown no namespaceSelector matches it, not even the empty one.
 
+use std::net::IpAddr;
+
 use crate::model::{
-    Cluster, Direction, Family, Flow, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PolicyRule, Port, Ports,
-    Scope, Standing, Transport,
+    Cluster, Direction, Family, Flow, NetworkPolicy, ObjectKey, Peer, Peers, PolicyRule, Port, Ports, Scope,
+    Standing, Transport,
 };
 
 use super::{
-    party::{Party, Who, families},
+    party::{Claimant, Party, Who, families},
     verdict::{DirectionVerdict, Reason, RuleRef, Verdict},
 };
 
@@ -45,12 +50,12 @@ pub fn evaluate_families(cluster: &Cluster, flow: &Flow) -> Vec<(Family, Verdict
         .collect()
 }
 
-/// What decides about one direction.
-enum Decider<'a> {
+/// What decides about one pod in one direction.
+enum Decider {
     /// What the ends are: the flow passes, whatever any rule says.
     Nature(Reason),
-    /// The rules of the policies that isolate this pod.
-    Rules(&'a Pod),
+    /// The rules of the policies that isolate the pod.
+    Rules,
 }
 
 /// Two ends, and the family of the packets between them.
@@ -68,38 +73,78 @@ impl<'a> Pair<'a> {
         }
     }
 
+    /// What every pod that may be this end says together.
     fn direction(&self, direction: Direction, transport: Transport) -> DirectionVerdict {
-        let policies = self.ends(direction).0.isolated_by(direction);
+        let (subject, _) = self.ends(direction);
+        let of_each = subject.subjects(self.family).map(|pod| self.of_pod(direction, pod, transport));
+        of_each.reduce(DirectionVerdict::and).unwrap_or_else(|| DirectionVerdict {
+            isolated_by: Vec::new(),
+            allowed_by: Vec::new(),
+            reason: match &subject.who {
+                Who::Pod(pod) => Reason::NotIsolated(pod.key.clone(), direction),
+                Who::HostNetwork(pod) => Reason::HostNetwork(pod.key.clone()),
+                Who::Finished(pod) => Reason::Finished(pod.key.clone()),
+                Who::Unknown(key) => Reason::UnknownPod(key.clone()),
+                Who::Address(address) => Reason::NotAPod(*address),
+            },
+        })
+    }
+
+    fn of_pod(&self, direction: Direction, subject: &Claimant<'a>, transport: Transport) -> DirectionVerdict {
+        let policies = subject.isolated_by(direction);
         let isolated_by: Vec<ObjectKey> = policies.iter().map(|policy| policy.key.clone()).collect();
         let allowed_by: Vec<RuleRef> = self
-            .rules(direction)
-            .filter(|(.., rule)| self.ports_match(&rule.ports, transport))
+            .rules(direction, subject)
+            .filter(|(.., rule)| self.ports_match(&rule.ports, direction, subject, transport))
             .map(|(policy, rule, _)| RuleRef { policy: policy.key.clone(), rule })
             .collect();
-        let reason = match self.decider(direction) {
+        let reason = match self.decider(direction, subject) {
             Decider::Nature(reason) => reason,
-            Decider::Rules(_) if !allowed_by.is_empty() => Reason::AllowedBy(allowed_by.clone()),
-            Decider::Rules(pod) => {
+            Decider::Rules if !allowed_by.is_empty() => Reason::AllowedBy(allowed_by.clone()),
+            Decider::Rules => {
                 let refused = policies.iter().filter(|policy| policy.standing == Standing::Refused);
                 Reason::DeniedBy {
-                    pod: pod.key.clone(),
+                    pod: subject.pod.key.clone(),
                     direction,
                     policies: isolated_by.clone(),
                     refused: refused.map(|policy| policy.key.clone()).collect(),
+                    shared: self.shared(direction),
                 }
             }
         };
         DirectionVerdict { isolated_by, allowed_by, reason }
     }
 
+    /// The addresses of the two ends that several pods report, with these pods: the subject's first.
+    fn shared(&self, direction: Direction) -> Vec<(IpAddr, Vec<ObjectKey>)> {
+        let (subject, peer) = self.ends(direction);
+        let keys = |pods: &mut dyn Iterator<Item = &Claimant<'a>>| -> Vec<ObjectKey> {
+            let mut keys: Vec<ObjectKey> = pods.map(|known| known.pod.key.clone()).collect();
+            keys.sort();
+            keys
+        };
+        [
+            (subject.address(self.family), keys(&mut subject.subjects(self.family))),
+            (peer.address(self.family), keys(&mut peer.pods(self.family))),
+        ]
+        .into_iter()
+        .filter_map(|(address, pods)| Some((address?, pods)).filter(|(_, pods)| pods.len() > 1))
+        .collect()
+    }
+
     /// Which of `transports` pass: what [`evaluate`] says of each, without the reasons, for many at once.
     pub(super) fn passing(&self, transports: &[Transport]) -> Vec<bool> {
         let mut passing = vec![true; transports.len()];
         for direction in Direction::BOTH {
-            if let Decider::Rules(_) = self.decider(direction) {
-                let rules: Vec<&PolicyRule> = self.rules(direction).map(|(.., rule)| rule).collect();
+            for subject in self.ends(direction).0.subjects(self.family) {
+                if let Decider::Nature(_) = self.decider(direction, subject) {
+                    continue;
+                }
+                let rules: Vec<&PolicyRule> = self.rules(direction, subject).map(|(.., rule)| rule).collect();
                 for (passes, transport) in passing.iter_mut().zip(transports) {
-                    *passes = *passes && rules.iter().any(|rule| self.ports_match(&rule.ports, *transport));
+                    let allows =
+                        |rule: &&PolicyRule| self.ports_match(&rule.ports, direction, subject, *transport);
+                    *passes = *passes && rules.iter().any(allows);
                 }
             }
         }
@@ -114,23 +159,18 @@ impl<'a> Pair<'a> {
         }
     }
 
-    fn decider(&self, direction: Direction) -> Decider<'a> {
-        let (subject, peer) = self.ends(direction);
-        let pod = match &subject.who {
-            Who::Pod { pod, .. } => *pod,
-            Who::HostNetwork(pod) => return Decider::Nature(Reason::HostNetwork(pod.key.clone())),
-            Who::Finished(pod) => return Decider::Nature(Reason::Finished(pod.key.clone())),
-            Who::Unknown(key) => return Decider::Nature(Reason::UnknownPod(key.clone())),
-            Who::Address(address) => return Decider::Nature(Reason::NotAPod(*address)),
-        };
+    fn decider(&self, direction: Direction, subject: &Claimant<'a>) -> Decider {
+        let (_, peer) = self.ends(direction);
+        let pod = subject.pod;
         if subject.isolated_by(direction).is_empty() {
             return Decider::Nature(Reason::NotIsolated(pod.key.clone(), direction));
         }
-        if peer.pod().is_some_and(|peer| peer.key == pod.key) {
+        let mut others = peer.pods(self.family).peekable();
+        if others.peek().is_some() && others.all(|other| other.pod.key == pod.key) {
             return Decider::Nature(Reason::Itself(pod.key.clone()));
         }
         match (peer.node_of(pod), direction) {
-            (None, _) => Decider::Rules(pod),
+            (None, _) => Decider::Rules,
             (Some(node), Direction::Egress) => {
                 Decider::Nature(Reason::ToOwnNode(pod.key.clone(), node.clone()))
             }
@@ -140,12 +180,13 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// The rules for `direction` whose peers match, of every policy that isolates, each with its index.
+    /// The rules for `direction` whose peers match, of every policy that isolates `subject`, each with its index.
     fn rules(
         &self,
         direction: Direction,
-    ) -> impl Iterator<Item = (&'a NetworkPolicy, usize, &'a PolicyRule)> + use<'a> {
-        let (subject, peer) = self.ends(direction);
+        subject: &Claimant<'a>,
+    ) -> impl Iterator<Item = (&'a NetworkPolicy, usize, &'a PolicyRule)> {
+        let (_, peer) = self.ends(direction);
         let family = self.family;
         let all = subject.isolated_by(direction).iter().flat_map(move |policy| {
             // What could not be read allows nothing, whatever came with it.
@@ -158,15 +199,26 @@ impl<'a> Pair<'a> {
 
     /// A protocol without ports is matched by no entry of `ports`, only by their absence. A name is looked up at the
     /// receiving pod, on whichever side the policy is; what is no pod has no names.
-    fn ports_match(&self, ports: &Ports, transport: Transport) -> bool {
+    fn ports_match(
+        &self,
+        ports: &Ports,
+        direction: Direction,
+        subject: &Claimant<'a>,
+        transport: Transport,
+    ) -> bool {
         let Ports::Of(ports) = ports else { return true };
         let Transport::Port(sent, number) = transport else { return false };
         ports.iter().any(|port| match port {
             Port::All(protocol) => *protocol == sent,
             Port::Range(protocol, range) => *protocol == sent && range.contains(number),
             Port::Named(protocol, name) => {
-                let resolve = |pod: &Pod| pod.named_port(name, *protocol).contains(&number);
-                *protocol == sent && self.to.pod().is_some_and(resolve)
+                let resolve =
+                    |receiver: &Claimant<'_>| receiver.pod.named_port(name, *protocol).contains(&number);
+                *protocol == sent
+                    && match direction {
+                        Direction::Ingress => resolve(subject),
+                        Direction::Egress => each(self.to.pods(self.family), resolve),
+                    }
             }
         })
     }
@@ -176,15 +228,25 @@ fn peers_match(peers: &Peers, party: &Party<'_>, family: Option<Family>) -> bool
     let Peers::Of(peers) = peers else { return true };
     peers.iter().any(|peer| match peer {
         Peer::Block(block) => party.address(family).is_some_and(|address| block.contains(address)),
-        Peer::Pods(peer) => {
-            let Who::Pod { pod, namespace_labels } = &party.who else { return false };
+        Peer::Pods(peer) => each(party.pods(family), |known| {
             let in_scope = match &peer.scope {
-                Scope::Own(namespace) => *namespace == pod.key.namespace,
-                Scope::Matching(selector) => namespace_labels.is_some_and(|labels| selector.matches(labels)),
+                Scope::Own(namespace) => *namespace == known.pod.key.namespace,
+                Scope::Matching(selector) => {
+                    known.namespace_labels.is_some_and(|labels| selector.matches(labels))
+                }
             };
-            in_scope && peer.pods.matches(&pod.labels)
-        }
+            in_scope && peer.pods.matches(&known.pod.labels)
+        }),
     })
+}
+
+/// Whether there is a pod, and each is so.
+fn each<'c, 'a: 'c>(
+    pods: impl Iterator<Item = &'c Claimant<'a>>,
+    is_so: impl Fn(&Claimant<'a>) -> bool,
+) -> bool {
+    let mut pods = pods.peekable();
+    pods.peek().is_some() && pods.all(is_so)
 }
 
 #[cfg(test)]

@@ -11,15 +11,25 @@ pub(super) struct Party<'a> {
     addresses: Vec<IpAddr>,
     /// The nodes that it is: those of its address, or the one whose network it shares.
     nodes: Vec<&'a Arc<str>>,
-    /// The policies that select it for egress, and for ingress, by name.
-    egress: Vec<&'a NetworkPolicy>,
-    ingress: Vec<&'a NetworkPolicy>,
+    /// The pods that policy can select here: the pod that was asked about first, then those that report one of its
+    /// addresses as well. Empty for what is no pod.
+    pods: Vec<Claimant<'a>>,
+    /// Which of them may be the one whose packets these are.
+    place: Place<'a>,
+}
+
+/// Where the packets of an end come from.
+enum Place<'a> {
+    /// The end was named by its address, which says nothing of a node.
+    Anywhere,
+    /// The node of the pod that was named, if it has one yet.
+    Node(Option<&'a Arc<str>>),
 }
 
 /// What an end is. Only a [`Who::Pod`] is ever selected, be it as a subject or as a peer.
 pub(super) enum Who<'a> {
-    /// A pod with a network of its own.
-    Pod { pod: &'a Pod, namespace_labels: Option<&'a Labels> },
+    /// A pod with a network of its own; of several that report the address that was asked about, the first by name.
+    Pod(&'a Pod),
     /// A pod on its node's network: to others it is its node's address, no more.
     HostNetwork(&'a Pod),
     /// A pod that has ended. It has no traffic; asked all the same, it is an address that nobody owns.
@@ -28,6 +38,38 @@ pub(super) enum Who<'a> {
     Unknown(ObjectKey),
     /// An address of a node, or of the world outside.
     Address(IpAddr),
+}
+
+/// A pod that may be the one behind an address.
+pub(super) struct Claimant<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) namespace_labels: Option<&'a Labels>,
+    /// The policies that select it for egress, and for ingress, by name.
+    egress: Vec<&'a NetworkPolicy>,
+    ingress: Vec<&'a NetworkPolicy>,
+}
+
+impl<'a> Claimant<'a> {
+    fn new(cluster: &'a Cluster, pod: &'a Pod) -> Self {
+        let selecting = |direction| -> Vec<&'a NetworkPolicy> {
+            cluster
+                .policies_in(&pod.key.namespace)
+                .map(|policy| &**policy)
+                .filter(|policy| policy.rules(direction).is_some() && policy.subject.matches(&pod.labels))
+                .collect()
+        };
+        let namespace_labels = cluster.namespace(&pod.key.namespace).map(|namespace| &namespace.labels);
+        let (egress, ingress) = (selecting(Direction::Egress), selecting(Direction::Ingress));
+        Self { pod, namespace_labels, egress, ingress }
+    }
+
+    /// The policies that isolate it in this direction.
+    pub(super) fn isolated_by(&self, direction: Direction) -> &[&'a NetworkPolicy] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
 }
 
 impl<'a> Party<'a> {
@@ -39,8 +81,8 @@ impl<'a> Party<'a> {
             },
             Endpoint::Address(address) => {
                 let addresses = vec![*address];
-                if let Some(pod) = cluster.owner(*address) {
-                    return Self { addresses, ..Self::selectable(cluster, pod) };
+                if let [first, ..] = cluster.claimants(*address) {
+                    return Self { addresses, place: Place::Anywhere, ..Self::selectable(cluster, first) };
                 }
                 Self::outside(Who::Address(*address), addresses, cluster.nodes_at(*address).collect())
             }
@@ -58,44 +100,43 @@ impl<'a> Party<'a> {
         }
     }
 
-    /// A pod which lost its address to another keeps the address that it reports here: asked by name, it is still the
-    /// pod with these labels and, for an ipBlock, with this address.
     fn selectable(cluster: &'a Cluster, pod: &'a Pod) -> Self {
-        let selecting = |direction| -> Vec<&'a NetworkPolicy> {
-            cluster
-                .policies_in(&pod.key.namespace)
-                .map(|policy| &**policy)
-                .filter(|policy| policy.rules(direction).is_some() && policy.subject.matches(&pod.labels))
-                .collect()
-        };
-        let namespace_labels = cluster.namespace(&pod.key.namespace).map(|namespace| &namespace.labels);
+        let mut pods = vec![Claimant::new(cluster, pod)];
+        for other in pod.addresses.iter().flat_map(|address| cluster.claimants(*address)) {
+            if pods.iter().all(|known| known.pod.key != other.key) {
+                pods.push(Claimant::new(cluster, other));
+            }
+        }
         Self {
-            who: Who::Pod { pod, namespace_labels },
+            who: Who::Pod(pod),
             addresses: pod.addresses.clone(),
             nodes: Vec::new(),
-            egress: selecting(Direction::Egress),
-            ingress: selecting(Direction::Ingress),
+            pods,
+            place: Place::Node(pod.node.as_ref()),
         }
     }
 
     fn outside(who: Who<'a>, addresses: Vec<IpAddr>, nodes: Vec<&'a Arc<str>>) -> Self {
-        Self { who, addresses, nodes, egress: Vec::new(), ingress: Vec::new() }
+        Self { who, addresses, nodes, pods: Vec::new(), place: Place::Anywhere }
     }
 
-    /// The pod, if policy can select it.
-    pub(super) fn pod(&self) -> Option<&'a Pod> {
-        match self.who {
-            Who::Pod { pod, .. } => Some(pod),
-            _ => None,
-        }
+    /// The pods that may be the ones behind its address of `family`: to others it is any of them.
+    pub(super) fn pods(&self, family: Option<Family>) -> impl Iterator<Item = &Claimant<'a>> {
+        let address = self.address(family);
+        let claims = move |(at, known): &(usize, &Claimant<'a>)| match address {
+            Some(address) => known.pod.addresses.contains(&address),
+            None => *at == 0,
+        };
+        self.pods.iter().enumerate().filter(claims).map(|(_, known)| known)
     }
 
-    /// The policies that isolate it in this direction.
-    pub(super) fn isolated_by(&self, direction: Direction) -> &[&'a NetworkPolicy] {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        }
+    /// Those of [`Self::pods`] whose policies are asked about its packets: what a pod sends and gets goes through its
+    /// own node, so that by name the pods of other nodes are none of them.
+    pub(super) fn subjects(&self, family: Option<Family>) -> impl Iterator<Item = &Claimant<'a>> {
+        self.pods(family).filter(|known| match self.place {
+            Place::Anywhere => true,
+            Place::Node(node) => known.pod.node.as_ref() == node,
+        })
     }
 
     /// Its address of `family`, without which no ipBlock matches it.

@@ -38,8 +38,11 @@ pub struct Resolved {
 pub struct LocalPod {
     /// Its namespace and name.
     pub key: ObjectKey,
-    /// The addresses that it owns.
+    /// The addresses that it reports. While another pod of this node reports one of them as well, both have it here:
+    /// what passes then is what both may.
     pub addresses: Vec<IpAddr>,
+    /// Those of them that another pod reports as well, on whichever node: what goes to them may go to that pod.
+    pub shared: Vec<IpAddr>,
     /// What may come in; `None` if no policy restricts it.
     pub ingress: Option<Arc<Program>>,
     /// What may go out; `None` if no policy restricts it.
@@ -72,8 +75,8 @@ pub struct Resolver {
     pods: Option<Arc<[LocalPod]>>,
     /// What moved members since the moves were last taken, in the order of the events.
     moves: Vec<Move>,
-    /// The owners, when the moves were last taken, of addresses that have changed hands since.
-    owners: BTreeMap<IpAddr, Option<ObjectKey>>,
+    /// Who claimed the addresses that have changed hands since the moves were last taken, at that time.
+    owners: BTreeMap<IpAddr, Vec<ObjectKey>>,
 }
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
@@ -173,12 +176,8 @@ impl Resolver {
         let mut programs = HashMap::new();
         let mut pods = Vec::new();
         for (key, subject) in &self.subjects {
-            // A stale pod of another node may own the address as a peer: the packets on this node are this pod's.
-            let is_own = |address: &&IpAddr| {
-                let owner = cluster.owner(**address);
-                owner.is_some_and(|owner| owner.key == *key || owner.node.as_ref() != Some(&self.node))
-            };
-            let addresses: Vec<IpAddr> = subject.pod.addresses.iter().filter(is_own).copied().collect();
+            // A pod of another node may claim the address, too: its packets go through that node, and these are ours.
+            let addresses = subject.pod.addresses.clone();
             if addresses.is_empty() {
                 continue;
             }
@@ -198,6 +197,7 @@ impl Resolver {
             let (ingress, egress) = (program(Direction::Ingress), program(Direction::Egress));
             pods.push(LocalPod {
                 key: key.clone(),
+                shared: addresses.iter().copied().filter(|a| cluster.claimants(*a).len() > 1).collect(),
                 addresses,
                 ingress: restricting(ingress),
                 egress: restricting(egress),
@@ -242,18 +242,10 @@ impl Resolver {
         after: Option<&Arc<Pod>>,
         handovers: &[Handover],
     ) {
-        let owners = handovers.iter().flat_map(|handover| [&handover.before, &handover.after]).flatten();
-        let keys: Vec<&ObjectKey> =
-            [before, after].into_iter().flatten().map(|pod| &pod.key).chain(owners).collect();
-        let mut concerns_local = keys.iter().any(|key| self.subjects.contains_key(*key));
-        if let Some(pod) = before {
-            self.subjects.remove(&pod.key);
-        }
-        if let Some(pod) = after {
-            self.place(cluster, pod);
-        }
-        concerns_local |= keys.iter().any(|key| self.subjects.contains_key(*key));
-        if concerns_local {
+        let was_local = before.is_some_and(|pod| self.subjects.remove(&pod.key).is_some());
+        let is_local = after.is_some_and(|pod| self.place(cluster, pod));
+        let mut claimants = handovers.iter().flat_map(|handover| &handover.after);
+        if was_local || is_local || claimants.any(|key| self.subjects.contains_key(key)) {
             self.pods = None;
         }
         let addresses: BTreeSet<IpAddr> =
@@ -267,7 +259,7 @@ impl Resolver {
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         for Handover { address, before, after } in handovers {
-            // Of several handovers only the first owner and the last one count: back where it was is no handover.
+            // Of several handovers only the first claimants and the last ones count: back where it was is no handover.
             let first = self.owners.entry(*address).or_insert_with(|| before.clone());
             if first == after {
                 self.owners.remove(address);
@@ -325,10 +317,10 @@ impl Resolver {
         }
     }
 
-    /// Makes a pod a subject if it is one of this node.
-    fn place(&mut self, cluster: &Cluster, pod: &Arc<Pod>) {
+    /// Makes a pod a subject if it is one of this node; tells whether it is.
+    fn place(&mut self, cluster: &Cluster, pod: &Arc<Pod>) -> bool {
         if !pod.is_selectable() || pod.node.as_ref() != Some(&self.node) {
-            return;
+            return false;
         }
         let policies = cluster
             .policies_in(&pod.key.namespace)
@@ -336,6 +328,7 @@ impl Resolver {
             .map(|policy| (policy.key.name.clone(), policy.clone()))
             .collect();
         self.subjects.insert(pod.key.clone(), Subject { pod: pod.clone(), policies });
+        true
     }
 
     /// Looks up anew which of `addresses` are those of nodes.
@@ -404,10 +397,15 @@ impl Subject {
     }
 }
 
-/// The members that `selection` takes from the owner of `address`.
+/// The members that `selection` takes from `address`: while several pods report it, only what it takes from each of
+/// them by one and the same peer.
 fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Member> {
-    let Some(pod) = cluster.owner(address) else { return Vec::new() };
-    let by_labels = |peers: &[PodPeer]| peers.iter().any(|peer| selects(cluster, peer, pod));
+    let pods = cluster.claimants(address);
+    if pods.is_empty() {
+        return Vec::new();
+    }
+    let by_labels =
+        |peers: &[PodPeer]| peers.iter().any(|peer| pods.iter().all(|pod| selects(cluster, peer, pod)));
     let is_chosen = match &selection.chosen {
         Chosen::Pods(peers) => by_labels(peers),
         Chosen::NamedPort { of: Owners::Any, .. } => true,
@@ -415,15 +413,19 @@ fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Memb
             by_labels(pods) || blocks.iter().any(|block| block.contains(address))
         }
     };
-    if is_chosen { taken(selection, pod, address) } else { Vec::new() }
+    if is_chosen { taken(selection, pods, address) } else { Vec::new() }
 }
 
-/// The members that `selection` takes from a pod that it chooses.
-fn taken(selection: &Selection, pod: &Pod, address: IpAddr) -> Vec<Member> {
-    match &selection.chosen {
-        Chosen::Pods(_) => vec![Member::Address(address)],
-        Chosen::NamedPort { protocol, name, .. } => {
-            let numbers = pod.named_port(name, *protocol).into_iter();
+/// The members that `selection` takes from an address whose pods it chooses: of a named port the numbers that it has
+/// in each of them.
+fn taken(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr) -> Vec<Member> {
+    match (&selection.chosen, pods) {
+        (_, []) => Vec::new(),
+        (Chosen::Pods(_), _) => vec![Member::Address(address)],
+        (Chosen::NamedPort { protocol, name, .. }, [first, others @ ..]) => {
+            let in_all =
+                |number: &u16| others.iter().all(|pod| pod.named_port(name, *protocol).contains(number));
+            let numbers = first.named_port(name, *protocol).into_iter().filter(in_all);
             numbers.map(|number| Member::Endpoint(address, *protocol, number)).collect()
         }
     }
@@ -445,9 +447,12 @@ fn members(cluster: &Cluster, selection: &Selection) -> Members {
     }
     let mut members = Members::default();
     let mut add = |pod: &Pod, address: IpAddr| {
-        if cluster.owner(address).is_some_and(|owner| owner.key == pod.key) {
-            members.of_mut(Family::of(address)).extend(taken(selection, pod, address));
-        }
+        let of_address = match cluster.claimants(address) {
+            [only] if only.key == pod.key => taken(selection, std::slice::from_ref(only), address),
+            [_] => return,
+            _ => chosen(cluster, selection, address),
+        };
+        members.of_mut(Family::of(address)).extend(of_address);
     };
     for (namespace, selectors) in &wanted {
         for pod in cluster.pods_in(namespace) {
@@ -456,7 +461,7 @@ fn members(cluster: &Cluster, selection: &Selection) -> Members {
             }
         }
     }
-    // Owners by address, and owners without condition, can be in any namespace.
+    // Pods by address, and pods without condition, can be in any namespace.
     let of = match &selection.chosen {
         Chosen::Pods(_) => return members,
         Chosen::NamedPort { of, .. } => of,

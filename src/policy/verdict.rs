@@ -67,6 +67,8 @@ pub enum Reason {
         policies: Vec<ObjectKey>,
         /// Those of them that could not be read, and so allow nothing.
         refused: Vec<ObjectKey>,
+        /// The addresses of the flow that several pods report, with these pods: each of them must be allowed.
+        shared: Vec<(IpAddr, Vec<ObjectKey>)>,
     },
 }
 
@@ -99,6 +101,28 @@ impl DirectionVerdict {
     pub const fn isolated(&self) -> bool {
         !self.isolated_by.is_empty()
     }
+
+    /// What two pods that may both be this end say together: one that denies decides, else one that has rules.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        let decides = match (&self.reason, &other.reason) {
+            (Reason::DeniedBy { .. }, _) => false,
+            (_, Reason::DeniedBy { .. }) => true,
+            (mine, theirs) => !matches!(mine, Reason::AllowedBy(_)) && matches!(theirs, Reason::AllowedBy(_)),
+        };
+        if decides {
+            self.reason = other.reason;
+        }
+        self.isolated_by.extend(other.isolated_by);
+        self.isolated_by.sort();
+        self.isolated_by.dedup();
+        self.allowed_by.extend(other.allowed_by);
+        self.allowed_by.sort();
+        self.allowed_by.dedup();
+        if let Reason::AllowedBy(rules) = &mut self.reason {
+            rules.clone_from(&self.allowed_by);
+        }
+        self
+    }
 }
 
 impl fmt::Display for RuleRef {
@@ -125,16 +149,21 @@ impl fmt::Display for Reason {
             Self::AllowedBy(rules) => {
                 write!(f, "{} {} it", Listed(rules), if rules.len() == 1 { "allows" } else { "allow" })
             }
-            Self::DeniedBy { pod, direction, policies, refused } => {
+            Self::DeniedBy { pod, direction, policies, refused, shared } => {
                 let (isolate, rules) =
                     if policies.len() == 1 { ("isolates", "its") } else { ("isolate", "their") };
                 write!(f, "{} {isolate} {pod} for {direction}, ", Listed(policies))?;
                 write!(f, "and none of {rules} rules allows this")?;
-                if refused.is_empty() {
-                    return Ok(());
+                if !refused.is_empty() {
+                    let (allows, they) =
+                        if refused.len() == 1 { ("allows", "it") } else { ("allow", "they") };
+                    write!(f, "; {} could not be read", Listed(refused))?;
+                    write!(f, ", and {allows} nothing until {they} can be")?;
                 }
-                let (allows, they) = if refused.len() == 1 { ("allows", "it") } else { ("allow", "they") };
-                write!(f, "; {} could not be read, and {allows} nothing until {they} can be", Listed(refused))
+                for (address, pods) in shared {
+                    write!(f, "; {} report {address}, and all of them must be allowed", Listed(pods))?;
+                }
+                Ok(())
             }
         }
     }
@@ -173,6 +202,7 @@ mod tests {
                 direction: Direction::Ingress,
                 policies: policies.iter().map(|name| key(name)).collect(),
                 refused: refused.iter().map(|name| key(name)).collect(),
+                shared: Vec::new(),
             }
             .to_string()
         };

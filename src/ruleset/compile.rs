@@ -10,6 +10,7 @@
 //!   tunnel packets from local pods to nodes      -> DROP
 //! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
 //! TP-PE-<pod>:    to itself -> RETURN; goto its group
+//! TP-SE-<address> [several pods report it]: jump to the chain of each pod, goto that of the last
 //! TP-GE-<group>:  the program's rules -> RETURN; then log, count, DROP
 //! ```
 //!
@@ -193,15 +194,28 @@ impl TableBuilder<'_> {
 
     /// The chains and sets of one direction.
     fn direction(&mut self, direction: Direction, local: &[(&LocalPod, IpAddr)]) {
-        let mut leaves: BTreeMap<IpAddr, ChainName> = BTreeMap::new();
+        let mut claims: BTreeMap<IpAddr, Vec<&LocalPod>> = BTreeMap::new();
         for &(pod, address) in local {
-            let Some(program) = pod.program(direction) else { continue };
-            let group = self.group(direction, program);
-            let name = names::pod(direction, &pod.key);
-            if !self.table.chains.contains_key(&name) {
-                self.pod(direction, pod, name.clone(), group);
+            let pods = claims.entry(address).or_default();
+            if pods.iter().all(|other| other.key != pod.key) {
+                pods.push(pod);
             }
-            leaves.insert(address, name);
+        }
+        let mut leaves: BTreeMap<IpAddr, ChainName> = BTreeMap::new();
+        for (address, pods) in &claims {
+            let mut chains = Vec::new();
+            for pod in pods {
+                let Some(program) = pod.program(direction) else { continue };
+                let group = self.group(direction, program);
+                let name = names::pod(direction, &pod.key);
+                if !self.table.chains.contains_key(&name) {
+                    self.pod(direction, pod, name.clone(), group);
+                }
+                chains.push(name);
+            }
+            let Some(last) = chains.pop() else { continue };
+            let leaf = if chains.is_empty() { last } else { self.shared(direction, *address, chains, last) };
+            leaves.insert(*address, leaf);
         }
         let isolated = leaves.keys().copied().map(Member::Address).collect();
         let name = names::isolated(self.family, direction, &isolated);
@@ -240,9 +254,28 @@ impl TableBuilder<'_> {
         rules.into_iter().chain([end]).collect()
     }
 
-    /// The chain of one pod: what it sends to itself passes, also by way of its own Service.
+    /// The chain of an address that several isolated pods report: a packet has to come back from the chain of each of
+    /// them. What one of them allows returns here, behind its jump; the last one is entered by goto, as ever.
+    fn shared(
+        &mut self,
+        direction: Direction,
+        address: IpAddr,
+        others: Vec<ChainName>,
+        last: ChainName,
+    ) -> ChainName {
+        let name = names::shared(direction, address);
+        let jumps = others.into_iter().map(|chain| Rule::new([], Target::Jump(chain)));
+        let goto = Rule::new([], Target::Goto(last));
+        self.table.chains.insert(name.clone(), jumps.chain([goto]).collect());
+        name
+    }
+
+    /// The chain of one pod: what it sends to itself passes, also by way of its own Service. An address that another
+    /// pod reports as well may not be the pod itself.
     fn pod(&mut self, direction: Direction, pod: &LocalPod, name: ChainName, group: ChainName) {
-        let own = pod.addresses.iter().filter(|address| Family::of(**address) == self.family);
+        let is_own =
+            |address: &&IpAddr| Family::of(**address) == self.family && !pod.shared.contains(*address);
+        let own = pod.addresses.iter().filter(is_own);
         let itself = own.map(|address| {
             let other_end = match direction {
                 Direction::Ingress => Match::Source(IpNet::from(*address)),

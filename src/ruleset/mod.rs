@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 pub use crate::policy::members::Member;
 
-use crate::model::{Family, PortRange, Protocol};
+use crate::model::{Direction, Family, PortRange, Protocol};
 
 /// Everything of ours that the kernel of one node shall hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Table {
 
 /// Whether a rule only counts what the rule behind it drops as well.
 fn counts(rule: &Rule) -> bool {
-    rule.matches.iter().any(|m| matches!(m, Match::Set { set, .. } if *set == names::drops(set.family())))
+    rule.matches.iter().any(|m| matches!(m, Match::Set { set, .. } if set.role() == SetRole::Drops))
 }
 
 /// A chain or a set of ours, as something that an operation can fail on.
@@ -183,16 +183,15 @@ impl BuiltIn {
     }
 }
 
-/// The name of a chain of ours: begins with `TOWPATH-` or `TP-`, at most 28 characters.
+/// The name of a chain of ours; [`names`] says which names are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainName(Arc<str>);
 
 impl ChainName {
-    /// The name, if it is one of ours and short enough for the kernel.
+    /// The name, if this version or a former one gives it to chains.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
-        let ours = name.starts_with("TOWPATH-") || name.starts_with("TP-");
-        (ours && name.len() <= 28 && is_plain(name)).then(|| Self(name.into()))
+        names::is_chain(name).then(|| Self(name.into()))
     }
 
     /// As text.
@@ -208,40 +207,66 @@ impl fmt::Display for ChainName {
     }
 }
 
-/// The name of a set of ours: begins with `tp4-` or `tp6-`, at most 31 characters.
+/// The name of a set of ours: a family, a role and, for most roles, a digest. Ordered as its text is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SetName(Arc<str>);
+pub struct SetName {
+    text: Arc<str>,
+    family: Family,
+    role: SetRole,
+}
 
 impl SetName {
-    /// The name, if it is one of ours and short enough for the kernel.
+    /// The name, if this version or a former one gives it to sets.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
-        let ours = name.starts_with("tp4-") || name.starts_with("tp6-");
-        (ours && name.len() <= 31 && is_plain(name)).then(|| Self(name.into()))
+        let (family, role) = names::parse_set(name)?;
+        Some(Self { text: name.into(), family, role })
     }
 
     /// As text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// The family whose rules use it.
     #[must_use]
-    pub fn family(&self) -> Family {
-        if self.0.starts_with("tp6-") { Family::V6 } else { Family::V4 }
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
+    /// What the set is for.
+    #[must_use]
+    pub const fn role(&self) -> SetRole {
+        self.role
     }
 }
 
 impl fmt::Display for SetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
-/// No character that would mean something else in the text that the kernel's tools read.
-fn is_plain(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+/// What a set of ours is for. [`names`] says what follows from it: its name, its kind, and when it may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetRole {
+    /// Counts what was dropped, by isolated pod.
+    Drops,
+    /// The pods of this node.
+    LocalPods,
+    /// The addresses of nodes.
+    Nodes,
+    /// The pods of this node that are isolated in one direction; named after its members.
+    Isolated(Direction),
+    /// The pods of a selection; named after what is selected.
+    Pods,
+    /// The named ports of a selection; named after what is selected.
+    NamedPorts,
+    /// Networks; named after its members.
+    Networks,
+    /// Ports; named after its members.
+    Ports,
 }
 
 /// A chain: rules that a packet meets in this order. A packet that leaves it at its end goes on as after `Return`.

@@ -4,20 +4,96 @@
 //! the selectors of a set (not its members), the ordered program of a group chain, the name of a pod. Equal meaning
 //! is equal name, so that policies share sets and pods share chains; another meaning is another object beside the
 //! old one, which makes every replacement atomic.
+//!
+//! A name is ours if it is one of the fixed words, or a prefix of ours with exactly as many digits of a digest as we give
+//! it: a chain `TP-LINK` or a set `tp4-mine` is somebody else's. Names that only former versions gave are ours as well,
+//! so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
+//!
+//! To add a role of sets: a variant of [`SetRole`], its line in [`ROLES`], and what the compiler then asks for.
 
 use imbl::OrdSet;
 
-use super::{ChainName, Member, SetName};
+use super::{ChainName, Member, SetKind, SetName, SetRole};
 use crate::{
     model::{Direction, Family, ObjectKey},
-    policy::digest::digest,
+    policy::digest::{ALPHABET, DIGITS, digest},
 };
 
-/// The length of `tp4-` and `tp6-`.
-const PREFIX: usize = 4;
+/// The chains that have a word of their own. No word is ever taken off this list: the last ones are of former versions.
+const WORDS: [&str; 9] = [
+    "TOWPATH-FORWARD",
+    "TOWPATH-FORWARD-ND",
+    "TOWPATH-INPUT",
+    "TOWPATH-INPUT-ND",
+    "TOWPATH-INGRESS",
+    "TOWPATH-EGRESS",
+    // Chains that no packet meets: into them rules are written for a trial.
+    "TOWPATH-PROBE",
+    "TOWPATH-TRIAL",
+    "TOWPATH-MIDSTREAM",
+];
 
-/// What is left of 31 characters behind `tp4-ingress-isolated-`.
-const ISOLATED_DIGITS: usize = 10;
+/// What stands in front of a chain's digest: of a pod, a group, a branch of the dispatch tree, and a shared address.
+const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
+
+/// Every role of sets, with its word, and how many digits of a digest follow.
+const ROLES: [(SetRole, &str, usize); 9] = [
+    (SetRole::Drops, "drops", 0),
+    (SetRole::LocalPods, "local-pods", 0),
+    (SetRole::Nodes, "nodes", 0),
+    // More digits would not fit into 31 characters.
+    (SetRole::Isolated(Direction::Ingress), "ingress-isolated", 10),
+    (SetRole::Isolated(Direction::Egress), "egress-isolated", 10),
+    (SetRole::Pods, "pods", DIGITS),
+    (SetRole::NamedPorts, "named", DIGITS),
+    (SetRole::Networks, "nets", DIGITS),
+    (SetRole::Ports, "ports", DIGITS),
+];
+
+/// Whether chains of ours are called like this.
+pub(super) fn is_chain(name: &str) -> bool {
+    WORDS.contains(&name)
+        || DIGESTED.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| is_digest(rest, DIGITS)))
+}
+
+/// The family and the role of a set of ours with this name.
+pub(super) fn parse_set(name: &str) -> Option<(Family, SetRole)> {
+    let (family, rest) =
+        Family::BOTH.into_iter().find_map(|family| Some((family, name.strip_prefix(set_prefix(family))?)))?;
+    let is_named_so = |role, word: &str, digits: usize| match (rest.strip_prefix(word), role) {
+        // Former versions had one set of isolated pods for each direction, whoever was in it.
+        (Some(""), SetRole::Isolated(_)) => true,
+        (Some(""), _) => digits == 0,
+        (Some(more), _) => more.strip_prefix('-').is_some_and(|digest| is_digest(digest, digits)),
+        (None, _) => false,
+    };
+    let (role, ..) = ROLES.into_iter().find(|(role, word, digits)| is_named_so(*role, word, *digits))?;
+    Some((family, role))
+}
+
+/// Whether this is so many digits of a digest.
+fn is_digest(text: &str, digits: usize) -> bool {
+    digits > 0 && text.len() == digits && text.bytes().all(|byte| ALPHABET.contains(&byte))
+}
+
+const fn set_prefix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "tp4-",
+        Family::V6 => "tp6-",
+    }
+}
+
+/// What sets of a role can hold. One of another kind is not ours, whatever its name.
+#[must_use]
+pub const fn kind(role: SetRole) -> SetKind {
+    match role {
+        SetRole::Drops => SetKind::CountedAddresses,
+        SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) | SetRole::Pods => SetKind::Addresses,
+        SetRole::NamedPorts => SetKind::Endpoints,
+        SetRole::Networks => SetKind::Networks,
+        SetRole::Ports => SetKind::Ports,
+    }
+}
 
 /// What all forwarded packets meet.
 #[must_use]
@@ -52,6 +128,12 @@ pub fn pod(direction: Direction, pod: &ObjectKey) -> ChainName {
     chain(&format!("TP-P{}-{}", letter(direction), digest(pod)))
 }
 
+/// The chain of an address that several pods report.
+#[must_use]
+pub fn shared(direction: Direction, address: std::net::IpAddr) -> ChainName {
+    chain(&format!("TP-S{}-{}", letter(direction), digest(&address)))
+}
+
 /// The chain of all pods with one program; `digest` is the program's.
 #[must_use]
 pub fn group(direction: Direction, digest: &str) -> ChainName {
@@ -61,69 +143,74 @@ pub fn group(direction: Direction, digest: &str) -> ChainName {
 /// The pods of this node that are isolated in `direction`, named after these members.
 #[must_use]
 pub fn isolated(family: Family, direction: Direction, members: &OrdSet<Member>) -> SetName {
-    let digest = digest(members);
-    set(family, &format!("{direction}-isolated-{}", &digest[..ISOLATED_DIGITS]))
+    set(family, SetRole::Isolated(direction), &digest(members))
 }
 
 /// Whether a set may grow at any time and should shrink late: being in it closes, or it is named after its members, so
 /// that what it lacks is what a former process did not get to. Every other set allows.
 #[must_use]
-pub fn grows_early(name: &SetName) -> bool {
-    let family = name.family();
-    let named_after_members = ["ingress-isolated-", "egress-isolated-", "nets-", "ports-"];
-    [drops, local_pods, nodes].iter().any(|closing| closing(family) == *name)
-        || named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
+pub const fn grows_early(name: &SetName) -> bool {
+    match name.role() {
+        SetRole::Drops
+        | SetRole::LocalPods
+        | SetRole::Nodes
+        | SetRole::Isolated(_)
+        | SetRole::Networks
+        | SetRole::Ports => true,
+        SetRole::Pods | SetRole::NamedPorts => false,
+    }
 }
 
 /// Whether rules can do without a set, by closing what it would allow. Without one of the others something would open:
 /// if it cannot be written, nothing of its round may be.
 #[must_use]
-pub fn may_break(name: &SetName) -> bool {
-    let family = name.family();
-    let closes = [local_pods, nodes].iter().any(|closing| closing(family) == *name);
-    !closes && !name.as_str().contains("-isolated-")
+pub const fn may_break(name: &SetName) -> bool {
+    match name.role() {
+        SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) => false,
+        SetRole::Drops | SetRole::Pods | SetRole::NamedPorts | SetRole::Networks | SetRole::Ports => true,
+    }
 }
 
 /// Counts what was dropped, by isolated pod.
 #[must_use]
 pub fn drops(family: Family) -> SetName {
-    set(family, "drops")
+    set(family, SetRole::Drops, "")
 }
 
 /// All pods of this node.
 #[must_use]
 pub fn local_pods(family: Family) -> SetName {
-    set(family, "local-pods")
+    set(family, SetRole::LocalPods, "")
 }
 
 /// All addresses of nodes that are known.
 #[must_use]
 pub fn nodes(family: Family) -> SetName {
-    set(family, "nodes")
+    set(family, SetRole::Nodes, "")
 }
 
 /// The pods of a selection; `digest` is the selection's.
 #[must_use]
 pub fn pods(family: Family, digest: &str) -> SetName {
-    set(family, &format!("pods-{digest}"))
+    set(family, SetRole::Pods, digest)
 }
 
 /// The named ports of a selection; `digest` is the selection's.
 #[must_use]
 pub fn named_ports(family: Family, digest: &str) -> SetName {
-    set(family, &format!("named-{digest}"))
+    set(family, SetRole::NamedPorts, digest)
 }
 
 /// A set of networks.
 #[must_use]
 pub fn networks(family: Family, digest: &str) -> SetName {
-    set(family, &format!("nets-{digest}"))
+    set(family, SetRole::Networks, digest)
 }
 
 /// A set of ports.
 #[must_use]
 pub fn ports(family: Family, digest: &str) -> SetName {
-    set(family, &format!("ports-{digest}"))
+    set(family, SetRole::Ports, digest)
 }
 
 const fn letter(direction: Direction) -> char {
@@ -139,12 +226,12 @@ fn chain(name: &str) -> ChainName {
 }
 
 #[expect(clippy::expect_used, reason = "every caller is above; a test makes each kind of name")]
-fn set(family: Family, name: &str) -> SetName {
-    let prefix = match family {
-        Family::V4 => "tp4-",
-        Family::V6 => "tp6-",
-    };
-    SetName::new(&format!("{prefix}{name}")).expect("a set name of ours")
+fn set(family: Family, role: SetRole, digest: &str) -> SetName {
+    let (word, digits) =
+        ROLES.iter().find(|(of, ..)| *of == role).map_or(("", 0), |(_, word, digits)| (*word, *digits));
+    let digest = digest.get(..digits).unwrap_or(digest);
+    let dash = if digits == 0 { "" } else { "-" };
+    SetName::new(&format!("{}{word}{dash}{digest}", set_prefix(family))).expect("a set name of ours")
 }
 
 #[cfg(test)]
@@ -176,5 +263,99 @@ mod tests {
             }
         }
         assert!([forward(), input()].iter().all(|name| name.as_str().len() <= 28));
+    }
+
+    #[test]
+    fn only_what_is_spelled_whole_is_ours() {
+        let digest = "abcdefghijklm234";
+        let chains = [
+            "TOWPATH-",
+            "TOWPATH-MINE",
+            "TOWPATH-FORWARD2",
+            "towpath-forward",
+            "TP-LINK",
+            "TP-GI",
+            "TP-GI-x",
+        ];
+        let chains = chains.map(str::to_owned).into_iter().chain([
+            format!("TP-XI-{digest}"),
+            format!("TP-GX-{digest}"),
+            format!("TP-GI{digest}"),
+            format!("TP-GI-{digest}5"),
+            format!("TP-GI-{}", &digest[1..]),
+            format!("TP-GI-{}", digest.to_uppercase()),
+            format!("TP-GI-{}1", &digest[1..]),
+        ]);
+        for name in chains {
+            assert_eq!(ChainName::new(&name), None, "{name}");
+        }
+        let sets = [
+            "tp4-",
+            "tp4-mine",
+            "tp4-pods",
+            "tp4-pods-x",
+            "tp4-nodes-",
+            "tp6-nodes-old",
+            "tp5-nodes",
+            "xtp4-nodes",
+        ];
+        let sets = sets.map(str::to_owned).into_iter().chain([
+            format!("tp4-nodes-{digest}"),
+            format!("tp4-drops{digest}"),
+            format!("tp4-mine-{digest}"),
+            format!("tp4-pods{digest}"),
+            format!("tp4-pods-{}", &digest[1..]),
+            format!("tp4-pods-{digest}a"),
+            format!("tp4-pods-{}", digest.replace('2', "_")),
+            format!("tp4-ingress-isolated-{digest}"),
+            format!("tp4-ingress-isolated-{}", &digest[..9]),
+        ]);
+        for name in sets {
+            assert_eq!(SetName::new(&name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_former_versions_wrote_is_still_ours() {
+        for name in [
+            "TOWPATH-MIDSTREAM",
+            "TOWPATH-PROBE",
+            "TOWPATH-TRIAL",
+            "TOWPATH-INPUT-ND",
+            "TP-DE-aaaabbbbccccdddd",
+        ] {
+            assert!(ChainName::new(name).is_some(), "{name}");
+        }
+        for (name, role) in [
+            ("tp4-ingress-isolated", SetRole::Isolated(Direction::Ingress)),
+            ("tp6-egress-isolated", SetRole::Isolated(Direction::Egress)),
+            ("tp4-egress-isolated-m6v524qqet", SetRole::Isolated(Direction::Egress)),
+            ("tp6-local-pods", SetRole::LocalPods),
+            ("tp4-pods-ip5nb763xyfnao4z", SetRole::Pods),
+        ] {
+            assert_eq!(SetName::new(name).map(|name| name.role()), Some(role), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_role_has_one_name_which_says_it() {
+        let (some, members) = (digest(&1), OrdSet::new());
+        for family in Family::BOTH {
+            let made = [
+                drops(family),
+                local_pods(family),
+                nodes(family),
+                isolated(family, Direction::Ingress, &members),
+                isolated(family, Direction::Egress, &members),
+                pods(family, &some),
+                named_ports(family, &some),
+                networks(family, &some),
+                ports(family, &some),
+            ];
+            for ((role, ..), name) in ROLES.into_iter().zip(made) {
+                assert_eq!((name.family(), name.role()), (family, role), "{name}");
+                assert_eq!(SetName::new(name.as_str()), Some(name));
+            }
+        }
     }
 }

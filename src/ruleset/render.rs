@@ -241,8 +241,8 @@ mod tests {
 
     #[test]
     fn a_batch_declares_and_fills_its_chains_and_moves_the_hook_in_one_transaction() {
-        let name = ChainName::new("TP-GI-x").unwrap();
-        let set = SetName::new("tp4-pods-x").unwrap();
+        let name = ChainName::new("TP-GI-xxxxxxxxxxxxxxxx").unwrap();
+        let set = SetName::new("tp4-pods-xxxxxxxxxxxxxxxx").unwrap();
         let allow = Rule::new(
             [
                 Match::Ports(Protocol::Tcp, vec![PortRange::single(80), PortRange::new(90, 99).unwrap()]),
@@ -252,7 +252,7 @@ mod tests {
         );
         let batch = ChainBatch {
             write: vec![(name, [allow, Rule::new([], Target::Drop)].into_iter().collect())],
-            remove: vec![ChainName::new("TP-GI-y").unwrap()],
+            remove: vec![ChainName::new("TP-GI-yyyyyyyyyyyyyyyy").unwrap()],
             hooks: vec![HookEdit {
                 at: BuiltIn::Forward,
                 remove: vec![ChainName::new("TOWPATH-FORWARD").unwrap()],
@@ -260,13 +260,13 @@ mod tests {
             }],
         };
         let text = "*filter\n\
-            :TP-GI-x - [0:0]\n\
-            :TP-GI-y - [0:0]\n\
+            :TP-GI-xxxxxxxxxxxxxxxx - [0:0]\n\
+            :TP-GI-yyyyyyyyyyyyyyyy - [0:0]\n\
             -D FORWARD -j TOWPATH-FORWARD\n\
-            -A TP-GI-x -p tcp -m multiport --dports 80,90:99 -m set --match-set tp4-pods-x src -j RETURN\n\
-            -A TP-GI-x -j DROP\n\
+            -A TP-GI-xxxxxxxxxxxxxxxx -p tcp -m multiport --dports 80,90:99 -m set --match-set tp4-pods-xxxxxxxxxxxxxxxx src -j RETURN\n\
+            -A TP-GI-xxxxxxxxxxxxxxxx -j DROP\n\
             -I FORWARD 1 -j TOWPATH-FORWARD\n\
-            -X TP-GI-y\n\
+            -X TP-GI-yyyyyyyyyyyyyyyy\n\
             COMMIT\n";
         assert_eq!(chains(Family::V4, &batch), text);
     }

@@ -33,7 +33,10 @@ fn outcome(dataplane: &mut impl Dataplane, step: &Step) -> Outcome {
 }
 
 fn rules(rules: impl IntoIterator<Item = Rule>) -> ChainBatch {
-    ChainBatch { write: vec![(chain("TP-GI-new"), rules.into_iter().collect())], ..ChainBatch::default() }
+    ChainBatch {
+        write: vec![(chain("TP-GI-newnewnewnewnewn"), rules.into_iter().collect())],
+        ..ChainBatch::default()
+    }
 }
 
 fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
@@ -44,26 +47,29 @@ fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
 fn steps() -> Vec<Step> {
     let address = |text: &str| Member::Address(text.parse().unwrap());
     let network = |text: &str| Member::Network(text.parse().unwrap());
-    let pods = || set("tp4-pods-x");
+    let pods = || set("tp4-pods-xxxxxxxxxxxxxxxx");
     let mut steps: Vec<Step> = [
         SetEdit::Create(pods(), SetKind::Addresses),
         SetEdit::Create(pods(), SetKind::Networks),
         SetEdit::Create(pods(), SetKind::CountedAddresses),
-        SetEdit::Add(set("tp4-missing"), address("10.0.0.1")),
-        SetEdit::Remove(set("tp4-missing"), address("10.0.0.1")),
-        SetEdit::Destroy(set("tp4-missing")),
+        SetEdit::Add(set("tp4-pods-missingmissingmi"), address("10.0.0.1")),
+        SetEdit::Remove(set("tp4-pods-missingmissingmi"), address("10.0.0.1")),
+        SetEdit::Destroy(set("tp4-pods-missingmissingmi")),
         SetEdit::Destroy(pods()),
         SetEdit::Add(pods(), address("10.0.0.1")),
         SetEdit::Add(pods(), address("0.0.0.0")),
         SetEdit::Add(pods(), address("fd00::1")),
         SetEdit::Remove(pods(), address("10.9.9.9")),
-        SetEdit::Add(set("tp6-pods-x"), address("10.0.0.1")),
-        SetEdit::Add(set("tp4-nets-x"), network("0.0.0.0/0")),
-        SetEdit::Add(set("tp4-nets-x"), network("10.7.7.7/16")),
-        SetEdit::Add(set("tp4-nets-x"), network("fd00::/64")),
-        SetEdit::Add(set("tp4-ports-x"), Member::Port(0)),
-        SetEdit::Add(set("tp4-named-x"), address("10.0.0.1")),
-        SetEdit::Add(set("tp6-named-x"), Member::Endpoint("fd00::1".parse().unwrap(), Protocol::Udp, 53)),
+        SetEdit::Add(set("tp6-pods-xxxxxxxxxxxxxxxx"), address("10.0.0.1")),
+        SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("0.0.0.0/0")),
+        SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("10.7.7.7/16")),
+        SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("fd00::/64")),
+        SetEdit::Add(set("tp4-ports-xxxxxxxxxxxxxxxx"), Member::Port(0)),
+        SetEdit::Add(set("tp4-named-xxxxxxxxxxxxxxxx"), address("10.0.0.1")),
+        SetEdit::Add(
+            set("tp6-named-xxxxxxxxxxxxxxxx"),
+            Member::Endpoint("fd00::1".parse().unwrap(), Protocol::Udp, 53),
+        ),
     ]
     .map(|edit| Step::Sets(vec![edit]))
     .into();
@@ -81,7 +87,7 @@ fn steps() -> Vec<Step> {
     let to_new = ChainBatch {
         write: vec![(
             chain("TOWPATH-INGRESS"),
-            [Rule::new([], Target::Goto(chain("TP-GI-new")))].into_iter().collect(),
+            [Rule::new([], Target::Goto(chain("TP-GI-newnewnewnewnewn")))].into_iter().collect(),
         )],
         ..ChainBatch::default()
     };
@@ -95,8 +101,8 @@ fn steps() -> Vec<Step> {
             rule([Match::Source(net("10.0.0.0/8")), Match::Source(net("10.0.0.0/9"))]),
             rule([Match::Source(net("fd00::/8"))]),
             rule([Match::Icmpv6Type(135)]),
-            rule([in_set("tp4-missing", Field::Source)]),
-            rule([in_set("tp6-pods-x", Field::Source)]),
+            rule([in_set("tp4-pods-missingmissingmi", Field::Source)]),
+            rule([in_set("tp6-pods-xxxxxxxxxxxxxxxx", Field::Source)]),
             rule([Match::Limit { per_second: 10_000 }]),
             rule([Match::Limit { per_second: 20_000 }]),
             rule([Match::Comment("x".repeat(255).into())]),
@@ -104,10 +110,10 @@ fn steps() -> Vec<Step> {
             to_new,
             looped,
             hook(&["TOWPATH-INPUT"], None),
-            hook(&["TOWPATH-FORWARD"], Some("TP-GI-missing")),
+            hook(&["TOWPATH-FORWARD"], Some("TP-GI-missingmissingmi")),
             hook(&["TOWPATH-FORWARD"], Some("TOWPATH-INGRESS")),
             remove("TOWPATH-INGRESS"),
-            remove("TP-GI-missing"),
+            remove("TP-GI-missingmissingmi"),
         ]
         .map(|batch| Step::Chains(Family::V4, batch)),
     );
@@ -164,7 +170,7 @@ fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there()
 #[test]
 fn the_fake_refuses_an_object_on_demand_and_shows_drift() {
     let mut fake = Fake::default();
-    let broken = Object::Set(set("tp4-pods-x"));
+    let broken = Object::Set(set("tp4-pods-xxxxxxxxxxxxxxxx"));
     fake.refuse(broken.clone());
     let steps = plan(&Observed::default(), &everything(), &[]);
     assert_eq!(outcome(&mut fake, &steps[0]), Outcome::Refused([broken.clone()].into()));

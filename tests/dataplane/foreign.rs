@@ -20,7 +20,7 @@ use towpath::{
 };
 
 use crate::ground::{
-    apply_all, chain, everything, for_both_variants, in_namespace, kernel, set, sh, sh_with, tool,
+    apply_all, chain, everything, for_both_variants, in_namespace, kernel, seen, set, sh, sh_with, tool,
 };
 
 #[test]
@@ -28,20 +28,22 @@ fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         sh(
-            "ipset create tp4-used hash:ip && ipset create tp4-unused hash:ip && ipset create tp4-held hash:ip",
+            "ipset create tp4-pods-usedusedusedused hash:ip && ipset create tp4-pods-unusedunusedunus hash:ip && ipset create tp4-pods-heldheldheldheld hash:ip",
         );
         let main = tool(variant, Family::V4, "");
         sh(&format!(
-            "{main} -A OUTPUT -m set --match-set tp4-used dst && {main} -A OUTPUT -m set --match-set tp4-held dst"
+            "{main} -A OUTPUT -m set --match-set tp4-pods-usedusedusedused dst && {main} -A OUTPUT -m set --match-set tp4-pods-heldheldheldheld dst"
         ));
         // In the nft variant the kernel lets go of the set a moment after the rule.
-        sh(&format!("{main} -D OUTPUT -m set --match-set tp4-held dst"));
-        let edits = ["tp4-used", "tp4-unused", "tp4-held"].map(|name| SetEdit::Destroy(set(name))).to_vec();
+        sh(&format!("{main} -D OUTPUT -m set --match-set tp4-pods-heldheldheldheld dst"));
+        let edits = ["tp4-pods-usedusedusedused", "tp4-pods-unusedunusedunus", "tp4-pods-heldheldheldheld"]
+            .map(|name| SetEdit::Destroy(set(name)))
+            .to_vec();
         let error = kernel.apply(&Step::Tidy(edits)).unwrap_err();
         let ApplyError::Refused(refusals) = error else { panic!("{error}") };
         let objects: Vec<Object> = refusals.into_iter().map(|refusal| refusal.object).collect();
-        assert_eq!(objects, [Object::Set(set("tp4-used"))]);
-        assert_eq!(sh("ipset list -n"), "tp4-used\n");
+        assert_eq!(objects, [Object::Set(set("tp4-pods-usedusedusedused"))]);
+        assert_eq!(sh("ipset list -n"), "tp4-pods-usedusedusedused\n");
     });
 }
 
@@ -69,10 +71,21 @@ fn populate(variant: Variant) {
         };
         let foreign = format!("foreign{}", set_family.len());
         sh(&format!("ipset create {foreign} hash:net family {set_family} && ipset add {foreign} {network}"));
+        // Names like ours, and one that could be ours on a set that is not.
+        let number = if family == Family::V4 { 4 } else { 6 };
+        sh(&format!(
+            "for name in mine pods-x nodes-old; do ipset create tp$0-$name hash:ip family {set_family}; done; \
+             ipset create tp$0-pods-abcdefghijklmnop hash:net family {set_family}; \
+             ipset create tp$0-pods-qrstuvwxyzabcdef hash:ip family {set_family} comment; \
+             ipset create tp$0-nodes hash:net family {set_family}"
+        ).replace("$0", &number.to_string()));
         sh_with(
             &format!("{} --noflush", tool(variant, family, "-restore")),
             &format!(
                 "*filter\n:FORWARD DROP [0:0]\n:KUBE-FORWARD - [0:0]\n:MY-TOWPATH-X - [0:0]\n:TPX - [0:0]\n\
+                 :TP-LINK - [0:0]\n:TOWPATH-MINE - [0:0]\n:TP-GI-x - [0:0]\n\
+                 -A FORWARD -j TP-LINK\n-A INPUT -j TOWPATH-MINE\n-A TP-LINK -s {network} -j DROP\n\
+                 -A TOWPATH-MINE -d {network} -j TP-GI-x\n-A TP-GI-x -p tcp -j RETURN\n\
                  -A FORWARD -m comment --comment \"a \\\"quoted\\\" word\" -j KUBE-FORWARD\n\
                  -A FORWARD -s {network} -j MY-TOWPATH-X\n\
                  -A KUBE-FORWARD -m set --match-set {foreign} src -j ACCEPT\n\
@@ -110,6 +123,33 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
         assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 12, left: vec![] });
         assert_eq!(everything_there(), before);
         assert_eq!(cleanup(&commands).unwrap(), Removed::default());
+    });
+}
+
+#[test]
+fn what_a_former_version_left_goes() {
+    for_both_variants(|variant| {
+        let mut kernel = kernel(variant);
+        let main = tool(variant, Family::V4, "");
+        let leave = || {
+            sh(&format!(
+                "ipset create tp4-ingress-isolated hash:ip && ipset create tp6-nets-aaaabbbbccccdddd hash:net family inet6 && \
+                 {main} -N TOWPATH-MIDSTREAM && {main} -N TP-GE-aaaabbbbccccdddd && \
+                 {main} -A TOWPATH-MIDSTREAM -m set --match-set tp4-ingress-isolated dst -j TP-GE-aaaabbbbccccdddd && \
+                 {main} -I FORWARD 1 -j TOWPATH-MIDSTREAM"
+            ));
+        };
+        leave();
+        apply_all(&mut kernel, &everything());
+        assert_eq!(
+            kernel.observe().unwrap(),
+            seen(&everything()),
+            "the next version puts its own in their place"
+        );
+        apply_all(&mut kernel, &Ruleset::default());
+        leave();
+        let removed = cleanup(&Commands::default()).unwrap();
+        assert_eq!(removed, Removed { hooks: 1, chains: 2, sets: 2, left: vec![] });
     });
 }
 
@@ -162,13 +202,13 @@ fn what_others_did_to_our_rules_is_noticed() {
         assert_eq!(kernel.check(&expected, Look::Brief).unwrap().findings, [finding]);
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         sh(&format!(
-            "{main} -D FORWARD 1 && {main} -D TOWPATH-INGRESS 1 && ipset flush tp6-pods-x && ipset add tp4-nets-x 10.9.9.9"
+            "{main} -D FORWARD 1 && {main} -D TOWPATH-INGRESS 1 && ipset flush tp6-pods-xxxxxxxxxxxxxxxx && ipset add tp4-nets-xxxxxxxxxxxxxxxx 10.9.9.9"
         ));
         let findings = kernel.check(&expected, Look::Brief).unwrap().findings;
         let told = [
             "the IPv4 chain TOWPATH-INGRESS has 1 rules instead of 2",
-            "the set tp4-nets-x has 3 members instead of 2",
-            "the set tp6-pods-x has 0 members instead of 1",
+            "the set tp4-nets-xxxxxxxxxxxxxxxx has 3 members instead of 2",
+            "the set tp6-pods-xxxxxxxxxxxxxxxx has 0 members instead of 1",
         ];
         assert_eq!(findings, told);
         sh(&format!("{main} -F"));
@@ -208,7 +248,7 @@ fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched(
         for (rule, instead) in [
             ("-R TP-GI-aaaaaaaaaaaaaaaa 2 -j ACCEPT", "\"-j ACCEPT\" instead of \"-p udp -m multiport"),
             (
-                "-R TP-GI-aaaaaaaaaaaaaaaa 1 -p tcp --dport 81 -m set --match-set tp4-pods-x src -j RETURN",
+                "-R TP-GI-aaaaaaaaaaaaaaaa 1 -p tcp --dport 81 -m set --match-set tp4-pods-xxxxxxxxxxxxxxxx src -j RETURN",
                 "81",
             ),
         ] {
@@ -234,12 +274,14 @@ fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
         let expected = Observed::holding(&everything());
         let whole = everything_there();
         assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
-        let member = expected.v4.sets[&set("tp4-pods-x")].members.iter().next().unwrap();
+        let member = expected.v4.sets[&set("tp4-pods-xxxxxxxxxxxxxxxx")].members.iter().next().unwrap();
         let Member::Address(address) = member else { panic!("{member:?}") };
-        sh(&format!("ipset del tp4-pods-x {address} && ipset add tp4-pods-x 10.99.99.99"));
+        sh(&format!(
+            "ipset del tp4-pods-xxxxxxxxxxxxxxxx {address} && ipset add tp4-pods-xxxxxxxxxxxxxxxx 10.99.99.99"
+        ));
         assert_eq!(kernel.check(&expected, Look::Brief).unwrap(), Drift::default(), "the numbers are right");
         let findings = kernel.check(&expected, Look::Whole).unwrap().findings;
-        assert_eq!(findings, ["the set tp4-pods-x lacks 1 members and has 1 others"]);
+        assert_eq!(findings, ["the set tp4-pods-xxxxxxxxxxxxxxxx lacks 1 members and has 1 others"]);
         apply_all(&mut kernel, &everything());
         assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
         assert_eq!(everything_there(), whole);
@@ -278,10 +320,13 @@ fn more_announcements_than_the_kernel_keeps_are_still_told_apart() {
         let rules = |count: u32| -> Chain {
             (0..count).map(|n| Rule::new([Match::Comment(n.to_string().into())], Target::Return)).collect()
         };
-        let batch = ChainBatch { write: vec![(chain("TP-GI-long"), rules(20_000))], ..ChainBatch::default() };
+        let batch = ChainBatch {
+            write: vec![(chain("TP-GI-longlonglonglong"), rules(20_000))],
+            ..ChainBatch::default()
+        };
         kernel.apply(&Step::Chains(Family::V4, batch)).unwrap();
         assert!(changes.recv_timeout(Duration::from_millis(500)).is_err());
-        sh("iptables-nft -F TP-GI-long");
+        sh("iptables-nft -F TP-GI-longlonglonglong");
         assert!(changes.recv_timeout(Duration::from_secs(5)).is_ok());
     });
 }

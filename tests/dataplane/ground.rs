@@ -114,7 +114,10 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
     };
     let mut group = vec![
         Rule::new(
-            [Match::Ports(Protocol::Tcp, ports(&[(80, 80)])), in_set(&named("pods-x"), Field::Source)],
+            [
+                Match::Ports(Protocol::Tcp, ports(&[(80, 80)])),
+                in_set(&named("pods-xxxxxxxxxxxxxxxx"), Field::Source),
+            ],
             Target::Return,
         ),
         Rule::new([Match::Ports(Protocol::Udp, ports(&[(53, 53), (1000, 2000)]))], Target::Return),
@@ -126,9 +129,12 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
             )],
             Target::Return,
         ),
-        Rule::new([in_set(&named("named-x"), Field::DestinationEndpoint)], Target::Return),
-        Rule::new([Match::Protocol(6), in_set(&named("ports-x"), Field::DestinationPort)], Target::Return),
-        Rule::new([in_set(&named("nets-x"), Field::Destination)], Target::Return),
+        Rule::new([in_set(&named("named-xxxxxxxxxxxxxxxx"), Field::DestinationEndpoint)], Target::Return),
+        Rule::new(
+            [Match::Protocol(6), in_set(&named("ports-xxxxxxxxxxxxxxxx"), Field::DestinationPort)],
+            Target::Return,
+        ),
+        Rule::new([in_set(&named("nets-xxxxxxxxxxxxxxxx"), Field::Destination)], Target::Return),
         Rule::new([Match::Protocol(47), Match::Source(network), Match::Destination(single)], Target::Return),
         Rule::new([Match::Protocol(4)], Target::Drop),
         Rule::new(
@@ -166,18 +172,24 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
         .map(|(name, rules)| (chain(name), rules.into_iter().collect()))
         .collect(),
         sets: [
-            ("pods-x", of(SetKind::Addresses, vec![Member::Address(address)])),
+            ("pods-xxxxxxxxxxxxxxxx", of(SetKind::Addresses, vec![Member::Address(address)])),
             ("ingress-isolated", of(SetKind::Addresses, vec![Member::Address(address)])),
             ("drops", of(SetKind::CountedAddresses, vec![Member::Address(address)])),
-            ("nets-x", of(SetKind::Networks, vec![Member::Network(network), Member::Network(single)])),
             (
-                "named-x",
+                "nets-xxxxxxxxxxxxxxxx",
+                of(SetKind::Networks, vec![Member::Network(network), Member::Network(single)]),
+            ),
+            (
+                "named-xxxxxxxxxxxxxxxx",
                 of(
                     SetKind::Endpoints,
                     Protocol::ALL.map(|protocol| Member::Endpoint(address, protocol, 8080)).to_vec(),
                 ),
             ),
-            ("ports-x", of(SetKind::Ports, (1..100).chain([65535]).map(Member::Port).collect())),
+            (
+                "ports-xxxxxxxxxxxxxxxx",
+                of(SetKind::Ports, (1..100).chain([65535]).map(Member::Port).collect()),
+            ),
         ]
         .into_iter()
         .map(|(name, of)| (set(&named(name)), of))

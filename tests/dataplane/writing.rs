@@ -65,13 +65,24 @@ fn refused_chains_are_named_and_nothing_of_their_batch_is_written() {
         let mut kernel = kernel(variant);
         let drop_all = || -> Chain { [Rule::new([], Target::Drop)].into_iter().collect() };
         let needs_set: Chain =
-            [Rule::new([in_set("tp4-missing", Field::Source)], Target::Return)].into_iter().collect();
+            [Rule::new([in_set("tp4-pods-missingmissingmi", Field::Source)], Target::Return)]
+                .into_iter()
+                .collect();
         let leads_nowhere: Chain =
-            [Rule::new([], Target::Goto(chain("TP-GI-missing")))].into_iter().collect();
-        let good = ["TP-GI-a", "TP-GI-b", "TP-GI-c", "TP-GI-d"].map(|name| (chain(name), drop_all()));
+            [Rule::new([], Target::Goto(chain("TP-GI-missingmissingmi")))].into_iter().collect();
+        let good = [
+            "TP-GI-aaaaaaaaaaaaaaaa",
+            "TP-GI-bbbbbbbbbbbbbbbb",
+            "TP-GI-cccccccccccccccc",
+            "TP-GI-dddddddddddddddd",
+        ]
+        .map(|name| (chain(name), drop_all()));
         let write = good
             .into_iter()
-            .chain([(chain("TP-GI-bad"), needs_set), (chain("TP-GI-worse"), leads_nowhere)])
+            .chain([
+                (chain("TP-GI-badbadbadbadbadb"), needs_set),
+                (chain("TP-GI-worseworseworsew"), leads_nowhere),
+            ])
             .collect();
         let batch = ChainBatch { write, ..ChainBatch::default() };
         let error = kernel.apply(&Step::Chains(Family::V4, batch)).unwrap_err();
@@ -79,9 +90,9 @@ fn refused_chains_are_named_and_nothing_of_their_batch_is_written() {
         refusals.sort_by_key(|refusal| refusal.object.clone());
         let objects: Vec<Object> = refusals.iter().map(|refusal| refusal.object.clone()).collect();
         let bad = |name: &str| Object::Chain(Family::V4, chain(name));
-        assert_eq!(objects, [bad("TP-GI-bad"), bad("TP-GI-worse")]);
-        assert!(refusals[0].reason.contains("tp4-missing"), "{}", refusals[0].reason);
-        assert!(refusals[1].reason.contains("TP-GI-missing"), "{}", refusals[1].reason);
+        assert_eq!(objects, [bad("TP-GI-badbadbadbadbadb"), bad("TP-GI-worseworseworsew")]);
+        assert!(refusals[0].reason.contains("tp4-pods-missingmissingmi"), "{}", refusals[0].reason);
+        assert!(refusals[1].reason.contains("TP-GI-missingmissingmi"), "{}", refusals[1].reason);
         assert!(kernel.observe().unwrap().is_empty());
     });
 }
@@ -94,8 +105,9 @@ fn a_chain_that_is_in_use_keeps_its_rules_when_its_successor_is_refused() {
         let save =
             format!("{} -t filter | grep -v '^#' | sed 's/\\[.*//'", tool(variant, Family::V4, "-save"));
         let before = sh(&save);
-        let bad: Chain =
-            [Rule::new([in_set("tp4-missing", Field::Source)], Target::Return)].into_iter().collect();
+        let bad: Chain = [Rule::new([in_set("tp4-pods-missingmissingmi", Field::Source)], Target::Return)]
+            .into_iter()
+            .collect();
         let batch = ChainBatch { write: vec![(chain("TOWPATH-INGRESS"), bad)], ..ChainBatch::default() };
         assert!(matches!(kernel.apply(&Step::Chains(Family::V4, batch)), Err(ApplyError::Refused(_))));
         assert_eq!(sh(&save), before);
@@ -106,9 +118,13 @@ fn a_chain_that_is_in_use_keeps_its_rules_when_its_successor_is_refused() {
 fn one_bad_entry_or_set_costs_the_others_nothing() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
-        sh("ipset create tp4-taken bitmap:ip range 10.0.0.0/24");
+        sh("ipset create tp4-pods-takentakentakent bitmap:ip range 10.0.0.0/24");
         let address = |text: &str| Member::Address(text.parse().unwrap());
-        let (good, mixed, taken) = (set("tp4-pods-good"), set("tp4-pods-mixed"), set("tp4-taken"));
+        let (good, mixed, taken) = (
+            set("tp4-pods-goodgoodgoodgood"),
+            set("tp4-pods-mixedmixedmixedm"),
+            set("tp4-pods-takentakentakent"),
+        );
         let edits = vec![
             SetEdit::Create(mixed.clone(), SetKind::Addresses),
             SetEdit::Add(mixed.clone(), address("10.0.0.1")),
@@ -141,7 +157,7 @@ fn one_bad_entry_or_set_costs_the_others_nothing() {
 fn a_hundred_thousand_members_go_in_at_once() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
-        let name = set("tp4-pods-many");
+        let name = set("tp4-pods-manymanymanymany");
         let member = |n: u32| Member::Address(std::net::Ipv4Addr::from(0x0a00_0001 + n).into());
         let create = SetEdit::Create(name.clone(), SetKind::Addresses);
         let adds = (0..100_000).map(|n| SetEdit::Add(name.clone(), member(n)));

@@ -5,7 +5,7 @@ use std::{process::Command, thread, time::Duration};
 use towpath::{lab::Variant, model::Family};
 
 use crate::{
-    ground::{Ground, Luck, for_both_variants},
+    ground::{Ground, Luck, for_both_variants, wait_until},
     kill::{Churn, ground},
 };
 
@@ -15,13 +15,19 @@ const TABLES: [&str; 4] = ["filter", "nat", "mangle", "raw"];
 fn settle(ground: &Ground) {
     let ipset = "create neighbours-v4 hash:net family inet\nadd neighbours-v4 10.9.0.0/16\n\
                  create neighbours-v6 hash:net family inet6\nadd neighbours-v6 fd09::/32\n\
-                 create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n";
+                 create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n\
+                 create tp4-mine hash:ip family inet\nadd tp4-mine 10.9.9.9\n\
+                 create tp4-pods-x hash:ip family inet\ncreate tp6-nodes-old hash:ip family inet6\n\
+                 create tp4-pods-abcdefghijklmnop hash:net family inet\n";
     ground.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
     for family in Family::BOTH {
         let set = if family == Family::V4 { "neighbours-v4" } else { "neighbours-v6" };
         let text = format!(
             "*filter\n\
              :NEIGHBOUR -\n:TPX -\n:towpath-forward -\n:TOWPATHFINDER -\n\
+             :TP-LINK -\n:TOWPATH-MINE -\n:TP-GI-x -\n\
+             -A FORWARD -p tcp -j TP-LINK\n-A INPUT -p udp -j TOWPATH-MINE\n-A TP-LINK -j TP-GI-x\n\
+             -A TOWPATH-MINE -m set --match-set {set} src -j DROP\n\
              -A FORWARD -m comment --comment \"jump to TOWPATH-FORWARD \\\"not\\\"\" -j NEIGHBOUR\n\
              -A INPUT -j TPX\n\
              -A NEIGHBOUR -m set --match-set {set} src -m comment --comment \"a 'quote' and a $(cost)\" -j DROP\n\
@@ -35,6 +41,21 @@ fn settle(ground: &Ground) {
     }
 }
 
+/// Names of [`settle`] that are like ours.
+const LOOKALIKES: [&str; 7] = [
+    "TP-LINK",
+    "TOWPATH-MINE",
+    "TP-GI-x",
+    "tp4-mine",
+    "tp4-pods-x",
+    "tp6-nodes-old",
+    "tp4-pods-abcdefghijklmnop",
+];
+
+fn names_a_lookalike(line: &str) -> bool {
+    line.split([' ', ':']).any(|word| LOOKALIKES.contains(&word))
+}
+
 /// All tables of both families and all sets, without what is ours.
 fn foreign(ground: &Ground) -> String {
     let mut all = String::new();
@@ -43,7 +64,8 @@ fn foreign(ground: &Ground) -> String {
             for line in ground.saved(family, table).lines() {
                 let of_ours = [":TOWPATH-", ":TP-", "-A TOWPATH-", "-A TP-"];
                 let jump = line.ends_with("-j TOWPATH-FORWARD") || line.ends_with("-j TOWPATH-INPUT");
-                if !jump && !of_ours.iter().any(|start| line.starts_with(start)) {
+                let is_ours = jump || of_ours.iter().any(|start| line.starts_with(start));
+                if !is_ours || names_a_lookalike(line) {
                     all.push_str(line);
                     all.push('\n');
                 }
@@ -51,7 +73,8 @@ fn foreign(ground: &Ground) -> String {
         }
     }
     let sets = ground.node().succeed("ipset", &["save"]).unwrap();
-    for line in sets.lines().filter(|line| !line.contains(" tp4-") && !line.contains(" tp6-")) {
+    let is_ours = |line: &&str| line.contains(" tp4-") || line.contains(" tp6-");
+    for line in sets.lines().filter(|line| !is_ours(line) || names_a_lookalike(line)) {
         all.push_str(line);
         all.push('\n');
     }
@@ -79,6 +102,13 @@ fn what_is_not_ours_is_the_same_to_the_byte_while_we_run_and_when_we_are_gone() 
             thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(foreign(&ground), before);
+        ground.iptables(Family::V4, "-F TOWPATH-FORWARD");
+        ground.iptables(Family::V6, "-D FORWARD -j TOWPATH-FORWARD");
+        wait_until("the repair", Duration::from_secs(30), || {
+            ground.ours(Family::V4).contains("-A TOWPATH-FORWARD ")
+                && ground.ours(Family::V6).contains("-A FORWARD -j TOWPATH-FORWARD")
+        });
+        assert_eq!(foreign(&ground), before, "after a repair");
         assert_ne!(everything(&ground), before);
         assert!(daemon.terminate().success());
         for _ in 0..2 {

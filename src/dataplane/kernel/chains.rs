@@ -254,29 +254,34 @@ mod tests {
              :FORWARD DROP [12:720]\n\
              :KUBE-FORWARD - [0:0]\n\
              :TOWPATH-FORWARD - [0:0]\n\
-             :TP-GI-x - [0:0]\n\
+             :TP-GI-xxxxxxxxxxxxxxxx - [0:0]\n\
              -A INPUT -j KUBE-FIREWALL\n\
              -A INPUT -j TOWPATH-INPUT\n\
              -A FORWARD -j TOWPATH-FORWARD\n\
              -A FORWARD -j KUBE-FORWARD\n\
              -A FORWARD -j TOWPATH-FORWARD\n\
-             -A KUBE-FORWARD -m comment --comment \"-A x -j TP-GI-x\" -j DROP\n\
-             -A KUBE-FORWARD -i eth0 -g TP-GI-x\n\
-             -A TOWPATH-FORWARD -d 10.0.0.1/32 -g TP-GI-x\n\
+             -A KUBE-FORWARD -m comment --comment \"-A x -j TP-GI-xxxxxxxxxxxxxxxx\" -j DROP\n\
+             -A KUBE-FORWARD -i eth0 -g TP-GI-xxxxxxxxxxxxxxxx\n\
+             -A TOWPATH-FORWARD -d 10.0.0.1/32 -g TP-GI-xxxxxxxxxxxxxxxx\n\
              -A TOWPATH-FORWARD -j DROP\n\
              COMMIT\n",
         );
         let forward = chain("TOWPATH-FORWARD");
         let chains = BTreeMap::from([
-            (forward.clone(), vec!["-d 10.0.0.1/32 -g TP-GI-x".to_owned(), "-j DROP".to_owned()]),
-            (chain("TP-GI-x"), vec![]),
+            (
+                forward.clone(),
+                vec!["-d 10.0.0.1/32 -g TP-GI-xxxxxxxxxxxxxxxx".to_owned(), "-j DROP".to_owned()],
+            ),
+            (chain("TP-GI-xxxxxxxxxxxxxxxx"), vec![]),
         ]);
         let hooks = BTreeMap::from([
             (BuiltIn::Input, HookState { targets: vec![chain("TOWPATH-INPUT")], first: false }),
             (BuiltIn::Forward, HookState { targets: vec![forward.clone(), forward], first: true }),
         ]);
-        let foreign_uses =
-            BTreeMap::from([(chain("TP-GI-x"), "-A KUBE-FORWARD -i eth0 -g TP-GI-x".to_owned())]);
+        let foreign_uses = BTreeMap::from([(
+            chain("TP-GI-xxxxxxxxxxxxxxxx"),
+            "-A KUBE-FORWARD -i eth0 -g TP-GI-xxxxxxxxxxxxxxxx".to_owned(),
+        )]);
         assert_eq!(saved, Saved { chains, hooks, foreign_uses });
     }
 }

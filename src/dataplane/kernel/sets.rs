@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::{
     dataplane::{ApplyError, DataplaneError, Refusal, command::Commands, command::Output},
     model::Protocol,
-    ruleset::{IpSet, Member, Object, SetKind, SetName, plan::SetEdit, render},
+    ruleset::{IpSet, Member, Object, SetKind, SetName, names, plan::SetEdit, render},
 };
 
 /// After so many refused entries of one set, the rest of that set is not tried any more.
@@ -25,7 +25,8 @@ const RELEASE_WAITS: [Duration; 3] =
 
 /// Reads what `ipset save` prints, as far as it is ours.
 ///
-/// A set of ours whose type we never make is left out: creating it will say so. So is a member that cannot be read.
+/// A set with a name of ours that we would not have made like this is somebody else's, and left out: if we need the
+/// name, creating it will say so. So is a member that cannot be read.
 pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     let mut sets: BTreeMap<SetName, IpSet> = BTreeMap::new();
     // Members follow their set, so that the set need not be looked up for each.
@@ -39,9 +40,7 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next()) {
             (Some("create"), Some(name), Some(kind)) => {
-                let set = SetName::new(name).and_then(|name| {
-                    Some((name, kind_of(kind, words.any(|word| word == "counters"))?, Vec::new()))
-                });
+                let set = ours(name, kind, words).map(|(name, kind)| (name, kind, Vec::new()));
                 finish(std::mem::replace(&mut current, set));
             }
             (Some("add"), Some(name), Some(entry)) => {
@@ -58,15 +57,26 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     sets
 }
 
-fn kind_of(kind: &str, counters: bool) -> Option<SetKind> {
-    match kind {
-        "hash:ip" if counters => Some(SetKind::CountedAddresses),
-        "hash:ip" => Some(SetKind::Addresses),
-        "hash:net" => Some(SetKind::Networks),
-        "hash:ip,port" => Some(SetKind::Endpoints),
-        "bitmap:port" => Some(SetKind::Ports),
-        _ => None,
+/// A set of ours, by its name, its type, and the options that it was made with: a name alone can be anybody's.
+fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> Option<(SetName, SetKind)> {
+    let name = SetName::new(name)?;
+    let mut counters = false;
+    for option in options {
+        match option {
+            "counters" => counters = true,
+            "timeout" | "comment" | "skbinfo" => return None,
+            _ => {}
+        }
     }
+    let kind = match (kind, counters) {
+        ("hash:ip", true) => SetKind::CountedAddresses,
+        ("hash:ip", false) => SetKind::Addresses,
+        ("hash:net", false) => SetKind::Networks,
+        ("hash:ip,port", false) => SetKind::Endpoints,
+        ("bitmap:port", false) => SetKind::Ports,
+        _ => return None,
+    };
+    (kind == names::kind(name.role())).then_some((name, kind))
 }
 
 fn member(kind: SetKind, entry: &str) -> Option<Member> {
@@ -104,18 +114,18 @@ pub(super) struct Head {
 /// Reads what `ipset list -t` prints, as far as it is ours.
 pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
     let mut heads: BTreeMap<SetName, Head> = BTreeMap::new();
-    let mut current: Option<SetName> = None;
-    for line in text.lines() {
-        let Some((key, value)) = line.split_once(": ") else { continue };
-        if key == "Name" {
-            current = SetName::new(value);
-            heads.extend(current.clone().map(|name| (name, Head::default())));
-        } else if let Some(head) = current.as_ref().and_then(|name| heads.get_mut(name)) {
-            match key {
-                "References" => head.references = value.parse().unwrap_or(0),
-                "Number of entries" => head.entries = value.parse().unwrap_or(0),
-                _ => {}
-            }
+    for set in text.split("\n\n") {
+        let value = |key: &str| {
+            set.lines()
+                .find_map(|line| line.split_once(": ").filter(|(found, _)| *found == key))
+                .map(|(_, v)| v)
+        };
+        let number = |key| value(key).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let (Some(name), Some(kind)) = (value("Name"), value("Type")) else { continue };
+        let options = value("Header").unwrap_or_default().split(' ');
+        if let Some((name, _)) = ours(name, kind, options) {
+            let head = Head { references: number("References"), entries: number("Number of entries") };
+            heads.insert(name, head);
         }
     }
     heads
@@ -238,22 +248,22 @@ mod tests {
         let sets = parse(
             "create KUBE-LOOP-BACK hash:ip,port,ip family inet hashsize 1024 maxelem 65536\n\
              add KUBE-LOOP-BACK 10.0.0.1,tcp:80,10.0.0.1\n\
-             create tp4-nets-x hash:net family inet hashsize 1024 maxelem 4194304 bucketsize 12 initval 0x1\n\
-             add tp4-nets-x 10.0.0.0/8\n\
-             add tp4-nets-x 192.0.2.1\n\
+             create tp4-nets-xxxxxxxxxxxxxxxx hash:net family inet hashsize 1024 maxelem 4194304 bucketsize 12 initval 0x1\n\
+             add tp4-nets-xxxxxxxxxxxxxxxx 10.0.0.0/8\n\
+             add tp4-nets-xxxxxxxxxxxxxxxx 192.0.2.1\n\
              create tp4-drops hash:ip family inet hashsize 1024 maxelem 65536 counters bucketsize 12\n\
              add tp4-drops 10.244.0.7 packets 3 bytes 180\n\
-             create tp4-ports-x bitmap:port range 0-65535\n\
-             add tp4-ports-x 80\n\
-             create tp6-named-x hash:ip,port family inet6 hashsize 1024 maxelem 65536\n\
-             add tp6-named-x fd00::7,sctp:8080\n\
+             create tp4-ports-xxxxxxxxxxxxxxxx bitmap:port range 0-65535\n\
+             add tp4-ports-xxxxxxxxxxxxxxxx 80\n\
+             create tp6-named-xxxxxxxxxxxxxxxx hash:ip,port family inet6 hashsize 1024 maxelem 65536\n\
+             add tp6-named-xxxxxxxxxxxxxxxx fd00::7,sctp:8080\n\
              create tp6-nodes hash:ip family inet6 hashsize 1024 maxelem 65536\n\
              create tp6-odd hash:mac hashsize 1024 maxelem 65536\n\
              add tp6-odd 01:02:03:04:05:06\n",
         );
         let expected = [
             (
-                "tp4-nets-x",
+                "tp4-nets-xxxxxxxxxxxxxxxx",
                 SetKind::Networks,
                 vec![
                     Member::Network("10.0.0.0/8".parse().unwrap()),
@@ -261,9 +271,9 @@ mod tests {
                 ],
             ),
             ("tp4-drops", SetKind::CountedAddresses, vec![Member::Address("10.244.0.7".parse().unwrap())]),
-            ("tp4-ports-x", SetKind::Ports, vec![Member::Port(80)]),
+            ("tp4-ports-xxxxxxxxxxxxxxxx", SetKind::Ports, vec![Member::Port(80)]),
             (
-                "tp6-named-x",
+                "tp6-named-xxxxxxxxxxxxxxxx",
                 SetKind::Endpoints,
                 vec![Member::Endpoint("fd00::7".parse().unwrap(), Protocol::Sctp, 8080)],
             ),

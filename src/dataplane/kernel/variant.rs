@@ -8,6 +8,7 @@ use std::{fmt, fs, path::Path, str::FromStr};
 use crate::{
     dataplane::{DataplaneError, command::Commands},
     model::Family,
+    ruleset::ChainName,
 };
 
 /// A variant of iptables.
@@ -256,7 +257,7 @@ fn foreign_rules(commands: &Commands, tools: &Tools) -> Result<usize, DataplaneE
 }
 
 fn is_foreign_rule(line: &str) -> bool {
-    line.starts_with("-A ") && !line.contains(" TOWPATH-") && !line.contains(" TP-")
+    line.starts_with("-A ") && !line.split(' ').any(|word| ChainName::new(word).is_some())
 }
 
 #[cfg(test)]
@@ -275,7 +276,8 @@ mod tests {
     fn our_own_rules_do_not_speak_for_a_variant() {
         assert!(is_foreign_rule("-A FORWARD -j KUBE-FORWARD"));
         assert!(!is_foreign_rule("-A FORWARD -j TOWPATH-FORWARD"));
-        assert!(!is_foreign_rule("-A TP-GI-x -j DROP"));
+        assert!(!is_foreign_rule("-A TP-GI-aaaabbbbccccdddd -j DROP"));
+        assert!(is_foreign_rule("-A TP-LINK -j DROP"));
         assert!(!is_foreign_rule(":FORWARD ACCEPT [0:0]"));
     }
 }

@@ -167,7 +167,6 @@ fn a_pod_is_read_with_all_of_its_addresses_and_ports() {
         host_network: true,
         phase: Phase::Succeeded,
         terminating: true,
-        created: Some(1_704_164_645),
         ports: vec![
             port(Some("http"), Protocol::Tcp, 80),
             port(None, Protocol::Udp, 53),

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::model::{
-    Change, ContainerPort, Endpoint, IpBlock, LabelSelector, Namespace, Operator, Phase, PodPeer, PortRange,
-    Protocol, Requirement,
+    Change, ContainerPort, Endpoint, IpBlock, LabelSelector, Namespace, Operator, Phase, Pod, PodPeer,
+    PortRange, Protocol, Requirement,
 };
 use crate::policy::Reachability;
 
@@ -413,7 +413,7 @@ fn a_pod_without_an_address_takes_part_by_its_labels_and_in_no_block() {
 }
 
 #[test]
-fn an_address_in_use_again_belongs_to_its_present_owner() {
+fn while_two_pods_report_one_address_only_what_both_may_passes() {
     let old = Pod { terminating: true, ..mk_pod("shop/web", &["10.0.0.1"]) };
     let cluster = mk_cluster(
         [old, mk_pod("shop/stranger", &["10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2"])],
@@ -422,9 +422,85 @@ fn an_address_in_use_again_belongs_to_its_present_owner() {
             mk_policy("shop/q", "stranger", Some(vec![]), None),
         ],
     );
+    for sender in ["10.0.0.1", "shop/web", "shop/stranger"] {
+        assert!(!passes(&cluster, sender, "shop/db", "80"), "{sender}: it may be the stranger");
+        assert!(
+            !passes(&cluster, "shop/db", sender, "80"),
+            "{sender}: the stranger's policy lets nothing in"
+        );
+    }
+    assert_eq!(
+        ask(&cluster, "10.0.0.1", "shop/db", "80").ingress.reason.to_string(),
+        "shop/p isolates shop/db for ingress, and none of its rules allows this; \
+         shop/stranger and shop/web report 10.0.0.1, and all of them must be allowed"
+    );
+    assert_eq!(
+        ask(&cluster, "shop/db", "shop/web", "80").ingress.reason.to_string(),
+        "shop/q isolates shop/stranger for ingress, and none of its rules allows this; \
+         shop/stranger and shop/web report 10.0.0.1, and all of them must be allowed"
+    );
+}
+
+#[test]
+fn what_each_of_two_pods_with_one_address_may_passes() {
+    let both = |name| Pod { labels: [("app", "web")].into_iter().collect(), ..mk_pod(name, &["10.0.0.1"]) };
+    let cluster = mk_cluster(
+        [both("shop/old"), both("shop/new"), mk_pod("shop/db", &["10.0.0.2"])],
+        [mk_policy("shop/p", "db", Some(vec![from_peers([own(app("web"))])]), None)],
+    );
+    assert!(passes(&cluster, "10.0.0.1", "shop/db", "80"));
+    assert!(passes(&cluster, "shop/new", "shop/db", "80"));
+}
+
+#[test]
+fn two_selectors_that_choose_one_pod_each_do_not_choose_the_address_of_both() {
+    let rules = vec![from_peers([own(app("web")), own(app("api"))])];
+    let cluster = mk_cluster(
+        [
+            mk_pod("shop/web", &["10.0.0.1"]),
+            mk_pod("shop/api", &["10.0.0.1"]),
+            mk_pod("shop/db", &["10.0.0.2"]),
+        ],
+        [mk_policy("shop/p", "db", Some(rules), None)],
+    );
     assert!(!passes(&cluster, "10.0.0.1", "shop/db", "80"));
-    assert!(!passes(&cluster, "shop/db", "10.0.0.1", "80"));
-    assert!(passes(&cluster, "shop/web", "shop/db", "80"), "by name it is still the pod with these labels");
+}
+
+#[test]
+fn a_named_port_of_a_shared_address_is_what_every_pod_there_means_by_it() {
+    let web = || mk_pod("shop/web", &["10.0.0.2"]);
+    let pod = |name, number| with_port("http", Protocol::Tcp, number, mk_pod(name, &["10.0.0.1"]));
+    let policies = || [mk_policy("shop/p", "web", None, Some(vec![to_ports([named("http")])]))];
+    let differing = mk_cluster([web(), pod("shop/a", 80), pod("shop/b", 81)], policies());
+    assert!(!passes(&differing, "shop/web", "10.0.0.1", "80"));
+    assert!(!passes(&differing, "shop/web", "10.0.0.1", "81"));
+    let alike = mk_cluster([web(), pod("shop/a", 80), pod("shop/b", 80)], policies());
+    assert!(passes(&alike, "shop/web", "10.0.0.1", "80"));
+}
+
+#[test]
+fn a_pod_reaches_itself_always_but_not_the_other_pod_of_its_address() {
+    let alone = mk_pod("shop/web", &["10.0.0.1"]);
+    let policy = || mk_policy("shop/p", "web", Some(vec![]), None);
+    assert!(passes(&mk_cluster([alone.clone()], [policy()]), "10.0.0.1", "10.0.0.1", "80"));
+    let shared = mk_cluster([alone, mk_pod("shop/other", &["10.0.0.1"])], [policy()]);
+    assert!(!passes(&shared, "10.0.0.1", "10.0.0.1", "80"));
+}
+
+#[test]
+fn by_name_the_policies_of_a_pod_on_another_node_with_its_address_are_not_asked() {
+    let here = on_node("n1", "192.168.0.1", mk_pod("shop/web", &["10.0.0.1"]));
+    let there = on_node("n2", "192.168.0.2", mk_pod("shop/stale", &["10.0.0.1"]));
+    let cluster = mk_cluster(
+        [here, there, mk_pod("shop/db", &["10.0.0.2"])],
+        [
+            mk_policy("shop/q", "stale", Some(vec![]), Some(vec![])),
+            mk_policy("shop/p", "db", Some(vec![from_peers([own(app("web"))])]), None),
+        ],
+    );
+    assert!(passes(&cluster, "shop/db", "shop/web", "80"), "its node asks its own pods' policies only");
+    assert!(!passes(&cluster, "shop/db", "10.0.0.1", "80"), "by address it may be either");
+    assert!(!passes(&cluster, "shop/web", "shop/db", "80"), "a peer is known by its address alone");
 }
 
 #[test]
