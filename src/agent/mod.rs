@@ -40,7 +40,7 @@ use crate::{
     },
     ruleset::{
         Object, Ruleset,
-        compile::{Compiler, Options},
+        compile::{Compiler, Options, Tunnels},
         observed::Observed,
     },
 };
@@ -59,6 +59,8 @@ pub enum Input {
     Synced,
     /// Somebody else may have changed what is ours.
     Suspicion,
+    /// The tunnels that end on this node.
+    Tunnels(Tunnels),
     /// End; what is in the kernel stays.
     Stop,
 }
@@ -273,6 +275,10 @@ impl<D: Dataplane> Agent<D> {
                 self.dirty = true;
             }
             Input::Suspicion => self.lookout.suspect(),
+            Input::Tunnels(tunnels) => {
+                self.compiler.set_tunnels(tunnels);
+                self.dirty = true;
+            }
             Input::Stop => return false,
         }
         true

@@ -25,11 +25,14 @@ use crate::{
         command::Commands,
         kernel::{
             guard::{self, Changes, GuardTables},
-            links::{self, Link, Links, Tunnels},
+            links::{self, Link, Links},
         },
     },
     metrics::Metrics,
-    ruleset::guard::{Bindings, Known, Veth, bind, render::Guard},
+    ruleset::{
+        compile::Tunnels,
+        guard::{Bindings, Known, Veth, bind, render::Guard},
+    },
 };
 
 /// The part of the daemon that reports conditions of the guard.

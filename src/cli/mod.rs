@@ -157,6 +157,8 @@ impl EnforcementArgs {
             log_group: (self.nflog_group != 0).then_some(self.nflog_group),
             enforce_pod_to_node: self.enforce_pod_to_node,
             vxlan_port: self.vxlan_port,
+            // The interface guard does what these rules would; where there is none, `run` turns them on.
+            link_rules: false,
         }
     }
 }

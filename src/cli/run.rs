@@ -217,6 +217,7 @@ impl Daemon<'_> {
         let mut kernel = kernel;
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
         let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
+        let facts = self.inputs.clone();
         let (ending, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("agent".to_owned()).spawn(move || {
             // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
@@ -228,14 +229,17 @@ impl Daemon<'_> {
                 ends.api(access, node.clone())
             });
             let options = what_can_be_logged(options, &mut kernel);
-            let guard = match guard.map(|ready| guard::start(ready, metrics.clone(), status.clone(), |_| {}))
-            {
-                Some(Ok(owners)) => Some(owners),
-                Some(Err(error)) => {
+            let options = Options { link_rules: guard.is_none(), ..options };
+            let tunnels = move |tunnels| {
+                let _ = facts.send(Input::Tunnels(tunnels));
+            };
+            let started = guard.map(|ready| guard::start(ready, metrics.clone(), status.clone(), tunnels));
+            let guard = match started.transpose() {
+                Ok(guard) => guard,
+                Err(error) => {
                     error!(%error, "cannot start the interface guard");
                     return;
                 }
-                None => None,
             };
             let watch = kernel.watch(move || {
                 let _ = suspicions.send(Input::Suspicion);

@@ -337,7 +337,7 @@ fn rule_fault(family: Family, table: &Table, rule: &Rule) -> Option<String> {
 
 fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
     match m {
-        Match::Established | Match::Broadcast | Match::Protocol(_) => None,
+        Match::Established | Match::Broadcast | Match::Protocol(_) | Match::LengthAtMost(_) => None,
         Match::Ports(_, ranges) => {
             let slots: usize = ranges.iter().map(|r| if r.first() == r.last() { 1 } else { 2 }).sum();
             (slots == 0 || slots > PORT_SLOTS)
@@ -347,7 +347,8 @@ fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
         Match::Source(network) | Match::Destination(network) => {
             (Family::of_net(*network) != family).then(|| format!("{network} in an {family} rule"))
         }
-        Match::Set { set, field } => {
+        Match::HopLimit(_) => (family == Family::V4).then(|| "a hop limit in an IPv4 rule".to_owned()),
+        Match::Set { set, field } | Match::NotInSet { set, field } => {
             if set.family() != family {
                 return Some(format!("{set} in an {family} rule"));
             }

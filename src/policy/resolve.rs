@@ -344,7 +344,7 @@ impl Resolver {
     fn pod_addresses(&mut self, cluster: &Cluster, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses {
             let now: &[Member] =
-                if cluster.owner(address).is_some() { &[Member::Address(address)] } else { &[] };
+                if cluster.claimants(address).is_empty() { &[] } else { &[Member::Address(address)] };
             self.all_pods.replace(address, now);
         }
     }

@@ -3,11 +3,11 @@
 //! ```text
 //! FORWARD (position 1) -> TOWPATH-FORWARD
 //!   established or related                       -> RETURN
-//!   [v6] ICMPv6: neighbour and listener messages -> RETURN, the others as below
-//!   broadcast, multicast, link-local             -> DROP, while a pod of this node is isolated
+//!   [v6] ICMPv6: neighbour and listener messages of the link -> RETURN, the others as below
+//!   [without the interface guard] broadcast, multicast, link-local -> DROP, while a pod of this node is isolated
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
 //!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
-//!   tunnel packets from local pods to nodes      -> DROP
+//!   tunnel packets from local pods to others than pods -> DROP
 //! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
 //! TP-PE-<pod>:    to itself -> RETURN; goto its group
 //! TP-SE-<address> [several pods report it]: jump to the chain of each pod, goto that of the last
@@ -21,7 +21,7 @@
 //! Compiling is total and deterministic: every input has exactly one ruleset.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -56,11 +56,33 @@ pub struct Options {
     /// The UDP port of the node's VXLAN endpoint, to which no pod may send: its packets would come out on another
     /// node as if they were some other pod's.
     pub vxlan_port: u16,
+    /// Whether these rules have to drop what passes between pods by addresses that are no pod's: broadcast, multicast
+    /// and link-local ones. They need not where the interface guard does.
+    pub link_rules: bool,
+}
+
+/// The tunnels that end on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// The UDP ports of its VXLAN interfaces.
+    pub vxlan: BTreeSet<u16>,
+    /// The UDP ports of its Geneve interfaces.
+    pub geneve: BTreeSet<u16>,
+    /// The IP protocols of its other tunnels: 4 (IPv4 in IP), 41 (IPv6 in IP), 47 (GRE).
+    pub protocols: BTreeSet<u8>,
+    /// The hosts to which its VXLAN interfaces forward: those whose packets it has to accept.
+    pub ends: BTreeSet<IpAddr>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deny: DenyAction::Drop, log_group: Some(100), enforce_pod_to_node: false, vxlan_port: 8472 }
+        Self {
+            deny: DenyAction::Drop,
+            log_group: Some(100),
+            enforce_pod_to_node: false,
+            vxlan_port: 8472,
+            link_rules: true,
+        }
     }
 }
 
@@ -82,12 +104,29 @@ const DISPATCH_BITS: u8 = 4;
 /// Copies of denied packets a second, for each program.
 const LOGS_PER_SECOND: u32 = 10;
 
-/// ICMPv6 types without which IPv6 does not work on a link: multicast listener query, report and done (130 to 132),
-/// router and neighbour discovery with redirects (133 to 137), and the second report (143).
-const NEIGHBOUR_DISCOVERY: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
+/// ICMPv6 types without which IPv6 does not work on a link: router solicitation and advertisement, neighbour
+/// solicitation and advertisement, redirect. A receiver takes them with a hop limit of 255 only (RFC 4861), which no
+/// packet has that a router passed on.
+const NEIGHBOUR_DISCOVERY: [u8; 5] = [133, 134, 135, 136, 137];
 
-/// IP protocol numbers of tunnels without ports: IPv4 in IP and IPv6 in IP.
+/// Of these, the ones that no host sends in more than [`DISCOVERY_LENGTH`] bytes.
+const SHORT_DISCOVERY: [u8; 3] = [133, 135, 136];
+
+/// 40 bytes of IPv6 header, 24 of the message, and room for the options that hosts send with it: their hardware
+/// address and a nonce. More would be a message of another kind.
+const DISCOVERY_LENGTH: u16 = 104;
+
+/// ICMPv6 types of multicast listeners: query, report, done, and the second report. They stay on their link: they are
+/// sent with a hop limit of 1 (RFC 2710, RFC 3810), to a multicast group of the link.
+const MULTICAST_LISTENER: [u8; 4] = [130, 131, 132, 143];
+
+const LINK_SCOPE_MULTICAST: IpNet =
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
+
+/// IP protocol numbers of tunnels without ports that a node may have without our knowledge: IPv4 in IP, IPv6 in IP.
 const IP_IN_IP: [u8; 2] = [4, 41];
+
+const GRE: u8 = 47;
 
 const ICMPV6: u8 = 58;
 
@@ -99,12 +138,16 @@ const LINK_LOCAL_V6: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80,
 /// would need more are in one long chain.
 const DISPATCH_DEPTH: usize = 8;
 
-/// The ruleset that enforces `resolved`.
+/// The ruleset that enforces `resolved` on a node of whose tunnels nothing is known.
 #[must_use]
 pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
+    compile_with(resolved, options, None)
+}
+
+fn compile_with(resolved: &Resolved, options: &Options, tunnels: Option<&Tunnels>) -> Ruleset {
     let table = |family| {
         let (isolated, table) = (BTreeMap::new(), Table::default());
-        TableBuilder { family, resolved, options, isolated, table }.build()
+        TableBuilder { family, resolved, options, tunnels, isolated, table }.build()
     };
     Ruleset { v4: table(Family::V4), v6: table(Family::V6) }
 }
@@ -115,6 +158,7 @@ pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
 #[derive(Clone, Debug)]
 pub struct Compiler {
     options: Options,
+    tunnels: Option<Tunnels>,
     last: Option<(Arc<[LocalPod]>, Ruleset)>,
 }
 
@@ -122,7 +166,13 @@ impl Compiler {
     /// A compiler with these options.
     #[must_use]
     pub const fn new(options: Options) -> Self {
-        Self { options, last: None }
+        Self { options, tunnels: None, last: None }
+    }
+
+    /// Takes note of the tunnels that end on the node.
+    pub fn set_tunnels(&mut self, tunnels: Tunnels) {
+        self.tunnels = Some(tunnels);
+        self.last = None;
     }
 
     /// The ruleset that enforces `resolved`.
@@ -132,18 +182,25 @@ impl Compiler {
     pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
         let mut ruleset = match self.last.take() {
             Some((pods, ruleset)) if Arc::ptr_eq(&pods, &resolved.pods) => ruleset,
-            _ => compile(resolved, &self.options),
+            _ => compile_with(resolved, &self.options, self.tunnels.as_ref()),
         };
         for family in Family::BOTH {
-            let nodes = [(names::nodes(family), &resolved.nodes)];
+            let addresses =
+                [(names::nodes(family), &resolved.nodes), (names::all_pods(family), &resolved.all_pods)];
             let selections = resolved
                 .selections
                 .iter()
                 .map(|(selection, members)| (selection_set(family, selection).0, members));
-            for (name, members) in nodes.into_iter().chain(selections) {
-                if let Some(set) = ruleset.table_mut(family).sets.get_mut(&name) {
+            let table = ruleset.table_mut(family);
+            for (name, members) in addresses.into_iter().chain(selections) {
+                if let Some(set) = table.sets.get_mut(&name) {
                     set.members = members.of(family).clone();
                 }
+            }
+            if let (Some(set), Some(tunnels)) =
+                (table.sets.get_mut(&names::tunnel_ends(family)), &self.tunnels)
+            {
+                set.members = tunnel_ends(family, tunnels, resolved);
             }
         }
         self.last = Some((resolved.pods.clone(), ruleset.clone()));
@@ -163,6 +220,7 @@ struct TableBuilder<'a> {
     family: Family,
     resolved: &'a Resolved,
     options: &'a Options,
+    tunnels: Option<&'a Tunnels>,
     /// The sets of isolated pods, once they are made.
     isolated: BTreeMap<Direction, SetName>,
     table: Table,
@@ -182,6 +240,8 @@ impl TableBuilder<'_> {
         let all = address_set(&mut local.iter().map(|(_, address)| *address));
         self.set(names::local_pods(self.family), SetKind::Addresses, all);
         self.set(names::nodes(self.family), SetKind::Addresses, self.resolved.nodes.of(self.family).clone());
+        let all_pods = self.resolved.all_pods.of(self.family).clone();
+        self.set(names::all_pods(self.family), SetKind::Addresses, all_pods);
         let isolated = local.iter().filter(|(pod, _)| pod.ingress.is_some() || pod.egress.is_some());
         let counted = address_set(&mut isolated.map(|(_, address)| *address));
         self.set(names::drops(self.family), SetKind::CountedAddresses, counted);
@@ -424,17 +484,14 @@ impl TableBuilder<'_> {
     /// The chains that the built-in ones jump to.
     fn hooked_chains(&mut self) {
         let established = Rule::new([Match::Established], Target::Return);
-        let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
-        let to_node = Match::Set { set: names::nodes(self.family), field: Field::Destination };
-
         let forward = [
             vec![established.clone()],
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
             self.link_wide(),
             self.ask(&Direction::BOTH),
-            self.tunnels(&[from_local.clone(), to_node]),
+            self.forwarded_tunnels(),
         ];
-        let mut input = self.tunnels(&[from_local]);
+        let mut input = self.received_tunnels();
         if self.options.enforce_pod_to_node {
             let own_egress = [Direction::Egress];
             input.push(established);
@@ -469,8 +526,19 @@ impl TableBuilder<'_> {
     /// returns leaves the caller as well; so it asks itself what the caller would have asked.
     fn discovery(&mut self, name: &str, directions: &[Direction]) -> Vec<Rule> {
         let (Family::V6, Some(name)) = (self.family, ChainName::new(name)) else { return Vec::new() };
-        let pass = NEIGHBOUR_DISCOVERY.map(|number| Rule::new([Match::Icmpv6Type(number)], Target::Return));
-        let chain = pass.into_iter().chain(self.link_wide()).chain(self.ask(directions)).collect();
+        let neighbours = NEIGHBOUR_DISCOVERY.map(|number| {
+            let mut matches = vec![Match::Icmpv6Type(number), Match::HopLimit(255)];
+            if SHORT_DISCOVERY.contains(&number) {
+                matches.push(Match::LengthAtMost(DISCOVERY_LENGTH));
+            }
+            Rule::new(matches, Target::Return)
+        });
+        let listeners = MULTICAST_LISTENER.map(|number| {
+            let link = Match::Destination(LINK_SCOPE_MULTICAST);
+            Rule::new([Match::Icmpv6Type(number), Match::HopLimit(1), link], Target::Return)
+        });
+        let pass = neighbours.into_iter().chain(listeners);
+        let chain = pass.chain(self.link_wide()).chain(self.ask(directions)).collect();
         self.table.chains.insert(name.clone(), chain);
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
     }
@@ -481,7 +549,7 @@ impl TableBuilder<'_> {
     /// the pod: no policy could allow them, and no set of isolated pods knows them. None of it is ever routed.
     fn link_wide(&self) -> Vec<Rule> {
         let is_isolated = |pod: &LocalPod| pod.ingress.is_some() || pod.egress.is_some();
-        if !self.resolved.pods.iter().any(is_isolated) {
+        if !self.options.link_rules || !self.resolved.pods.iter().any(is_isolated) {
             return Vec::new();
         }
         let matches = match self.family {
@@ -495,12 +563,84 @@ impl TableBuilder<'_> {
         matches.into_iter().map(|m| Rule::new([m], Target::Drop)).collect()
     }
 
-    /// Drops tunnel packets for which `ends` hold.
-    fn tunnels(&self, ends: &[Match]) -> Vec<Rule> {
-        let vxlan = Match::Ports(Protocol::Udp, vec![PortRange::single(self.options.vxlan_port)]);
-        let tunnels = std::iter::once(vxlan).chain(IP_IN_IP.map(Match::Protocol));
-        tunnels.map(|tunnel| Rule::new([&[tunnel], ends].concat(), Target::Drop)).collect()
+    /// Drops tunnel packets that a pod sends through this node to anything that is no pod: a host could take them for
+    /// its peer's, and let out what is inside as some other pod's.
+    fn forwarded_tunnels(&self) -> Vec<Rule> {
+        let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
+        let to_host = Match::NotInSet { set: names::all_pods(self.family), field: Field::Destination };
+        let to_node = Match::Set { set: names::nodes(self.family), field: Field::Destination };
+        let mut rules: Vec<Rule> = self
+            .tunnel_ports()
+            .map(|ports| Rule::new([ports, from_local.clone(), to_host.clone()], Target::Drop))
+            .collect();
+        for protocol in self.tunnel_protocols() {
+            // Where no tunnel of the kind is known, hosts outside of the cluster are none of our business.
+            let is_known = self.tunnels.is_some_and(|tunnels| tunnels.protocols.contains(&protocol));
+            let end = if is_known { &to_host } else { &to_node };
+            let matches = [Match::Protocol(protocol), from_local.clone(), end.clone()];
+            rules.push(Rule::new(matches, Target::Drop));
+        }
+        rules
     }
+
+    /// Drops tunnel packets to this node that come from a pod, and those of VXLAN that come from anybody but the hosts
+    /// that it exchanges packets with, as far as these are known.
+    fn received_tunnels(&mut self) -> Vec<Rule> {
+        let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
+        let vxlan = self.tunnels.map(|tunnels| &tunnels.vxlan).filter(|ports| !ports.is_empty());
+        let mut rules = Vec::new();
+        if let (Some(tunnels), Some(ports)) = (self.tunnels, vxlan) {
+            let set = names::tunnel_ends(self.family);
+            let members = tunnel_ends(self.family, tunnels, self.resolved);
+            self.set(set.clone(), SetKind::Addresses, members);
+            for ports in udp_ports(ports.iter().copied()) {
+                let stranger = Match::NotInSet { set: set.clone(), field: Field::Source };
+                rules.push(Rule::new([ports, stranger], Target::Drop));
+            }
+        }
+        let known: BTreeSet<u16> = vxlan.cloned().unwrap_or_default();
+        let others = self.all_tunnel_ports().filter(|port| !known.contains(port)).collect::<Vec<_>>();
+        for ports in udp_ports(others.into_iter()) {
+            rules.push(Rule::new([ports, from_local.clone()], Target::Drop));
+        }
+        for protocol in self.tunnel_protocols() {
+            rules.push(Rule::new([Match::Protocol(protocol), from_local.clone()], Target::Drop));
+        }
+        rules
+    }
+
+    fn tunnel_ports(&self) -> impl Iterator<Item = Match> + use<> {
+        udp_ports(self.all_tunnel_ports().collect::<Vec<_>>().into_iter()).into_iter()
+    }
+
+    /// The UDP ports of tunnels: the one that is configured, and those of the node's interfaces.
+    fn all_tunnel_ports(&self) -> impl Iterator<Item = u16> + use<> {
+        let mut ports = BTreeSet::from([self.options.vxlan_port]);
+        if let Some(tunnels) = self.tunnels {
+            ports.extend(tunnels.vxlan.iter().chain(&tunnels.geneve));
+        }
+        ports.into_iter()
+    }
+
+    /// The IP protocols of tunnels without ports.
+    fn tunnel_protocols(&self) -> impl Iterator<Item = u8> + use<> {
+        let gre = self.tunnels.is_some_and(|tunnels| tunnels.protocols.contains(&GRE)).then_some(GRE);
+        IP_IN_IP.into_iter().chain(gre)
+    }
+}
+
+/// The hosts whose tunnel packets a node accepts: all nodes, and those to which it sends such packets itself.
+fn tunnel_ends(family: Family, tunnels: &Tunnels, resolved: &Resolved) -> OrdSet<Member> {
+    let ends = tunnels.ends.iter().copied().filter(|end| Family::of(*end) == family);
+    let mut members = resolved.nodes.of(family).clone();
+    members.extend(ends.map(Member::Address));
+    members
+}
+
+/// Matches of UDP packets to these ports, as many as are needed.
+fn udp_ports(ports: impl Iterator<Item = u16>) -> Vec<Match> {
+    let ports: Vec<PortRange> = ports.map(PortRange::single).collect();
+    ports.chunks(PORT_SLOTS).map(|ports| Match::Ports(Protocol::Udp, ports.to_vec())).collect()
 }
 
 /// That the isolated pod of a packet lies in `network`.

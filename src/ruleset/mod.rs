@@ -257,6 +257,10 @@ pub enum SetRole {
     LocalPods,
     /// The addresses of nodes.
     Nodes,
+    /// The addresses of all pods of the cluster.
+    AllPods,
+    /// The hosts whose tunnel packets this node accepts.
+    TunnelEnds,
     /// The pods of this node that are isolated in one direction; named after its members.
     Isolated(Direction),
     /// The pods of a selection; named after what is selected.
@@ -323,6 +327,18 @@ pub enum Match {
         /// What is looked up.
         field: Field,
     },
+    /// What `field` says of it is an address, and no member of the set.
+    NotInSet {
+        /// The set.
+        set: SetName,
+        /// What is looked up: an address.
+        field: Field,
+    },
+    /// It is an IPv6 packet with this hop limit. In FORWARD, 255 means that no router has passed it on, this node
+    /// included.
+    HopLimit(u8),
+    /// It has at most so many bytes, its IP header included.
+    LengthAtMost(u16),
     /// Not more often than this; for logging only.
     Limit {
         /// Packets a second, with a burst of as many.

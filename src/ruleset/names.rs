@@ -37,10 +37,12 @@ const WORDS: [&str; 9] = [
 const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
 
 /// Every role of sets, with its word, and how many digits of a digest follow.
-const ROLES: [(SetRole, &str, usize); 9] = [
+const ROLES: [(SetRole, &str, usize); 11] = [
     (SetRole::Drops, "drops", 0),
     (SetRole::LocalPods, "local-pods", 0),
     (SetRole::Nodes, "nodes", 0),
+    (SetRole::AllPods, "all-pods", 0),
+    (SetRole::TunnelEnds, "tunnel-ends", 0),
     // More digits would not fit into 31 characters.
     (SetRole::Isolated(Direction::Ingress), "ingress-isolated", 10),
     (SetRole::Isolated(Direction::Egress), "egress-isolated", 10),
@@ -88,7 +90,12 @@ const fn set_prefix(family: Family) -> &'static str {
 pub const fn kind(role: SetRole) -> SetKind {
     match role {
         SetRole::Drops => SetKind::CountedAddresses,
-        SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) | SetRole::Pods => SetKind::Addresses,
+        SetRole::LocalPods
+        | SetRole::Nodes
+        | SetRole::AllPods
+        | SetRole::TunnelEnds
+        | SetRole::Isolated(_)
+        | SetRole::Pods => SetKind::Addresses,
         SetRole::NamedPorts => SetKind::Endpoints,
         SetRole::Networks => SetKind::Networks,
         SetRole::Ports => SetKind::Ports,
@@ -157,7 +164,7 @@ pub const fn grows_early(name: &SetName) -> bool {
         | SetRole::Isolated(_)
         | SetRole::Networks
         | SetRole::Ports => true,
-        SetRole::Pods | SetRole::NamedPorts => false,
+        SetRole::AllPods | SetRole::TunnelEnds | SetRole::Pods | SetRole::NamedPorts => false,
     }
 }
 
@@ -166,7 +173,11 @@ pub const fn grows_early(name: &SetName) -> bool {
 #[must_use]
 pub const fn may_break(name: &SetName) -> bool {
     match name.role() {
-        SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) => false,
+        SetRole::LocalPods
+        | SetRole::Nodes
+        | SetRole::AllPods
+        | SetRole::TunnelEnds
+        | SetRole::Isolated(_) => false,
         SetRole::Drops | SetRole::Pods | SetRole::NamedPorts | SetRole::Networks | SetRole::Ports => true,
     }
 }
@@ -187,6 +198,18 @@ pub fn local_pods(family: Family) -> SetName {
 #[must_use]
 pub fn nodes(family: Family) -> SetName {
     set(family, SetRole::Nodes, "")
+}
+
+/// The addresses of all pods of the cluster.
+#[must_use]
+pub fn all_pods(family: Family) -> SetName {
+    set(family, SetRole::AllPods, "")
+}
+
+/// The hosts whose tunnel packets this node accepts.
+#[must_use]
+pub fn tunnel_ends(family: Family) -> SetName {
+    set(family, SetRole::TunnelEnds, "")
 }
 
 /// The pods of a selection; `digest` is the selection's.
@@ -252,6 +275,8 @@ mod tests {
                     drops(family),
                     local_pods(family),
                     nodes(family),
+                    all_pods(family),
+                    tunnel_ends(family),
                     pods(family, &digest),
                     named_ports(family, &digest),
                     networks(family, &digest),
@@ -345,6 +370,8 @@ mod tests {
                 drops(family),
                 local_pods(family),
                 nodes(family),
+                all_pods(family),
+                tunnel_ends(family),
                 isolated(family, Direction::Ingress, &members),
                 isolated(family, Direction::Egress, &members),
                 pods(family, &some),

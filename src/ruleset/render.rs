@@ -128,18 +128,23 @@ fn match_arguments(m: &Match) -> String {
         Match::Broadcast => "-m addrtype --dst-type BROADCAST".to_owned(),
         Match::Source(network) => format!("-s {network}"),
         Match::Destination(network) => format!("-d {network}"),
-        Match::Set { set, field } => {
-            let field = match field {
-                Field::Source => "src",
-                Field::Destination | Field::DestinationPort => "dst",
-                Field::DestinationEndpoint => "dst,dst",
-            };
-            format!("-m set --match-set {set} {field}")
-        }
+        Match::Set { set, field } => format!("-m set --match-set {set} {}", directions(*field)),
+        Match::NotInSet { set, field } => format!("-m set ! --match-set {set} {}", directions(*field)),
+        Match::HopLimit(number) => format!("-m hl --hl-eq {number}"),
+        Match::LengthAtMost(bytes) => format!("-m length --length 0:{bytes}"),
         Match::Limit { per_second } => {
             format!("-m limit --limit {per_second}/sec --limit-burst {per_second}")
         }
         Match::Comment(text) => format!("-m comment --comment {}", quoted(text)),
+    }
+}
+
+/// Which ends of a packet the parts of a set's entry are taken from.
+const fn directions(field: Field) -> &'static str {
+    match field {
+        Field::Source => "src",
+        Field::Destination | Field::DestinationPort => "dst",
+        Field::DestinationEndpoint => "dst,dst",
     }
 }
 

@@ -22,6 +22,10 @@ pub struct Packet {
     pub transport: Transport,
     /// For an ICMPv6 packet, its type.
     pub icmpv6_type: Option<u8>,
+    /// Its hop limit or time to live, as the rules see it: behind the decrement of a router.
+    pub hop_limit: u8,
+    /// How many bytes it has, its IP header included.
+    pub length: u16,
     /// Whether it belongs to a connection that passed before, or is an error about one.
     pub established: bool,
 }
@@ -30,7 +34,16 @@ impl Packet {
     /// The first packet of a forwarded flow.
     #[must_use]
     pub const fn new(source: IpAddr, destination: IpAddr, transport: Transport) -> Self {
-        Self { at: BuiltIn::Forward, source, destination, transport, icmpv6_type: None, established: false }
+        Self {
+            at: BuiltIn::Forward,
+            source,
+            destination,
+            transport,
+            icmpv6_type: None,
+            hop_limit: 63,
+            length: 64,
+            established: false,
+        }
     }
 }
 
@@ -115,6 +128,12 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
             trace.set_lookups += 1;
             table.sets.get(set).is_some_and(|set| is_member(&set.members, *field, packet))
         }
+        Match::NotInSet { set, field } => {
+            trace.set_lookups += 1;
+            table.sets.get(set).is_some_and(|set| !is_member(&set.members, *field, packet))
+        }
+        Match::HopLimit(number) => packet.hop_limit == *number,
+        Match::LengthAtMost(bytes) => packet.length <= *bytes,
         Match::Limit { .. } | Match::Comment(_) => true,
     }
 }

@@ -139,7 +139,7 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
         assert_eq!((cleaned.status, cleaned.stderr.as_str()), (0, ""), "{cleaned:?}");
         assert!(cleaned.stdout.starts_with("removed 4 jumps, "), "{cleaned:?}");
         assert_eq!((chains(), output("ipset", &["list", "-name"])), before);
-        assert_eq!(run(&["cleanup"]).stdout, "removed 0 jumps, 0 chains and 0 sets\n");
+        assert_eq!(run(&["cleanup"]).stdout, "removed 0 jumps, 0 chains, 0 sets and 0 tables\n");
     });
 }
 

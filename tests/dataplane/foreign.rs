@@ -120,7 +120,7 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
         assert_ne!(everything_there(), before);
         let commands = Commands::default();
         let removed = cleanup(&commands).unwrap();
-        assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 12, left: vec![] });
+        assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 12, tables: 0, left: vec![] });
         assert_eq!(everything_there(), before);
         assert_eq!(cleanup(&commands).unwrap(), Removed::default());
     });
@@ -149,7 +149,7 @@ fn what_a_former_version_left_goes() {
         apply_all(&mut kernel, &Ruleset::default());
         leave();
         let removed = cleanup(&Commands::default()).unwrap();
-        assert_eq!(removed, Removed { hooks: 1, chains: 2, sets: 2, left: vec![] });
+        assert_eq!(removed, Removed { hooks: 1, chains: 2, sets: 2, tables: 0, left: vec![] });
     });
 }
 
@@ -178,7 +178,7 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &everything());
         let removed = kernel.remove_other_variant();
-        assert_eq!(removed, Removed { hooks: 4, chains: 8, sets: 0, left: vec![] });
+        assert_eq!(removed, Removed { hooks: 4, chains: 8, sets: 0, tables: 0, left: vec![] });
         assert_eq!(kernel.check(&Observed::holding(&everything()), Look::Whole).unwrap(), Drift::default());
         assert_eq!(kernel.remove_other_variant(), Removed::default());
         cleanup(&Commands::default()).unwrap();

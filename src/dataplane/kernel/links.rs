@@ -14,7 +14,10 @@ use std::{
 use nix::errno::Errno;
 
 use super::netlink::{FLAG_DUMP, Netlink, attributes, put, text};
-use crate::ruleset::guard::{Mac, Veth};
+use crate::ruleset::{
+    compile::Tunnels,
+    guard::{Mac, Veth},
+};
 
 const GET_LINK: u16 = 18;
 const NEW_LINK: u16 = 16;
@@ -58,6 +61,9 @@ const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const BRIDGE: u8 = 7;
 
+/// The flag of a link that is up.
+const UP: u32 = 1;
+
 /// The multicast group of changes of links.
 const GROUP_LINK: u32 = 1;
 
@@ -76,17 +82,8 @@ pub struct Link {
     pub peer: Option<(u32, i32)>,
     /// For a VXLAN or Geneve interface: its UDP port.
     pub port: Option<u16>,
-}
-
-/// The tunnels that end on this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tunnels {
-    /// The UDP ports of VXLAN and Geneve interfaces.
-    pub ports: BTreeSet<u16>,
-    /// Whether there is an interface for GRE.
-    pub gre: bool,
-    /// Hosts to which VXLAN interfaces forward: those whose packets they have to accept.
-    pub endpoints: BTreeSet<IpAddr>,
+    /// Whether it is up.
+    pub up: bool,
 }
 
 /// Reads links, addresses and routes.
@@ -196,14 +193,14 @@ impl Links {
     /// # Errors
     /// What the system said.
     pub fn tunnels(&mut self, links: &[Link]) -> io::Result<Tunnels> {
-        let mut tunnels = Tunnels {
-            ports: links.iter().filter_map(|link| link.port).collect(),
-            // The kernel makes gre0, gretap0, erspan0 and ip6gre0 itself with the module; no packet needs them.
-            gre: links.iter().any(|link| {
-                link.kind.contains("gre") && !link.name.ends_with("gre0") && link.name != "gretap0"
-            }),
-            endpoints: BTreeSet::new(),
-        };
+        let mut tunnels = Tunnels::default();
+        for link in links {
+            match &*link.kind {
+                "vxlan" => tunnels.vxlan.extend(link.port),
+                "geneve" => tunnels.geneve.extend(link.port),
+                kind => tunnels.protocols.extend(protocol(kind).filter(|_| link.up)),
+            }
+        }
         for link in links.iter().filter(|link| link.kind == "vxlan") {
             let mut body = vec![0; NEIGHBOUR_HEADER];
             body.splice(0..1, [BRIDGE]);
@@ -211,7 +208,7 @@ impl Links {
             self.netlink.request_body(GET_NEIGHBOUR, FLAG_DUMP, &body, |message| {
                 let found = attributes(message.body().get(NEIGHBOUR_HEADER..).unwrap_or_default());
                 let mut destinations = found.filter(|(kind, _)| *kind == NEIGHBOUR_DESTINATION);
-                tunnels.endpoints.extend(destinations.find_map(|(_, value)| address(value)));
+                tunnels.ends.extend(destinations.find_map(|(_, value)| address(value)));
             })?;
         }
         Ok(tunnels)
@@ -245,8 +242,9 @@ fn is_gone(error: &io::Error) -> bool {
 
 fn link(body: &[u8]) -> Option<Link> {
     let index = number(body, 4)?;
+    let up = number(body, 8).is_some_and(|flags| flags & UP != 0);
     let mut link =
-        Link { index, name: String::new(), kind: String::new(), master: None, peer: None, port: None };
+        Link { index, name: String::new(), kind: String::new(), master: None, peer: None, port: None, up };
     let (mut peer, mut netns) = (None, None);
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
@@ -262,6 +260,16 @@ fn link(body: &[u8]) -> Option<Link> {
         link.peer = peer.zip(netns);
     }
     Some(link)
+}
+
+/// The IP protocol of a tunnel without ports, by the kind of its interface.
+fn protocol(kind: &str) -> Option<u8> {
+    match kind {
+        "ipip" => Some(4),
+        "sit" | "ip6tnl" => Some(41),
+        "gre" | "gretap" | "erspan" | "ip6gre" | "ip6gretap" | "ip6erspan" => Some(47),
+        _ => None,
+    }
 }
 
 fn describe(info: &[u8], link: &mut Link) {

@@ -31,6 +31,7 @@ fn pod(name: &str, addresses: &[&str]) -> LocalPod {
     LocalPod {
         key: ObjectKey::new("shop", name),
         addresses: addresses.iter().map(|address| ip(address)).collect(),
+        shared: Vec::new(),
         ingress: None,
         egress: None,
         policies: Vec::new(),
