@@ -18,11 +18,13 @@
 //!
 //! A [`Lab`] is built from [`LabOptions`]; [`Lab::add_pods`] puts pods on its nodes; [`Lab::probe_all`] asks any
 //! number of questions at once; [`Lab::open_stream`], [`Lab::flood`] and [`Lab::watch`] look at what takes time.
+//! [`frame`], [`RawSocket`] and [`Capture`] are for those who keep to no protocol: hostile pods, and who watches them.
 
 mod ask;
 mod error;
 mod flannel;
 mod flood;
+pub mod frame;
 mod host;
 mod listen;
 mod netns;
@@ -30,6 +32,7 @@ mod node;
 mod pod;
 mod probe;
 pub mod random;
+mod raw;
 mod sctp;
 pub mod sized;
 mod socket;
@@ -56,6 +59,7 @@ pub use netns::{Netns, Pending};
 pub use node::{Node, Process};
 pub use pod::{Pod, PodId, PodSpec};
 pub use probe::{DEFAULT_TIMEOUT, Outcome, Probe, Refusal, Reply, Transport};
+pub use raw::{Capture, RawSocket, Tap, mac_of};
 pub use stream::{Pulse, Stream};
 pub use topology::{Families, MAX_NODES, Topology};
 pub use watch::{Watch, WatchReport};

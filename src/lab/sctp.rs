@@ -119,7 +119,7 @@ fn cookie(parameter: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// `CRC32c`, bit by bit: packets here are few and short.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
     !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }

@@ -1,0 +1,495 @@
+//! The ground on which attacks run: two nodes with pods, guests on another bridge of the first node, a host outside,
+//! one `towpath run` on each node, a raw socket for every attacker and a capture at every possible victim.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use towpath::{
+    lab::{
+        Capture, Families, FlannelRules, Lab, LabOptions, Netns, PodId, PodSpec, Process, RawSocket, Tap,
+        Topology, Variant,
+        frame::{Ip, Link, Mac, Token, protocol},
+        mac_of,
+    },
+    model::{Family, Protocol},
+};
+
+use crate::sightings::Sightings;
+
+/// Where each daemon answers, within its own node.
+const LISTEN: &str = "127.0.0.1:9586";
+
+/// How long a daemon may take until it is ready: far more than it does, on a busy machine as well.
+const READY_WITHIN: Duration = Duration::from_mins(1);
+
+/// The UDP port to which most attacks go; nodes and pods listen on it.
+pub(crate) const PORT: u16 = 7777;
+
+/// The port of a VXLAN that is not flannel's, on each node: the guests' overlay, say.
+pub(crate) const OTHER_VXLAN_PORT: u16 = 4789;
+
+/// The port of flannel's VXLAN.
+pub(crate) const VXLAN_PORT: u16 = 8472;
+
+/// The port of Geneve.
+pub(crate) const GENEVE_PORT: u16 = 6081;
+
+/// Tunnels that are IP protocols of their own.
+const TUNNELS: [u8; 3] = [protocol::IPV4, protocol::IPV6, protocol::GRE];
+
+/// What a bed is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) topology: Topology,
+    pub(crate) variant: Variant,
+}
+
+/// Whoever can send or receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Who {
+    /// A pod, by its place in the list with which the bed was made.
+    Pod(usize),
+    /// A node itself; what it receives is what its sockets do.
+    Node(usize),
+    /// A machine on a bridge of the first node that is not the pods', as KVM, LXD and Docker make them.
+    Guest(usize),
+    /// The host outside.
+    Outside,
+}
+
+/// A pod to be.
+#[derive(Clone, Debug)]
+pub(crate) struct PodPlan {
+    /// `namespace/name`.
+    pub(crate) name: String,
+    pub(crate) node: usize,
+    /// None: the next free ones.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// The ground.
+pub(crate) struct Bed {
+    // In the order in which they must end: captures and daemons before the namespaces.
+    captures: Vec<Capture>,
+    daemons: Vec<(Process, PathBuf)>,
+    sockets: BTreeMap<Who, RawSocket>,
+    gateways: BTreeMap<Who, Mac>,
+    guests: Vec<Netns>,
+    pub(crate) lab: Lab,
+    pods: Vec<(PodId, String)>,
+    folder: TempDir,
+    pub(crate) setting: Setting,
+    sightings: Arc<Sightings>,
+    next_token: AtomicU32,
+}
+
+impl Bed {
+    /// Builds all of it, pods and objects first, and returns when the daemons enforce `objects`. `manifest` makes a
+    /// pod's object, given its place, its addresses and those of its node.
+    pub(crate) fn new(
+        setting: Setting,
+        plans: &[PodPlan],
+        manifest: impl Fn(usize, &[IpAddr], &[IpAddr]) -> Value,
+        objects: &[Value],
+    ) -> Self {
+        let mut lab = Lab::new(LabOptions {
+            topology: setting.topology,
+            families: Families::Dual,
+            nodes: 2,
+            flannel_rules: Some(FlannelRules::new(setting.variant)),
+        })
+        .expect("a lab");
+        let specs: Vec<PodSpec> = plans
+            .iter()
+            .map(|plan| {
+                let spec = PodSpec::new(&plan.name, plan.node).listening(&[(Protocol::Tcp, 80)]);
+                plan.addresses.iter().fold(spec, |spec, address| spec.at(*address))
+            })
+            .collect();
+        let ids = lab.add_pods(&specs).expect("pods");
+        let names = plans.iter().map(|plan| plan.name.clone());
+        let mut bed = Self {
+            captures: Vec::new(),
+            daemons: Vec::new(),
+            sockets: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            guests: Vec::new(),
+            lab,
+            pods: ids.into_iter().zip(names).collect(),
+            folder: TempDir::new().expect("a folder"),
+            setting,
+            sightings: Arc::default(),
+            next_token: AtomicU32::new(1),
+        };
+        bed.open_forwarding();
+        bed.add_guests();
+        bed.add_other_vxlan();
+        bed.open_sockets();
+        bed.write_objects(plans, manifest, objects);
+        bed.start_daemons();
+        bed.wait_until_guarded();
+        bed.start_captures();
+        bed
+    }
+
+    /// Another bridge on the first node, with two machines.
+    fn add_guests(&mut self) {
+        let node = self.lab.node(0).expect("a node");
+        let mut lines = vec![
+            "link add virbr0 type bridge mcast_snooping 0".to_owned(),
+            "link set virbr0 up".to_owned(),
+            format!("addr add {}/24 dev virbr0", guest_address(Family::V4, 0)),
+            format!("addr add {}/64 dev virbr0 nodad", guest_address(Family::V6, 0)),
+        ];
+        for guest in 0..2 {
+            let netns = Netns::new(format!("guest-{}", guest + 1)).expect("a namespace");
+            lines.push(format!("link add vnet{guest} type veth peer name eth0 netns {}", netns.path()));
+            lines.push(format!("link set vnet{guest} master virbr0 up"));
+            self.guests.push(netns);
+        }
+        node.netns().ip(&lines).expect("the guests' bridge");
+        for (guest, netns) in self.guests.iter().enumerate() {
+            let address = |family| guest_address(family, guest + 1);
+            let lines = [
+                "link set lo up".to_owned(),
+                "link set eth0 up".to_owned(),
+                format!("addr add {}/24 dev eth0", address(Family::V4)),
+                format!("addr add {}/64 dev eth0 nodad", address(Family::V6)),
+                format!("route add default via {}", guest_address(Family::V4, 0)),
+                format!("route add ::/0 via {}", guest_address(Family::V6, 0)),
+            ];
+            netns.ip(&lines).expect("a guest");
+        }
+    }
+
+    /// Takes away the rules of others that drop packets: what is denied here, towpath denies.
+    ///
+    /// Many nodes have no such rules, and where they are they would make an attack that passes ours look harmless.
+    fn open_forwarding(&self) {
+        for node in self.lab.nodes() {
+            for family in Family::BOTH {
+                let program = self.setting.variant.program(family, "");
+                node.succeed(&program, &["-w", "-P", "FORWARD", "ACCEPT"]).expect("no rules of others");
+                let invalid = ["-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"];
+                let delete = [&["-w", "-D", "KUBE-FORWARD"][..], &invalid].concat();
+                node.succeed(&program, &delete).expect("no rules of others");
+            }
+        }
+    }
+
+    /// A tunnel that is not flannel's, on every node: what comes out of it is routed like anything else.
+    fn add_other_vxlan(&self) {
+        for node in self.lab.nodes() {
+            let local = node.address(Family::V4).expect("an address");
+            let lines = [
+                format!(
+                    "link add overlay type vxlan id 42 local {local} dstport {OTHER_VXLAN_PORT} nolearning"
+                ),
+                "link set overlay up".to_owned(),
+            ];
+            node.netns().ip(&lines).expect("another tunnel");
+        }
+    }
+
+    fn open_sockets(&mut self) {
+        let mut open = |who, netns: &Netns, gateway: Mac| {
+            self.sockets.insert(who, RawSocket::open(netns, "eth0").expect("a raw socket"));
+            self.gateways.insert(who, gateway);
+        };
+        for (place, (id, _)) in self.pods.iter().enumerate() {
+            let pod = self.lab.pod(*id).expect("a pod");
+            let node = self.lab.node(pod.node()).expect("a node");
+            let device = if self.setting.topology.has_bridge() { "cni0" } else { pod.interface() };
+            open(Who::Pod(place), pod.netns(), mac_of(node.netns(), device).expect("the gateway"));
+        }
+        let node = self.lab.node(0).expect("a node").netns();
+        for (guest, netns) in self.guests.iter().enumerate() {
+            open(Who::Guest(guest), netns, mac_of(node, "virbr0").expect("the gateway"));
+        }
+        open(Who::Outside, self.lab.external().netns(), mac_of(node, "eth0").expect("the gateway"));
+    }
+
+    fn write_objects(
+        &self,
+        plans: &[PodPlan],
+        manifest: impl Fn(usize, &[IpAddr], &[IpAddr]) -> Value,
+        objects: &[Value],
+    ) {
+        let pods = plans.iter().enumerate().map(|(place, plan)| {
+            let pod = self.lab.pod(self.pods[place].0).expect("a pod");
+            let node = self.lab.node(plan.node).expect("a node");
+            manifest(place, pod.addresses(), node.addresses())
+        });
+        let all: Vec<Value> = objects.iter().cloned().chain(pods).collect();
+        let folder = self.folder.path().join("objects");
+        fs::create_dir(&folder).expect("a folder for the objects");
+        for (at, object) in all.iter().enumerate() {
+            fs::write(folder.join(format!("{at}.json")), object.to_string()).expect("a manifest");
+        }
+    }
+
+    fn start_daemons(&mut self) {
+        for node in 0..2 {
+            let name = node_name(node);
+            let log = self.folder.path().join(format!("{name}.log"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+            command
+                .args(["run", "--node-name", &name, "--listen", LISTEN])
+                .args(["--iptables-backend", self.setting.variant.name()])
+                .arg("-f")
+                .arg(self.folder.path().join("objects"))
+                .arg("--run-dir")
+                .arg(self.folder.path().join("run").join(&name))
+                .stderr(fs::File::create(&log).expect("a log"));
+            let process = self.lab.node(node).expect("a node").spawn(command).expect("a daemon");
+            self.daemons.push((process, log));
+        }
+    }
+
+    /// Waits until both daemons enforce everything, the binding of interfaces to their pods included.
+    ///
+    /// The one place to change when a daemon says more about that than that it is ready.
+    fn wait_until_guarded(&self) {
+        let until = Instant::now() + READY_WITHIN;
+        for node in 0..2 {
+            while !self.answers(node, "/readyz") {
+                assert!(Instant::now() < until, "node {node} is not ready\n{}", self.logs());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    fn answers(&self, node: usize, path: &str) -> bool {
+        let to: SocketAddr = LISTEN.parse().expect("an address");
+        let node = self.lab.node(node).expect("a node");
+        let Ok(Ok(mut stream)) = node.connect(to, Duration::from_secs(1)) else { return false };
+        let mut answer = String::new();
+        let asked = stream
+            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .and_then(|()| stream.read_to_string(&mut answer));
+        asked.is_ok() && answer.starts_with("HTTP/1.0 200")
+    }
+
+    /// What the daemons logged.
+    pub(crate) fn logs(&self) -> String {
+        let logs = self.daemons.iter().map(|(_, log)| {
+            format!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default())
+        });
+        logs.collect::<Vec<_>>().join("\n")
+    }
+
+    fn start_captures(&mut self) {
+        let mut taps: Vec<(Who, Tap)> = Vec::new();
+        for place in 0..self.pods.len() {
+            taps.push((Who::Pod(place), Tap::Frames));
+            taps.extend(Family::BOTH.map(|family| (Who::Pod(place), Tap::Udp(family, PORT))));
+        }
+        taps.extend((0..self.guests.len()).map(|guest| (Who::Guest(guest), Tap::Frames)));
+        taps.push((Who::Outside, Tap::Frames));
+        for node in 0..2 {
+            for family in Family::BOTH {
+                taps.extend(TUNNELS.map(|number| (Who::Node(node), Tap::Ip(family, number))));
+                taps.extend([PORT, GENEVE_PORT].map(|port| (Who::Node(node), Tap::Udp(family, port))));
+                // Elsewhere the kernel's own tunnel has that port.
+                if self.setting.topology != Topology::Vxlan {
+                    taps.push((Who::Node(node), Tap::Udp(family, VXLAN_PORT)));
+                }
+            }
+        }
+        for (who, tap) in taps {
+            let sightings = self.sightings.clone();
+            let each = move |bytes: &[u8]| sightings.look(who, bytes);
+            self.captures.push(Capture::start(self.netns(who), tap, each).expect("a capture"));
+        }
+    }
+
+    pub(crate) fn netns(&self, who: Who) -> &Netns {
+        match who {
+            Who::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").netns(),
+            Who::Node(node) => self.lab.node(node).expect("a node").netns(),
+            Who::Guest(guest) => &self.guests[guest],
+            Who::Outside => self.lab.external().netns(),
+        }
+    }
+
+    /// The lab's name of a pod.
+    pub(crate) fn id(&self, place: usize) -> PodId {
+        self.pods[place].0
+    }
+
+    /// What messages and tables call it.
+    pub(crate) fn name(&self, who: Who) -> String {
+        match who {
+            Who::Pod(place) => self.pods[place].1.clone(),
+            Who::Node(0) => "the node".to_owned(),
+            Who::Node(_) => "the other node".to_owned(),
+            Who::Guest(guest) => format!("guest {}", guest + 1),
+            Who::Outside => "outside".to_owned(),
+        }
+    }
+
+    /// On which node it is; none is outside.
+    pub(crate) fn node_of(&self, who: Who) -> Option<usize> {
+        match who {
+            Who::Pod(place) => Some(self.lab.pod(self.pods[place].0).expect("a pod").node()),
+            Who::Node(node) => Some(node),
+            Who::Guest(_) => Some(0),
+            Who::Outside => None,
+        }
+    }
+
+    /// Its own address.
+    pub(crate) fn address(&self, who: Who, family: Family) -> IpAddr {
+        let address = match who {
+            Who::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").address(family),
+            Who::Node(node) => self.lab.node(node).expect("a node").address(family),
+            Who::Guest(guest) => Some(guest_address(family, guest + 1)),
+            Who::Outside => self.lab.external().address(family),
+        };
+        address.expect("an address of each family")
+    }
+
+    pub(crate) fn v4(&self, who: Who) -> Ipv4Addr {
+        let IpAddr::V4(address) = self.address(who, Family::V4) else { unreachable!("asked for IPv4") };
+        address
+    }
+
+    pub(crate) fn v6(&self, who: Who) -> Ipv6Addr {
+        let IpAddr::V6(address) = self.address(who, Family::V6) else { unreachable!("asked for IPv6") };
+        address
+    }
+
+    /// The address of a node to which its pods send what is for others: the bridge's, if there is one.
+    pub(crate) fn gateway_address(&self, node: usize, family: Family) -> IpAddr {
+        offset(self.lab.node(node).expect("a node").pod_cidr(family).network(), 1)
+    }
+
+    /// The hardware address of a pod, a guest or the host outside.
+    pub(crate) fn mac(&self, who: Who) -> Mac {
+        self.sockets[&who].mac()
+    }
+
+    /// The hardware address of the node for whoever is behind it.
+    pub(crate) fn gateway(&self, who: Who) -> Mac {
+        self.gateways[&who]
+    }
+
+    /// The hardware address of a device of a node.
+    pub(crate) fn device(&self, node: usize, device: &str) -> Mac {
+        mac_of(self.lab.node(node).expect("a node").netns(), device).expect("the device")
+    }
+
+    /// Whether two share a link.
+    pub(crate) fn on_link(&self, from: Who, to: Who) -> bool {
+        match (from, to) {
+            (Who::Pod(_), Who::Pod(_)) => {
+                self.setting.topology.has_bridge() && self.node_of(from) == self.node_of(to)
+            }
+            (Who::Guest(_), Who::Guest(_)) => true,
+            _ => false,
+        }
+    }
+
+    /// The link's header by which `from` reaches `to`, honestly.
+    pub(crate) fn link(&self, from: Who, to: Who) -> Link {
+        let destination = if self.on_link(from, to) { self.mac(to) } else { self.gateway(from) };
+        Link { source: self.mac(from), destination }
+    }
+
+    /// The honest IP header between two.
+    pub(crate) fn ip(&self, from: Who, to: Who, family: Family) -> Ip {
+        Ip::new(self.address(from, family), self.address(to, family))
+    }
+
+    /// A token that no frame has yet.
+    pub(crate) fn token(&self) -> Token {
+        Token(self.next_token.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Takes frames with these bytes for ones with that token.
+    pub(crate) fn recognise(&self, pattern: Vec<u8>, token: Token) {
+        self.sightings.recognise(pattern, token);
+    }
+
+    pub(crate) fn send(&self, from: Who, frame: &[u8]) {
+        self.sockets[&from].send(frame).expect("a frame");
+    }
+
+    /// Who saw a token up to now.
+    pub(crate) fn seen(&self, token: Token) -> BTreeSet<Who> {
+        self.sightings.of(token)
+    }
+
+    /// Returns when everything that was sent before has arrived wherever it arrives at all: a last datagram of each
+    /// sender to its own node, which is never denied, has to get through first.
+    pub(crate) fn settle(&self) {
+        let until = Instant::now() + Duration::from_secs(10);
+        for who in self.sockets.keys().copied() {
+            let Some(node) = self.node_of(who).map(Who::Node) else { continue };
+            let token = self.token();
+            let ip = self.ip(who, node, Family::V4);
+            let frame = self.link(who, node).ip(&udp(&ip, token, PORT, &[]));
+            self.send(who, &frame);
+            while !self.seen(token).contains(&node) {
+                assert!(Instant::now() < until, "{} does not reach its node any more", self.name(who));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        // What a node holds back until it knows a neighbour, or the last fragment came.
+        std::thread::sleep(Duration::from_millis(400));
+    }
+
+    /// Ends the daemons as a node's shutdown does, and sees them end well.
+    pub(crate) fn end(mut self) {
+        for (process, log) in &mut self.daemons {
+            let status = process.stop().expect("its end");
+            assert!(status.success(), "{status}\n{}", fs::read_to_string(log).unwrap_or_default());
+        }
+    }
+}
+
+/// What a node is called.
+pub(crate) fn node_name(node: usize) -> String {
+    format!("n{}", node + 1)
+}
+
+/// A UDP datagram with a token, from a port that no other token has.
+pub(crate) fn udp(ip: &Ip, token: Token, port: u16, more: &[u8]) -> Vec<u8> {
+    let payload = [&token.bytes()[..], more].concat();
+    ip.packet(protocol::UDP, &ip.udp(source_port(token), port, &payload))
+}
+
+/// The source port that goes with a token, so that no attack meets the connection of another one.
+pub(crate) fn source_port(token: Token) -> u16 {
+    u16::try_from(20_000 + token.0 % 40_000).expect("less than 60,000")
+}
+
+/// The address `count` behind another one.
+pub(crate) fn offset(base: IpAddr, count: u8) -> IpAddr {
+    match base {
+        IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + u32::from(count)).into(),
+        IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + u128::from(count)).into(),
+    }
+}
+
+/// The addresses of the other bridge: 0 is the node's own.
+fn guest_address(family: Family, guest: usize) -> IpAddr {
+    let last = if guest == 0 { 1 } else { 10 + u8::try_from(guest).expect("few guests") };
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 99, 0, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, last.into()).into(),
+    }
+}

@@ -1,0 +1,112 @@
+//! The pods of the table, and the policies that bind them.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, PodPlan, Setting, Who, node_name};
+
+/// Denied all egress.
+pub(crate) const ATTACKER: Who = Who::Pod(0);
+/// No policy selects it: it may send wherever the other side admits it.
+pub(crate) const FREE: Who = Who::Pod(1);
+/// No policy selects it.
+pub(crate) const OPEN: Who = Who::Pod(2);
+/// Denied all ingress.
+pub(crate) const VICTIM: Who = Who::Pod(3);
+/// Admits only pods with `role: friend`, and some blocks of addresses that no pod has.
+pub(crate) const SHY: Who = Who::Pod(4);
+/// The one that is admitted.
+pub(crate) const FRIEND: Who = Who::Pod(5);
+/// Admits UDP port 53 from anywhere, nothing else.
+pub(crate) const GATE: Who = Who::Pod(6);
+/// As [`OPEN`], on the other node, as all that follow.
+pub(crate) const FAR_OPEN: Who = Who::Pod(7);
+/// As [`VICTIM`].
+pub(crate) const FAR_VICTIM: Who = Who::Pod(8);
+/// As [`SHY`].
+pub(crate) const FAR_SHY: Who = Who::Pod(9);
+/// As [`FRIEND`].
+pub(crate) const FAR_FRIEND: Who = Who::Pod(10);
+
+pub(crate) const NODE: Who = Who::Node(0);
+pub(crate) const OTHER_NODE: Who = Who::Node(1);
+pub(crate) const GUEST: Who = Who::Guest(0);
+pub(crate) const OTHER_GUEST: Who = Who::Guest(1);
+pub(crate) const OUTSIDE: Who = Who::Outside;
+
+/// Namespace, name, node and role of each pod.
+const PODS: [(&str, &str, usize, &str); 11] = [
+    ("red", "attacker", 0, "none"),
+    ("green", "free", 0, "none"),
+    ("green", "open", 0, "none"),
+    ("blue", "victim", 0, "none"),
+    ("blue", "shy", 0, "shy"),
+    ("green", "friend", 0, "friend"),
+    ("blue", "gate", 0, "gate"),
+    ("green", "far-open", 1, "none"),
+    ("blue", "far-victim", 1, "none"),
+    ("blue", "far-shy", 1, "shy"),
+    ("green", "far-friend", 1, "friend"),
+];
+
+/// The ground with these pods.
+pub(crate) fn bed(setting: Setting) -> Bed {
+    let plans: Vec<PodPlan> = PODS
+        .iter()
+        .map(|(namespace, name, node, _)| PodPlan {
+            name: format!("{namespace}/{name}"),
+            node: *node,
+            addresses: Vec::new(),
+        })
+        .collect();
+    Bed::new(setting, &plans, pod, &objects())
+}
+
+fn pod(place: usize, addresses: &[IpAddr], node_addresses: &[IpAddr]) -> Value {
+    let (namespace, name, node, role) = PODS[place];
+    let ips = |addresses: &[IpAddr]| addresses.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>();
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "namespace": namespace, "name": name, "labels": { "role": role } },
+        "spec": {
+            "nodeName": node_name(node),
+            "containers": [{ "name": "main", "image": "example.org/main" }],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": addresses[0], "podIPs": ips(addresses),
+            "hostIP": node_addresses[0], "hostIPs": ips(node_addresses),
+        },
+    })
+}
+
+fn objects() -> Vec<Value> {
+    let namespaces = ["red", "green", "blue"].map(|name| {
+        let labels = json!({ "kubernetes.io/metadata.name": name });
+        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
+    });
+    let policy = |namespace: &str, name: &str, spec: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "namespace": namespace, "name": name },
+            "spec": spec,
+        })
+    };
+    let role = |role: &str| json!({ "matchLabels": { "role": role } });
+    let blocks = ["203.0.113.0/24", "10.244.200.0/24", "2001:db8::/32", "fd00:10:244:200::/64"];
+    let mut peers: Vec<Value> = blocks.iter().map(|cidr| json!({ "ipBlock": { "cidr": cidr } })).collect();
+    peers.push(json!({ "namespaceSelector": {}, "podSelector": role("friend") }));
+    let mut all = namespaces.to_vec();
+    all.extend([
+        policy("red", "no-egress", json!({ "podSelector": {}, "policyTypes": ["Egress"] })),
+        policy("blue", "no-ingress", json!({ "podSelector": {}, "policyTypes": ["Ingress"] })),
+        policy("blue", "friends", json!({ "podSelector": role("shy"), "ingress": [{ "from": peers }] })),
+        policy(
+            "blue",
+            "names",
+            json!({ "podSelector": role("gate"), "ingress": [{ "ports": [{ "protocol": "UDP", "port": 53 }] }] }),
+        ),
+    ]);
+    all
+}

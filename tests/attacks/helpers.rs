@@ -1,0 +1,74 @@
+//! Connection helpers: a line in one connection that has the kernel expect another one.
+//!
+//! A rule of somebody else on the node hands FTP to the kernel's helper. A pod that nobody may reach then opens such a
+//! connection and names a port of its own: what comes to that port is "related", and no policy allows it.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use towpath::{
+    lab::frame::{Tcp, protocol, tcp_flag},
+    model::Family,
+};
+
+use crate::{
+    bed::Bed,
+    cast::{NODE, OPEN, VICTIM},
+    table::{Expect, Seen, observed},
+};
+
+/// The port on which the victim says that it waits.
+const NAMED: u16 = 40_021;
+
+pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+    Family::BOTH.into_iter().flat_map(|family| ftp(bed, family)).collect()
+}
+
+fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
+    let program = bed.setting.variant.program(family, "");
+    let rule =
+        ["-w", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "21", "-j", "CT", "--helper", "ftp"];
+    bed.netns(NODE).succeed(&program, &rule, "").expect("the rule for the helper");
+    let server = SocketAddr::new(bed.address(OPEN, family), 21);
+    let listener = bed.netns(OPEN).run(move || TcpListener::bind(server)).expect("the pod");
+    let listener = listener.expect("a listener");
+    let connect = move || TcpStream::connect_timeout(&server, Duration::from_secs(5));
+    let mut client = bed.netns(VICTIM).run(connect).expect("the pod").expect("a connection");
+    let (server, _) = listener.accept().expect("a connection");
+    let (high, low) = (NAMED >> 8, NAMED & 0xff);
+    let line = match bed.address(VICTIM, family) {
+        IpAddr::V4(own) => format!("PORT {},{high},{low}\r\n", own.to_string().replace('.', ",")),
+        IpAddr::V6(own) => format!("EPRT |2|{own}|{NAMED}|\r\n"),
+    };
+    // The helper reads only lines that follow on one that it saw end.
+    let mut server = BufReader::new(server);
+    for line in ["USER anonymous\r\n", &line] {
+        client.write_all(line.as_bytes()).expect("a line");
+        let mut received = String::new();
+        server.read_line(&mut received).expect("a line");
+        assert_eq!(received, line);
+    }
+    // Without an expectation there is no attack.
+    let expected = bed
+        .netns(NODE)
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack_expect"))
+        .expect("the node")
+        .is_ok_and(|text| text.contains(&format!("dport={NAMED}")));
+    let token = bed.token();
+    let ip = bed.ip(OPEN, VICTIM, family);
+    let head = Tcp { source: 20, destination: NAMED, sequence: 1, acknowledged: 0, flags: tcp_flag::SYN };
+    let packet = ip.packet(protocol::TCP, &ip.tcp(head, &token.bytes()));
+    bed.send(OPEN, &bed.link(OPEN, VICTIM).ip(&packet));
+    bed.settle();
+    let arrived = bed.seen(token).contains(&VICTIM);
+    let row = |name: &str, expect, seen| {
+        observed(bed, "connection helpers", format!("{name}, {family:?}"), (OPEN, VICTIM), (expect, seen))
+    };
+    vec![
+        row("the kernel expects the FTP connection", Expect::Arrives, expected),
+        row("the expected FTP connection", Expect::Never, arrived),
+    ]
+}

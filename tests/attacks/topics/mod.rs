@@ -1,0 +1,29 @@
+//! The attacks, topic by topic: each topic is a row of SECURITY.md.
+
+mod fragments;
+mod guests;
+mod headers;
+mod neighbours;
+mod sources;
+mod straight;
+mod tags;
+mod tunnels;
+
+use crate::{
+    bed::Bed,
+    table::{Attack, Table},
+};
+
+/// Every row, for one ground.
+pub(crate) fn all(bed: &Bed) -> Vec<Attack> {
+    let mut table = Table::new(bed);
+    tags::rows(&mut table);
+    sources::rows(&mut table);
+    straight::rows(&mut table);
+    fragments::rows(&mut table);
+    headers::rows(&mut table);
+    tunnels::rows(&mut table);
+    guests::rows(&mut table);
+    neighbours::rows(&mut table);
+    table.rows
+}
