@@ -266,6 +266,18 @@ impl Metrics {
         let _ = self.started.set(Count(Box::new(started)));
     }
 
+    /// Frames that the interface guard dropped, by reason.
+    #[must_use]
+    pub fn guard_drops_by_reason(&self) -> BTreeMap<String, u64> {
+        let mut drops = BTreeMap::new();
+        for metric in self.guard_drops.collect().iter().flat_map(MetricFamily::get_metric) {
+            let Some(label) = metric.get_label().first() else { continue };
+            let count = self.guard_drops.with_label_values(&[label.value()]).get();
+            drops.insert(label.value().to_owned(), count);
+        }
+        drops
+    }
+
     /// The values of a gauge with one label, by that label.
     #[must_use]
     pub fn by_label(gauge: &IntGaugeVec) -> BTreeMap<String, i64> {

@@ -31,7 +31,7 @@ use crate::{
     metrics::Metrics,
     ruleset::{
         compile::Tunnels,
-        guard::{Bindings, Known, Veth, bind, render::Guard},
+        guard::{Bindings, Former, Known, Veth, bind, render::Guard},
     },
 };
 
@@ -67,6 +67,7 @@ enum Input {
 pub(super) struct Ready {
     links: Links,
     tables: GuardTables,
+    former: BTreeMap<String, Former>,
 }
 
 /// Finds out whether this kernel can have a guard. Writes nothing.
@@ -83,7 +84,8 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
     let mut links = Links::open().map_err(system("opening a route socket"))?;
     let all = links.all().map_err(system("reading the network interfaces"))?;
     links.probe(&all).map_err(system("reading the addresses behind a veth pair (Linux 4.20 can)"))?;
-    Ok(Ready { links, tables })
+    let former = tables.former()?;
+    Ok(Ready { links, tables, former })
 }
 
 /// Starts the guard's thread. It ends when the sender that is returned is dropped. `tunnels` is called with the tunnels
@@ -118,6 +120,7 @@ pub(super) fn start(
         known_tunnels: None,
         veths: BTreeMap::new(),
         bindings: Bindings::default(),
+        former: ready.former,
         owners: None,
         drops: BTreeMap::new(),
         retry: RETRY_FIRST,
@@ -158,6 +161,8 @@ struct Worker {
     /// What was read of each veth, by its index.
     veths: BTreeMap<u32, Veth>,
     bindings: Bindings,
+    /// What a former process had bound.
+    former: BTreeMap<String, Former>,
     owners: Option<Owners>,
     /// The counters of drops when they were last read.
     drops: BTreeMap<&'static str, u64>,
@@ -280,7 +285,13 @@ impl Worker {
 
     fn bind(&mut self, host: &BTreeSet<IpAddr>) {
         let Some(owners) = &self.owners else { return };
-        let known = Known { pods: &owners.pods, all_pods: &owners.all_pods, nodes: &owners.nodes, host };
+        let known = Known {
+            pods: &owners.pods,
+            all_pods: &owners.all_pods,
+            nodes: &owners.nodes,
+            host,
+            former: &self.former,
+        };
         let veths: Vec<Veth> = self.veths.values().cloned().collect();
         let bindings = bind(&veths, &known, &self.bindings);
         for (pod, why) in &bindings.unbound {

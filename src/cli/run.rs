@@ -40,7 +40,7 @@ use crate::{
     dataplane::{
         command::Commands,
         kernel::{
-            self, Kernel,
+            self, Kernel, ipvs,
             lock::{self, WriterLock},
             sysctl::{self, Bridge},
         },
@@ -76,6 +76,9 @@ pub(super) struct RunArgs {
     /// Whether bridged packets have to pass through iptables: as on a bridge CNI, flannel's included.
     #[arg(long, value_enum, default_value_t = BridgeNetfilter::Require, env = "TOWPATH_BRIDGE_NETFILTER")]
     bridge_netfilter: BridgeNetfilter,
+    /// What to do where IPVS balances Services: what pods send to these is not policed.
+    #[arg(long, value_enum, default_value_t = IpvsServices::Refuse, env = "TOWPATH_IPVS")]
+    ipvs: IpvsServices,
     /// Whether to check what enters through pods' interfaces: their own addresses, and nothing but IPv4, IPv6 and ARP.
     #[arg(long, value_enum, default_value_t = InterfaceGuard::Auto, env = "TOWPATH_INTERFACE_GUARD")]
     interface_guard: InterfaceGuard,
@@ -120,6 +123,17 @@ enum InterfaceGuard {
     /// Leave it to others, and remove the tables of a former run.
     Off,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum IpvsServices {
+    /// Be not ready while there are any.
+    Refuse,
+    /// Enforce policy on everything else.
+    Ignore,
+}
+
+/// The part that speaks of IPVS.
+const IPVS: &str = "ipvs";
 
 /// The part that speaks of bridged packets.
 const BRIDGE: &str = "bridge";
@@ -209,9 +223,7 @@ impl Daemon<'_> {
             Established::Cut => Some(cutter::start(self.metrics.clone())?),
             Established::Keep => None,
         };
-        if self.args.bridge_netfilter == BridgeNetfilter::Require {
-            self.guard()?;
-        }
+        self.guard()?;
         let pace = Pace { check: Duration::from_secs(self.args.check_interval), ..Pace::default() };
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
         let mut kernel = kernel;
@@ -251,11 +263,29 @@ impl Daemon<'_> {
         Ok(ended)
     }
 
-    /// Looks after the switches that let iptables see bridged packets.
+    /// Watches what starts no process to watch: the switches that let iptables see bridged packets, and IPVS.
     fn guard(&self) -> Result<(), Ended> {
+        let mut checks: Vec<Box<dyn FnMut() + Send>> = vec![self.ipvs()];
+        if self.args.bridge_netfilter == BridgeNetfilter::Require {
+            checks.push(self.bridge());
+        }
+        checks.iter_mut().for_each(|check| check());
+        thread::Builder::new().name("host".to_owned()).spawn(move || {
+            loop {
+                thread::sleep(GUARD_INTERVAL);
+                checks.iter_mut().for_each(|check| check());
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Sets the switches of bridged packets, and sets them again when they are changed.
+    fn bridge(&self) -> Box<dyn FnMut() + Send> {
         let (commands, status, metrics) = (self.commands.clone(), self.status.clone(), self.metrics.clone());
         let bridge = Bridge::below(&self.args.proc_sys_net);
-        let mend = move |first: bool| {
+        let mut first = true;
+        Box::new(move || {
+            let is_repair = !std::mem::replace(&mut first, false);
             let faults = bridge.check();
             if faults.is_empty() {
                 status.set_impediment(BRIDGE, None);
@@ -266,7 +296,7 @@ impl Daemon<'_> {
                     for change in changes {
                         info!("{change}");
                     }
-                    if !first {
+                    if is_repair {
                         metrics.drift_repairs.inc();
                     }
                     status.set_impediment(BRIDGE, None);
@@ -276,15 +306,32 @@ impl Daemon<'_> {
                     status.set_impediment(BRIDGE, Some(error.to_string()));
                 }
             }
-        };
-        mend(true);
-        thread::Builder::new().name("guard".to_owned()).spawn(move || {
-            loop {
-                thread::sleep(GUARD_INTERVAL);
-                mend(false);
+        })
+    }
+
+    /// Looks whether Services are balanced by IPVS, whose packets pass by the rules.
+    fn ipvs(&self) -> Box<dyn FnMut() + Send> {
+        let status = self.status.clone();
+        let ignored = self.args.ipvs == IpvsServices::Ignore;
+        let mut reported = false;
+        Box::new(move || {
+            let services = ipvs::services(Path::new(ipvs::PROC_IP_VS));
+            let found = services > 0 && !ignored;
+            if found && !reported {
+                error!(services, "IPVS balances Services: pods' packets to them are not policed");
             }
-        })?;
-        Ok(())
+            reported = found;
+            status.set_impediment(
+                IPVS,
+                found.then(|| {
+                    format!(
+                        "IPVS balances {services} Services on this node, and what pods send to these passes by \
+                         FORWARD, where policy is enforced: run kube-proxy in mode iptables or nftables, or set \
+                         --ipvs=ignore"
+                    )
+                }),
+            );
+        })
     }
 }
 

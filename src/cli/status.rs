@@ -62,6 +62,7 @@ pub(super) fn text(report: &Report) -> String {
         );
         field(family, &amounts);
     }
+    field("interfaces", &interfaces(report));
     field("repairs", &format!("{} times somebody else had changed what is ours", report.drift_repairs));
     field("failed rounds", &report.failed_rounds.to_string());
     text.push_str("\npods of this node\n");
@@ -71,6 +72,23 @@ pub(super) fn text(report: &Report) -> String {
         for refused in &report.refused {
             line(&mut text, &format!("  {}{}", name(refused), refused.reason));
         }
+    }
+    text
+}
+
+/// One line about the interface guard.
+fn interfaces(report: &Report) -> String {
+    let guard = &report.interface_guard;
+    if let Some(reason) = &guard.off {
+        return format!("not guarded: {}", reason.lines().next().unwrap_or_default());
+    }
+    let drops: u64 = guard.drops.values().sum();
+    let mut text = format!("{} guarded, {drops} frames dropped", guard.interfaces);
+    if guard.unknown_interfaces > 0 {
+        let _ = write!(text, ", {} of no known pod", guard.unknown_interfaces);
+    }
+    if !guard.pods_without_interface.is_empty() {
+        let _ = write!(text, ", {} pods without a known interface", guard.pods_without_interface.len());
     }
     text
 }

@@ -337,7 +337,11 @@ fn rule_fault(family: Family, table: &Table, rule: &Rule) -> Option<String> {
 
 fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
     match m {
-        Match::Established | Match::Broadcast | Match::Protocol(_) | Match::LengthAtMost(_) => None,
+        Match::Established
+        | Match::Related
+        | Match::Broadcast
+        | Match::Protocol(_)
+        | Match::LengthAtMost(_) => None,
         Match::Ports(_, ranges) => {
             let slots: usize = ranges.iter().map(|r| if r.first() == r.last() { 1 } else { 2 }).sum();
             (slots == 0 || slots > PORT_SLOTS)

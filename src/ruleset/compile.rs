@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! FORWARD (position 1) -> TOWPATH-FORWARD
-//!   established or related                       -> RETURN
+//!   established, or an ICMP error about such a connection -> RETURN
 //!   [v6] ICMPv6: neighbour and listener messages of the link -> RETURN, the others as below
 //!   [without the interface guard] broadcast, multicast, link-local -> DROP, while a pod of this node is isolated
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
@@ -128,6 +128,7 @@ const IP_IN_IP: [u8; 2] = [4, 41];
 
 const GRE: u8 = 47;
 
+const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
 const MULTICAST_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4));
@@ -486,6 +487,7 @@ impl TableBuilder<'_> {
         let established = Rule::new([Match::Established], Target::Return);
         let forward = [
             vec![established.clone()],
+            self.errors(),
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
             self.link_wide(),
             self.ask(&Direction::BOTH),
@@ -495,6 +497,7 @@ impl TableBuilder<'_> {
         if self.options.enforce_pod_to_node {
             let own_egress = [Direction::Egress];
             input.push(established);
+            input.extend(self.errors());
             input.extend(self.discovery("TOWPATH-INPUT-ND", &own_egress));
             input.extend(self.ask(&own_egress));
         }
@@ -522,6 +525,14 @@ impl TableBuilder<'_> {
             .collect()
     }
 
+    /// Lets ICMP errors about connections pass. In IPv6 the chain for ICMPv6 does.
+    fn errors(&self) -> Vec<Rule> {
+        match self.family {
+            Family::V4 => vec![Rule::new([Match::Protocol(ICMP), Match::Related], Target::Return)],
+            Family::V6 => Vec::new(),
+        }
+    }
+
     /// Sends ICMPv6 through a chain of its own, so that other packets pay for one comparison only. What that chain
     /// returns leaves the caller as well; so it asks itself what the caller would have asked.
     fn discovery(&mut self, name: &str, directions: &[Direction]) -> Vec<Rule> {
@@ -537,7 +548,8 @@ impl TableBuilder<'_> {
             let link = Match::Destination(LINK_SCOPE_MULTICAST);
             Rule::new([Match::Icmpv6Type(number), Match::HopLimit(1), link], Target::Return)
         });
-        let pass = neighbours.into_iter().chain(listeners);
+        let related = Rule::new([Match::Related], Target::Return);
+        let pass = std::iter::once(related).chain(neighbours).chain(listeners);
         let chain = pass.chain(self.link_wide()).chain(self.ask(directions)).collect();
         self.table.chains.insert(name.clone(), chain);
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
@@ -568,19 +580,9 @@ impl TableBuilder<'_> {
     fn forwarded_tunnels(&self) -> Vec<Rule> {
         let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
         let to_host = Match::NotInSet { set: names::all_pods(self.family), field: Field::Destination };
-        let to_node = Match::Set { set: names::nodes(self.family), field: Field::Destination };
-        let mut rules: Vec<Rule> = self
-            .tunnel_ports()
-            .map(|ports| Rule::new([ports, from_local.clone(), to_host.clone()], Target::Drop))
-            .collect();
-        for protocol in self.tunnel_protocols() {
-            // Where no tunnel of the kind is known, hosts outside of the cluster are none of our business.
-            let is_known = self.tunnels.is_some_and(|tunnels| tunnels.protocols.contains(&protocol));
-            let end = if is_known { &to_host } else { &to_node };
-            let matches = [Match::Protocol(protocol), from_local.clone(), end.clone()];
-            rules.push(Rule::new(matches, Target::Drop));
-        }
-        rules
+        let protocols = self.tunnel_protocols().map(Match::Protocol);
+        let drop = |tunnel| Rule::new([tunnel, from_local.clone(), to_host.clone()], Target::Drop);
+        self.tunnel_ports().chain(protocols).map(drop).collect()
     }
 
     /// Drops tunnel packets to this node that come from a pod, and those of VXLAN that come from anybody but the hosts

@@ -306,8 +306,11 @@ impl Rule {
 /// A condition on a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// It belongs to a connection that passed before, or is an error about one.
+    /// It belongs to a connection that passed before.
     Established,
+    /// It is about a connection that passed before: with the protocol ICMP, an error. With other protocols it would be
+    /// a connection that a helper expects, of which policy knows nothing.
+    Related,
     /// Its IP protocol number.
     Protocol(u8),
     /// Its protocol and destination port: at most [`PORT_SLOTS`] slots.

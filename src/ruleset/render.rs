@@ -121,7 +121,8 @@ pub fn rule(family: Family, rule: &Rule) -> String {
 
 fn match_arguments(m: &Match) -> String {
     match m {
-        Match::Established => "-m conntrack --ctstate RELATED,ESTABLISHED".to_owned(),
+        Match::Established => "-m conntrack --ctstate ESTABLISHED".to_owned(),
+        Match::Related => "-m conntrack --ctstate RELATED".to_owned(),
         Match::Protocol(number) => format!("-p {}", protocol_name(*number)),
         Match::Ports(protocol, ranges) => ports(*protocol, ranges),
         Match::Icmpv6Type(number) => format!("-p ipv6-icmp -m icmp6 --icmpv6-type {number}"),
@@ -205,6 +206,7 @@ fn quoted(text: &str) -> String {
 
 fn protocol_name(number: u8) -> String {
     match number {
+        1 => "icmp".to_owned(),
         4 => "ipencap".to_owned(),
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),

@@ -111,7 +111,7 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
         Transport::Other(number) => number,
     };
     match m {
-        Match::Established => packet.established,
+        Match::Established | Match::Related => packet.established,
         Match::Protocol(number) => *number == protocol,
         Match::Ports(wanted, ranges) => match packet.transport {
             Transport::Port(protocol, port) => {

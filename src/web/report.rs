@@ -51,8 +51,26 @@ pub struct Report {
     pub failed_rounds: u64,
     /// Established connections that were cut.
     pub connections_cut: u64,
+    /// The interface guard.
+    pub interface_guard: GuardReport,
     /// The pods of this node that have an address, by namespace and name, as the last successful round wrote them.
     pub pods: Vec<PodReport>,
+}
+
+/// The interface guard: whether what enters through pods' interfaces is checked.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuardReport {
+    /// Why it is off; null while it is on.
+    pub off: Option<String>,
+    /// How many interfaces it guards.
+    pub interfaces: usize,
+    /// How many of them no known pod is behind. They may use the addresses that the network plugin gave them.
+    pub unknown_interfaces: usize,
+    /// Pods of this node whose interface is not known, so that no interface may use their addresses; each with why.
+    pub pods_without_interface: BTreeMap<String, String>,
+    /// Frames that it dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// What of ours is in one family's tables.
@@ -91,6 +109,8 @@ pub struct PodReport {
     pub pod: String,
     /// The addresses that it owns.
     pub addresses: Vec<IpAddr>,
+    /// Its interface on the node; null while it is not known.
+    pub interface: Option<String>,
     /// What may come in.
     pub ingress: Isolation,
     /// What may go out.
@@ -129,6 +149,7 @@ impl Default for Report {
             drift_repairs: 0,
             failed_rounds: 0,
             connections_cut: 0,
+            interface_guard: GuardReport::default(),
             pods: Vec::new(),
         }
     }
@@ -158,7 +179,8 @@ impl Report {
             drift_repairs: metrics.drift_repairs.get(),
             failed_rounds: metrics.syncs.with_label_values(&["failure"]).get(),
             connections_cut: metrics.connections_cut.get(),
-            pods: view.pods.iter().map(PodReport::of).collect(),
+            interface_guard: guard(&view, metrics),
+            pods: view.pods.iter().map(|pod| PodReport::of(pod, &view)).collect(),
             reasons: view.reasons,
         }
     }
@@ -190,6 +212,18 @@ fn amounts(metrics: &Metrics) -> BTreeMap<String, Amounts> {
     Family::BOTH.into_iter().map(amounts).collect()
 }
 
+fn guard(view: &View, metrics: &Metrics) -> GuardReport {
+    let guard = &view.guard;
+    let without = guard.unbound.iter().map(|(pod, reason)| (pod.to_string(), reason.clone()));
+    GuardReport {
+        off: guard.off.clone(),
+        interfaces: guard.interfaces,
+        unknown_interfaces: guard.unknown,
+        pods_without_interface: without.collect(),
+        drops: metrics.guard_drops_by_reason(),
+    }
+}
+
 impl RefusedObject {
     fn of(refused: &crate::agent::Refused) -> Self {
         let [kind, namespace, name] = match &refused.object {
@@ -201,7 +235,7 @@ impl RefusedObject {
 }
 
 impl PodReport {
-    fn of(pod: &LocalPod) -> Self {
+    fn of(pod: &LocalPod, view: &View) -> Self {
         let isolation = |direction: Direction| {
             let applies = pod.policies.iter().filter(|policy| policy.rules(direction).is_some());
             let isolated_by: Vec<String> = applies.map(|policy| policy.key.to_string()).collect();
@@ -212,6 +246,7 @@ impl PodReport {
         Self {
             pod: pod.key.to_string(),
             addresses: pod.addresses.clone(),
+            interface: view.guard.pods.get(&pod.key).cloned(),
             ingress: isolation(Direction::Ingress),
             egress: isolation(Direction::Egress),
         }

@@ -3,7 +3,12 @@
 //! Each change is one transaction. What another program does to these tables is announced by the kernel; then both are
 //! written anew, again in one transaction, so that there is no moment without them.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use nix::errno::Errno;
 
@@ -13,7 +18,10 @@ use super::{
 };
 use crate::{
     dataplane::{DataplaneError, command::Commands},
-    ruleset::guard::render::{COUNTERS, FAMILIES, Guard, TABLE, removal},
+    ruleset::guard::{
+        Former, Mac,
+        render::{COUNTERS, FAMILIES, Guard, TABLE, removal},
+    },
 };
 
 /// The multicast group of nftables' announcements.
@@ -62,6 +70,21 @@ impl GuardTables {
     /// If `nft` is not installed, or refuses them.
     pub fn probe(&self) -> Result<(), DataplaneError> {
         self.commands.run("nft", &["-c", "-f", "-"], &Guard::default().whole())?.checked().map(drop)
+    }
+
+    /// What a former process let each interface use, by its name. Empty where there is nothing, or nothing to be read.
+    ///
+    /// # Errors
+    /// If `nft` cannot be run.
+    pub fn former(&self) -> Result<BTreeMap<String, Former>, DataplaneError> {
+        let mut found = BTreeMap::new();
+        for family in FAMILIES {
+            for set in ["sources4", "sources6"] {
+                let output = self.commands.run("nft", &["list", "set", family, TABLE, set], "")?;
+                bindings(&output.stdout, &mut found);
+            }
+        }
+        Ok(found)
     }
 
     /// Makes the kernel hold `guard`. Says whether it wrote anything.
@@ -164,6 +187,30 @@ fn elements(line: &str) -> Vec<String> {
     list.trim_end_matches('}').split(',').map(|part| part.trim().to_owned()).collect()
 }
 
+/// Reads the elements that `nft list set` prints: `"veth" . 02:00:00:00:00:01 . 10.244.1.2`.
+fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
+    for element in text.lines().flat_map(elements) {
+        let mut parts = element.split(" . ");
+        let (Some(name), Some(mac), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let (Some(mac), Ok(address)) = (mac_of(mac), address.parse::<IpAddr>()) else { continue };
+        if matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()) {
+            continue;
+        }
+        let name = name.trim_matches('"').to_owned();
+        let former = found.entry(name).or_insert_with(|| Former { mac, addresses: BTreeSet::new() });
+        former.addresses.insert(address);
+    }
+}
+
+fn mac_of(text: &str) -> Option<Mac> {
+    let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok());
+    let mac = [(); 6].map(|()| bytes.next().flatten());
+    let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = mac else { return None };
+    Some(Mac([a, b, c, d, e, f]))
+}
+
 /// Reads what `nft list counters` prints.
 fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
     let mut current = None;
@@ -227,6 +274,21 @@ mod tests {
                     \t\tpackets 7 bytes 420\n\t}\n\tcounter other {\n\t\tpackets 9 bytes 1\n\t}\n}\n";
         let found: Vec<_> = counters(text).collect();
         assert_eq!(found, [("frame", 3), ("source", 7)]);
+    }
+
+    #[test]
+    fn what_a_former_process_wrote_is_read_back_by_interface() {
+        let text = "table bridge towpath {\n\tset sources4 {\n\t\ttype iface_index . ether_addr . ipv4_addr\n\
+                    \t\telements = { \"vetha\" . 56:ae:7a:82:dc:6f . 10.244.1.2,\n\
+                    \t\t\t     9 . 8a:c2:4c:69:52:9a . 10.244.1.3 }\n\t}\n}\n";
+        let mut found = BTreeMap::new();
+        bindings(text, &mut found);
+        let expected = Former {
+            mac: Mac([0x56, 0xae, 0x7a, 0x82, 0xdc, 0x6f]),
+            addresses: BTreeSet::from(["10.244.1.2".parse().unwrap()]),
+        };
+        assert_eq!(found.get("vetha"), Some(&expected));
+        assert_eq!(found.len(), 2);
     }
 
     #[test]

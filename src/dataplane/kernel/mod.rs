@@ -7,6 +7,7 @@
 //! verify      whether our chains still hold the rules that we wrote
 //! watch       hears of foreign changes at once
 //! sysctl      br_netfilter and its switches
+//! ipvs        whether Services are balanced past FORWARD
 //! conntrack   connections that a new ruleset denies
 //! cleanup     removes everything of ours
 //! survey      what a bug report needs
@@ -20,6 +21,7 @@ mod chains;
 pub mod cleanup;
 pub mod conntrack;
 pub mod guard;
+pub mod ipvs;
 pub mod links;
 pub mod lock;
 mod netlink;

@@ -6,7 +6,10 @@ use super::variant::{Tools, installed, usable_families};
 use crate::{
     dataplane::command::{Commands, Output},
     model::Family,
-    ruleset::SetName,
+    ruleset::{
+        SetName,
+        guard::render::{FAMILIES, TABLE},
+    },
 };
 
 /// One thing that was looked at.
@@ -49,6 +52,10 @@ pub fn survey(commands: &Commands) -> Vec<Sheet> {
         Ok(variants) => variants.iter().for_each(|tools| sheets.extend(tables(commands, tools))),
         Err(error) => sheets.push(Sheet::new("iptables.txt", Err(error.to_string()))),
     }
+    for family in FAMILIES {
+        let found = said(commands, "nft", &["list", "table", family, TABLE]);
+        sheets.push(Sheet::new(format!("nft-{family}-towpath.txt"), found));
+    }
     sheets.push(Sheet::new("ipset.txt", said(commands, "ipset", &["list"]).map(|text| ours(&text))));
     sheets
 }
@@ -77,6 +84,7 @@ fn versions(commands: &Commands) -> String {
         ("iptables-nft", "--version"),
         ("iptables-legacy", "--version"),
         ("ipset", "version"),
+        ("nft", "--version"),
     ] {
         let answer = said(commands, program, &[question]).unwrap_or_else(|error| error);
         lines.push(format!("{program}: {}", answer.trim().replace('\n', "; ")));

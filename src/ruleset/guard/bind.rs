@@ -25,6 +25,18 @@ pub struct Known<'a> {
     pub nodes: &'a Members,
     /// The addresses of this host's own interfaces.
     pub host: &'a BTreeSet<IpAddr>,
+    /// What a former process had bound, by the names of interfaces, as it stands in the kernel's tables. It decides
+    /// where the addresses alone do not.
+    pub former: &'a BTreeMap<String, Former>,
+}
+
+/// What a former process let an interface use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// The hardware address.
+    pub mac: Mac,
+    /// The addresses, without link-local ones.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Known<'_> {
@@ -61,6 +73,10 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
                 false
             }
             several => {
+                if let [index] = bound_before(veths, pod, several, known).as_slice() {
+                    owners.insert(*index, pod);
+                    return false;
+                }
                 // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
                 let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
                 match several.first() {
@@ -112,6 +128,20 @@ fn candidates(veths: &[Veth], pod: &LocalPod, exactly: bool, owners: &BTreeMap<u
     veths.iter().filter(fits).map(|veth| veth.index).collect()
 }
 
+/// Those of `candidates` that a former process had bound to exactly the pod's addresses.
+fn bound_before(veths: &[Veth], pod: &LocalPod, candidates: &[u32], known: &Known<'_>) -> Vec<u32> {
+    let was_bound = |index: &&u32| {
+        veths.iter().find(|veth| veth.index == **index).is_some_and(|veth| had(veth, pod, known).is_some())
+    };
+    candidates.iter().filter(was_bound).copied().collect()
+}
+
+/// What a former process had bound to the interface, if these are exactly the pod's addresses.
+fn had<'a>(veth: &Veth, pod: &LocalPod, known: &Known<'a>) -> Option<&'a Former> {
+    let former = known.former.get(&veth.name)?;
+    former.addresses.iter().eq(pod.addresses.iter().collect::<BTreeSet<_>>()).then_some(former)
+}
+
 /// Whether an interface that is no known pod's is guarded all the same.
 fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, before: &Bindings) -> bool {
     let is_pods = |other: &&Veth| {
@@ -144,7 +174,10 @@ fn port(veth: &Veth, pod: Option<&LocalPod>, known: &Known<'_>, before: Option<&
                 if before.link_local.is_empty() { link_local(veth) } else { before.link_local.clone() };
             (before.mac.or(Some(veth.mac)), pod.addresses.clone(), link_local)
         }
-        (Some(pod), None) => (Some(veth.mac), pod.addresses.clone(), link_local(veth)),
+        (Some(pod), None) => {
+            let mac = had(veth, pod, known).map_or(veth.mac, |former| former.mac);
+            (Some(mac), pod.addresses.clone(), link_local(veth))
+        }
         (None, _) => {
             let own = veth.addresses.iter().copied();
             let free = own.filter(|address| !is_link_local(*address) && !known.is_owned(*address));

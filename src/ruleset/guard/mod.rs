@@ -25,7 +25,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-pub use bind::{Known, bind};
+pub use bind::{Former, Known, bind};
 
 use crate::model::{Direction, ObjectKey};
 

@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! bridge prerouting, netdev ingress
-//!   IPv4: (interface, hardware address, source) in sources4 -> accept
-//!   IPv6: neighbour discovery -> its own checks; (interface, hardware address, source) in sources6 -> accept
-//!   ARP:  sender's addresses in sources4                    -> accept
-//!   anything else from a guarded interface                  -> count, drop
-//! bridge forward, from or to the interface of an isolated pod
-//!   to a guarded interface: only (interface, destination) in destinations4 or destinations6, and discovery
-//!   to others: no multicast, no broadcast, nothing link-local
+//!   IPv4: ICMP errors -> their own checks; (interface, hardware address, source) in sources4 -> accept
+//!   IPv6: ICMP errors and neighbour discovery -> their own checks; (..., source) in sources6 -> accept
+//!   ARP:  sender's addresses in sources4   -> accept
+//!   anything else from a guarded interface -> count, drop
+//! bridge forward
+//!   (interface, destination) in destinations4 or destinations6 -> accept
+//!   from or to the interface of an isolated pod: discovery     -> accept; multicast, broadcast, link-local -> drop
+//!   between two guarded interfaces, for another pod or nobody  -> drop
 //! ```
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
     fmt::Write as _,
 };
 
-use super::{Bindings, Port};
+use super::{Bindings, Mac, Port};
 use crate::model::{Direction, Family};
 
 /// The name of our tables, in each family.
@@ -32,30 +33,34 @@ pub const FAMILIES: [&str; 2] = ["bridge", "netdev"];
 /// Before the bridge's own filtering, and before iptables sees bridged packets (which is at 0).
 const PRIORITY: i32 = -300;
 
-/// The longest IPv6 payload of a neighbour solicitation, advertisement or router solicitation: 24 bytes, and room for
-/// the options that hosts send with it (hardware address, nonce), but none for messages of another kind.
-const DISCOVERY_PAYLOAD: u16 = 64;
+/// The longest IPv6 payload of a neighbour solicitation: 24 bytes, and room for the options that hosts send with it
+/// (hardware address, nonce), but none for messages of another kind.
+const DISCOVERY_PAYLOAD: u16 = 48;
 
 /// What the sets are made of, by name.
-const SETS: [(&str, &str); 9] = [
+const SETS: [(&str, &str); 12] = [
     ("guarded", "type iface_index"),
     ("frames", "type iface_index . ether_addr"),
     ("sources4", "type iface_index . ether_addr . ipv4_addr"),
     ("sources6", "type iface_index . ether_addr . ipv6_addr"),
+    ("macs", "typeof iif . @th,208,48"),
+    ("quoted4", "typeof iif . @th,192,32"),
     ("targets6", "typeof iif . @th,64,128"),
     ("destinations4", "type iface_index . ipv4_addr"),
     ("destinations6", "type iface_index . ipv6_addr"),
+    ("links6", "type iface_index . ipv6_addr"),
     ("egress-isolated", "type iface_index"),
     ("ingress-isolated", "type iface_index"),
 ];
 
 /// Why frames are dropped, by the name of the counter.
-pub const COUNTERS: [(&str, &str); 6] = [
+pub const COUNTERS: [(&str, &str); 7] = [
     ("frame", "neither IPv4 nor IPv6 nor ARP, or with a VLAN tag"),
     ("source", "a source address that is not the pod's"),
     ("claim", "an ARP claim that is not the pod's"),
-    ("discovery", "a neighbour discovery message that no pod sends"),
-    ("isolated", "between an isolated pod and its bridge, past the addresses of pods"),
+    ("discovery", "a neighbour discovery message that claims what is not the pod's, or that no pod sends"),
+    ("router", "a router's message"),
+    ("bridge-only", "between pods of a bridge, past the addresses of pods"),
     ("dhcp", "an offer of a DHCP server"),
 ];
 
@@ -180,12 +185,21 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
         };
         add(set, format!("{index} . {address}"));
     }
+    for address in &port.link_local {
+        add("links6", format!("{index} . {address}"));
+    }
     let Some(mac) = port.mac else { return };
     add("frames", format!("{index} . {mac}"));
+    let Mac(bytes) = mac;
+    let number = bytes.iter().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+    add("macs", format!("{index} . {number:#014x}"));
     let link_local = port.link_local.iter().map(|address| (*address).into());
     for address in port.addresses.iter().copied().chain(link_local) {
         match address {
-            std::net::IpAddr::V4(address) => add("sources4", format!("{index} . {mac} . {address}")),
+            std::net::IpAddr::V4(address) => {
+                add("sources4", format!("{index} . {mac} . {address}"));
+                add("quoted4", format!("{index} . {:#010x}", address.to_bits()));
+            }
             std::net::IpAddr::V6(address) => {
                 add("sources6", format!("{index} . {mac} . {address}"));
                 add("targets6", format!("{index} . {:#034x}", address.to_bits()));
@@ -195,32 +209,61 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
 }
 
 /// The chains that check what enters, the same in both families.
+///
+/// An ICMP error quotes the packet that it is about. A pod is no router: it can only have got a packet that was for
+/// itself, so what it quotes must go to its own address. Redirects and advertisements of routers come from no pod.
 fn checks() -> String {
     format!(
         "chain from-ip {{
+icmp type {{ 3, 4, 5, 9, 11, 12 }} goto from-icmp
 iif . ether saddr . ip saddr @sources4 accept
 iif @guarded counter name source drop
 }}
+chain from-icmp {{
+iif != @guarded accept
+icmp type {{ 5, 9 }} counter name router drop
+iif . @th,192,32 != @quoted4 counter name source drop
+iif . ether saddr . ip saddr @sources4 accept
+counter name source drop
+}}
 chain from-ip6 {{
-icmpv6 type {{ 130-138, 141-143, 148-149, 151-153 }} goto discovery
+icmpv6 type {{ 1-4, 130-138, 141-143, 148-149, 151-153 }} goto from-icmp6
 iif . ether saddr . ip6 saddr @sources6 accept
 iif @guarded counter name source drop
 }}
-chain discovery {{
+chain from-icmp6 {{
 iif != @guarded accept
-ip6 nexthdr icmpv6 icmpv6 type {{ 133, 135, 136 }} ip6 hoplimit 255 ip6 length <= {DISCOVERY_PAYLOAD} goto neighbour
+icmpv6 type {{ 1-4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
+icmpv6 type {{ 1-4 }} counter name source drop
+icmpv6 type {{ 134, 137 }} counter name router drop
+ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type vmap {{ 133 : goto router-solicit, 135 : goto neighbour-solicit, 136 : goto neighbour-advert }}
 icmpv6 type {{ 131, 132, 143 }} ip6 hoplimit 1 ip6 daddr ff02::/16 goto listener
 counter name discovery drop
 }}
-chain neighbour {{
-icmpv6 type 135 iif . ether saddr . ip6 saddr @sources6 accept
-icmpv6 type 136 iif . ether saddr . ip6 saddr @sources6 iif . @th,64,128 @targets6 accept
-icmpv6 type 135 ip6 saddr :: iif . ether saddr @frames iif . @th,64,128 @targets6 accept
-icmpv6 type 133 ip6 daddr ff02::2 iif . ether saddr . ip6 saddr @sources6 accept
-icmpv6 type 133 ip6 daddr ff02::2 ip6 saddr :: iif . ether saddr @frames accept
+chain router-solicit {{
+ip6 daddr != ff02::2 counter name discovery drop
+ip6 length 8 goto from-own-or-no-address
+ip6 length 16 @th,64,16 0x0101 iif . @th,80,48 @macs goto from-own-or-no-address
+counter name discovery drop
+}}
+chain neighbour-solicit {{
+ip6 length > {DISCOVERY_PAYLOAD} counter name discovery drop
+ip6 saddr :: @th,192,16 != 0x0101 iif . ether saddr @frames iif . @th,64,128 @targets6 accept
+ip6 length >= 32 @th,192,16 0x0101 iif . @th,208,48 @macs iif . ether saddr . ip6 saddr @sources6 accept
+ip6 length >= 32 @th,192,16 0x0101 counter name discovery drop
+ip6 length {{ 24, 32 }} iif . ether saddr . ip6 saddr @sources6 accept
+counter name discovery drop
+}}
+chain neighbour-advert {{
+iif . @th,64,128 != @targets6 counter name discovery drop
+ip6 length 24 iif . ether saddr . ip6 saddr @sources6 accept
+ip6 length 32 @th,192,16 0x0201 iif . @th,208,48 @macs iif . ether saddr . ip6 saddr @sources6 accept
 counter name discovery drop
 }}
 chain listener {{
+goto from-own-or-no-address
+}}
+chain from-own-or-no-address {{
 iif . ether saddr . ip6 saddr @sources6 accept
 ip6 saddr :: iif . ether saddr @frames accept
 counter name discovery drop
@@ -234,6 +277,10 @@ iif @guarded counter name claim drop
     )
 }
 
+/// The chains of the bridge family: what enters by ports, and what passes between two of them.
+///
+/// Between two pods, a frame goes to an address of the pod behind the port that it leaves by. Multicast and broadcast
+/// are for those that no policy isolates.
 fn bridge_chains() -> String {
     format!(
         "chain prerouting {{
@@ -243,30 +290,35 @@ iif @guarded counter name frame drop
 }}
 chain forward {{
 type filter hook forward priority {PRIORITY}; policy accept;
-iif @egress-isolated goto strict
-oif @ingress-isolated goto strict
-iif @guarded udp sport {{ 67, 547 }} udp dport {{ 68, 546 }} counter name dhcp drop
+ether type vmap {{ ip : goto to-ip, ip6 : goto to-ip6, arp : accept }}
+iif @egress-isolated counter name bridge-only drop
+oif @ingress-isolated counter name bridge-only drop
 }}
-chain strict {{
-ether type vmap {{ ip : goto strict-ip, ip6 : goto strict-ip6, arp : accept }}
-counter name isolated drop
-}}
-chain strict-ip {{
-udp sport 67 udp dport 68 iif @guarded counter name dhcp drop
+chain to-ip {{
 oif . ip daddr @destinations4 accept
-oif @guarded counter name isolated drop
-meta pkttype {{ broadcast, multicast }} counter name isolated drop
-ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter name isolated drop
+iif @guarded udp sport 67 udp dport 68 counter name dhcp drop
+oif @ingress-isolated counter name bridge-only drop
+iif @egress-isolated oif @guarded counter name bridge-only drop
+iif @egress-isolated meta pkttype {{ broadcast, multicast }} counter name bridge-only drop
+iif @egress-isolated ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter name bridge-only drop
+iif @guarded oif @guarded ip daddr != {{ 224.0.0.0/4, 255.255.255.255 }} counter name bridge-only drop
 }}
-chain strict-ip6 {{
+chain to-ip6 {{
+ip6 saddr {{ ::, fe80::/10 }} goto to-ip6-link
+oif . ip6 daddr @destinations6 accept
+goto to-ip6-link
+}}
+chain to-ip6-link {{
 ip6 nexthdr icmpv6 icmpv6 type {{ 135, 136 }} ip6 hoplimit 255 ip6 length <= {DISCOVERY_PAYLOAD} accept
 ip6 nexthdr icmpv6 icmpv6 type 134 ip6 hoplimit 255 iif != @guarded accept
 icmpv6 type 130 ip6 hoplimit 1 iif != @guarded accept
-ip6 saddr {{ ::, fe80::/10 }} counter name isolated drop
-oif . ip6 daddr @destinations6 accept
-oif @guarded counter name isolated drop
-meta pkttype {{ broadcast, multicast }} counter name isolated drop
-ip6 daddr {{ fe80::/10, ff00::/8 }} counter name isolated drop
+iif @guarded udp sport 547 udp dport 546 counter name dhcp drop
+oif @ingress-isolated counter name bridge-only drop
+iif @egress-isolated oif @guarded counter name bridge-only drop
+iif @egress-isolated meta pkttype {{ broadcast, multicast }} counter name bridge-only drop
+iif @egress-isolated ip6 saddr {{ ::, fe80::/10 }} counter name bridge-only drop
+iif @egress-isolated ip6 daddr {{ fe80::/10, ff00::/8 }} counter name bridge-only drop
+iif @guarded oif @guarded ip6 daddr != ff00::/8 oif . ip6 daddr != @destinations6 oif . ip6 daddr != @links6 counter name bridge-only drop
 }}
 "
     )

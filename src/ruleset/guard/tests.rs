@@ -57,7 +57,8 @@ fn bound(
     let own = pods.iter().flat_map(|pod| pod.addresses.iter().copied());
     let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
     let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
-    bind(veths, &Known { pods, all_pods: &all_pods, nodes: &Members::default(), host: &host }, before)
+    let (nodes, former) = (&Members::default(), &BTreeMap::new());
+    bind(veths, &Known { pods, all_pods: &all_pods, nodes, host: &host, former }, before)
 }
 
 fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
@@ -118,6 +119,25 @@ fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tell
     assert_eq!(bindings.unbound.get(&ObjectKey::new("shop", "a")), Some(&Unbound::Ambiguous));
     // Guarded, since they are on the bridge of a pod; and the address is a pod's, so neither may use it.
     assert!(bindings.ports[&3].addresses.is_empty() && bindings.ports[&4].addresses.is_empty());
+}
+
+#[test]
+fn what_a_former_process_had_bound_decides_where_addresses_do_not() {
+    let pods = [pod("a", &["10.244.1.2"])];
+    let thief = Veth { mac: Mac([2, 9, 9, 9, 9, 9]), ..veth(4, &["10.244.1.2"]) };
+    let veths = [veth(3, &["10.244.1.2"]), thief];
+    let mut all_pods = Members::default();
+    all_pods.v4.insert(Member::Address(ip("10.244.1.2")));
+    let mac = Mac([2, 0, 0, 0, 0, 3]);
+    let former = BTreeMap::from([
+        ("veth3".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.2")]) }),
+        ("veth4".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.3")]) }),
+    ]);
+    let (nodes, host) = (&Members::default(), &BTreeSet::new());
+    let known = Known { pods: &pods, all_pods: &all_pods, nodes, host, former: &former };
+    let bindings = bind(&veths, &known, &Bindings::default());
+    assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), None));
+    assert_eq!(bindings.ports[&3].mac, Some(mac));
 }
 
 #[test]
