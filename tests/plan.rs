@@ -75,7 +75,9 @@ impl World {
     /// A round after changes that came as one.
     fn together(&mut self, changes: Vec<Change>) -> Round {
         let before = self.resolver.moves();
-        changes.into_iter().for_each(|change| self.take(change));
+        for change in changes {
+            self.take(change);
+        }
         self.resolver.join_moves(before);
         let desired = self.compiler.compile(&self.resolver.resolve(&self.cluster));
         self.planned(vec![self.kernel.ruleset().clone(), desired])
@@ -134,10 +136,6 @@ enum Effect {
 }
 
 impl Effect {
-    fn is_chains(&self) -> bool {
-        matches!(self, Self::Chains(_))
-    }
-
     fn adds_to(&self, is: impl Fn(SetRole) -> bool) -> bool {
         matches!(self, Self::Set(SetEdit::Add(set, _)) if is(set.role()))
     }
@@ -276,7 +274,7 @@ fn new_sets_are_filled_before_chains_ask_them() {
     round.never_passes((A, FAR, WEB), |effect| match effect {
         Effect::Set(SetEdit::Create(..)) => 0,
         Effect::Chains(_) => 1,
-        effect => 2 + usize::from(effect.adds_to(is_isolated)),
+        effect @ Effect::Set(_) => 2 + usize::from(effect.adds_to(is_isolated)),
     });
 }
 
