@@ -5,63 +5,31 @@
 
 #![cfg(test)]
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use towpath::{
     lab::random::{Generator, NODES, Shape, Stack, cluster_of, externals, transports},
     model::{
-        Change, Cluster, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Protocol, Standing,
+        Change, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Protocol, Standing,
         Transport,
     },
     policy::{evaluate, resolve::Resolver},
     ruleset::{
-        BuiltIn, ChainName, Ruleset,
+        ChainName, Ruleset,
         compile::{Options, compile},
         trace::{Packet, trace},
     },
 };
+
+mod way;
+
+use way::passes;
 
 const FLOWS_IN_CI: usize = 200_000;
 
 fn number(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable)
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
-}
-
-/// The nodes that a packet from or to `address` is at home on: those of the pods that report it, or that have it.
-fn homes(cluster: &Cluster, address: IpAddr) -> BTreeSet<usize> {
-    let place = |name: &Arc<str>| NODES.iter().position(|node| **node == **name);
-    match cluster.claimants(address) {
-        [] => cluster.nodes_at(address).filter_map(place).collect(),
-        pods => pods.iter().filter_map(|pod| place(pod.node.as_ref()?)).collect(),
-    }
-}
-
-/// Whether the rules of the nodes on its way let the first packet through, whichever node an address is at home on.
-fn passes(cluster: &Cluster, rulesets: &[Ruleset], from: IpAddr, to: IpAddr, transport: Transport) -> bool {
-    let is_node =
-        |address| cluster.claimants(address).is_empty() && cluster.nodes_at(address).next().is_some();
-    let (starts, ends) = (homes(cluster, from), homes(cluster, to));
-    let ask = |node: &usize, at| {
-        let packet = Packet { at, ..Packet::new(from, to, transport) };
-        trace(rulesets[*node].table(Family::of(from)), &packet).passed
-    };
-    // A packet of a pod to itself gets no further than lo; with two pods of one address it may be the other's.
-    if from == to && cluster.claimants(from).len() < 2 {
-        return true;
-    }
-    // What a node sends to its own pods does not pass through FORWARD, and a pod's packet to its own node comes in
-    // through INPUT.
-    let leaves = is_node(from)
-        || starts.iter().all(|node| {
-            let to_own_node = is_node(to) && ends.contains(node);
-            ask(node, if to_own_node { BuiltIn::Input } else { BuiltIn::Forward })
-        });
-    let arrives = ends.iter().all(|node| {
-        let from_own_node = is_node(from) && starts.contains(node);
-        from_own_node || ask(node, if is_node(to) { BuiltIn::Input } else { BuiltIn::Forward })
-    });
-    leaves && arrives
 }
 
 #[test]
@@ -78,14 +46,16 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         let cluster = cluster_of(Generator::new(seed, shape).cluster());
         clusters += 1;
         let options = Options::default();
-        let rulesets: Vec<Ruleset> = NODES
+        let rulesets: Vec<(&str, Ruleset)> = NODES
             .iter()
-            .map(|node| compile(&Resolver::of(*node, &cluster).resolve(&cluster), &options))
+            .map(|node| (*node, compile(&Resolver::of(*node, &cluster).resolve(&cluster), &options)))
             .collect();
         let is_shared = |name: &&ChainName| name.as_str().starts_with("TP-S");
         shared += rulesets
             .iter()
-            .filter(|ruleset| ruleset.v4.chains.keys().chain(ruleset.v6.chains.keys()).any(|n| is_shared(&n)))
+            .filter(|(_, ruleset)| {
+                ruleset.v4.chains.keys().chain(ruleset.v6.chains.keys()).any(|n| is_shared(&n))
+            })
             .count();
         let mut ends: Vec<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
         ends.extend(externals(stack));

@@ -1,7 +1,9 @@
 //! One folder for each clause of the standard, in `tests/scenarios/`.
 //!
 //! - `cluster.yaml`: the objects.
-//! - `table.txt`: what `towpath matrix` prints for them, worked out by hand. Lines with `#` come first: the arguments,
+//! - `table.txt`: what `towpath matrix` prints for them, worked out by hand. The compiled rules are held against it as
+//!   well, and against the evaluator for what the table does not name: other ports and protocols, the other family, and
+//!   addresses at the edges of blocks. Lines with `#` come first: the arguments,
 //!   then the clause. Beside the arguments of the command there is `--protocol N`, for protocols without ports.
 //! - `faults.txt`: what `towpath lint` finds in `cluster.yaml`, without the name of the file.
 //! - `ruleset.snap`: what the nodes of `cluster.yaml` would enforce, as text for the kernel's tools. To be read, and
@@ -25,13 +27,16 @@ use towpath::{
         fault::Fault,
         manifest::{Options, load_text},
     },
-    model::{Change, Cluster, Family, Transport},
-    policy::{Reachability, known_transports, resolve::Resolver},
+    model::{Change, Cluster, Endpoint, Family, Flow, Peer, Peers, Protocol, Transport},
+    policy::{Reachability, evaluate, known_transports, resolve::Resolver},
     ruleset::{
+        Ruleset,
         compile::{self, compile},
         render,
     },
 };
+
+mod way;
 
 /// A folder, and what is asked of it.
 struct Scenario {
@@ -49,6 +54,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("its ruleset", ruleset_holds),
     ("its faults", faults_hold),
     ("its steps", steps_hold),
+    ("what its rules do", rules_do_what_the_tables_say),
 ];
 
 #[test]
@@ -153,6 +159,183 @@ fn placed(cluster: &Cluster) -> Cluster {
     placed
 }
 
+/// The rules let through what the tables say, and of everything near it what the evaluator says.
+fn rules_do_what_the_tables_say(scenario: &Scenario) -> Result<(), String> {
+    for (objects, table) in scenario.steps().filter(|(_, table)| scenario.has(table)) {
+        let (cluster, _) = scenario.load(&objects)?;
+        let Arguments { external, mut transports } = scenario.arguments(&table)?;
+        if transports.is_empty() {
+            transports = known_transports(&cluster);
+        }
+        for (how, cluster) in
+            [("on one node", placed(&cluster)), ("apart, in both families", apart(&cluster))]
+        {
+            let nodes = Nodes::of(&cluster);
+            nodes
+                .do_what_the_table_says(&external, &transports)
+                .and_then(|()| nodes.do_what_is_near(&external, &transports))
+                .map_err(|why| format!("{table}, {how}: {why}\n"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A cluster with the rules of its nodes.
+struct Nodes<'a> {
+    cluster: &'a Cluster,
+    names: Vec<Arc<str>>,
+    rulesets: Vec<Ruleset>,
+}
+
+impl<'a> Nodes<'a> {
+    fn of(cluster: &'a Cluster) -> Self {
+        let names: BTreeSet<Arc<str>> = cluster.pods().filter_map(|pod| pod.node.clone()).collect();
+        let rules = |node: &Arc<str>| {
+            compile(&Resolver::of(node.clone(), cluster).resolve(cluster), &compile::Options::default())
+        };
+        let rulesets = names.iter().map(rules).collect();
+        Self { cluster, names: names.into_iter().collect(), rulesets }
+    }
+
+    fn pass(&self, flows: impl IntoIterator<Item = (IpAddr, IpAddr, Transport, bool)>) -> Result<(), String> {
+        let nodes: Vec<(&str, Ruleset)> =
+            self.names.iter().map(|name| &**name).zip(self.rulesets.iter().cloned()).collect();
+        for (from, to, transport, allowed) in flows {
+            if way::passes(self.cluster, &nodes, from, to, transport) != allowed {
+                let does = if allowed { "drop" } else { "pass" };
+                return Err(format!("the rules {does} {transport} from {from} to {to}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the rules against the table of the pods, each by its addresses.
+    fn do_what_the_table_says(&self, external: &[IpAddr], transports: &[Transport]) -> Result<(), String> {
+        let addresses = |end: &Endpoint| match end {
+            Endpoint::Address(address) => vec![*address],
+            Endpoint::Pod(key) => self.cluster.pod(key).map(|pod| pod.addresses.clone()).unwrap_or_default(),
+        };
+        let reachability = Reachability::new(self.cluster, external, transports);
+        let flows = reachability.flows().flat_map(|(from, to, transport, reach)| {
+            let (from, to) = (addresses(from), addresses(to));
+            Family::BOTH.into_iter().filter_map(move |family| {
+                let of = |ends: &[IpAddr]| ends.iter().copied().find(|a| Family::of(*a) == family);
+                let (from, to) = (of(&from)?, of(&to)?);
+                (from != to).then(|| (from, to, transport, reach.allowed(Some(family))))
+            })
+        });
+        self.pass(flows)
+    }
+
+    /// Holds the rules against the evaluator, for every end that some policy may tell from others, and for what is
+    /// beside the transports that are named.
+    fn do_what_is_near(&self, external: &[IpAddr], transports: &[Transport]) -> Result<(), String> {
+        let cluster = self.cluster;
+        let pods: BTreeSet<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
+        let mut ends = pods.clone();
+        ends.extend(external);
+        ends.extend(cluster.node_addresses());
+        ends.extend(["203.0.113.77", "2001:db8::77"].map(|text| text.parse::<IpAddr>().unwrap()));
+        ends.extend(edges(cluster));
+        let transports = near(transports);
+        let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to)));
+        let pairs = pairs.filter(|(from, to)| {
+            Family::of(*from) == Family::of(*to) && (pods.contains(from) || pods.contains(to))
+        });
+        self.pass(pairs.flat_map(|(from, to)| {
+            transports.iter().map(move |transport| {
+                let flow = Flow {
+                    from: Endpoint::Address(from),
+                    to: Endpoint::Address(to),
+                    transport: *transport,
+                    family: None,
+                };
+                (from, to, *transport, evaluate(cluster, &flow).allowed())
+            })
+        }))
+    }
+}
+
+/// The first and the last address of every block and except, and those beside them.
+fn edges(cluster: &Cluster) -> BTreeSet<IpAddr> {
+    let mut edges = BTreeSet::new();
+    let rules = cluster.policies().flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
+    let peers = rules.filter_map(|rule| match &rule.peers {
+        Peers::Of(peers) => Some(peers),
+        Peers::Any => None,
+    });
+    for peer in peers.flatten() {
+        let Peer::Block(block) = peer else { continue };
+        for network in std::iter::once(block.cidr()).chain(block.except().iter().copied()) {
+            let (first, last) = (network.network(), network.broadcast());
+            edges.extend([first, last]);
+            match (first, last) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => {
+                    let beside = [u32::from(first).wrapping_sub(1), u32::from(last).wrapping_add(1)];
+                    edges.extend(beside.map(|bits| IpAddr::V4(bits.into())));
+                }
+                (IpAddr::V6(first), IpAddr::V6(last)) => {
+                    let beside = [u128::from(first).wrapping_sub(1), u128::from(last).wrapping_add(1)];
+                    edges.extend(beside.map(|bits| IpAddr::V6(bits.into())));
+                }
+                _ => {}
+            }
+        }
+    }
+    // What no pod sends to another, and what is dropped for what it is, is not what policies speak of.
+    edges.retain(|address| !address.is_multicast() && !address.is_unspecified() && !is_link_wide(*address));
+    edges
+}
+
+fn is_link_wide(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// These transports, the ports beside them, the same ports of the other protocols, and protocols without ports: ICMP in
+/// both families, and GRE.
+fn near(transports: &[Transport]) -> BTreeSet<Transport> {
+    let mut near: BTreeSet<Transport> = transports.iter().copied().collect();
+    for transport in transports {
+        if let Transport::Port(protocol, port) = *transport {
+            near.extend(
+                [port.saturating_sub(1).max(1), port.saturating_add(1)].map(|n| Transport::Port(protocol, n)),
+            );
+            near.extend(Protocol::ALL.map(|protocol| Transport::Port(protocol, port)));
+        }
+    }
+    near.extend([1, 58, 47].map(Transport::Other));
+    near
+}
+
+/// The same cluster with every second pod on another node, and an address of each family for every pod that has a
+/// network of its own. Nodes that are named stay.
+fn apart(cluster: &Cluster) -> Cluster {
+    let mut apart = cluster.clone();
+    let any_node = cluster.pods().any(|pod| pod.node.is_some());
+    for (number, pod) in (1_u8..).zip(cluster.pods()) {
+        let mut pod = (**pod).clone();
+        if !any_node {
+            pod.node = Some(if number % 2 == 0 { "node-2" } else { "node-1" }.into());
+        }
+        if pod.is_selectable() {
+            let missing = [
+                (Family::V4, IpAddr::from([10, 244, 9, number])),
+                (Family::V6, IpAddr::from([0xfd00, 0x10, 0x244, 9, 0, 0, 0, u16::from(number)])),
+            ];
+            for (family, address) in missing {
+                if !pod.addresses.iter().any(|address| Family::of(*address) == family) {
+                    pod.addresses.push(address);
+                }
+            }
+        }
+        apart.apply(Change::SetPod(pod));
+    }
+    apart
+}
+
 fn faults_hold(scenario: &Scenario) -> Result<(), String> {
     let expected = if scenario.has("faults.txt") { scenario.read("faults.txt")? } else { String::new() };
     let (_, found) = scenario.load("cluster.yaml")?;
@@ -200,15 +383,20 @@ impl Scenario {
             .chain(later.take_while(|(objects, table)| self.has(objects) && self.has(table)))
     }
 
-    fn compare_table(&self, file: &str, cluster: &Cluster) -> Result<(), String> {
+    fn arguments(&self, file: &str) -> Result<Arguments, String> {
         let text = self.read(file)?;
-        let expected: String = text.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
         let mut comments = text.lines().take_while(|line| line.starts_with('#'));
         let arguments = comments.next().ok_or("its first line must be # and the arguments\n")?;
         if comments.next().is_none() {
             return Err("its second line must be # and the clause\n".to_owned());
         }
-        let Arguments { external, mut transports } = Arguments::read(arguments)?;
+        Arguments::read(arguments)
+    }
+
+    fn compare_table(&self, file: &str, cluster: &Cluster) -> Result<(), String> {
+        let text = self.read(file)?;
+        let Arguments { external, mut transports } = self.arguments(file)?;
+        let expected: String = text.split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
         if transports.is_empty() {
             transports = known_transports(cluster);
         }

@@ -78,7 +78,6 @@ impl Members {
 pub struct Move {
     /// Those of one pod, or of all pods of a namespace.
     pub addresses: Vec<IpAddr>,
-    /// Whether they leave their old sets before they enter the new ones: they belong to another pod than before, or
-    /// to several.
+    /// Whether they leave their old sets before they enter the new ones: they belong to several pods.
     pub close_first: bool,
 }

@@ -75,8 +75,6 @@ pub struct Resolver {
     pods: Option<Arc<[LocalPod]>>,
     /// What moved members since the moves were last taken, in the order of the events.
     moves: Vec<Move>,
-    /// Who claimed the addresses that have changed hands since the moves were last taken, at that time.
-    owners: BTreeMap<IpAddr, Vec<ObjectKey>>,
 }
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
@@ -127,7 +125,6 @@ impl Resolver {
             all_pods: Members::default(),
             pods: None,
             moves: Vec::new(),
-            owners: BTreeMap::new(),
         }
     }
 
@@ -211,12 +208,7 @@ impl Resolver {
 
     /// What moved members since this was last asked.
     pub fn take_moves(&mut self) -> Vec<Move> {
-        let owners = std::mem::take(&mut self.owners);
-        let mut moves = std::mem::take(&mut self.moves);
-        for step in &mut moves {
-            step.close_first |= step.addresses.iter().any(|address| owners.contains_key(address));
-        }
-        moves
+        std::mem::take(&mut self.moves)
     }
 
     /// Several changes that came as one: no state between them was ever real, so all that they moved closes first.
@@ -258,13 +250,6 @@ impl Resolver {
         self.pod_addresses(cluster, addresses.iter().copied());
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
-        for Handover { address, before, after } in handovers {
-            // Of several handovers only the first claimants and the last ones count: back where it was is no handover.
-            let first = self.owners.entry(*address).or_insert_with(|| before.clone());
-            if first == after {
-                self.owners.remove(address);
-            }
-        }
         if self.pods.is_some() || !self.selections.is_empty() {
             self.moves.push(Move { addresses: addresses.into_iter().collect(), close_first: false });
         }

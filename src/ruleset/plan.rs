@@ -20,7 +20,7 @@
 //! - Together with a change of chains neither the old nor the new chains may meet members that are only the other's:
 //!   first the sets lose what goes, then the chains change, then the sets get what comes. That can refuse for some
 //!   milliseconds what both states allow by different sets; the other order could let through what neither allows.
-//!   So too when many pods move at once, and when an address passes from one pod to another.
+//!   So too when many pods move at once, and when one moved twice: an address that passes from one pod to another.
 
 use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
