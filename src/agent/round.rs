@@ -221,7 +221,7 @@ fn may_deny(step: &Step) -> bool {
         Step::Tidy(_) => false,
         Step::Sets(edits) => edits.iter().any(|edit| match edit {
             SetEdit::Remove(set, _) => !names::grows_early(set),
-            SetEdit::Add(set, _) => !names::may_break(set),
+            SetEdit::Add(set, _) => names::closes(set),
             SetEdit::Create(..) | SetEdit::Destroy(_) => false,
         }),
     }

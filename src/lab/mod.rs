@@ -24,6 +24,7 @@ mod error;
 mod flannel;
 mod flood;
 mod host;
+pub mod hostile;
 mod listen;
 mod netns;
 mod node;

@@ -9,7 +9,9 @@
 //! The words are netfilter's (chain, rule, match, target, set), the text is not: only [`render`] writes what
 //! `iptables-restore` and `ipset restore` read, so that another dataplane can stand beside that one.
 
+mod areas;
 pub mod compile;
+mod group;
 pub mod names;
 pub mod observed;
 pub mod plan;
@@ -59,6 +61,7 @@ impl Ruleset {
     /// Closes what cannot be written: for each of `broken`, the allow rules that need that set vanish, and every
     /// jump to that chain drops. Nothing else changes, so that one bad object costs no other pod anything.
     ///
+    /// An allow rule needs the set of what is excepted from it as much as any other: without it, it would allow more.
     /// Sets that close, those of isolated pods first of all, have no such way out (see [`names::may_break`]).
     #[must_use]
     pub fn without(mut self, broken: &BTreeSet<Object>) -> Self {
@@ -99,10 +102,8 @@ impl Table {
                 Target::Drop | Target::Reject => !counts(rule),
                 Target::Jump(_) | Target::Goto(_) => true,
             };
-            !closes
-                && rule.matches.iter().any(
-                    |m| matches!(m, Match::Set { set, .. } if broken.contains(&Object::Set(set.clone()))),
-                )
+            let is_broken = |set: &SetName| broken.contains(&Object::Set(set.clone()));
+            !closes && rule.matches.iter().filter_map(Match::set).any(is_broken)
         };
         for chain in self.chains.values_mut() {
             let touched = |rule: &Rule| {
@@ -244,10 +245,17 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// A chain: rules that a packet meets in this order. A packet that leaves it at its end goes on as after `Return`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct Chain {
     /// Its rules.
     pub rules: Arc<[Rule]>,
+}
+
+/// Chains of programs that did not change are shared from one ruleset to the next: equal at once.
+impl PartialEq for Chain {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.rules, &other.rules) || self.rules == other.rules
+    }
 }
 
 impl FromIterator<Rule> for Chain {
@@ -297,6 +305,16 @@ pub enum Match {
         /// What is looked up.
         field: Field,
     },
+    /// What `field` says of it is an address, and no member of the set.
+    ///
+    /// The set closes here. Only a set of networks may stand in it: one that also looks at ports has no answer to a
+    /// packet without ports, and the kernel takes no answer for "not a member".
+    NotInSet {
+        /// The set.
+        set: SetName,
+        /// What is looked up: an address.
+        field: Field,
+    },
     /// Not more often than this; for logging only.
     Limit {
         /// Packets a second, with a burst of as many.
@@ -304,6 +322,17 @@ pub enum Match {
     },
     /// Always holds; tells a reader what the rule is for. At most 255 bytes.
     Comment(Arc<str>),
+}
+
+impl Match {
+    /// The set that it asks.
+    #[must_use]
+    pub const fn set(&self) -> Option<&SetName> {
+        match self {
+            Self::Set { set, .. } | Self::NotInSet { set, .. } => Some(set),
+            _ => None,
+        }
+    }
 }
 
 /// How many slots one [`Match::Ports`] has; a range of more than one port takes two. The kernel's `multiport` match
@@ -321,6 +350,8 @@ pub enum Field {
     DestinationPort,
     /// Its destination address, protocol and destination port.
     DestinationEndpoint,
+    /// Its source address, protocol and destination port.
+    SourceWithPort,
 }
 
 /// What a rule does.
@@ -367,4 +398,6 @@ pub enum SetKind {
     Endpoints,
     /// Ports (`bitmap:port`).
     Ports,
+    /// Networks with protocol and port (`hash:net,port`).
+    NetworkEndpoints,
 }

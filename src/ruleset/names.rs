@@ -70,7 +70,8 @@ pub fn isolated(family: Family, direction: Direction, members: &OrdSet<Member>) 
 #[must_use]
 pub fn grows_early(name: &SetName) -> bool {
     let family = name.family();
-    let named_after_members = ["ingress-isolated-", "egress-isolated-", "nets-", "ports-"];
+    let named_after_members =
+        ["ingress-isolated-", "egress-isolated-", "nets-", "except-", "ports-", "netports-"];
     [drops, local_pods, nodes].iter().any(|closing| closing(family) == *name)
         || named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
 }
@@ -82,6 +83,13 @@ pub fn may_break(name: &SetName) -> bool {
     let family = name.family();
     let closes = [local_pods, nodes].iter().any(|closing| closing(family) == *name);
     !closes && !name.as_str().contains("-isolated-")
+}
+
+/// Whether more members of a set deny more. A set of excepts may break all the same, because the rule that asks it
+/// goes with it.
+#[must_use]
+pub fn closes(name: &SetName) -> bool {
+    !may_break(name) || name.as_str()[PREFIX..].starts_with("except-")
 }
 
 /// Counts what was dropped, by isolated pod.
@@ -120,6 +128,18 @@ pub fn networks(family: Family, digest: &str) -> SetName {
     set(family, &format!("nets-{digest}"))
 }
 
+/// What is excepted from blocks: networks, named after them.
+#[must_use]
+pub fn excepts(family: Family, digest: &str) -> SetName {
+    set(family, &format!("except-{digest}"))
+}
+
+/// Networks with protocol and port, named after them.
+#[must_use]
+pub fn network_ports(family: Family, digest: &str) -> SetName {
+    set(family, &format!("netports-{digest}"))
+}
+
 /// A set of ports.
 #[must_use]
 pub fn ports(family: Family, digest: &str) -> SetName {
@@ -152,6 +172,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn excepts_close_are_filled_early_and_may_go_with_their_rule() {
+        let set = excepts(Family::V4, &digest(&"x"));
+        assert!(closes(&set) && grows_early(&set) && may_break(&set));
+        let allows = [networks(Family::V4, &digest(&"x")), network_ports(Family::V6, &digest(&"x"))];
+        assert!(allows.iter().all(|set| !closes(set) && grows_early(set) && may_break(set)));
+        assert!(
+            closes(&local_pods(Family::V4))
+                && closes(&isolated(Family::V6, Direction::Egress, &OrdSet::new()))
+        );
+    }
+
+    #[test]
     fn every_kind_of_name_fits_the_kernel_whatever_the_object_is_called() {
         let long = ObjectKey::new("n".repeat(63), "p".repeat(253));
         let digest = digest(&long);
@@ -169,6 +201,8 @@ mod tests {
                     named_ports(family, &digest),
                     networks(family, &digest),
                     ports(family, &digest),
+                    excepts(family, &digest),
+                    network_ports(family, &digest),
                 ] {
                     assert!(name.as_str().len() <= 31, "{name}");
                     assert_eq!(name.family(), family);

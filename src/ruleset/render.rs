@@ -128,18 +128,22 @@ fn match_arguments(m: &Match) -> String {
         Match::Broadcast => "-m addrtype --dst-type BROADCAST".to_owned(),
         Match::Source(network) => format!("-s {network}"),
         Match::Destination(network) => format!("-d {network}"),
-        Match::Set { set, field } => {
-            let field = match field {
-                Field::Source => "src",
-                Field::Destination | Field::DestinationPort => "dst",
-                Field::DestinationEndpoint => "dst,dst",
-            };
-            format!("-m set --match-set {set} {field}")
-        }
+        Match::Set { set, field } => format!("-m set --match-set {set} {}", directions(*field)),
+        Match::NotInSet { set, field } => format!("-m set ! --match-set {set} {}", directions(*field)),
         Match::Limit { per_second } => {
             format!("-m limit --limit {per_second}/sec --limit-burst {per_second}")
         }
         Match::Comment(text) => format!("-m comment --comment {}", quoted(text)),
+    }
+}
+
+/// Which ends of a packet the parts of a set's entry are taken from.
+const fn directions(field: Field) -> &'static str {
+    match field {
+        Field::Source => "src",
+        Field::Destination | Field::DestinationPort => "dst",
+        Field::DestinationEndpoint => "dst,dst",
+        Field::SourceWithPort => "src,dst",
     }
 }
 
@@ -220,6 +224,7 @@ fn header(family: Family, kind: SetKind) -> String {
         SetKind::Networks => format!("hash:net family {family} maxelem {MAX_MEMBERS}"),
         SetKind::Endpoints => format!("hash:ip,port family {family} maxelem {MAX_MEMBERS}"),
         SetKind::Ports => "bitmap:port range 0-65535".to_owned(),
+        SetKind::NetworkEndpoints => format!("hash:net,port family {family} maxelem {MAX_MEMBERS}"),
     }
 }
 
@@ -231,6 +236,9 @@ fn entry(member: Member) -> String {
             format!("{address},{}:{port}", protocol_name(protocol.number()))
         }
         Member::Port(port) => port.to_string(),
+        Member::NetworkEndpoint(network, protocol, port) => {
+            format!("{network},{}:{port}", protocol_name(protocol.number()))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use towpath::{
     },
 };
 
-use crate::ground::{chain, everything, for_both_variants, in_set, kernel, seen, set};
+use crate::ground::{chain, everything, for_both_variants, in_set, kernel, not_in_set, seen, set};
 
 /// What comes of a step, without the words.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
 fn steps() -> Vec<Step> {
     let address = |text: &str| Member::Address(text.parse().unwrap());
     let network = |text: &str| Member::Network(text.parse().unwrap());
+    let network_port = |text: &str| Member::NetworkEndpoint(text.parse().unwrap(), Protocol::Sctp, 80);
     let pods = || set("tp4-pods-x");
     let mut steps: Vec<Step> = [
         SetEdit::Create(pods(), SetKind::Addresses),
@@ -61,6 +62,15 @@ fn steps() -> Vec<Step> {
         SetEdit::Add(set("tp4-nets-x"), network("0.0.0.0/0")),
         SetEdit::Add(set("tp4-nets-x"), network("10.7.7.7/16")),
         SetEdit::Add(set("tp4-nets-x"), network("fd00::/64")),
+        SetEdit::Add(set("tp4-nets-x"), network("0.0.0.0/32")),
+        SetEdit::Add(set("tp4-except-x"), network("0.0.0.0/1")),
+        SetEdit::Add(set("tp6-except-x"), network("::/128")),
+        SetEdit::Add(set("tp4-netports-x"), network_port("0.0.0.0/0")),
+        SetEdit::Add(set("tp4-netports-x"), network_port("128.0.0.0/1")),
+        SetEdit::Add(set("tp4-netports-x"), network_port("0.0.0.0/32")),
+        SetEdit::Add(set("tp4-netports-x"), network_port("fd00::/64")),
+        SetEdit::Add(set("tp6-netports-x"), network_port("::/0")),
+        SetEdit::Add(set("tp6-netports-x"), network_port("fd00::/64")),
         SetEdit::Add(set("tp4-ports-x"), Member::Port(0)),
         SetEdit::Add(set("tp4-named-x"), address("10.0.0.1")),
         SetEdit::Add(set("tp6-named-x"), Member::Endpoint("fd00::1".parse().unwrap(), Protocol::Udp, 53)),
@@ -97,6 +107,10 @@ fn steps() -> Vec<Step> {
             rule([Match::Icmpv6Type(135)]),
             rule([in_set("tp4-missing", Field::Source)]),
             rule([in_set("tp6-pods-x", Field::Source)]),
+            rule([not_in_set("tp4-missing", Field::Source)]),
+            rule([not_in_set("tp6-except-x", Field::Source)]),
+            rule([not_in_set("tp4-except-x", Field::Source), in_set("tp4-nets-x", Field::Source)]),
+            rule([in_set("tp4-netports-x", Field::SourceWithPort)]),
             rule([Match::Limit { per_second: 10_000 }]),
             rule([Match::Limit { per_second: 20_000 }]),
             rule([Match::Comment("x".repeat(255).into())]),
