@@ -39,6 +39,7 @@ impl Settled {
         for step in plan(&observed.clone(), &ruleset, &resolver.take_moves()) {
             observed.note(&step);
         }
+        observed.share(&ruleset);
         Self { cluster, resolver, compiler, observed, ruleset }
     }
 
@@ -52,6 +53,7 @@ impl Settled {
         for step in &steps {
             self.observed.note(step);
         }
+        self.observed.share(&self.ruleset);
         steps.len()
     }
 }

@@ -103,6 +103,7 @@ impl<D: Dataplane> Agent<D> {
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
                     self.moves.clear();
+                    self.kernel.iter_mut().for_each(|observed| observed.share(&desired));
                     self.publish(&resolved, &desired, whole, &steps);
                     return Ok(());
                 }
