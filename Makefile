@@ -49,8 +49,8 @@ deny: ## Licences, sources and bans of dependencies (needs cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	$(CARGO) deny --locked check licenses bans sources
 
-bench: ## Criterion benches of the core at three sizes
-	$(CARGO) bench --locked --bench core
+bench: ## Criterion benches of the core: three sizes, and the worst policies
+	$(CARGO) bench --locked --bench core --bench hostile
 
 bench-node: packages ## A whole node, end to end, with real packets (root)
 	$(CARGO) bench --locked --bench node
@@ -60,7 +60,7 @@ bench-cluster: packages control-plane ## From the API to the packet, with a real
 
 bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
-	$(CARGO) test --locked --bench core --bench node --bench cluster -- --test
+	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"

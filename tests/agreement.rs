@@ -15,7 +15,7 @@ use towpath::{
     },
     policy::{evaluate, resolve::Resolver},
     ruleset::{
-        ChainName, Ruleset,
+        ChainName, Match, Ruleset, SetKind, SetName,
         compile::{Options, compile},
         trace::{Packet, trace},
     },
@@ -32,10 +32,32 @@ fn number(variable: &str, otherwise: usize) -> usize {
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 
+/// In how many tables rules ask about many addresses or ports at once.
+#[derive(Debug, Default)]
+struct Forms {
+    excepts: usize,
+    ports: usize,
+}
+
+impl Forms {
+    fn note(&mut self, ruleset: &Ruleset) {
+        for table in Family::BOTH.map(|family| ruleset.table(family)) {
+            let any = |holds: &dyn Fn(&Match) -> bool| {
+                let rules = table.chains.values().flat_map(|chain| &*chain.rules);
+                usize::from(rules.flat_map(|rule| &rule.matches).any(holds))
+            };
+            let with_ports = |set: &SetName| table.sets[set].kind == SetKind::NetworkEndpoints;
+            self.excepts += any(&|m| matches!(m, Match::NotInSet { .. }));
+            self.ports += any(&|m| m.set().is_some_and(with_ports));
+        }
+    }
+}
+
 #[test]
 fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
     let (first_seed, wanted) = (number("TOWPATH_SEED", 1), number("TOWPATH_FLOWS", FLOWS_IN_CI));
     let (mut flows, mut allowed, mut clusters, mut shared) = (0, 0, 0, 0);
+    let mut forms = Forms::default();
     for seed in first_seed.. {
         if flows >= wanted {
             break;
@@ -43,7 +65,15 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         let stack = [Stack::V4, Stack::V6, Stack::Dual][seed % 3];
         let shape = Shape { stack, namespaces: 4, pods: 4, policies: 8, oddities: seed % 4 != 0 };
         let seed = u64::try_from(seed).unwrap();
-        let cluster = cluster_of(Generator::new(seed, shape).cluster());
+        let mut generator = Generator::new(seed, shape);
+        let mut cluster = cluster_of(generator.cluster());
+        // Every third cluster has policies that no person would write, which are compiled otherwise.
+        let hostile = if seed / 3 % 3 == 1 { 1 + generator.random().below(2) } else { 0 };
+        for index in 0..hostile {
+            let namespaces: Vec<_> = cluster.pods().map(|pod| pod.key.namespace.clone()).collect();
+            let namespace = generator.random().pick(&namespaces).clone();
+            cluster.apply(Change::SetPolicy(generator.hostile_policy(&namespace, 20 + index)));
+        }
         clusters += 1;
         let options = Options::default();
         let rulesets: Vec<(&str, Ruleset)> = NODES
@@ -57,6 +87,9 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
                 ruleset.v4.chains.keys().chain(ruleset.v6.chains.keys()).any(|n| is_shared(&n))
             })
             .count();
+        for (_, ruleset) in &rulesets {
+            forms.note(ruleset);
+        }
         let mut ends: Vec<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
         ends.extend(externals(stack));
         ends.extend(cluster.node_addresses());
@@ -86,9 +119,11 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         }
     }
     println!(
-        "{flows} flows of {clusters} clusters agree, {allowed} of them allowed; {shared} nodes with a shared address"
+        "{flows} flows of {clusters} clusters agree, {allowed} of them allowed; {shared} nodes with a shared address; \
+         {forms:?}"
     );
     assert!(shared > 10, "hardly any address belongs to two isolated pods of one node");
+    assert!(forms.excepts > 10 && forms.ports > 10, "each form is met: {forms:?}");
     assert!(
         allowed > flows / 20 && allowed < flows * 19 / 20,
         "neither nearly all nor hardly any are allowed"

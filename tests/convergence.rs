@@ -58,6 +58,13 @@ fn any_order_duplication_or_squashing_of_changes_gives_the_same_bytes() {
         let mut generator = Generator::new(seed, shape);
         let mut changes = generator.cluster();
         changes.extend((0..CHANGES).map(|_| generator.change()));
+        if seed % 20 == 0 {
+            // In between, so that some are replaced by others, and some stay.
+            for at in [10, 30, 50] {
+                let policy = generator.hostile_policy(if at == 30 { "y" } else { "x" }, 1);
+                changes.insert(at, Change::SetPolicy(policy));
+            }
+        }
         for node in NODES {
             let (cluster, one_by_one) = run(node, &changes, true);
             rules += one_by_one.v4.chains.len() + one_by_one.v6.chains.len();

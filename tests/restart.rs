@@ -110,7 +110,14 @@ fn nothing_opens_behind_any_edit_and_a_new_process_converges() {
             let batch: Vec<Change> = if round == 0 {
                 generator.cluster()
             } else {
-                (0..=generator.random().below(3)).map(|_| generator.change()).collect()
+                let mut batch: Vec<Change> =
+                    (0..=generator.random().below(3)).map(|_| generator.change()).collect();
+                if generator.random().chance(10) {
+                    // Excepts and ports in sets that close, or that are shared.
+                    let namespace = *generator.random().pick(&["x", "y"]);
+                    batch.push(Change::SetPolicy(generator.hostile_policy(namespace, 0)));
+                }
+                batch
             };
             let mut states = NODES.map(|_| Vec::new());
             let mut last = NODES.map(|_| Ruleset::default());

@@ -20,8 +20,8 @@ use towpath::{
     lab::random::{Generator, NODES, Shape, Stack, cluster_of},
     metrics::Metrics,
     model::{
-        Change, LabelSelector, Labels, Namespace, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PodPeer,
-        PolicyRule, Ports, Protocol, Requirement, Scope, Standing, Transport,
+        Change, IpBlock, LabelSelector, Labels, Namespace, NetworkPolicy, ObjectKey, Peer, Peers, Pod,
+        PodPeer, PolicyRule, Port, PortRange, Ports, Protocol, Requirement, Scope, Standing, Transport,
     },
     policy::resolve::Resolver,
     ruleset::{
@@ -193,6 +193,52 @@ fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
     assert_eq!(readiness, Readiness::Degraded(format!("the kernel refused {set}")));
     assert_ne!(closed, whole);
     assert_eq!(closed, whole.without(&BTreeSet::from([set])));
+}
+
+#[test]
+fn without_its_excepts_a_rule_allows_nothing_and_the_rules_beside_it_stay() {
+    let pod = [10, 244, 1, 1];
+    let node = Some(NODES[0].into());
+    let pod = Pod { node, addresses: vec![pod.into()], ..Pod::new(ObjectKey::new("x", "a")) };
+    // Far too many for a cover, and each apart from the next.
+    let excepts = (0..200_u8).map(|n| IpAddr::from([172, 16, n, n]).into());
+    let block = IpBlock::new("0.0.0.0/0".parse().unwrap(), excepts).unwrap();
+    let other = IpBlock::new("192.0.2.0/24".parse().unwrap(), []).unwrap();
+    let tcp = |port| Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(port))]);
+    let rule = |block, ports| PolicyRule { peers: Peers::Of(vec![Peer::Block(block)]), ports };
+    let policy = NetworkPolicy {
+        key: ObjectKey::new("x", "p"),
+        subject: LabelSelector::everything(),
+        ingress: None,
+        egress: Some(vec![rule(block, tcp(80)), rule(other, tcp(443))]),
+        standing: Standing::Accepted,
+    };
+    let objects = vec![Change::SetPod(pod), Change::SetPolicy(policy)];
+    let set = ruleset_of(&objects)
+        .v4
+        .sets
+        .into_keys()
+        .find(|name| name.as_str().starts_with("tp4-except-"))
+        .expect("a set of excepts");
+    let dataplane = Spied::default();
+    let passes = |to: [u8; 4], port| {
+        let transport = Transport::Port(Protocol::Tcp, port);
+        let packet = Packet::new([10, 244, 1, 1].into(), to.into(), transport);
+        trace(&dataplane.ruleset().v4, &packet).passed
+    };
+    dataplane.fake.lock().unwrap().refuse(Object::Set(set.clone()));
+    let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
+    running.tell(Input::changes(objects));
+    running.tell(Input::Synced);
+    wait_for("a round", || !matches!(running.status.readiness(), Readiness::Starting(_)));
+    let refused = format!("the kernel refused {}", Object::Set(set));
+    assert_eq!(running.status.readiness(), Readiness::Degraded(refused));
+    assert!(!passes([192, 0, 2, 1], 80) && !passes([172, 16, 7, 7], 80));
+    assert!(passes([192, 0, 2, 1], 443));
+    dataplane.fake.lock().unwrap().refuse_nothing();
+    wait_for("another try", || running.status.readiness() == Readiness::Ready);
+    assert!(passes([192, 0, 2, 1], 80) && !passes([172, 16, 7, 7], 80));
+    running.end();
 }
 
 /// The ruleset of the first node for these objects.

@@ -14,7 +14,7 @@ use crate::{
     model::{Direction, Family, ObjectKey},
     policy::resolve::Resolved,
     ruleset::{
-        Object, Ruleset, names,
+        Object, Ruleset, SetRole, names,
         observed::Observed,
         plan::{SetEdit, Step, plan},
     },
@@ -108,6 +108,7 @@ impl<D: Dataplane> Agent<D> {
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
                     self.moves.clear();
+                    self.kernel.iter_mut().for_each(|observed| observed.share(&desired));
                     self.publish(&resolved, &desired, whole, &steps);
                     return Ok(());
                 }
@@ -251,8 +252,10 @@ fn may_deny(step: &Step) -> bool {
         Step::Chains(..) => true,
         Step::Tidy(_) => false,
         Step::Sets(edits) => edits.iter().any(|edit| match edit {
+            // These two only say whose tunnel packets pass; no connection of a policy depends on them.
+            SetEdit::Remove(set, _) if matches!(set.role(), SetRole::AllPods | SetRole::TunnelEnds) => false,
             SetEdit::Remove(set, _) => !names::grows_early(set),
-            SetEdit::Add(set, _) => !names::may_break(set),
+            SetEdit::Add(set, _) => names::closes(set),
             SetEdit::Create(..) | SetEdit::Destroy(_) => false,
         }),
     }

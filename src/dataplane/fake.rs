@@ -292,14 +292,17 @@ fn storable(family: Family, kind: SetKind, member: Member) -> Result<Member, Str
             of_family(address).map(|address| Member::Endpoint(address, protocol, port))
         }
         (SetKind::Ports, Member::Port(port)) => Some(Member::Port(port)),
+        (SetKind::NetworkEndpoints, Member::NetworkEndpoint(network, protocol, port)) => {
+            let is_storable = Family::of_net(network) == family && network.prefix_len() > 0;
+            is_storable.then(|| Member::NetworkEndpoint(network.trunc(), protocol, port))
+        }
         _ => None,
     };
     stored.ok_or_else(|| format!("an {family} set of {kind:?} cannot hold {member:?}"))
 }
 
 fn uses_set(chain: &Chain, name: &SetName) -> bool {
-    let uses = |m: &Match| matches!(m, Match::Set { set, .. } if set == name);
-    chain.rules.iter().any(|rule| rule.matches.iter().any(uses))
+    chain.rules.iter().flat_map(|rule| &rule.matches).filter_map(Match::set).any(|set| set == name)
 }
 
 fn targets(chain: &Chain) -> impl Iterator<Item = &ChainName> {
@@ -365,7 +368,13 @@ fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
                 }
                 SetKind::Endpoints => *field == Field::DestinationEndpoint,
                 SetKind::Ports => *field == Field::DestinationPort,
+                SetKind::NetworkEndpoints => {
+                    matches!(field, Field::SourceWithPort | Field::DestinationEndpoint)
+                }
             };
+            if matches!(m, Match::NotInSet { .. }) && there.kind != SetKind::Networks {
+                return Some(format!("whether a packet is not in {set} has an answer only for networks"));
+            }
             (!fits).then(|| format!("{field:?} of a packet is never in {set}, which holds {:?}", there.kind))
         }
         Match::Limit { per_second } => {

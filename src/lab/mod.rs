@@ -26,6 +26,7 @@ mod flannel;
 mod flood;
 pub mod frame;
 mod host;
+pub mod hostile;
 mod listen;
 mod netns;
 mod node;

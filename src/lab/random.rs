@@ -267,6 +267,108 @@ impl Generator {
         NetworkPolicy { key, subject, ingress, egress, standing: Standing::Accepted }
     }
 
+    /// A policy called after `index` that no person would write: blocks within blocks with many excepts, or many
+    /// rules of one block and a port each.
+    pub fn hostile_policy(&mut self, namespace: &str, index: usize) -> NetworkPolicy {
+        let blocks = self.random.chance(50);
+        let rules = |generator: &mut Self| -> Vec<PolicyRule> {
+            if blocks {
+                (0..=generator.random.below(2)).map(|_| generator.rule_of_excepts(namespace)).collect()
+            } else {
+                let count = 24 + generator.random.below(24);
+                (0..count).map(|turn| generator.rule_of_one_port(namespace, turn)).collect()
+            }
+        };
+        let (ingress, egress) = (rules(self), rules(self));
+        let directions = self.random.below(3);
+        NetworkPolicy {
+            key: ObjectKey::new(namespace, policy_name(index)),
+            subject: self.selector(70),
+            ingress: (directions != 1).then_some(ingress),
+            egress: (directions != 2).then_some(egress),
+            standing: Standing::Accepted,
+        }
+    }
+
+    fn rule_of_excepts(&mut self, namespace: &str) -> PolicyRule {
+        let mut peers: Vec<Peer> =
+            (0..=self.random.below(4)).filter_map(|_| self.block_of_excepts()).map(Peer::Block).collect();
+        if self.random.chance(20) {
+            peers.push(self.peer(namespace));
+        }
+        let ports =
+            if self.random.chance(50) { Ports::Any } else { Ports::Of(vec![self.port(), self.port()]) };
+        PolicyRule { peers: Peers::Of(peers), ports }
+    }
+
+    /// `turn` makes its ports others than those of the rules beside it, with which it would be merged.
+    fn rule_of_one_port(&mut self, namespace: &str, turn: usize) -> PolicyRule {
+        let own = 2000 + u16::try_from(turn).unwrap_or(0);
+        let mut ports = vec![Port::Range(Protocol::Tcp, PortRange::single(own))];
+        if self.random.chance(70) {
+            ports.push(self.port());
+        }
+        let peer = match self.random.chance(90).then(|| self.small_block()).flatten() {
+            Some(block) => Peer::Block(block),
+            None => self.peer(namespace),
+        };
+        PolicyRule { peers: Peers::Of(vec![peer]), ports: Ports::Of(ports) }
+    }
+
+    /// A pod's address or an external one, or a few around it.
+    fn small_block(&mut self) -> Option<IpBlock> {
+        let mut known = externals(self.shape.stack);
+        known.extend(pod_slots(self.shape.stack));
+        let address = *self.random.pick(&known);
+        let bits = Family::of(address).bits();
+        let around = u8::try_from(self.random.below(6)).unwrap_or(0);
+        IpBlock::new(IpNet::new(address, bits - around).ok()?, []).ok()
+    }
+
+    /// A block whose excepts are single addresses more often than not, and those of pods now and then.
+    fn block_of_excepts(&mut self) -> Option<IpBlock> {
+        let family = match self.shape.stack {
+            Stack::V4 => Family::V4,
+            Stack::V6 => Family::V6,
+            Stack::Dual => *self.random.pick(&Family::BOTH),
+        };
+        let cidrs: Vec<IpNet> = WIDE
+            .iter()
+            .filter_map(|cidr| cidr.parse().ok())
+            .filter(|cidr| Family::of_net(*cidr) == family)
+            .collect();
+        let cidr = *self.random.pick(&cidrs);
+        let mut known = externals(self.shape.stack);
+        known.extend(pod_slots(self.shape.stack));
+        known.retain(|address| cidr.contains(address));
+        let count = if self.random.chance(3) { 1100 } else { 1 + self.random.below(40) };
+        let excepts: Vec<IpNet> = (0..count)
+            .filter_map(|_| {
+                let is_known = !known.is_empty() && self.random.chance(30);
+                let address = if is_known { *self.random.pick(&known) } else { self.within(cidr) };
+                let longer = usize::from(family.bits() - cidr.prefix_len());
+                let shorter = if self.random.chance(75) { 0 } else { self.random.below(longer) };
+                IpNet::new(address, family.bits() - u8::try_from(shorter).ok()?).ok()
+            })
+            .collect();
+        IpBlock::new(cidr, excepts).ok()
+    }
+
+    /// An address of `cidr`.
+    fn within(&mut self, cidr: IpNet) -> IpAddr {
+        let number = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
+        match (cidr.network(), cidr.hostmask()) {
+            (IpAddr::V4(network), IpAddr::V4(mask)) => {
+                let number = u32::try_from(number >> 96).unwrap_or(0);
+                Ipv4Addr::from(u32::from(network) | number & u32::from(mask)).into()
+            }
+            (IpAddr::V6(network), IpAddr::V6(mask)) => {
+                Ipv6Addr::from(u128::from(network) | number & u128::from(mask)).into()
+            }
+            (network, _) => network,
+        }
+    }
+
     fn rule(&mut self, namespace: &str) -> PolicyRule {
         let peers = if self.random.chance(15) {
             Peers::Any
@@ -374,6 +476,13 @@ pub fn pod_addresses(stack: Stack, node: usize, slot: usize) -> Vec<IpAddr> {
     by_stack(stack, v4, v6)
 }
 
+/// The addresses of all pods that there can be.
+fn pod_slots(stack: Stack) -> impl Iterator<Item = IpAddr> {
+    let slots = 0..NAMESPACES.len() * POD_NAMES.len();
+    (0..NODES.len())
+        .flat_map(move |node| slots.clone().flat_map(move |slot| pod_addresses(stack, node, slot)))
+}
+
 /// The addresses of a node: `192.168.77.<node>` and `fd00:77::<node>`.
 #[must_use]
 pub fn node_addresses(stack: Stack, node: usize) -> Vec<IpAddr> {
@@ -404,6 +513,20 @@ const NAMED: [(&str, Protocol, [u16; 3]); 3] = [
     ("http", Protocol::Tcp, [80, 8080, 81]),
     ("dns", Protocol::Udp, [53, 53, 80]),
     ("assoc", Protocol::Sctp, [80, 80, 81]),
+];
+
+/// Networks that lie within each other and around pods and external addresses.
+const WIDE: [&str; 10] = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.244.0.0/16",
+    "10.244.1.0/24",
+    "172.16.0.0/12",
+    "::/0",
+    "fd00::/8",
+    "fd00:10:244::/48",
+    "fd00:10:244:1::/64",
+    "fd00:17::/32",
 ];
 
 /// Blocks and excepts that overlap each other, the pods, the nodes and the external addresses.

@@ -6,6 +6,7 @@
 //! [`Ports::Of`], `Option<Vec<PolicyRule>>` for "does not isolate" against "isolates and allows nothing").
 
 pub mod cluster;
+pub mod digest;
 pub mod flow;
 pub mod labels;
 pub mod net;

@@ -1,8 +1,17 @@
 //! Families, protocols, ports and address blocks.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    net::IpAddr,
+    str::FromStr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
+
+use super::digest::digest;
 
 /// An IP family. Each has its own tables and sets in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,11 +178,33 @@ impl fmt::Display for PortRange {
 ///
 /// "Except is a slice of CIDRs that should not be included within an IPBlock": an except takes addresses out of this
 /// block alone. It denies nothing; another peer, rule or policy may allow the same address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// A clone shares the excepts, of which a policy may have tens of thousands, and so does everything that is derived
+/// from a policy.
+#[derive(Clone, PartialEq, Eq)]
 pub struct IpBlock {
     cidr: IpNet,
-    except: Vec<IpNet>,
+    except: Arc<Excepts>,
 }
+
+/// The excepts of a block: sorted, without repetition.
+struct Excepts {
+    nets: Box<[IpNet]>,
+    /// Stands for them in digests, if they are many. Whatever a program is made of is digested with it, and there may
+    /// be as many programs as pods.
+    digest: Option<String>,
+}
+
+impl PartialEq for Excepts {
+    fn eq(&self, other: &Self) -> bool {
+        self.nets == other.nets
+    }
+}
+
+impl Eq for Excepts {}
+
+/// Up to so many excepts are looked through one by one, and digested as they are.
+const FEW_EXCEPTS: usize = 16;
 
 impl IpBlock {
     /// A block; host bits are cleared (`10.0.0.5/24` is `10.0.0.0/24`), repeated excepts dropped.
@@ -192,7 +223,9 @@ impl IpBlock {
         }
         excepts.sort();
         excepts.dedup();
-        Ok(Self { cidr, except: excepts })
+        let digest = (excepts.len() > FEW_EXCEPTS).then(|| digest(&excepts));
+        let except = Excepts { nets: excepts.into(), digest };
+        Ok(Self { cidr, except: Arc::new(except) })
     }
 
     /// The block, without host bits.
@@ -204,20 +237,65 @@ impl IpBlock {
     /// What is taken out of it, sorted.
     #[must_use]
     pub fn except(&self) -> &[IpNet] {
-        &self.except
+        &self.except.nets
     }
 
     /// Whether `address` is in the block and in none of its excepts.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.cidr.contains(&address) && !self.except.iter().any(|except| except.contains(&address))
+        self.cidr.contains(&address) && !self.excepts(address)
+    }
+
+    /// Whether one of the excepts holds `address`, which lies in the block. Asked for every pod of a cluster, so that
+    /// many excepts are searched by prefix length and not looked through.
+    fn excepts(&self, address: IpAddr) -> bool {
+        let excepts = self.except();
+        if excepts.len() <= FEW_EXCEPTS {
+            return excepts.iter().any(|except| except.contains(&address));
+        }
+        (self.cidr.prefix_len()..=self.cidr.max_prefix_len())
+            .filter_map(|prefix| IpNet::new(address, prefix).ok())
+            .any(|net| excepts.binary_search(&net.trunc()).is_ok())
+    }
+}
+
+impl PartialOrd for IpBlock {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for IpBlock {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.cidr.cmp(&other.cidr).then_with(|| {
+            if Arc::ptr_eq(&self.except, &other.except) {
+                return Ordering::Equal;
+            }
+            self.except().cmp(other.except())
+        })
+    }
+}
+
+impl Hash for IpBlock {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.cidr.hash(state);
+        match &self.except.digest {
+            None => self.except().hash(state),
+            Some(digest) => (self.except().len(), digest).hash(state),
+        }
+    }
+}
+
+impl fmt::Debug for IpBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IpBlock").field("cidr", &self.cidr).field("except", &self.except.nets).finish()
     }
 }
 
 impl fmt::Display for IpBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.cidr.fmt(f)?;
-        for (at, except) in self.except.iter().enumerate() {
+        for (at, except) in self.except().iter().enumerate() {
             write!(f, "{}{except}", if at == 0 { " except " } else { ", " })?;
         }
         Ok(())
@@ -238,6 +316,8 @@ pub struct IpBlockError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn block(cidr: &str, except: &[&str]) -> Result<IpBlock, IpBlockError> {
@@ -258,6 +338,43 @@ mod tests {
             block("10.0.0.5/24", &["10.0.0.9/30"]).unwrap().to_string(),
             "10.0.0.0/24 except 10.0.0.8/30"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn many_excepts_are_asked_as_few_are(
+            nets in prop::collection::vec((any::<u32>(), 9_u8..=32), 0..60),
+            near in prop::collection::vec((any::<prop::sample::Index>(), any::<u32>()), 1..20),
+        ) {
+            let net = |number: u32, prefix| {
+                IpNet::new_assert(IpAddr::from((number & 0x00ff_ffff | 10 << 24).to_be_bytes()), prefix).trunc()
+            };
+            let nets: Vec<IpNet> = nets.into_iter().map(|(number, prefix)| net(number, prefix)).collect();
+            let block = IpBlock::new("10.0.0.0/8".parse().unwrap(), nets.clone()).unwrap();
+            for (index, number) in near {
+                let mut addresses = vec![net(number, 32).network()];
+                addresses.extend((!nets.is_empty()).then(|| index.get(&nets).broadcast()));
+                for address in addresses {
+                    prop_assert_eq!(block.contains(address), !nets.iter().any(|net| net.contains(&address)));
+                }
+            }
+        }
+
+        #[test]
+        fn blocks_are_equal_exactly_if_their_digests_are(
+            a in prop::collection::vec(0_u8..20, 0..40),
+            b in prop::collection::vec(0_u8..20, 0..40),
+            same in any::<bool>(),
+        ) {
+            let b = if same { a.iter().rev().chain(&a).copied().collect() } else { b };
+            let block = |hosts: Vec<u8>| {
+                let excepts = hosts.into_iter().map(|host| IpNet::from(IpAddr::from([10, 0, 0, host])));
+                IpBlock::new("10.0.0.0/8".parse().unwrap(), excepts).unwrap()
+            };
+            let (a, b) = (block(a), block(b));
+            prop_assert_eq!(a == b, digest(&a) == digest(&b));
+            prop_assert_eq!(a == b, a.cmp(&b).is_eq());
+        }
     }
 
     #[test]

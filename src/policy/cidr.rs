@@ -26,6 +26,17 @@ impl CidrSet {
                 subtract(bounds(block.cidr()), block.except(), &mut ranges);
             }
         }
+        Self::of_ranges(ranges)
+    }
+
+    /// The addresses of these networks, which are of one family.
+    #[must_use]
+    pub fn of(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::of_ranges(networks.into_iter().map(bounds).collect())
+    }
+
+    /// The addresses of these ranges.
+    fn of_ranges(mut ranges: Vec<(u128, u128)>) -> Self {
         ranges.sort_unstable();
         let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
         for (first, last) in ranges {
@@ -37,12 +48,65 @@ impl CidrSet {
         Self { ranges: merged }
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Whether every address of `network` is in it.
+    #[must_use]
+    pub fn covers(&self, network: IpNet) -> bool {
+        let (first, last) = bounds(network);
+        let at = self.ranges.partition_point(|range| range.1 < first);
+        self.ranges.get(at).is_some_and(|range| range.0 <= first && last <= range.1)
+    }
+
+    /// The addresses that are in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut mine, mut theirs) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        let mut ranges = Vec::new();
+        while let (Some(a), Some(b)) = (mine.peek(), theirs.peek()) {
+            let (first, last) = (a.0.max(b.0), a.1.min(b.1));
+            if first <= last {
+                ranges.push((first, last));
+            }
+            if a.1 <= b.1 {
+                mine.next()
+            } else {
+                theirs.next()
+            };
+        }
+        Self { ranges }
+    }
+
+    /// The addresses that are in one of these.
+    #[must_use]
+    pub fn join(sets: impl IntoIterator<Item = Self>) -> Self {
+        Self::of_ranges(sets.into_iter().flat_map(|set| set.ranges).collect())
+    }
+
+    /// How many networks [`Self::networks`] would give. Beyond `most` it is not counted on: a few thousand excepts
+    /// can come to millions.
+    #[must_use]
+    pub fn count(&self, family: Family, most: usize) -> usize {
+        let mut count = 0;
+        for &(first, last) in &self.ranges {
+            count += pieces(family, first, last).take(most + 1 - count).count();
+            if count > most {
+                break;
+            }
+        }
+        count
+    }
+
     /// The fewest networks that hold exactly these addresses, ascending. `family` is the one of [`Self::union`].
     #[must_use]
     pub fn networks(&self, family: Family) -> Vec<IpNet> {
         let mut networks = Vec::new();
         for &(first, last) in &self.ranges {
-            cover(family, first, last, &mut networks);
+            networks.extend(pieces(family, first, last));
         }
         networks
     }
@@ -68,21 +132,20 @@ fn subtract(within: (u128, u128), excepts: &[IpNet], out: &mut Vec<(u128, u128)>
     }
 }
 
-/// Appends the fewest networks that hold `first..=last`: again and again the largest one that begins at `first`.
-fn cover(family: Family, mut first: u128, last: u128, out: &mut Vec<IpNet>) {
+/// The fewest networks that hold exactly `first..=last`: again and again the largest one that begins where the last
+/// one ended.
+fn pieces(family: Family, first: u128, last: u128) -> impl Iterator<Item = IpNet> {
     let bits = u32::from(family.bits());
-    loop {
-        let aligned = first.trailing_zeros().min(bits);
-        let mut host_bits = aligned;
+    let mut next = Some(first);
+    std::iter::from_fn(move || {
+        let first = next?;
+        let mut host_bits = first.trailing_zeros().min(bits);
         while host_bits > 0 && end(first, host_bits) > last {
             host_bits -= 1;
         }
-        out.push(network(family, first, bits - host_bits));
-        match end(first, host_bits).checked_add(1) {
-            Some(next) if next <= last => first = next,
-            _ => return,
-        }
-    }
+        next = end(first, host_bits).checked_add(1).filter(|next| *next <= last);
+        Some(network(family, first, bits - host_bits))
+    })
 }
 
 /// The last address of the network that begins at `first` and has `host_bits` host bits.
@@ -182,6 +245,31 @@ mod tests {
                 prop_assert_eq!(held, usize::from(blocks.iter().any(|block| block.contains(address))));
             }
             prop_assert_eq!(IpNet::aggregate(&networks).len(), networks.len());
+            let set = CidrSet::union(Family::V4, &blocks);
+            prop_assert_eq!(set.count(Family::V4, 1000), networks.len());
+            prop_assert_eq!(set.count(Family::V4, 2), networks.len().min(3));
+        }
+
+        #[test]
+        fn what_is_in_both_or_in_one_agrees_with_asking_address_by_address(
+            a in prop::collection::vec(small_block(), 0..4),
+            b in prop::collection::vec(small_block(), 0..4),
+            whole in small_block(),
+        ) {
+            let sets = [&a, &b].map(|blocks| CidrSet::union(Family::V4, blocks));
+            let [of_a, of_b] = &sets;
+            let (both, one) = (of_a.intersection(of_b), CidrSet::join(sets.clone()));
+            let address = |host| IpAddr::from([10, 0, 0, host]);
+            let holds = |set: &CidrSet, host| set.covers(address(host).into());
+            for host in 0..=255_u8 {
+                prop_assert_eq!(holds(&both, host), holds(of_a, host) && holds(of_b, host));
+                prop_assert_eq!(holds(&one, host), holds(of_a, host) || holds(of_b, host));
+                prop_assert_eq!(holds(of_a, host), a.iter().any(|block| block.contains(address(host))));
+            }
+            let cidr = whole.cidr();
+            let mut hosts = (0..=255_u8).filter(|host| cidr.contains(&address(*host)));
+            prop_assert_eq!(of_a.covers(cidr), hosts.all(|host| holds(of_a, host)));
+            prop_assert_eq!(both.is_empty(), (0..=255).all(|host| !holds(&both, host)));
         }
     }
 }

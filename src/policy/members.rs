@@ -18,6 +18,8 @@ pub enum Member {
     Endpoint(IpAddr, Protocol, u16),
     /// A port.
     Port(u16),
+    /// A protocol and port of every address of a network, whose prefix length is at least 1.
+    NetworkEndpoint(IpNet, Protocol, u16),
 }
 
 /// Members of a set, by family. A clone shares them.

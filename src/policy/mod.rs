@@ -6,7 +6,6 @@
 //! them disagree.
 
 pub mod cidr;
-pub mod digest;
 pub mod evaluate;
 pub mod members;
 mod party;
@@ -15,6 +14,8 @@ pub mod program;
 pub mod reach;
 pub mod resolve;
 pub mod verdict;
+
+pub use crate::model::digest;
 
 pub use evaluate::{evaluate, evaluate_families};
 pub use reach::{Difference, FlowChange, Reach, Reachability, difference, known_transports};

@@ -96,7 +96,10 @@ impl PortSet {
     /// Whether it holds this port.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        self.0.get(&protocol).is_some_and(|ranges| ranges.iter().any(|range| range.contains(port)))
+        self.0.get(&protocol).is_some_and(|ranges| {
+            let at = ranges.partition_point(|range| range.last() < port);
+            ranges.get(at).is_some_and(|range| range.contains(port))
+        })
     }
 
     /// The ranges of each protocol that has any, ascending.
@@ -145,7 +148,9 @@ fn without(range: PortRange, holes: &[PortRange]) -> Vec<PortRange> {
             rest.extend(PortRange::new(first, last));
         }
     };
-    for hole in holes.iter().filter(|hole| hole.last() >= range.first() && hole.first() <= range.last()) {
+    // Of tens of thousands of holes only those that touch the range are looked at.
+    let from = holes.partition_point(|hole| hole.last() < range.first());
+    for hole in holes.iter().skip(from).take_while(|hole| hole.first() <= range.last()) {
         if u32::from(hole.first()) > next {
             keep(next, u32::from(hole.first()) - 1);
         }

@@ -5,7 +5,9 @@
 //! and share one chain.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
@@ -14,7 +16,8 @@ use super::{
     ports::{PortMatch, PortSet},
 };
 use crate::model::{
-    Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, Ports, Protocol, Scope,
+    Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, PortRange, Ports, Protocol,
+    Scope,
 };
 
 /// What is done with a packet.
@@ -73,13 +76,41 @@ pub enum PeerMatch {
 
 /// Pods, or named ports of pods, chosen by what policies say: the meaning of one set of addresses.
 ///
-/// Ordered by digest first, which is as good an order as any and quick to compare.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Compared by digest alone, as the kernel's names of them are: what is chosen may be thousands of blocks long.
+#[derive(Clone, Debug)]
 pub struct Selection {
     /// Tells selections apart, also from one process to the next.
     pub digest: String,
     /// What is chosen.
     pub chosen: Chosen,
+}
+
+impl PartialEq for Selection {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Selection {}
+
+impl PartialOrd for Selection {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Selection {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.digest.cmp(&other.digest)
+    }
+}
+
+/// What the digests of programs are made of, and so all of it.
+impl Hash for Selection {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.digest.hash(state);
+        self.chosen.hash(state);
+    }
 }
 
 /// What a [`Selection`] chooses.
@@ -147,6 +178,9 @@ pub fn selects(cluster: &Cluster, peer: &PodPeer, pod: &Pod) -> bool {
 /// The peers of rules while they are being merged; `None` is everybody.
 type Who = Option<(BTreeSet<PodPeer>, BTreeSet<IpBlock>)>;
 
+/// Ports by number while rules are being merged; `None` is every port of every protocol.
+type Numbers = Option<Vec<(Protocol, PortRange)>>;
+
 impl Program {
     /// What `policies` allow together in `direction`, for a pod that resolves named ports as `subject` does.
     ///
@@ -160,7 +194,8 @@ impl Program {
         policies: impl IntoIterator<Item = &'a Arc<NetworkPolicy>>,
         subject: &Pod,
     ) -> Self {
-        let mut by_peers: BTreeMap<Who, PortMatch> = BTreeMap::new();
+        // Collected first and put in order once: rules of the same peers may have tens of thousands of ports.
+        let mut by_peers: BTreeMap<Who, Numbers> = BTreeMap::new();
         let mut named: BTreeMap<(Protocol, Arc<str>), Who> = BTreeMap::new();
         for rule in policies.into_iter().flat_map(|policy| policy.rules(direction).unwrap_or_default()) {
             let who = who(&rule.peers);
@@ -173,12 +208,18 @@ impl Program {
                     }
                 }
             }
-            if numbered != PortMatch::Of(PortSet::new()) {
-                let all = by_peers.remove(&who).map_or(numbered.clone(), |before| before.or(numbered));
-                by_peers.insert(who, all);
+            if numbered.as_ref().is_none_or(|ranges| !ranges.is_empty()) {
+                let all = by_peers.entry(who).or_insert_with(|| Some(Vec::new()));
+                match (all.as_mut(), numbered) {
+                    (Some(all), Some(ranges)) => all.extend(ranges),
+                    _ => *all = None,
+                }
             }
         }
-        let rules = merge(by_peers).into_iter().map(|(ports, who)| rule(who, ports));
+        let by_peers = by_peers.into_iter().map(|(who, numbers)| {
+            (who, numbers.map_or(PortMatch::Any, |ranges| PortMatch::Of(ranges.into_iter().collect())))
+        });
+        let rules = merge(by_peers.collect()).into_iter().map(|(ports, who)| rule(who, ports));
         let named = named.into_iter().map(|((protocol, name), who)| named_rule(protocol, name, who));
         Self::new(vec![Tier { rules: rules.chain(named).collect() }], Action::Deny)
     }
@@ -260,8 +301,8 @@ fn join(who: &mut Who, other: Who) {
 /// The ports of a rule by number, and those by name that only the receiver knows.
 ///
 /// A named port of an ingress rule means the subject's own; one of an egress rule means each receiver's own.
-fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (PortMatch, Vec<(Protocol, Arc<str>)>) {
-    let Ports::Of(list) = ports else { return (PortMatch::Any, Vec::new()) };
+fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (Numbers, Vec<(Protocol, Arc<str>)>) {
+    let Ports::Of(list) = ports else { return (None, Vec::new()) };
     let mut ranges = Vec::new();
     let mut names = Vec::new();
     for port in list {
@@ -270,12 +311,12 @@ fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (PortMatch, Vec<
             (Port::Range(protocol, range), _) => ranges.push((*protocol, *range)),
             (Port::Named(protocol, name), Direction::Ingress) => {
                 let numbers = subject.named_port(name, *protocol);
-                ranges.extend(numbers.into_iter().map(|n| (*protocol, crate::model::PortRange::single(n))));
+                ranges.extend(numbers.into_iter().map(|n| (*protocol, PortRange::single(n))));
             }
             (Port::Named(protocol, name), Direction::Egress) => names.push((*protocol, name.clone())),
         }
     }
-    (PortMatch::Of(ranges.into_iter().collect()), names)
+    (Some(ranges), names)
 }
 
 fn rule(who: Who, ports: PortMatch) -> Rule {

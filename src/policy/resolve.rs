@@ -5,7 +5,7 @@
 //! no pod of this node cost nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -336,7 +336,7 @@ impl Resolver {
 
     /// Drops selections that no program uses any more, and looks up the members of new ones.
     fn keep_used_selections(&mut self, cluster: &Cluster, pods: &[LocalPod]) {
-        let used: HashSet<&Arc<Selection>> = pods
+        let used: BTreeSet<&Arc<Selection>> = pods
             .iter()
             .flat_map(|pod| [&pod.ingress, &pod.egress])
             .flatten()

@@ -31,15 +31,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     BuiltIn, Chain, ChainName, Field, IpSet, Match, Member, PORT_SLOTS, Rule, Ruleset, SetKind, SetName,
-    Table, Target, names,
+    Table, Target, group::Cache, names,
 };
 use crate::{
     model::{Direction, Family, PortRange, Protocol},
     policy::{
-        cidr::CidrSet,
-        digest::digest,
-        ports::{PortMatch, PortSet},
-        program::{self, Action, Chosen, PeerMatch, Program},
+        program::{self, Chosen, Program},
         resolve::{LocalPod, Resolved},
     },
 };
@@ -101,9 +98,6 @@ const DISPATCH_WIDTH: usize = 16;
 /// By how many bits one level of the dispatch tree tells addresses apart: at most 16 branches.
 const DISPATCH_BITS: u8 = 4;
 
-/// Copies of denied packets a second, for each program.
-const LOGS_PER_SECOND: u32 = 10;
-
 /// ICMPv6 types without which IPv6 does not work on a link: router solicitation and advertisement, neighbour
 /// solicitation and advertisement, redirect. A receiver takes them with a hop limit of 255 only (RFC 4861), which no
 /// packet has that a router passed on.
@@ -142,15 +136,7 @@ const DISPATCH_DEPTH: usize = 8;
 /// The ruleset that enforces `resolved` on a node of whose tunnels nothing is known.
 #[must_use]
 pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
-    compile_with(resolved, options, None)
-}
-
-fn compile_with(resolved: &Resolved, options: &Options, tunnels: Option<&Tunnels>) -> Ruleset {
-    let table = |family| {
-        let (isolated, table) = (BTreeMap::new(), Table::default());
-        TableBuilder { family, resolved, options, tunnels, isolated, table }.build()
-    };
-    Ruleset { v4: table(Family::V4), v6: table(Family::V6) }
+    Compiler::new(options.clone()).whole(resolved)
 }
 
 /// Compiles round after round, and does only the work that the last change makes necessary.
@@ -161,13 +147,16 @@ pub struct Compiler {
     options: Options,
     tunnels: Option<Tunnels>,
     last: Option<(Arc<[LocalPod]>, Ruleset)>,
+    /// What was made for the programs of the last ruleset.
+    v4: Cache,
+    v6: Cache,
 }
 
 impl Compiler {
     /// A compiler with these options.
     #[must_use]
     pub const fn new(options: Options) -> Self {
-        Self { options, tunnels: None, last: None }
+        Self { options, tunnels: None, last: None, v4: Cache::new(), v6: Cache::new() }
     }
 
     /// Takes note of the tunnels that end on the node.
@@ -176,18 +165,31 @@ impl Compiler {
         self.last = None;
     }
 
+    /// Every chain and every set. Those of programs that did not change are taken from the last ruleset.
+    fn whole(&mut self, resolved: &Resolved) -> Ruleset {
+        let (options, tunnels) = (&self.options, self.tunnels.as_ref());
+        let table = |family, cache: &mut Cache| {
+            cache.begin();
+            let (isolated, table) = (BTreeMap::new(), Table::default());
+            let table = TableBuilder { family, resolved, options, tunnels, cache, isolated, table }.build();
+            cache.end();
+            table
+        };
+        Ruleset { v4: table(Family::V4, &mut self.v4), v6: table(Family::V6, &mut self.v6) }
+    }
+
     /// The ruleset that enforces `resolved`.
     ///
     /// While no pod of this node and no program changed, no chain does, and sets only get other members: that is
-    /// what most changes in a large cluster come to.
+    /// what most changes in a large cluster come to. Otherwise the chains and covers of programs that did not change
+    /// are taken over.
     pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
         let mut ruleset = match self.last.take() {
             Some((pods, ruleset)) if Arc::ptr_eq(&pods, &resolved.pods) => ruleset,
-            _ => compile_with(resolved, &self.options, self.tunnels.as_ref()),
+            _ => self.whole(resolved),
         };
         for family in Family::BOTH {
-            let addresses =
-                [(names::nodes(family), &resolved.nodes), (names::all_pods(family), &resolved.all_pods)];
+            let addresses = [(names::all_pods(family), &resolved.all_pods)];
             let selections = resolved
                 .selections
                 .iter()
@@ -210,7 +212,7 @@ impl Compiler {
 }
 
 /// The set that holds the members of a selection, and its kind.
-fn selection_set(family: Family, selection: &program::Selection) -> (SetName, SetKind) {
+pub(super) fn selection_set(family: Family, selection: &program::Selection) -> (SetName, SetKind) {
     match &selection.chosen {
         Chosen::Pods(_) => (names::pods(family, &selection.digest), SetKind::Addresses),
         Chosen::NamedPort { .. } => (names::named_ports(family, &selection.digest), SetKind::Endpoints),
@@ -222,6 +224,7 @@ struct TableBuilder<'a> {
     resolved: &'a Resolved,
     options: &'a Options,
     tunnels: Option<&'a Tunnels>,
+    cache: &'a mut Cache,
     /// The sets of isolated pods, once they are made.
     isolated: BTreeMap<Direction, SetName>,
     table: Table,
@@ -240,7 +243,6 @@ impl TableBuilder<'_> {
             |addresses: &mut dyn Iterator<Item = IpAddr>| addresses.map(Member::Address).collect();
         let all = address_set(&mut local.iter().map(|(_, address)| *address));
         self.set(names::local_pods(self.family), SetKind::Addresses, all);
-        self.set(names::nodes(self.family), SetKind::Addresses, self.resolved.nodes.of(self.family).clone());
         let all_pods = self.resolved.all_pods.of(self.family).clone();
         self.set(names::all_pods(self.family), SetKind::Addresses, all_pods);
         let isolated = local.iter().filter(|(pod, _)| pod.ingress.is_some() || pod.egress.is_some());
@@ -353,129 +355,23 @@ impl TableBuilder<'_> {
     fn group(&mut self, direction: Direction, program: &Program) -> ChainName {
         let name = names::group(direction, &program.digest);
         if !self.table.chains.contains_key(&name) {
-            let mut rules = Vec::new();
-            for rule in program.tiers.iter().flat_map(|tier| &tier.rules) {
-                for matches in self.rule_matches(direction, rule) {
-                    self.act(direction, &program.digest, rule.action, &matches, &mut rules);
-                }
+            let group = self.cache.group(self.family, self.options, direction, program);
+            for (set, content) in &group.sets {
+                self.table.sets.entry(set.clone()).or_insert_with(|| content.clone());
             }
-            self.act(direction, &program.digest, program.default, &[], &mut rules);
-            self.table.chains.insert(name.clone(), rules.into_iter().collect());
+            for selection in &group.selections {
+                self.selection(selection);
+            }
+            self.table.chains.insert(name.clone(), group.chain.clone());
         }
         name
-    }
-
-    /// What `action` does with the packets for which `matches` hold.
-    fn act(
-        &self,
-        direction: Direction,
-        digest: &str,
-        action: Action,
-        matches: &[Match],
-        rules: &mut Vec<Rule>,
-    ) {
-        let with = |more: &[Match]| [matches, more].concat();
-        match action {
-            Action::Allow => rules.push(Rule::new(matches, Target::Return)),
-            Action::Deny => {
-                if let Some(group) = self.options.log_group {
-                    let prefix = format!("towpath {direction} {digest} ").into();
-                    let limit = [Match::Limit { per_second: LOGS_PER_SECOND }];
-                    rules.push(Rule::new(with(&limit), Target::Log { group, prefix }));
-                }
-                let field = match direction {
-                    Direction::Ingress => Field::Destination,
-                    Direction::Egress => Field::Source,
-                };
-                // Looking an address up in this set counts the packet. Every isolated pod is in it; the rule behind
-                // is for the moment in which one is not yet, or no longer.
-                let counted = Match::Set { set: names::drops(self.family), field };
-                for counted in [&[counted][..], &[]] {
-                    match self.options.deny {
-                        DenyAction::Drop => rules.push(Rule::new(with(counted), Target::Drop)),
-                        DenyAction::Reject => {
-                            let tcp = [&[Match::Protocol(Protocol::Tcp.number())], counted].concat();
-                            rules.push(Rule::new(with(&tcp), Target::Reject));
-                            rules.push(Rule::new(with(counted), Target::Reject));
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// The alternatives of one rule: a packet for which all matches of one of them hold is meant. None, if the rule
-    /// speaks of the other family only.
-    fn rule_matches(&mut self, direction: Direction, rule: &program::Rule) -> Vec<Vec<Match>> {
-        let ports = self.port_matches(&rule.ports);
-        let peers = self.peer_matches(direction, &rule.peers);
-        let pair =
-            |port: &Vec<Match>, peer: &Option<Match>| port.iter().cloned().chain(peer.clone()).collect();
-        peers.iter().flat_map(|peer| ports.iter().map(move |port| pair(port, peer))).collect()
-    }
-
-    /// The alternatives by which the other end is recognised; `None` takes every one.
-    fn peer_matches(&mut self, direction: Direction, peers: &PeerMatch) -> Vec<Option<Match>> {
-        let (field, other_end): (_, fn(IpNet) -> Match) = match direction {
-            Direction::Ingress => (Field::Source, Match::Source),
-            Direction::Egress => (Field::Destination, Match::Destination),
-        };
-        match peers {
-            PeerMatch::Any => vec![None],
-            PeerMatch::NamedPorts(selection) => {
-                let set = self.selection(selection);
-                vec![Some(Match::Set { set, field: Field::DestinationEndpoint })]
-            }
-            PeerMatch::Of { pods, blocks } => {
-                let mut alternatives = Vec::new();
-                let networks = CidrSet::union(self.family, blocks).networks(self.family);
-                match &*networks {
-                    [] => {}
-                    [all] if all.prefix_len() == 0 => return vec![None],
-                    [one] => alternatives.push(Some(other_end(*one))),
-                    several => {
-                        let set = names::networks(self.family, &digest(&several));
-                        let members = several.iter().copied().map(Member::Network).collect();
-                        self.set(set.clone(), SetKind::Networks, members);
-                        alternatives.push(Some(Match::Set { set, field }));
-                    }
-                }
-                if let Some(selection) = pods {
-                    let set = self.selection(selection);
-                    alternatives.push(Some(Match::Set { set, field }));
-                }
-                alternatives
-            }
-        }
-    }
-
-    /// The alternatives by which protocol and port are recognised.
-    fn port_matches(&mut self, ports: &PortMatch) -> Vec<Vec<Match>> {
-        let PortMatch::Of(ports) = ports else { return vec![Vec::new()] };
-        ports.iter().map(|(protocol, ranges)| self.ranges(protocol, ranges)).collect()
-    }
-
-    fn ranges(&mut self, protocol: Protocol, ranges: &[PortRange]) -> Vec<Match> {
-        let slots: usize = ranges.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum();
-        if ranges == [PortSet::all_of()] {
-            vec![Match::Protocol(protocol.number())]
-        } else if slots <= PORT_SLOTS {
-            vec![Match::Ports(protocol, ranges.to_vec())]
-        } else {
-            let set = names::ports(self.family, &digest(&ranges));
-            let members =
-                ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
-            self.set(set.clone(), SetKind::Ports, members);
-            vec![Match::Protocol(protocol.number()), Match::Set { set, field: Field::DestinationPort }]
-        }
     }
 
     /// The set of a selection.
-    fn selection(&mut self, selection: &Arc<program::Selection>) -> SetName {
+    fn selection(&mut self, selection: &Arc<program::Selection>) {
         let (name, kind) = selection_set(self.family, selection);
         let members = self.resolved.selections.get(selection).map(|members| members.of(self.family).clone());
-        self.set(name.clone(), kind, members.unwrap_or_default());
-        name
+        self.set(name, kind, members.unwrap_or_default());
     }
 
     fn set(&mut self, name: SetName, kind: SetKind, members: OrdSet<Member>) {

@@ -9,7 +9,9 @@
 //! The words are netfilter's (chain, rule, match, target, set), the text is not: only [`render`] writes what
 //! `iptables-restore` and `ipset restore` read, so that another dataplane can stand beside that one.
 
+mod areas;
 pub mod compile;
+mod group;
 pub mod guard;
 pub mod names;
 pub mod observed;
@@ -60,6 +62,7 @@ impl Ruleset {
     /// Closes what cannot be written: for each of `broken`, the allow rules that need that set vanish, and every
     /// jump to that chain drops. Nothing else changes, so that one bad object costs no other pod anything.
     ///
+    /// An allow rule needs the set of what is excepted from it as much as any other: without it, it would allow more.
     /// Sets that close, those of isolated pods first of all, have no such way out (see [`names::may_break`]).
     #[must_use]
     pub fn without(mut self, broken: &BTreeSet<Object>) -> Self {
@@ -100,10 +103,8 @@ impl Table {
                 Target::Drop | Target::Reject => !counts(rule),
                 Target::Jump(_) | Target::Goto(_) => true,
             };
-            !closes
-                && rule.matches.iter().any(
-                    |m| matches!(m, Match::Set { set, .. } if broken.contains(&Object::Set(set.clone()))),
-                )
+            let is_broken = |set: &SetName| broken.contains(&Object::Set(set.clone()));
+            !closes && rule.matches.iter().filter_map(Match::set).any(is_broken)
         };
         for chain in self.chains.values_mut() {
             let touched = |rule: &Rule| {
@@ -269,15 +270,26 @@ pub enum SetRole {
     NamedPorts,
     /// Networks; named after its members.
     Networks,
+    /// Networks that are excepted from blocks; named after its members.
+    Excepts,
+    /// Networks with protocol and port; named after its members.
+    NetworkPorts,
     /// Ports; named after its members.
     Ports,
 }
 
 /// A chain: rules that a packet meets in this order. A packet that leaves it at its end goes on as after `Return`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub struct Chain {
     /// Its rules.
     pub rules: Arc<[Rule]>,
+}
+
+/// Chains of programs that did not change are shared from one ruleset to the next: equal at once.
+impl PartialEq for Chain {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.rules, &other.rules) || self.rules == other.rules
+    }
 }
 
 impl FromIterator<Rule> for Chain {
@@ -331,6 +343,9 @@ pub enum Match {
         field: Field,
     },
     /// What `field` says of it is an address, and no member of the set.
+    ///
+    /// The set closes here. Only a set of networks may stand in it: one that also looks at ports has no answer to a
+    /// packet without ports, and the kernel takes no answer for "not a member".
     NotInSet {
         /// The set.
         set: SetName,
@@ -351,6 +366,17 @@ pub enum Match {
     Comment(Arc<str>),
 }
 
+impl Match {
+    /// The set that it asks.
+    #[must_use]
+    pub const fn set(&self) -> Option<&SetName> {
+        match self {
+            Self::Set { set, .. } | Self::NotInSet { set, .. } => Some(set),
+            _ => None,
+        }
+    }
+}
+
 /// How many slots one [`Match::Ports`] has; a range of more than one port takes two. The kernel's `multiport` match
 /// has room for so many.
 pub const PORT_SLOTS: usize = 15;
@@ -366,6 +392,8 @@ pub enum Field {
     DestinationPort,
     /// Its destination address, protocol and destination port.
     DestinationEndpoint,
+    /// Its source address, protocol and destination port.
+    SourceWithPort,
 }
 
 /// What a rule does.
@@ -412,4 +440,6 @@ pub enum SetKind {
     Endpoints,
     /// Ports (`bitmap:port`).
     Ports,
+    /// Networks with protocol and port (`hash:net,port`).
+    NetworkEndpoints,
 }

@@ -37,7 +37,7 @@ const WORDS: [&str; 9] = [
 const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
 
 /// Every role of sets, with its word, and how many digits of a digest follow.
-const ROLES: [(SetRole, &str, usize); 11] = [
+const ROLES: [(SetRole, &str, usize); 13] = [
     (SetRole::Drops, "drops", 0),
     (SetRole::LocalPods, "local-pods", 0),
     (SetRole::Nodes, "nodes", 0),
@@ -49,6 +49,8 @@ const ROLES: [(SetRole, &str, usize); 11] = [
     (SetRole::Pods, "pods", DIGITS),
     (SetRole::NamedPorts, "named", DIGITS),
     (SetRole::Networks, "nets", DIGITS),
+    (SetRole::Excepts, "except", DIGITS),
+    (SetRole::NetworkPorts, "netports", DIGITS),
     (SetRole::Ports, "ports", DIGITS),
 ];
 
@@ -97,7 +99,8 @@ pub const fn kind(role: SetRole) -> SetKind {
         | SetRole::Isolated(_)
         | SetRole::Pods => SetKind::Addresses,
         SetRole::NamedPorts => SetKind::Endpoints,
-        SetRole::Networks => SetKind::Networks,
+        SetRole::Networks | SetRole::Excepts => SetKind::Networks,
+        SetRole::NetworkPorts => SetKind::NetworkEndpoints,
         SetRole::Ports => SetKind::Ports,
     }
 }
@@ -163,6 +166,8 @@ pub const fn grows_early(name: &SetName) -> bool {
         | SetRole::Nodes
         | SetRole::Isolated(_)
         | SetRole::Networks
+        | SetRole::Excepts
+        | SetRole::NetworkPorts
         | SetRole::Ports => true,
         SetRole::AllPods | SetRole::TunnelEnds | SetRole::Pods | SetRole::NamedPorts => false,
     }
@@ -178,7 +183,30 @@ pub const fn may_break(name: &SetName) -> bool {
         | SetRole::AllPods
         | SetRole::TunnelEnds
         | SetRole::Isolated(_) => false,
-        SetRole::Drops | SetRole::Pods | SetRole::NamedPorts | SetRole::Networks | SetRole::Ports => true,
+        SetRole::Drops
+        | SetRole::Pods
+        | SetRole::NamedPorts
+        | SetRole::Networks
+        | SetRole::Excepts
+        | SetRole::NetworkPorts
+        | SetRole::Ports => true,
+    }
+}
+
+/// Whether more members of a set deny more. A set of excepts may break all the same, because the rule that asks it
+/// goes with it.
+#[must_use]
+pub const fn closes(name: &SetName) -> bool {
+    match name.role() {
+        SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) | SetRole::Excepts => true,
+        SetRole::AllPods
+        | SetRole::TunnelEnds
+        | SetRole::Drops
+        | SetRole::Pods
+        | SetRole::NamedPorts
+        | SetRole::Networks
+        | SetRole::NetworkPorts
+        | SetRole::Ports => false,
     }
 }
 
@@ -194,7 +222,7 @@ pub fn local_pods(family: Family) -> SetName {
     set(family, SetRole::LocalPods, "")
 }
 
-/// All addresses of nodes that are known.
+/// All addresses of nodes that are known: a set that former versions wrote.
 #[must_use]
 pub fn nodes(family: Family) -> SetName {
     set(family, SetRole::Nodes, "")
@@ -230,6 +258,18 @@ pub fn networks(family: Family, digest: &str) -> SetName {
     set(family, SetRole::Networks, digest)
 }
 
+/// What is excepted from blocks: networks, named after them.
+#[must_use]
+pub fn excepts(family: Family, digest: &str) -> SetName {
+    set(family, SetRole::Excepts, digest)
+}
+
+/// Networks with protocol and port, named after them.
+#[must_use]
+pub fn network_ports(family: Family, digest: &str) -> SetName {
+    set(family, SetRole::NetworkPorts, digest)
+}
+
 /// A set of ports.
 #[must_use]
 pub fn ports(family: Family, digest: &str) -> SetName {
@@ -262,6 +302,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn excepts_close_are_filled_early_and_may_go_with_their_rule() {
+        let set = excepts(Family::V4, &digest(&"x"));
+        assert!(closes(&set) && grows_early(&set) && may_break(&set));
+        let allows = [networks(Family::V4, &digest(&"x")), network_ports(Family::V6, &digest(&"x"))];
+        assert!(allows.iter().all(|set| !closes(set) && grows_early(set) && may_break(set)));
+        assert!(
+            closes(&local_pods(Family::V4))
+                && closes(&isolated(Family::V6, Direction::Egress, &OrdSet::new()))
+        );
+    }
+
+    #[test]
     fn every_kind_of_name_fits_the_kernel_whatever_the_object_is_called() {
         let long = ObjectKey::new("n".repeat(63), "p".repeat(253));
         let digest = digest(&long);
@@ -281,6 +333,8 @@ mod tests {
                     named_ports(family, &digest),
                     networks(family, &digest),
                     ports(family, &digest),
+                    excepts(family, &digest),
+                    network_ports(family, &digest),
                 ] {
                     assert!(name.as_str().len() <= 31, "{name}");
                     assert_eq!(name.family(), family);
@@ -377,6 +431,8 @@ mod tests {
                 pods(family, &some),
                 named_ports(family, &some),
                 networks(family, &some),
+                excepts(family, &some),
+                network_ports(family, &some),
                 ports(family, &some),
             ];
             for ((role, ..), name) in ROLES.into_iter().zip(made) {

@@ -92,6 +92,23 @@ impl Observed {
         })
     }
 
+    /// Shares the members of sets that hold what `ruleset` says. What was noted edit by edit is a copy of its own,
+    /// which takes as much memory again, and the next plan would compare all of it.
+    pub fn share(&mut self, ruleset: &Ruleset) {
+        for family in Family::BOTH {
+            let there = &mut self.table_mut(family).sets;
+            for (name, set) in &ruleset.table(family).sets {
+                if let Some(there) = there.get_mut(name)
+                    && there.kind == set.kind
+                    && !there.members.ptr_eq(&set.members)
+                    && there.members.diff(&set.members).next().is_none()
+                {
+                    there.members = set.members.clone();
+                }
+            }
+        }
+    }
+
     /// Takes note that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {

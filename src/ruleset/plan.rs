@@ -180,7 +180,7 @@ fn in_order(
     // What nothing explains comes first, and closes first.
     let place = |member: Member| match member {
         Member::Address(address) | Member::Endpoint(address, ..) => places.get(&address).copied(),
-        Member::Network(_) | Member::Port(_) => None,
+        Member::Network(_) | Member::Port(_) | Member::NetworkEndpoint(..) => None,
     };
     let place = |member| place(member).map_or((None, true), |(turn, close)| (Some(turn), close));
     let removed = removed.into_iter().map(|(set, member)| (member, SetEdit::Remove(set, member), true));

@@ -146,6 +146,7 @@ const fn directions(field: Field) -> &'static str {
         Field::Source => "src",
         Field::Destination | Field::DestinationPort => "dst",
         Field::DestinationEndpoint => "dst,dst",
+        Field::SourceWithPort => "src,dst",
     }
 }
 
@@ -227,6 +228,7 @@ fn header(family: Family, kind: SetKind) -> String {
         SetKind::Networks => format!("hash:net family {family} maxelem {MAX_MEMBERS}"),
         SetKind::Endpoints => format!("hash:ip,port family {family} maxelem {MAX_MEMBERS}"),
         SetKind::Ports => "bitmap:port range 0-65535".to_owned(),
+        SetKind::NetworkEndpoints => format!("hash:net,port family {family} maxelem {MAX_MEMBERS}"),
     }
 }
 
@@ -238,6 +240,9 @@ fn entry(member: Member) -> String {
             format!("{address},{}:{port}", protocol_name(protocol.number()))
         }
         Member::Port(port) => port.to_string(),
+        Member::NetworkEndpoint(network, protocol, port) => {
+            format!("{network},{}:{port}", protocol_name(protocol.number()))
+        }
     }
 }
 

@@ -151,12 +151,31 @@ fn is_member(members: &imbl::OrdSet<Member>, field: Field, packet: &Packet) -> b
         Field::DestinationPort => port.is_some_and(|(_, port)| members.contains(&Member::Port(port))),
         Field::DestinationEndpoint => port.is_some_and(|(protocol, port)| {
             members.contains(&Member::Endpoint(packet.destination, protocol, port))
+                || has_network_endpoint(members, packet.destination, protocol, port)
         }),
+        Field::SourceWithPort => {
+            port.is_some_and(|(protocol, port)| has_network_endpoint(members, packet.source, protocol, port))
+        }
     }
 }
 
-/// Whether one of the networks holds the address: asks for each prefix length, as the kernel does.
-fn has_network(members: &imbl::OrdSet<Member>, address: IpAddr) -> bool {
+/// The networks of each prefix length that hold an address, in which the kernel looks for it as well.
+fn networks(address: IpAddr) -> impl Iterator<Item = IpNet> {
     let bits = if address.is_ipv4() { 32 } else { 128 };
-    (0..=bits).any(|prefix| members.contains(&Member::Network(IpNet::new_assert(address, prefix).trunc())))
+    (0..=bits).map(move |prefix| IpNet::new_assert(address, prefix).trunc())
+}
+
+/// Whether one of the networks holds the address.
+fn has_network(members: &imbl::OrdSet<Member>, address: IpAddr) -> bool {
+    networks(address).any(|network| members.contains(&Member::Network(network)))
+}
+
+/// Whether one of the networks holds the address, with this port.
+fn has_network_endpoint(
+    members: &imbl::OrdSet<Member>,
+    address: IpAddr,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
+    networks(address).any(|network| members.contains(&Member::NetworkEndpoint(network, protocol, port)))
 }

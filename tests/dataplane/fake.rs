@@ -12,7 +12,7 @@ use towpath::{
     },
 };
 
-use crate::ground::{chain, everything, for_both_variants, in_set, kernel, seen, set};
+use crate::ground::{chain, everything, for_both_variants, in_set, kernel, not_in_set, seen, set};
 
 /// What comes of a step, without the words.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,6 +47,7 @@ fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
 fn steps() -> Vec<Step> {
     let address = |text: &str| Member::Address(text.parse().unwrap());
     let network = |text: &str| Member::Network(text.parse().unwrap());
+    let network_port = |text: &str| Member::NetworkEndpoint(text.parse().unwrap(), Protocol::Sctp, 80);
     let pods = || set("tp4-pods-xxxxxxxxxxxxxxxx");
     let mut steps: Vec<Step> = [
         SetEdit::Create(pods(), SetKind::Addresses),
@@ -64,6 +65,15 @@ fn steps() -> Vec<Step> {
         SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("0.0.0.0/0")),
         SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("10.7.7.7/16")),
         SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("fd00::/64")),
+        SetEdit::Add(set("tp4-nets-xxxxxxxxxxxxxxxx"), network("0.0.0.0/32")),
+        SetEdit::Add(set("tp4-except-xxxxxxxxxxxxxxxx"), network("0.0.0.0/1")),
+        SetEdit::Add(set("tp6-except-xxxxxxxxxxxxxxxx"), network("::/128")),
+        SetEdit::Add(set("tp4-netports-xxxxxxxxxxxxxxxx"), network_port("0.0.0.0/0")),
+        SetEdit::Add(set("tp4-netports-xxxxxxxxxxxxxxxx"), network_port("128.0.0.0/1")),
+        SetEdit::Add(set("tp4-netports-xxxxxxxxxxxxxxxx"), network_port("0.0.0.0/32")),
+        SetEdit::Add(set("tp4-netports-xxxxxxxxxxxxxxxx"), network_port("fd00::/64")),
+        SetEdit::Add(set("tp6-netports-xxxxxxxxxxxxxxxx"), network_port("::/0")),
+        SetEdit::Add(set("tp6-netports-xxxxxxxxxxxxxxxx"), network_port("fd00::/64")),
         SetEdit::Add(set("tp4-ports-xxxxxxxxxxxxxxxx"), Member::Port(0)),
         SetEdit::Add(set("tp4-named-xxxxxxxxxxxxxxxx"), address("10.0.0.1")),
         SetEdit::Add(
@@ -103,6 +113,13 @@ fn steps() -> Vec<Step> {
             rule([Match::Icmpv6Type(135)]),
             rule([in_set("tp4-pods-missingmissingmi", Field::Source)]),
             rule([in_set("tp6-pods-xxxxxxxxxxxxxxxx", Field::Source)]),
+            rule([not_in_set("tp4-pods-missingmissingmi", Field::Source)]),
+            rule([not_in_set("tp6-except-xxxxxxxxxxxxxxxx", Field::Source)]),
+            rule([
+                not_in_set("tp4-except-xxxxxxxxxxxxxxxx", Field::Source),
+                in_set("tp4-nets-xxxxxxxxxxxxxxxx", Field::Source),
+            ]),
+            rule([in_set("tp4-netports-xxxxxxxxxxxxxxxx", Field::SourceWithPort)]),
             rule([Match::Limit { per_second: 10_000 }]),
             rule([Match::Limit { per_second: 20_000 }]),
             rule([Match::Comment("x".repeat(255).into())]),

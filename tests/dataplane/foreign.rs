@@ -120,7 +120,7 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
         assert_ne!(everything_there(), before);
         let commands = Commands::default();
         let removed = cleanup(&commands).unwrap();
-        assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 12, tables: 0, left: vec![] });
+        assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 16, tables: 0, left: vec![] });
         assert_eq!(everything_there(), before);
         assert_eq!(cleanup(&commands).unwrap(), Removed::default());
     });
@@ -162,7 +162,7 @@ fn cleanup_says_what_it_had_to_leave() {
             "{main} -A OUTPUT -m set --match-set tp4-drops src -j DROP && {main} -A OUTPUT -p udp -j TOWPATH-INPUT"
         ));
         let removed = cleanup(&Commands::default()).unwrap();
-        assert_eq!((removed.hooks, removed.chains, removed.sets), (4, 7, 11));
+        assert_eq!((removed.hooks, removed.chains, removed.sets), (4, 7, 15));
         assert_eq!(removed.left.len(), 2, "{:?}", removed.left);
         assert!(removed.left[0].contains("TOWPATH-INPUT"), "{:?}", removed.left);
         assert!(removed.left[1].contains("tp4-drops"), "{:?}", removed.left);

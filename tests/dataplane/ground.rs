@@ -96,6 +96,10 @@ pub(crate) fn in_set(name: &str, field: Field) -> Match {
     Match::Set { set: set(name), field }
 }
 
+pub(crate) fn not_in_set(name: &str, field: Field) -> Match {
+    Match::NotInSet { set: set(name), field }
+}
+
 /// A ruleset with every kind of match, target, set and member, in both families.
 pub(crate) fn everything() -> Ruleset {
     Ruleset {
@@ -145,6 +149,7 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
         Rule::new([], Target::Reject),
         Rule::new([], Target::Drop),
     ];
+    group.splice(7..7, of_many(prefix, network));
     if is_v6 {
         group.insert(0, Rule::new([Match::Icmpv6Type(135)], Target::Return));
     }
@@ -187,6 +192,21 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
                 ),
             ),
             (
+                "except-xxxxxxxxxxxxxxxx",
+                of(SetKind::Networks, vec![Member::Network(network), Member::Network(single)]),
+            ),
+            (
+                "netports-xxxxxxxxxxxxxxxx",
+                of(
+                    SetKind::NetworkEndpoints,
+                    Protocol::ALL
+                        .into_iter()
+                        .flat_map(|p| [(network, p, 1), (single, p, 65_535)])
+                        .map(|(network, p, port)| Member::NetworkEndpoint(network, p, port))
+                        .collect(),
+                ),
+            ),
+            (
                 "ports-xxxxxxxxxxxxxxxx",
                 of(SetKind::Ports, (1..100).chain([65535]).map(Member::Port).collect()),
             ),
@@ -197,6 +217,22 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
         hooks: [(BuiltIn::Forward, chain("TOWPATH-FORWARD")), (BuiltIn::Input, chain("TOWPATH-INPUT"))]
             .into(),
     }
+}
+
+/// Rules about many excepts and many networks with ports.
+fn of_many(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
+    let named = |name: &str| format!("{prefix}{name}");
+    let excepts = |field| Match::NotInSet { set: set(&named("except-xxxxxxxxxxxxxxxx")), field };
+    let http = Match::Ports(Protocol::Tcp, vec![PortRange::single(80)]);
+    [
+        vec![in_set(&named("netports-xxxxxxxxxxxxxxxx"), Field::DestinationEndpoint)],
+        vec![in_set(&named("netports-xxxxxxxxxxxxxxxx"), Field::SourceWithPort)],
+        vec![http, Match::Destination(network), excepts(Field::Destination)],
+        vec![in_set(&named("nets-xxxxxxxxxxxxxxxx"), Field::Source), excepts(Field::Source)],
+        vec![excepts(Field::Destination)],
+    ]
+    .map(|matches| Rule::new(matches, Target::Return))
+    .into()
 }
 
 /// What `ruleset` looks like to one who reads names and headers.

@@ -12,9 +12,17 @@
 mod manifests;
 mod world;
 
-use towpath::lab::{
-    Topology, Variant,
-    random::{Generator, Shape, Stack},
+use towpath::{
+    lab::{
+        Topology, Variant,
+        random::{Generator, NODES, Shape, Stack},
+    },
+    model::{Change, Cluster},
+    policy::resolve::Resolver,
+    ruleset::{
+        Match, SetKind, Table,
+        compile::{Options, compile},
+    },
 };
 use world::{Setting, World};
 
@@ -57,6 +65,55 @@ fn random_clusters(topology: Topology, variant: Variant) {
             world.end();
         }
     }
+}
+
+/// Policies that no person would write are compiled to other sets: of excepts, and of networks with ports.
+fn hostile_policies(variant: Variant) {
+    if !can_run() {
+        return;
+    }
+    let (topology, stack) = (Topology::PointToPoint, Stack::Dual);
+    let (first, count) = (number("TOWPATH_SEED", 1), number("TOWPATH_CLUSTERS", 1));
+    for seed in first..first + count {
+        let shape = Shape { stack, namespaces: 2, pods: 3, policies: 2, oddities: false };
+        let mut generator = Generator::new(seed, shape);
+        let mut world = World::new(Setting { topology, variant, stack });
+        let context = format!("{variant:?}, seed {seed}");
+        world.change(generator.cluster());
+        let (mut excepts, mut ports) = (0, 0);
+        for round in 0..ROUNDS * 2 {
+            let namespace = ["x", "y"][round % 2];
+            // The last one of a namespace takes the place of the one before it.
+            let policy = generator.hostile_policy(namespace, 20);
+            world.change(vec![Change::SetPolicy(policy)]);
+            world.agrees(&format!("{context}, round {round}"));
+            for table in NODES.iter().flat_map(|node| tables(&world.cluster, node)) {
+                let rules = table.chains.values().flat_map(|chain| &*chain.rules);
+                let matches = || rules.clone().flat_map(|rule| &rule.matches);
+                excepts += matches().filter(|m| matches!(m, Match::NotInSet { .. })).count();
+                let kinds = matches().filter_map(Match::set).map(|set| table.sets[set].kind);
+                ports += kinds.filter(|kind| *kind == SetKind::NetworkEndpoints).count();
+            }
+        }
+        println!("{context}: {} verdicts by packets agree; {excepts} and {ports} such rules", world.verdicts);
+        assert!(excepts > 0 && ports > 0, "{context}: each kind of set is met");
+        world.end();
+    }
+}
+
+fn tables(cluster: &Cluster, node: &str) -> [Table; 2] {
+    let ruleset = compile(&Resolver::of(node, cluster).resolve(cluster), &Options::default());
+    [ruleset.v4, ruleset.v6]
+}
+
+#[test]
+fn with_nft_many_excepts_and_many_ports_are_told_by_packets_as_the_standard_says() {
+    hostile_policies(Variant::Nft);
+}
+
+#[test]
+fn with_legacy_many_excepts_and_many_ports_are_told_by_packets_as_the_standard_says() {
+    hostile_policies(Variant::Legacy);
 }
 
 #[test]

@@ -82,24 +82,35 @@ fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> O
 fn member(kind: SetKind, entry: &str) -> Option<Member> {
     match kind {
         SetKind::Addresses | SetKind::CountedAddresses => entry.parse().ok().map(Member::Address),
-        SetKind::Networks => {
-            // A network of a single address is printed without its prefix length.
-            let network = entry.parse::<IpNet>().or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
-            network.ok().map(Member::Network)
-        }
+        SetKind::Networks => network(entry).map(Member::Network),
         SetKind::Endpoints => {
-            let (address, port) = entry.split_once(',')?;
-            let (protocol, port) = port.split_once(':')?;
-            let protocol = match protocol {
-                "tcp" => Protocol::Tcp,
-                "udp" => Protocol::Udp,
-                "sctp" => Protocol::Sctp,
-                _ => return None,
-            };
-            Some(Member::Endpoint(address.parse().ok()?, protocol, port.parse().ok()?))
+            let (address, protocol, port) = endpoint(entry)?;
+            Some(Member::Endpoint(address.parse().ok()?, protocol, port))
         }
         SetKind::Ports => entry.parse().ok().map(Member::Port),
+        SetKind::NetworkEndpoints => {
+            let (address, protocol, port) = endpoint(entry)?;
+            Some(Member::NetworkEndpoint(network(address)?, protocol, port))
+        }
     }
+}
+
+/// A network of a single address is printed without its prefix length.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address))).ok()
+}
+
+/// What stands before the comma, and protocol and port behind it.
+fn endpoint(entry: &str) -> Option<(&str, Protocol, u16)> {
+    let (address, port) = entry.split_once(',')?;
+    let (protocol, port) = port.split_once(':')?;
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    Some((address, protocol, port.parse().ok()?))
 }
 
 /// What the head of a set says.
@@ -257,6 +268,9 @@ mod tests {
              add tp4-ports-xxxxxxxxxxxxxxxx 80\n\
              create tp6-named-xxxxxxxxxxxxxxxx hash:ip,port family inet6 hashsize 1024 maxelem 65536\n\
              add tp6-named-xxxxxxxxxxxxxxxx fd00::7,sctp:8080\n\
+             create tp6-netports-xxxxxxxxxxxxxxxx hash:net,port family inet6 hashsize 1024 maxelem 65536\n\
+             add tp6-netports-xxxxxxxxxxxxxxxx 2001:db8::/32,udp:53\n\
+             add tp6-netports-xxxxxxxxxxxxxxxx 2001:db8::7,sctp:9\n\
              create tp6-nodes hash:ip family inet6 hashsize 1024 maxelem 65536\n\
              create tp6-odd hash:mac hashsize 1024 maxelem 65536\n\
              add tp6-odd 01:02:03:04:05:06\n",
@@ -276,6 +290,14 @@ mod tests {
                 "tp6-named-xxxxxxxxxxxxxxxx",
                 SetKind::Endpoints,
                 vec![Member::Endpoint("fd00::7".parse().unwrap(), Protocol::Sctp, 8080)],
+            ),
+            (
+                "tp6-netports-xxxxxxxxxxxxxxxx",
+                SetKind::NetworkEndpoints,
+                vec![
+                    Member::NetworkEndpoint("2001:db8::/32".parse().unwrap(), Protocol::Udp, 53),
+                    Member::NetworkEndpoint("2001:db8::7/128".parse().unwrap(), Protocol::Sctp, 9),
+                ],
             ),
             ("tp6-nodes", SetKind::Addresses, vec![]),
         ];

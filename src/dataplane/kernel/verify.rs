@@ -125,9 +125,11 @@ fn means_the_same(written: &str, printed: &str) -> bool {
     options(written) == options(printed)
 }
 
-/// The options of a rule with their values, sorted; quotes and escapes are undone.
+/// The options of a rule with their values, sorted; quotes and escapes are undone. An exclamation mark belongs to the
+/// option behind it: a rule that asks two sets, and of one that it is not, must not pass for the reverse.
 fn options(rule: &str) -> Vec<Vec<String>> {
     let mut options: Vec<Vec<String>> = Vec::new();
+    let mut is_negated = false;
     let mut characters = rule.chars().peekable();
     while let Some(first) = characters.peek().copied() {
         if first == ' ' {
@@ -144,9 +146,14 @@ fn options(rule: &str) -> Vec<Vec<String>> {
             let is_escape = is_quoted && character == '\\';
             word.extend(if is_escape { characters.next() } else { Some(character) });
         }
+        if !is_quoted && word == "!" {
+            is_negated = true;
+            continue;
+        }
+        let word = if std::mem::take(&mut is_negated) { format!("! {word}") } else { word };
         match options.last_mut() {
             // A value, unless it begins an option.
-            Some(option) if is_quoted || !word.starts_with('-') => option.push(word),
+            Some(option) if is_quoted || !word.trim_start_matches("! ").starts_with('-') => option.push(word),
             _ => options.push(vec![word]),
         }
     }
@@ -173,6 +180,12 @@ mod tests {
             assert!(!means_the_same(written, &printed.replace(this, that)), "{that}");
         }
         assert!(!means_the_same("-s 10.0.0.1 -d 10.0.0.2", "-s 10.0.0.2 -d 10.0.0.1"));
+        let set = |not: &str, name: &str| format!("-m set {not}--match-set {name} dst ");
+        let written = set("", "tp4-nets-x") + &set("! ", "tp4-except-y");
+        assert!(means_the_same(&written, &(set("! ", "tp4-except-y") + &set("", "tp4-nets-x"))));
+        for other in [("! ", ""), ("", ""), ("! ", "! ")] {
+            assert!(!means_the_same(&written, &(set(other.0, "tp4-nets-x") + &set(other.1, "tp4-except-y"))));
+        }
     }
 
     #[test]

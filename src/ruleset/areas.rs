@@ -1,0 +1,262 @@
+//! How the addresses of blocks are told by sets: as exact covers, or as networks without excepts.
+//!
+//! The fewest networks that hold exactly what a block holds are one lookup and no rule more. But each except of a
+//! single address costs up to 32 of them, or 128 of IPv6, and a policy may have tens of thousands. So where the
+//! cover is larger than what the policy itself says, a rule asks twice: the address is in the blocks, and it is not
+//! in their excepts. For blocks that lie apart from each other that is exact, since an except lies within its own
+//! block. Blocks within each other go into layers of blocks that lie apart. That costs one entry for each block and
+//! except and one rule for each layer, of which there are at most as many as an address has bits, whatever the
+//! policies say.
+
+use ipnet::IpNet;
+
+use crate::{
+    model::{Family, IpBlock},
+    policy::cidr::CidrSet,
+};
+
+/// Addresses that one rule can tell: those in `within` that are not in `without`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Area {
+    /// The fewest networks that hold what they hold, ascending; at least one.
+    pub(super) within: Vec<IpNet>,
+    /// Likewise; none if nothing is taken out. Never a whole family.
+    pub(super) without: Vec<IpNet>,
+}
+
+impl Area {
+    /// Whether it is the whole family.
+    pub(super) fn is_everything(&self) -> bool {
+        self.without.is_empty() && self.within.first().is_some_and(|net| net.prefix_len() == 0)
+    }
+}
+
+/// A cover of so many networks is always preferred: that is one except of one IPv6 address, or the private networks
+/// and a few addresses of IPv4.
+const SMALL_COVER: usize = 128;
+
+/// A block of so many excepts gets areas of its own. They are the same whichever blocks stand beside it, so that
+/// programs that differ share their sets.
+const MANY_EXCEPTS: usize = 1024;
+
+/// Whether a block is to be told apart from all others: by [`areas`] of it alone.
+pub(super) fn stands_alone(block: &IpBlock) -> bool {
+    block.except().len() >= MANY_EXCEPTS
+}
+
+/// The areas that together hold exactly what `blocks` hold of one family. None, if that is nothing.
+pub(super) fn areas(family: Family, blocks: &[IpBlock]) -> Vec<Area> {
+    let of_family = blocks.iter().filter(|block| Family::of_net(block.cidr()) == family);
+    let said: usize = of_family.clone().map(|block| 1 + block.except().len()).sum();
+    let exact = CidrSet::union(family, of_family.clone());
+    let most = SMALL_COVER.max(said);
+    let areas = if exact.count(family, most) <= most {
+        exact_area(family, &exact).into_iter().collect()
+    } else {
+        layers(family, of_family)
+    };
+    match areas.iter().find(|area| area.is_everything()) {
+        Some(everything) => vec![everything.clone()],
+        None => areas,
+    }
+}
+
+fn exact_area(family: Family, set: &CidrSet) -> Option<Area> {
+    (!set.is_empty()).then(|| Area { within: set.networks(family), without: Vec::new() })
+}
+
+/// The areas of blocks, each asked with its excepts.
+fn layers<'a>(family: Family, blocks: impl Iterator<Item = &'a IpBlock>) -> Vec<Area> {
+    let mut blocks: Vec<&IpBlock> = blocks.collect();
+    // A network comes before those that lie in it.
+    blocks.sort_unstable_by_key(|block| block.cidr());
+    let mut plain: Vec<IpNet> = Vec::new();
+    let mut layers: Vec<(Vec<IpNet>, Vec<CidrSet>)> = Vec::new();
+    let mut around: Vec<IpNet> = Vec::new();
+    for same in blocks.chunk_by(|a, b| a.cidr() == b.cidr()) {
+        let Some(cidr) = same.first().map(|block| block.cidr()) else { continue };
+        // What one of several blocks of the same network holds is not excepted by all of them.
+        let excepts = same.iter().map(|block| CidrSet::of(block.except().iter().copied()));
+        let Some(excepts) = excepts.reduce(|all, other| all.intersection(&other)) else { continue };
+        if excepts.is_empty() {
+            plain.push(cidr);
+            continue;
+        }
+        if excepts.covers(cidr) {
+            continue;
+        }
+        while around.last().is_some_and(|network| !network.contains(&cidr)) {
+            around.pop();
+        }
+        let depth = around.len();
+        around.push(cidr);
+        if layers.len() == depth {
+            layers.push((Vec::new(), Vec::new()));
+        }
+        if let Some((within, without)) = layers.get_mut(depth) {
+            within.push(cidr);
+            without.push(excepts);
+        }
+    }
+    let plain = exact_area(family, &CidrSet::of(plain));
+    let layers = layers.into_iter().map(|(within, without)| Area {
+        within: CidrSet::of(within).networks(family),
+        without: CidrSet::join(without).networks(family),
+    });
+    plain.into_iter().chain(layers).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn holds(areas: &[Area], address: IpAddr) -> bool {
+        let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+        areas.iter().any(|area| within(&area.within) && !within(&area.without))
+    }
+
+    fn block(cidr: &str, except: &[&str]) -> IpBlock {
+        IpBlock::new(cidr.parse().unwrap(), except.iter().map(|e| e.parse().unwrap())).unwrap()
+    }
+
+    fn area(within: &[&str], without: &[&str]) -> Area {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
+        Area { within: nets(within), without: nets(without) }
+    }
+
+    #[test]
+    fn a_few_excepts_are_a_cover_and_many_are_asked_for() {
+        let private = block("0.0.0.0/0", &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
+        let [cover] = &areas(Family::V4, &[private])[..] else { panic!("one area") };
+        assert!(cover.without.is_empty());
+        let hosts: Vec<IpNet> =
+            (0..2000_u32).map(|n| IpAddr::from((n * 2_000_003).to_be_bytes()).into()).collect();
+        let hosts: Vec<IpNet> = hosts.into_iter().skip(1).collect();
+        let many = IpBlock::new("0.0.0.0/0".parse().unwrap(), hosts.clone()).unwrap();
+        assert_eq!(
+            areas(Family::V4, &[many]),
+            [Area { within: vec!["0.0.0.0/0".parse().unwrap()], without: hosts }]
+        );
+    }
+
+    #[test]
+    fn excepts_that_make_up_a_network_are_one_entry_and_none_is_left_of_a_block_that_they_fill() {
+        let every_one: Vec<IpNet> =
+            (0..=255_u8).map(|n| IpNet::new_assert([10, 0, n, 0].into(), 24)).collect();
+        let filled = IpBlock::new("10.0.0.0/16".parse().unwrap(), every_one).unwrap();
+        assert!(areas(Family::V4, &[filled]).is_empty());
+        let halves =
+            IpBlock::new("::/0".parse().unwrap(), ["::/1", "8000::/1"].map(|half| half.parse().unwrap()));
+        let far = block("2001:db8::/32", &["2001:db8::1/128", "2001:db8:8000::1/128"]);
+        let areas = areas(Family::V6, &[halves.unwrap(), far]);
+        assert_eq!(areas, [area(&["2001:db8::/32"], &["2001:db8::1/128", "2001:db8:8000::1/128"])]);
+    }
+
+    #[test]
+    fn an_except_takes_nothing_out_of_a_block_within_it() {
+        let outer = block("::/0", &["2001:db8::/32", "4000::1/128"]);
+        let inner = block("2001:db8::/48", &["2001:db8::1/128", "2001:db8:0:8000::1/128"]);
+        let single = block("2001:db8::1/128", &[]);
+        assert_eq!(
+            areas(Family::V6, &[inner, single, outer]),
+            [
+                area(&["2001:db8::1/128"], &[]),
+                area(&["::/0"], &["2001:db8::/32", "4000::1/128"]),
+                area(&["2001:db8::/48"], &["2001:db8::1/128", "2001:db8:0:8000::1/128"]),
+            ]
+        );
+    }
+
+    #[test]
+    fn blocks_of_one_network_except_only_what_all_of_them_do() {
+        let first = block("::/0", &["2001:db8::1/128", "2001:db8::2/128", "fd00::/8"]);
+        let second = block("::/0", &["2001:db8::1/128", "4000::/3", "fd00::5/128"]);
+        assert_eq!(
+            areas(Family::V6, &[first, second]),
+            [area(&["::/0"], &["2001:db8::1/128", "fd00::5/128"])]
+        );
+    }
+
+    #[test]
+    fn nothing_of_the_other_family_and_a_whole_family_are_nothing_and_everything() {
+        assert!(areas(Family::V6, &[block("0.0.0.0/0", &[])]).is_empty());
+        assert!(areas(Family::V4, &[]).is_empty());
+        let all = block("::/0", &[]);
+        let some = block("::/0", &["2001:db8::1/128", "4000::1/128"]);
+        let areas = areas(Family::V6, &[some, all]);
+        assert!(areas.len() == 1 && areas[0].is_everything());
+    }
+
+    /// The last 16 bits of a block and its prefix length among them, with its excepts.
+    type Said = (u16, u8, Vec<(u16, u8)>);
+
+    /// A host part and a prefix length, of which short ones and nested ones are as likely as single addresses.
+    fn nets() -> impl Strategy<Value = Vec<(u16, u8)>> {
+        prop::collection::vec((any::<u16>(), prop_oneof![0_u8..=16, 12_u8..=16, Just(16)]), 0..40)
+    }
+
+    /// Blocks in the last 16 bits of an address, so that they overlap in every way. `base` is what stands before.
+    fn blocks(base: IpAddr, said: Vec<Said>) -> Vec<IpBlock> {
+        let bits = Family::of(base).bits();
+        let net = |host: u16, prefix: u8| IpNet::new_assert(at(base, host), bits - 16 + prefix).trunc();
+        let of = |(host, prefix, excepts): Said| {
+            let cidr = net(host, prefix.min(16));
+            let mask = u16::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+            let inside = |(e, longer): (u16, u8)| {
+                let prefix = prefix + longer.max(1);
+                (prefix <= 16).then(|| net(host & !mask | e & mask, prefix))
+            };
+            IpBlock::new(cidr, excepts.into_iter().filter_map(inside).collect::<Vec<_>>()).unwrap()
+        };
+        said.into_iter().map(of).collect()
+    }
+
+    /// `base` with these last 16 bits.
+    fn at(base: IpAddr, host: u16) -> IpAddr {
+        match base {
+            IpAddr::V4(base) => IpAddr::from((u32::from(base) | u32::from(host)).to_be_bytes()),
+            IpAddr::V6(base) => IpAddr::from((u128::from(base) | u128::from(host)).to_be_bytes()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn areas_hold_exactly_what_the_blocks_hold_and_cost_no_more_than_the_blocks_say(
+            said in prop::collection::vec((any::<u16>(), 0_u8..=16, nets()), 0..12),
+            is_v6 in any::<bool>(),
+            hosts in prop::collection::vec(any::<u16>(), 50),
+        ) {
+            let base: IpAddr = if is_v6 { "2001:db8::" } else { "10.9.0.0" }.parse().unwrap();
+            let family = Family::of(base);
+            let blocks = blocks(base, said);
+            let nets = || blocks.iter().flat_map(|block| block.except().iter().copied().chain([block.cidr()]));
+            for areas in [areas(family, &blocks), layers(family, blocks.iter())] {
+                // At random, and at every edge of a network from both sides.
+                let addresses = hosts.iter().map(|host| at(base, *host));
+                let edges = nets().flat_map(|net| [net.network(), net.broadcast()]);
+                let low = |address: IpAddr| match address {
+                    IpAddr::V4(address) => u16::try_from(u32::from(address) & 0xffff).unwrap(),
+                    IpAddr::V6(address) => u16::try_from(u128::from(address) & 0xffff).unwrap(),
+                };
+                let edges: Vec<IpAddr> = edges
+                    .flat_map(|edge| [low(edge).wrapping_sub(1), low(edge), low(edge).wrapping_add(1)])
+                    .map(|host| at(base, host))
+                    .collect();
+                for address in addresses.chain(edges) {
+                    prop_assert_eq!(
+                        holds(&areas, address),
+                        blocks.iter().any(|block| block.contains(address)),
+                        "{} of {:?} as {:?}", address, blocks, areas
+                    );
+                }
+                let entries: usize = areas.iter().map(|area| area.within.len() + area.without.len()).sum();
+                prop_assert!(entries <= SMALL_COVER.max(nets().count()), "{entries}");
+                prop_assert!(areas.iter().all(|area| !area.within.is_empty()));
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The chain of a program: what it asks of a packet, in rules and sets.
+//!
+//! A chain and the sets that are named after their members follow from the program alone. So what was made for a
+//! program is kept by the program's digest for as long as pods have it: a change costs the programs that it changes,
+//! however large the others are.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+};
+
+use imbl::OrdSet;
+use ipnet::IpNet;
+
+use super::{
+    Chain, ChainName, Field, IpSet, Match, Member, PORT_SLOTS, Rule, SetKind, SetName, Target,
+    areas::{Area, areas, stands_alone},
+    compile::{DenyAction, Options, selection_set},
+    names,
+};
+use crate::{
+    model::{Direction, Family, IpBlock, PortRange, Protocol},
+    policy::{
+        digest::digest,
+        ports::{PortMatch, PortSet},
+        program::{self, Action, PeerMatch, Program, Selection},
+    },
+};
+
+/// Copies of denied packets a second, for each program.
+const LOGS_PER_SECOND: u32 = 10;
+
+/// From so many rules on, those of one block and few ports each become one lookup of address and port together. It
+/// costs a packet as much as that many rules.
+const JOINED_FROM: usize = 16;
+
+/// The most entries that one rule may become in such a set: they cost less to write than the rule.
+const JOINED_ENTRIES: usize = 64;
+
+/// The chain of one program, and what it asks.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The chain.
+    pub(super) chain: Chain,
+    /// Its sets that are named after their members.
+    pub(super) sets: Vec<(SetName, IpSet)>,
+    /// The selections whose sets it asks.
+    pub(super) selections: Vec<Arc<Selection>>,
+    /// What its blocks came to. Held so that other programs find it.
+    _places: Vec<Arc<[Place]>>,
+}
+
+/// What was made for one family of the programs of the last ruleset.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cache {
+    /// By the chain's name, which is made of the program's digest.
+    groups: BTreeMap<ChainName, Arc<Group>>,
+    /// Those of the ruleset before this one, as long as nobody asked for them.
+    before: BTreeMap<ChainName, Arc<Group>>,
+    /// What blocks came to, by the blocks' digest.
+    places: BTreeMap<String, Weak<[Place]>>,
+}
+
+impl Cache {
+    pub(super) const fn new() -> Self {
+        Self { groups: BTreeMap::new(), before: BTreeMap::new(), places: BTreeMap::new() }
+    }
+
+    /// Another ruleset begins: what it does not ask for is forgotten at its end.
+    pub(super) fn begin(&mut self) {
+        self.before = std::mem::take(&mut self.groups);
+    }
+
+    /// The ruleset is complete.
+    pub(super) fn end(&mut self) {
+        self.before.clear();
+        self.places.retain(|_, places| places.strong_count() > 0);
+    }
+
+    /// What a program comes to.
+    pub(super) fn group(
+        &mut self,
+        family: Family,
+        options: &Options,
+        direction: Direction,
+        program: &Program,
+    ) -> Arc<Group> {
+        let name = names::group(direction, &program.digest);
+        let known = self.groups.get(&name).cloned().or_else(|| self.before.remove(&name));
+        let group = known.unwrap_or_else(|| {
+            let builder = GroupBuilder {
+                family,
+                options,
+                direction,
+                digest: &program.digest,
+                known: &mut self.places,
+                rules: Vec::new(),
+                sets: BTreeMap::new(),
+                selections: BTreeMap::new(),
+                places: Vec::new(),
+            };
+            Arc::new(builder.build(program))
+        });
+        self.groups.insert(name, group.clone());
+        group
+    }
+}
+
+/// Addresses that one rule tells, as what it asks.
+#[derive(Clone, Debug)]
+struct Place {
+    within: Within,
+    /// What is taken out, if anything is.
+    without: Option<(SetName, OrdSet<Member>)>,
+}
+
+#[derive(Clone, Debug)]
+enum Within {
+    /// Every address.
+    All,
+    /// One network.
+    One(IpNet),
+    /// Several.
+    Set(SetName, OrdSet<Member>),
+}
+
+impl Place {
+    fn new(family: Family, area: &Area) -> Self {
+        let members = |nets: &[IpNet]| nets.iter().copied().map(Member::Network).collect::<OrdSet<_>>();
+        let within = match &*area.within {
+            [all] if all.prefix_len() == 0 => Within::All,
+            [one] => Within::One(*one),
+            several => Within::Set(names::networks(family, &digest(&several)), members(several)),
+        };
+        let without = (!area.without.is_empty())
+            .then(|| (names::excepts(family, &digest(&area.without)), members(&area.without)));
+        Self { within, without }
+    }
+
+    fn is_everything(&self) -> bool {
+        matches!(self.within, Within::All) && self.without.is_none()
+    }
+
+    /// Its networks, if they are few and nothing is taken out of them.
+    fn few(&self) -> Option<Vec<IpNet>> {
+        match (&self.within, &self.without) {
+            (Within::One(network), None) => Some(vec![*network]),
+            (Within::Set(_, members), None) if members.len() <= JOINED_ENTRIES => {
+                let network = |member: &Member| match member {
+                    Member::Network(network) => Some(*network),
+                    _ => None,
+                };
+                members.iter().map(network).collect()
+            }
+            _ => None,
+        }
+    }
+}
+
+struct GroupBuilder<'a> {
+    family: Family,
+    options: &'a Options,
+    direction: Direction,
+    digest: &'a str,
+    known: &'a mut BTreeMap<String, Weak<[Place]>>,
+    rules: Vec<Rule>,
+    sets: BTreeMap<SetName, IpSet>,
+    selections: BTreeMap<SetName, Arc<Selection>>,
+    places: Vec<Arc<[Place]>>,
+}
+
+impl GroupBuilder<'_> {
+    fn build(mut self, program: &Program) -> Group {
+        for tier in &program.tiers {
+            // The first rule that matches decides. Among rules of one action the order is of no meaning.
+            for run in tier.rules.chunk_by(|a, b| a.action == b.action) {
+                self.run(run);
+            }
+        }
+        self.act(program.default, &[]);
+        Group {
+            chain: self.rules.into_iter().collect(),
+            sets: self.sets.into_iter().collect(),
+            selections: self.selections.into_values().collect(),
+            _places: self.places,
+        }
+    }
+
+    /// Rules of one action, which stand behind each other.
+    fn run(&mut self, rules: &[program::Rule]) {
+        let placed: Vec<(&program::Rule, Vec<Arc<[Place]>>)> =
+            rules.iter().map(|rule| (rule, self.places(&rule.peers))).collect();
+        let (mut saved, mut members) = (0, Vec::new());
+        for (rule, places) in placed.iter().filter(|(rule, _)| rule.action == Action::Allow) {
+            for more in places.iter().flat_map(|places| places.iter()).filter_map(|place| joined(rule, place))
+            {
+                // Each protocol would be a rule of its own.
+                saved += protocols(&rule.ports);
+                members.extend(more);
+            }
+        }
+        let join = saved >= JOINED_FROM;
+        for (rule, places) in &placed {
+            for matches in self.alternatives(rule, places, join) {
+                self.act(rule.action, &matches);
+            }
+        }
+        if join {
+            let members: OrdSet<Member> = members.into_iter().collect();
+            let set = names::network_ports(self.family, &digest(&members));
+            self.set(set.clone(), SetKind::NetworkEndpoints, members);
+            let field = match self.direction {
+                Direction::Ingress => Field::SourceWithPort,
+                Direction::Egress => Field::DestinationEndpoint,
+            };
+            self.act(Action::Allow, &[Match::Set { set, field }]);
+        }
+        self.places.extend(placed.into_iter().flat_map(|(_, places)| places));
+    }
+
+    /// What `action` does with the packets for which `matches` hold.
+    fn act(&mut self, action: Action, matches: &[Match]) {
+        let with = |more: &[Match]| [matches, more].concat();
+        match action {
+            Action::Allow => self.rules.push(Rule::new(matches, Target::Return)),
+            Action::Deny => {
+                if let Some(group) = self.options.log_group {
+                    let prefix = format!("towpath {} {} ", self.direction, self.digest).into();
+                    let limit = [Match::Limit { per_second: LOGS_PER_SECOND }];
+                    self.rules.push(Rule::new(with(&limit), Target::Log { group, prefix }));
+                }
+                let field = match self.direction {
+                    Direction::Ingress => Field::Destination,
+                    Direction::Egress => Field::Source,
+                };
+                // Looking an address up in this set counts the packet. Every isolated pod is in it; the rule behind
+                // is for the moment in which one is not yet, or no longer.
+                let counted = Match::Set { set: names::drops(self.family), field };
+                for counted in [&[counted][..], &[]] {
+                    match self.options.deny {
+                        DenyAction::Drop => self.rules.push(Rule::new(with(counted), Target::Drop)),
+                        DenyAction::Reject => {
+                            let tcp = [&[Match::Protocol(Protocol::Tcp.number())], counted].concat();
+                            self.rules.push(Rule::new(with(&tcp), Target::Reject));
+                            self.rules.push(Rule::new(with(counted), Target::Reject));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The alternatives of one rule: a packet for which all matches of one of them hold is meant. None, if the rule
+    /// speaks of the other family only. With `join`, without those that are joined.
+    fn alternatives(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
+        let peers = self.peers(rule, places, join);
+        if peers.is_empty() {
+            return Vec::new();
+        }
+        let ports = self.port_matches(&rule.ports);
+        let pair = |port: &[Match], peer: &[Match]| [port, peer].concat();
+        peers.iter().flat_map(|peer| ports.iter().map(move |port| pair(port, peer))).collect()
+    }
+
+    /// The alternatives by which the other end is recognised; an empty one takes every end.
+    fn peers(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
+        let (field, other_end): (_, fn(IpNet) -> Match) = match self.direction {
+            Direction::Ingress => (Field::Source, Match::Source),
+            Direction::Egress => (Field::Destination, Match::Destination),
+        };
+        match &rule.peers {
+            PeerMatch::Any => vec![Vec::new()],
+            PeerMatch::NamedPorts(selection) => {
+                let set = self.selection(selection);
+                vec![vec![Match::Set { set, field: Field::DestinationEndpoint }]]
+            }
+            PeerMatch::Of { pods, .. } => {
+                let places = || places.iter().flat_map(|places| places.iter());
+                if places().any(Place::is_everything) {
+                    return vec![Vec::new()];
+                }
+                let mut alternatives = Vec::new();
+                for place in places().filter(|place| !join || joined(rule, place).is_none()) {
+                    let mut matches = match &place.within {
+                        Within::All => Vec::new(),
+                        Within::One(network) => vec![other_end(*network)],
+                        Within::Set(set, members) => {
+                            self.set(set.clone(), SetKind::Networks, members.clone());
+                            vec![Match::Set { set: set.clone(), field }]
+                        }
+                    };
+                    if let Some((set, members)) = &place.without {
+                        self.set(set.clone(), SetKind::Networks, members.clone());
+                        matches.push(Match::NotInSet { set: set.clone(), field });
+                    }
+                    alternatives.push(matches);
+                }
+                if let Some(selection) = pods {
+                    let set = self.selection(selection);
+                    alternatives.push(vec![Match::Set { set, field }]);
+                }
+                alternatives
+            }
+        }
+    }
+
+    /// What the blocks of `peers` come to.
+    fn places(&mut self, peers: &PeerMatch) -> Vec<Arc<[Place]>> {
+        let PeerMatch::Of { blocks, .. } = peers else { return Vec::new() };
+        let of_family = blocks.iter().filter(|block| Family::of_net(block.cidr()) == self.family);
+        let (alone, together): (Vec<IpBlock>, Vec<IpBlock>) = of_family.cloned().partition(stands_alone);
+        let alone = alone.into_iter().map(|block| vec![block]);
+        let together = (!together.is_empty()).then_some(together);
+        alone.chain(together).map(|blocks| self.placed(&blocks)).collect()
+    }
+
+    /// What blocks come to that are computed together.
+    fn placed(&mut self, blocks: &[IpBlock]) -> Arc<[Place]> {
+        let make = || -> Arc<[Place]> {
+            areas(self.family, blocks).iter().map(|area| Place::new(self.family, area)).collect()
+        };
+        if matches!(blocks, [single] if single.except().is_empty()) {
+            return make();
+        }
+        let digest = digest(&blocks);
+        self.known.get(&digest).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let places = make();
+            self.known.insert(digest, Arc::downgrade(&places));
+            places
+        })
+    }
+
+    /// The alternatives by which protocol and port are recognised.
+    fn port_matches(&mut self, ports: &PortMatch) -> Vec<Vec<Match>> {
+        let PortMatch::Of(ports) = ports else { return vec![Vec::new()] };
+        ports.iter().map(|(protocol, ranges)| self.ranges(protocol, ranges)).collect()
+    }
+
+    fn ranges(&mut self, protocol: Protocol, ranges: &[PortRange]) -> Vec<Match> {
+        let slots: usize = ranges.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum();
+        if ranges == [PortSet::all_of()] {
+            vec![Match::Protocol(protocol.number())]
+        } else if slots <= PORT_SLOTS {
+            vec![Match::Ports(protocol, ranges.to_vec())]
+        } else {
+            let set = names::ports(self.family, &digest(&ranges));
+            let members =
+                ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
+            self.set(set.clone(), SetKind::Ports, members);
+            vec![Match::Protocol(protocol.number()), Match::Set { set, field: Field::DestinationPort }]
+        }
+    }
+
+    /// The set of a selection.
+    fn selection(&mut self, selection: &Arc<Selection>) -> SetName {
+        let (name, _) = selection_set(self.family, selection);
+        self.selections.entry(name.clone()).or_insert_with(|| selection.clone());
+        name
+    }
+
+    fn set(&mut self, name: SetName, kind: SetKind, members: OrdSet<Member>) {
+        self.sets.entry(name).or_insert(IpSet { kind, members });
+    }
+}
+
+/// How many protocols a rule names, each of which is a rule of its own.
+fn protocols(ports: &PortMatch) -> usize {
+    match ports {
+        PortMatch::Any => 1,
+        PortMatch::Of(ports) => ports.iter().count(),
+    }
+}
+
+/// The members that a rule comes to for one of its places in a set of networks with ports: few enough, or `None`.
+fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
+    let PortMatch::Of(ports) = &rule.ports else { return None };
+    let numbers = ports.iter().flat_map(|(_, ranges)| ranges);
+    let numbers: usize = numbers.map(|range| 1 + usize::from(range.last() - range.first())).sum();
+    if numbers > JOINED_ENTRIES {
+        return None;
+    }
+    let networks = place.few().filter(|networks| networks.len() * numbers <= JOINED_ENTRIES)?;
+    let endpoints = |network: IpNet| {
+        ports.iter().flat_map(move |(protocol, ranges)| {
+            let numbers = ranges.iter().flat_map(|range| range.first()..=range.last());
+            numbers.map(move |number| Member::NetworkEndpoint(network, protocol, number))
+        })
+    };
+    Some(networks.into_iter().flat_map(endpoints).collect())
+}
