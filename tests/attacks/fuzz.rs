@@ -324,10 +324,10 @@ impl Fuzzer<'_> {
         );
         sent.discovery = hops == 255
             && claimed == own
-            && mac == own_mac
             && match message {
-                kind::NEIGHBOUR_SOLICITATION | kind::ROUTER_SOLICITATION => true,
-                kind::NEIGHBOUR_ADVERTISEMENT => IpAddr::V6(subject) == own,
+                kind::ROUTER_SOLICITATION => true,
+                kind::NEIGHBOUR_SOLICITATION => mac == own_mac,
+                kind::NEIGHBOUR_ADVERTISEMENT => mac == own_mac && IpAddr::V6(subject) == own,
                 _ => false,
             };
         let harmless = matches!(message, kind::NEIGHBOUR_SOLICITATION | kind::NEIGHBOUR_ADVERTISEMENT | 133);
@@ -386,6 +386,7 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) {
             name: pod.key.to_string(),
             node: usize::from(pod.node.as_deref() == Some("n2")),
             addresses: pod.addresses.clone(),
+            named: true,
         })
         .collect();
     let objects: Vec<_> = cluster

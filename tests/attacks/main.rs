@@ -15,7 +15,9 @@
 mod aftermath;
 mod bed;
 mod cast;
+mod changes;
 mod conntrack;
+mod deaths;
 mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
@@ -42,13 +44,18 @@ fn attack(topology: Topology, variant: Variant) {
     if !can_run() {
         return;
     }
-    let bed = cast::bed(Setting { topology, variant });
+    let mut bed = cast::bed(Setting { topology, variant });
     aftermath::prime(&bed);
     let mut table = Table::new(&bed);
     table.rows = topics::all(&bed);
     let mut seen = table.run();
     seen.extend(aftermath::rows(&bed));
     seen.extend(helpers::rows(&bed));
+    seen.extend(changes::rows(&bed));
+    bed.kill_daemons();
+    seen.extend(deaths::dead(&bed));
+    bed.start_daemons();
+    seen.extend(deaths::starting(&bed));
     judge(&bed, &seen);
     bed.end();
 }
