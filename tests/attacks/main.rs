@@ -22,6 +22,7 @@ mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
 mod manifests;
+mod punch;
 mod sightings;
 mod table;
 mod topics;
@@ -50,6 +51,7 @@ fn attack(topology: Topology, variant: Variant) {
     table.rows = topics::all(&bed);
     let mut seen = table.run();
     seen.extend(aftermath::rows(&bed));
+    seen.extend(punch::rows(&bed));
     seen.extend(helpers::rows(&bed));
     seen.extend(changes::rows(&bed));
     bed.kill_daemons();
