@@ -226,6 +226,11 @@ impl Seen {
 /// Prints what is wrong, and fails if something is.
 pub(crate) fn judge(bed: &Bed, seen: &[Seen]) {
     record(bed, seen);
+    let documented = include_str!("../../SECURITY.md");
+    for row in seen {
+        let line = format!("\n| {} |", row.attack.topic);
+        assert!(documented.contains(&line), "SECURITY.md has no line {line:?}");
+    }
     let of = |expect| seen.iter().filter(move |row| row.attack.expect == expect);
     let arrived = |expect| of(expect).filter(|row| row.arrived).count();
     let Setting { topology, variant } = bed.setting;
