@@ -24,7 +24,7 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PodPlan, Setting, Who, offset, source_port},
+    bed::{Bed, PodPlan, Setting, Who, offset, source_port, udp},
     can_run, manifests,
 };
 
@@ -173,11 +173,34 @@ impl Fuzzer<'_> {
         }
     }
 
+    /// A datagram from one pod to another as any program sends it.
+    fn tame(&mut self, from: usize, to: usize, family: Family) -> (Sent, Vec<Vec<u8>>) {
+        let (token, port) = (self.bed.token(), *self.random.pick(&PORTS[..5]));
+        let (from_pod, to_pod) = (Who::Pod(from), Who::Pod(to));
+        let ip = self.bed.ip(from_pod, to_pod, family);
+        let sent = Sent {
+            token,
+            from,
+            story: format!("plain UDP {port}, {family:?}"),
+            family,
+            transport: Some(Transport::Port(Protocol::Udp, port)),
+            destination: self.bed.address(to_pod, family),
+            discovery: false,
+            plain: true,
+        };
+        (sent, vec![self.bed.link(from_pod, to_pod).ip(&udp(&ip, token, port, &[]))])
+    }
+
     /// An IP packet in whatever wrapping.
     fn packet(&mut self) -> (Sent, Vec<Vec<u8>>) {
         let (bed, token, from) = (self.bed, self.bed.token(), self.any_pod());
         let family = if self.v6() { Family::V6 } else { Family::V4 };
         let own = bed.address(Who::Pod(from), family);
+        // Enough of what is allowed, so that a defence that denies too much shows as well.
+        if self.random.chance(15) {
+            let to = self.any_pod();
+            return self.tame(from, to, family);
+        }
         let source = if self.random.chance(60) { own } else { self.any_address(family) };
         let destination = self.any_address(family);
         let hops = *self.random.pick(&[255, 64, 64, 64, 2, 1]);
