@@ -284,8 +284,12 @@ impl Fuzzer<'_> {
         // To an address that is not one host's, nobody but a server sends that.
         let transport = transport.filter(|_| !dhcp || receiver.is_some());
         let plain = !odd && !dhcp && what.starts_with("UDP") && transport.is_some();
+        // A short question to neighbours or routers says nothing that is forbidden, whatever is in it.
+        let question = number == protocol::ICMPV6 && matches!(bytes.first(), Some(133 | 135));
+        let whole = packets.len() == 1 && wrap == 0 && source == own && hops == 255 && bytes.len() < 100;
+        let discovery = question && whole && family == Family::V6;
         let story = story.join(", ");
-        let sent = Sent { token, from, story, family, transport, destination, discovery: false, plain };
+        let sent = Sent { token, from, story, family, transport, destination, discovery, plain };
         (sent, frames)
     }
 
