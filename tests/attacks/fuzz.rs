@@ -356,8 +356,7 @@ impl Fuzzer<'_> {
                 // Who has no address yet asks for its own (RFC 4862).
                 kind::NEIGHBOUR_SOLICITATION if claimed.is_unspecified() => IpAddr::V6(subject) == own,
                 _ if claimed != own => false,
-                kind::ROUTER_SOLICITATION => true,
-                kind::NEIGHBOUR_SOLICITATION => mac == own_mac,
+                kind::ROUTER_SOLICITATION | kind::NEIGHBOUR_SOLICITATION => mac == own_mac,
                 kind::NEIGHBOUR_ADVERTISEMENT => mac == own_mac && IpAddr::V6(subject) == own,
                 _ => false,
             };

@@ -22,6 +22,7 @@ mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
 mod manifests;
+mod mirror;
 mod punch;
 mod sightings;
 mod table;
@@ -52,6 +53,7 @@ fn attack(topology: Topology, variant: Variant) {
     let mut seen = table.run();
     seen.extend(aftermath::rows(&bed));
     seen.extend(punch::rows(&bed));
+    seen.extend(mirror::rows(&bed));
     seen.extend(helpers::rows(&bed));
     seen.extend(changes::rows(&bed));
     bed.kill_daemons();
