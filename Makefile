@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel cluster control-plane scenarios deny bench bench-node \
+.PHONY: help build demo test fmt clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
         bench-cluster bench-smoke netpol soak manifests image image-rootfs packages clean
 
 help: ## This list
@@ -36,6 +36,12 @@ unit: packages ## All tests; those that need root or a control plane say so when
 kernel: packages ## Only the tests with real packets and the real kernel (root)
 	$(CARGO) test --locked --test dataplane --test lab --test kernel -- --nocapture
 
+# The table is printed also when an attack arrived: it says which.
+attacks: packages ## What a hostile pod may try, on every topology and variant, as a table (root)
+	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-target/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
+	$(CARGO) test --locked --test attacks -- --nocapture; status=$$?; \
+	[ ! -e "$$TOWPATH_ATTACK_TABLE" ] || cat "$$TOWPATH_ATTACK_TABLE"; exit $$status
+
 cluster: packages control-plane ## Only the tests with a real kube-apiserver (root)
 	$(CARGO) test --locked --test cluster -- --nocapture
 
@@ -55,7 +61,13 @@ bench: ## Criterion benches of the core: three sizes, and the worst policies
 bench-node: packages ## A whole node, end to end, with real packets (root)
 	$(CARGO) bench --locked --bench node
 
-bench-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
+bench-# The table is printed also when an attack arrived: it says which.
+attacks: packages ## What a hostile pod may try, on every topology and variant, as a table (root)
+	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-target/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
+	$(CARGO) test --locked --test attacks -- --nocapture; status=$$?; \
+	[ ! -e "$$TOWPATH_ATTACK_TABLE" ] || cat "$$TOWPATH_ATTACK_TABLE"; exit $$status
+
+cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
 	$(CARGO) bench --locked --bench cluster
 
 bench-smoke: packages ## Every bench runs once, unoptimised
@@ -69,6 +81,7 @@ soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
+	TOWPATH_CLUSTERS=10 TOWPATH_FRAMES=10000 $(CARGO) test --release --locked --test attacks fuzz -- --nocapture
 
 manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
 	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml

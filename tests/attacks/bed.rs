@@ -78,13 +78,17 @@ pub(crate) struct PodPlan {
     pub(crate) node: usize,
     /// None: the next free ones.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Whether it has an object: a pod is there before the API server says so.
+    pub(crate) named: bool,
 }
 
 /// The ground.
 pub(crate) struct Bed {
     // In the order in which they must end: captures and daemons before the namespaces.
     captures: Vec<Capture>,
-    daemons: Vec<(Process, PathBuf)>,
+    daemons: Vec<Process>,
+    /// Of all daemons, also of those that were killed.
+    logs: Vec<PathBuf>,
     sockets: BTreeMap<Who, RawSocket>,
     gateways: BTreeMap<Who, Mac>,
     guests: Vec<Netns>,
@@ -124,6 +128,7 @@ impl Bed {
         let mut bed = Self {
             captures: Vec::new(),
             daemons: Vec::new(),
+            logs: Vec::new(),
             sockets: BTreeMap::new(),
             gateways: BTreeMap::new(),
             guests: Vec::new(),
@@ -228,7 +233,8 @@ impl Bed {
         manifest: impl Fn(usize, &[IpAddr], &[IpAddr]) -> Value,
         objects: &[Value],
     ) {
-        let pods = plans.iter().enumerate().map(|(place, plan)| {
+        let named = plans.iter().enumerate().filter(|(_, plan)| plan.named);
+        let pods = named.map(|(place, plan)| {
             let pod = self.lab.pod(self.pods[place].0).expect("a pod");
             let node = self.lab.node(plan.node).expect("a node");
             manifest(place, pod.addresses(), node.addresses())
@@ -241,10 +247,11 @@ impl Bed {
         }
     }
 
-    fn start_daemons(&mut self) {
+    /// Starts a daemon on each node, and does not wait for them.
+    pub(crate) fn start_daemons(&mut self) {
         for node in 0..2 {
             let name = node_name(node);
-            let log = self.folder.path().join(format!("{name}.log"));
+            let log = self.folder.path().join(format!("{name}-{}.log", self.logs.len()));
             let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
             command
                 .args(["run", "--node-name", &name, "--listen", LISTEN])
@@ -255,21 +262,32 @@ impl Bed {
                 .arg(self.folder.path().join("run").join(&name))
                 .stderr(fs::File::create(&log).expect("a log"));
             let process = self.lab.node(node).expect("a node").spawn(command).expect("a daemon");
-            self.daemons.push((process, log));
+            self.daemons.push(process);
+            self.logs.push(log);
+        }
+    }
+
+    /// Kills the daemons, as a crash would.
+    pub(crate) fn kill_daemons(&mut self) {
+        for mut daemon in self.daemons.drain(..) {
+            daemon.kill().expect("its end");
         }
     }
 
     /// Waits until both daemons enforce everything, the binding of interfaces to their pods included.
-    ///
-    /// The one place to change when a daemon says more about that than that it is ready.
     fn wait_until_guarded(&self) {
         let until = Instant::now() + READY_WITHIN;
-        for node in 0..2 {
-            while !self.answers(node, "/readyz") {
-                assert!(Instant::now() < until, "node {node} is not ready\n{}", self.logs());
-                std::thread::sleep(Duration::from_millis(20));
-            }
+        while !self.is_guarded() {
+            assert!(Instant::now() < until, "a node is not ready\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether both daemons enforce everything.
+    ///
+    /// The one place to change when a daemon says more about that than that it is ready.
+    pub(crate) fn is_guarded(&self) -> bool {
+        (0..2).all(|node| self.answers(node, "/readyz"))
     }
 
     fn answers(&self, node: usize, path: &str) -> bool {
@@ -285,9 +303,10 @@ impl Bed {
 
     /// What the daemons logged.
     pub(crate) fn logs(&self) -> String {
-        let logs = self.daemons.iter().map(|(_, log)| {
-            format!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default())
-        });
+        let logs = self
+            .logs
+            .iter()
+            .map(|log| format!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default()));
         logs.collect::<Vec<_>>().join("\n")
     }
 
@@ -419,9 +438,9 @@ impl Bed {
         Token(self.next_token.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Takes frames with these bytes for ones with that token.
-    pub(crate) fn recognise(&self, pattern: Vec<u8>, token: Token) {
-        self.sightings.recognise(pattern, token);
+    /// Takes a message of neighbour discovery with this body for one with that token.
+    pub(crate) fn recognise(&self, body: Vec<u8>, token: Token) {
+        self.sightings.recognise(body, token);
     }
 
     pub(crate) fn send(&self, from: Who, frame: &[u8]) {
@@ -436,8 +455,17 @@ impl Bed {
     /// Returns when everything that was sent before has arrived wherever it arrives at all: a last datagram of each
     /// sender to its own node, which is never denied, has to get through first.
     pub(crate) fn settle(&self) {
+        self.settle_without(None);
+    }
+
+    /// The same, when one sender has other addresses than it ought to.
+    pub(crate) fn settle_but(&self, changed: Who) {
+        self.settle_without(Some(changed));
+    }
+
+    fn settle_without(&self, changed: Option<Who>) {
         let until = Instant::now() + Duration::from_secs(10);
-        for who in self.sockets.keys().copied() {
+        for who in self.sockets.keys().copied().filter(|who| Some(*who) != changed) {
             let Some(node) = self.node_of(who).map(Who::Node) else { continue };
             let token = self.token();
             let ip = self.ip(who, node, Family::V4);
@@ -448,15 +476,21 @@ impl Bed {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        // What a node holds back until it knows a neighbour, or the last fragment came.
-        std::thread::sleep(Duration::from_millis(400));
+        // What a node holds back until it knows a neighbour, or the last fragment came; and what the captures still
+        // have to look at.
+        let mut looked = None;
+        while looked != Some(self.sightings.looked()) && Instant::now() < until {
+            looked = Some(self.sightings.looked());
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Ends the daemons as a node's shutdown does, and sees them end well.
     pub(crate) fn end(mut self) {
-        for (process, log) in &mut self.daemons {
+        let logs = self.logs();
+        for process in &mut self.daemons {
             let status = process.stop().expect("its end");
-            assert!(status.success(), "{status}\n{}", fs::read_to_string(log).unwrap_or_default());
+            assert!(status.success(), "{status}\n{logs}");
         }
     }
 }

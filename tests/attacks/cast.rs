@@ -29,6 +29,9 @@ pub(crate) const FAR_SHY: Who = Who::Pod(9);
 /// As [`FRIEND`].
 pub(crate) const FAR_FRIEND: Who = Who::Pod(10);
 
+/// A pod that no object names: it was made a moment ago, or its object is not read yet.
+pub(crate) const STRANGER: Who = Who::Pod(11);
+
 pub(crate) const NODE: Who = Who::Node(0);
 pub(crate) const OTHER_NODE: Who = Who::Node(1);
 pub(crate) const GUEST: Who = Who::Guest(0);
@@ -36,7 +39,7 @@ pub(crate) const OTHER_GUEST: Who = Who::Guest(1);
 pub(crate) const OUTSIDE: Who = Who::Outside;
 
 /// Namespace, name, node and role of each pod.
-const PODS: [(&str, &str, usize, &str); 11] = [
+const PODS: [(&str, &str, usize, &str); 12] = [
     ("red", "attacker", 0, "none"),
     ("green", "free", 0, "none"),
     ("green", "open", 0, "none"),
@@ -48,6 +51,7 @@ const PODS: [(&str, &str, usize, &str); 11] = [
     ("blue", "far-victim", 1, "none"),
     ("blue", "far-shy", 1, "shy"),
     ("green", "far-friend", 1, "friend"),
+    ("green", "stranger", 0, "none"),
 ];
 
 /// The ground with these pods.
@@ -58,6 +62,7 @@ pub(crate) fn bed(setting: Setting) -> Bed {
             name: format!("{namespace}/{name}"),
             node: *node,
             addresses: Vec::new(),
+            named: *name != "stranger",
         })
         .collect();
     Bed::new(setting, &plans, pod, &objects())

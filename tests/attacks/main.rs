@@ -15,11 +15,15 @@
 mod aftermath;
 mod bed;
 mod cast;
+mod changes;
 mod conntrack;
+mod deaths;
 mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
 mod manifests;
+mod mirror;
+mod punch;
 mod sightings;
 mod table;
 mod topics;
@@ -42,13 +46,20 @@ fn attack(topology: Topology, variant: Variant) {
     if !can_run() {
         return;
     }
-    let bed = cast::bed(Setting { topology, variant });
+    let mut bed = cast::bed(Setting { topology, variant });
     aftermath::prime(&bed);
     let mut table = Table::new(&bed);
     table.rows = topics::all(&bed);
     let mut seen = table.run();
     seen.extend(aftermath::rows(&bed));
+    seen.extend(punch::rows(&bed));
+    seen.extend(mirror::rows(&bed));
     seen.extend(helpers::rows(&bed));
+    seen.extend(changes::rows(&bed));
+    bed.kill_daemons();
+    seen.extend(deaths::dead(&bed));
+    bed.start_daemons();
+    seen.extend(deaths::starting(&bed));
     judge(&bed, &seen);
     bed.end();
 }

@@ -1,38 +1,57 @@
 //! What the captures saw.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, RwLock},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Mutex, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use towpath::lab::frame::Token;
 
 use crate::bed::Who;
 
+/// Where the body of an ICMPv6 message begins in a frame: behind the headers of Ethernet, IPv6 and itself.
+const BODY: usize = 14 + 40 + 4;
+
+/// How long the bodies of solicitations and advertisements are: with a target and a hardware address, or with that only.
+const BODY_LENGTHS: [usize; 2] = [28, 12];
+
 /// Who saw which token, filled by the captures.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     seen: Mutex<BTreeMap<Token, BTreeSet<Who>>>,
-    /// For frames without room for a token: bytes that no other frame has.
-    patterns: RwLock<Vec<(Vec<u8>, Token)>>,
+    looked: AtomicU64,
+    /// For messages without room for a token: bodies of ICMPv6 that no other frame has.
+    bodies: RwLock<HashMap<Vec<u8>, Token>>,
 }
 
 impl Sightings {
     /// Notes every token in what somebody received.
     pub(crate) fn look(&self, who: Who, bytes: &[u8]) {
+        self.looked.fetch_add(1, Ordering::Relaxed);
         for token in Token::find(bytes) {
             self.seen.lock().unwrap().entry(token).or_default().insert(who);
         }
-        for (pattern, token) in &*self.patterns.read().unwrap() {
-            if bytes.windows(pattern.len()).any(|window| window == pattern) {
+        let bodies = self.bodies.read().unwrap();
+        for length in BODY_LENGTHS {
+            let body = bytes.get(BODY..BODY + length);
+            if let Some(token) = body.and_then(|body| bodies.get(body)) {
                 self.seen.lock().unwrap().entry(*token).or_default().insert(who);
             }
         }
     }
 
-    /// Takes these bytes for that token.
-    pub(crate) fn recognise(&self, pattern: Vec<u8>, token: Token) {
-        self.patterns.write().unwrap().push((pattern, token));
+    /// Takes a message of neighbour discovery with this body for that token.
+    pub(crate) fn recognise(&self, body: Vec<u8>, token: Token) {
+        assert!(BODY_LENGTHS.contains(&body.len()), "{body:?} would not be found");
+        self.bodies.write().unwrap().insert(body, token);
+    }
+
+    /// How many frames and datagrams were looked at.
+    pub(crate) fn looked(&self) -> u64 {
+        self.looked.load(Ordering::Relaxed)
     }
 
     /// Who saw a token up to now.

@@ -49,14 +49,16 @@ pub mod flag {
     pub const OVERRIDE: u32 = 1 << 29;
 }
 
-/// The body of a neighbour solicitation or advertisement: flags and reserved bits, the target, and an option with a
-/// hardware address, the sender's in a solicitation and the target's in an advertisement.
+/// The body of a solicitation or a neighbour advertisement: flags and reserved bits, the target unless it is routers
+/// that are asked for, and an option with a hardware address, the target's in an advertisement and else the sender's.
 #[must_use]
 pub fn neighbour(kind: u8, flags: u32, target: Ipv6Addr, mac: Option<Mac>) -> Vec<u8> {
     let mut body = flags.to_be_bytes().to_vec();
-    body.extend(target.octets());
+    if kind != kind::ROUTER_SOLICITATION {
+        body.extend(target.octets());
+    }
     if let Some(mac) = mac {
-        body.extend([if kind == kind::NEIGHBOUR_SOLICITATION { 1 } else { 2 }, 1]);
+        body.extend([if kind == kind::NEIGHBOUR_ADVERTISEMENT { 2 } else { 1 }, 1]);
         body.extend(mac.0);
     }
     body

@@ -11,7 +11,7 @@ use crate::{
     bed::{Bed, PORT, offset, udp},
     cast::{
         ATTACKER, FAR_FRIEND, FAR_OPEN, FAR_SHY, FREE, FRIEND, GUEST, NODE, OPEN, OTHER_NODE, OUTSIDE, SHY,
-        VICTIM,
+        STRANGER, VICTIM,
     },
     table::{Stage, Table},
 };
@@ -123,6 +123,21 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 });
             }
         }
+        table.section("pods that no object names", Some(family), Stage::Calm);
+        for (name, owner) in
+            [("as a local pod", FRIEND), ("as a remote pod", FAR_FRIEND), ("as the node", NODE)]
+        {
+            for to in [SHY, FAR_SHY, VICTIM] {
+                table.never(name, STRANGER, to, |bed, token| {
+                    let ip = Ip::new(bed.address(owner, family), bed.address(to, family));
+                    vec![bed.link(STRANGER, to).ip(&udp(&ip, token, PORT, &[]))]
+                });
+            }
+        }
+        // Whose policies bind it is not known either.
+        table.undefended("with its own address", STRANGER, OPEN, |bed, token| {
+            honest(bed, STRANGER, OPEN, family, token)
+        });
         table.section("sources from elsewhere", Some(family), Stage::Calm);
         for (name, from, owner) in [
             ("a local pod's address from outside", OUTSIDE, FRIEND),

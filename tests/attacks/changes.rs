@@ -1,0 +1,81 @@
+//! A pod that takes another one's addresses for its own interface, as its owner may from within.
+
+use towpath::{
+    lab::frame::{Ip, Link},
+    model::Family,
+};
+
+use crate::{
+    bed::{Bed, PORT, Who, udp},
+    cast::{FREE, FRIEND, OPEN, SHY},
+    table::{Expect, Seen, observed},
+};
+
+pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+    let run = |lines: &[String]| bed.netns(FREE).ip(lines).expect("a change within the pod");
+    let takes = |family| format!("addr add {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
+    run(&[
+        "link set eth0 down".to_owned(),
+        format!("link set eth0 address {}", bed.mac(FRIEND)),
+        "link set eth0 up".to_owned(),
+        takes(Family::V4),
+        format!("{} nodad", takes(Family::V6)),
+    ]);
+    let as_friend = |family, own_mac: bool| {
+        let token = bed.token();
+        let source = if own_mac { bed.mac(FREE) } else { bed.mac(FRIEND) };
+        let link = Link { source, ..bed.link(FREE, SHY) };
+        let ip = Ip::new(bed.address(FRIEND, family), bed.address(SHY, family));
+        bed.send(FREE, &link.ip(&udp(&ip, token, PORT, &[])));
+        token
+    };
+    let tokens = Family::BOTH.map(|family| (family, [as_friend(family, false), as_friend(family, true)]));
+    bed.settle_but(FREE);
+    let mut rows: Vec<Seen> = tokens
+        .into_iter()
+        .map(|(family, tokens)| {
+            let arrived = tokens.iter().any(|token| bed.seen(*token).contains(&SHY));
+            row(bed, "another pod's addresses on the own interface", family, SHY, (Expect::Never, arrived))
+        })
+        .collect();
+    let gives = |family| format!("addr del {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
+    let mut back = vec![
+        gives(Family::V4),
+        gives(Family::V6),
+        "link set eth0 down".to_owned(),
+        format!("link set eth0 address {}", bed.mac(FREE)),
+        "link set eth0 up".to_owned(),
+    ];
+    // With the interface went what hung on it.
+    let (gateway4, gateway6) = (bed.gateway_address(0, Family::V4), bed.gateway_address(0, Family::V6));
+    if bed.setting.topology.has_bridge() {
+        back.push(format!("addr replace {}/64 dev eth0 nodad", bed.v6(FREE)));
+    } else {
+        back.push(format!("addr replace {}/128 dev eth0 nodad", bed.v6(FREE)));
+        back.push(format!("route replace {gateway4}/32 dev eth0"));
+        back.push(format!("route replace {gateway6}/128 dev eth0"));
+    }
+    back.push(format!("route replace 0.0.0.0/0 via {gateway4} dev eth0"));
+    back.push(format!("route replace ::/0 via {gateway6} dev eth0"));
+    run(&back);
+    for family in Family::BOTH {
+        let token = bed.token();
+        let packet = udp(&bed.ip(FREE, OPEN, family), token, PORT, &[]);
+        bed.send(FREE, &bed.link(FREE, OPEN).ip(&packet));
+        bed.settle();
+        let arrived = bed.seen(token).contains(&OPEN);
+        rows.push(row(bed, "the own addresses again", family, OPEN, (Expect::Arrives, arrived)));
+    }
+    rows
+}
+
+fn row(bed: &Bed, name: &str, family: Family, to: Who, verdict: (Expect, bool)) -> Seen {
+    observed(bed, "changed addresses", format!("{name}, {family:?}"), (FREE, to), verdict)
+}
+
+const fn prefix(family: Family) -> u8 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    }
+}

@@ -1,0 +1,26 @@
+//! The same attacks when no daemon runs, and while one starts: what was denied stays denied.
+
+use crate::{
+    bed::Bed,
+    table::{Seen, Table},
+    topics,
+};
+
+/// After a crash.
+pub(crate) fn dead(bed: &Bed) -> Vec<Seen> {
+    let mut table = Table::new(bed);
+    table.rows = topics::all(bed);
+    table.again("while the daemon is dead");
+    table.run()
+}
+
+/// Over and over, until the daemons are ready once more.
+pub(crate) fn starting(bed: &Bed) -> Vec<Seen> {
+    let mut table = Table::new(bed);
+    table.rows = topics::all(bed);
+    table.again("while the daemon starts");
+    while !bed.is_guarded() {
+        table.send();
+    }
+    table.run()
+}

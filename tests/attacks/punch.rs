@@ -1,0 +1,71 @@
+//! Forged packets that open a connection in the victim's name: what comes back to the victim is then a reply.
+//!
+//! The victim may send and nobody may reach it. An attacker sends as the victim, to a partner or back to itself, and
+//! the node remembers a connection of the victim's. Replies pass whatever the policy.
+
+use towpath::{
+    lab::frame::{Ip, Link, protocol},
+    model::Family,
+};
+
+use crate::{
+    bed::{Bed, PORT, Who, source_port},
+    cast::{ATTACKER, FAR_OPEN, FREE, FRIEND, GUEST, OPEN, OUTSIDE, VICTIM},
+    table::{Expect, Seen, observed},
+};
+
+/// How, who forges, and who answers.
+const PAIRS: [(&str, Who, Who, Expect); 6] = [
+    ("a reply to what the sender itself forged", FREE, FREE, Expect::Never),
+    ("a reply to what another pod forged", FREE, OPEN, Expect::Never),
+    ("a reply to what a pod that may not send forged", ATTACKER, OPEN, Expect::Never),
+    ("a reply from the other node to what a pod forged", FREE, FAR_OPEN, Expect::Never),
+    ("a reply to what was forged outside", OUTSIDE, OPEN, Expect::Undefended),
+    ("a reply to what was forged on another bridge", GUEST, OPEN, Expect::Undefended),
+];
+
+pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+    let all: Vec<_> =
+        Family::BOTH.into_iter().flat_map(|family| PAIRS.map(|pair| (family, pair, bed.token()))).collect();
+    for (family, (_, forger, partner, _), token) in &all {
+        let ip = Ip::new(bed.address(VICTIM, *family), bed.address(*partner, *family));
+        let packet = ip.packet(protocol::UDP, &ip.udp(source_port(*token), PORT, b"for the record"));
+        let link = if forger == partner {
+            // To the node and back.
+            Link { source: bed.mac(*forger), destination: bed.gateway(*forger) }
+        } else {
+            bed.link(*forger, *partner)
+        };
+        bed.send(*forger, &link.ip(&packet));
+    }
+    bed.settle();
+    for (family, (_, _, partner, _), token) in &all {
+        let ip = bed.ip(*partner, VICTIM, *family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(PORT, source_port(*token), &token.bytes()));
+        bed.send(*partner, &bed.link(*partner, VICTIM).ip(&packet));
+    }
+    // The same without any forgery before it: a true connection of the victim's.
+    let honest = Family::BOTH.map(|family| (family, bed.token()));
+    for (family, token) in honest {
+        let ip = bed.ip(VICTIM, FRIEND, family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(source_port(token), PORT, b"for the record"));
+        bed.send(VICTIM, &bed.link(VICTIM, FRIEND).ip(&packet));
+    }
+    bed.settle();
+    for (family, token) in honest {
+        let ip = bed.ip(FRIEND, VICTIM, family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(PORT, source_port(token), &token.bytes()));
+        bed.send(FRIEND, &bed.link(FRIEND, VICTIM).ip(&packet));
+    }
+    bed.settle();
+    let forged = all.iter().map(|(family, (name, _, partner, expect), token)| {
+        let verdict = (*expect, bed.seen(*token).contains(&VICTIM));
+        observed(bed, "forged connections", format!("{name}, {family:?}"), (*partner, VICTIM), verdict)
+    });
+    let true_ones = honest.into_iter().map(|(family, token)| {
+        let verdict = (Expect::Arrives, bed.seen(token).contains(&VICTIM));
+        let name = format!("a reply to what the victim itself sent, {family:?}");
+        observed(bed, "forged connections", name, (FRIEND, VICTIM), verdict)
+    });
+    forged.chain(true_ones).collect()
+}
