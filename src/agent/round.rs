@@ -189,7 +189,7 @@ impl<D: Dataplane> Agent<D> {
             let policies: BTreeSet<&ObjectKey> = resolved
                 .pods
                 .iter()
-                .flat_map(|pod| &pod.policies)
+                .flat_map(|pod| pod.policies.iter())
                 .filter(|policy| policy.rules(direction).is_some())
                 .map(|policy| &policy.key)
                 .collect();
