@@ -5,11 +5,13 @@
 //!
 //! ```text
 //! round      one round, and what becomes of its outcome
+//! deferred   large new sets: filled in pieces, between inputs
 //! drift      when to look whether the kernel still holds what was written
 //! waiting    changes that are not enforced yet, and since when
 //! status     what the loop tells the outside of itself
 //! ```
 
+mod deferred;
 mod drift;
 mod round;
 mod status;
@@ -26,15 +28,20 @@ use std::{
 
 use tracing::warn;
 
+use deferred::Deferred;
 use drift::Lookout;
-pub use status::{Readiness, Refused, Status, View};
+pub use status::{LAG_LIMIT, Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
     model::{Change, Cluster, Delta, ObjectKey, Pod},
-    policy::{members::Move, resolve::Resolver},
+    policy::{
+        budget::{Budgets, OverBudget},
+        members::Move,
+        resolve::Resolver,
+    },
     ruleset::{
         Object, Ruleset,
         compile::{Compiler, Options},
@@ -95,6 +102,9 @@ impl Default for Pace {
     }
 }
 
+/// So long inputs are taken in before a round, if they do not end by themselves.
+const TAKING: Duration = Duration::from_millis(100);
+
 /// The loop shows itself at least so often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -121,6 +131,10 @@ pub struct Agent<D> {
     resolver: Resolver,
     kernel: Option<Observed>,
     broken: BTreeSet<Object>,
+    /// New sets that are too large for a round.
+    deferred: Deferred,
+    /// What was last found to be over its budget.
+    over_budget: Arc<[OverBudget]>,
     moves: Vec<Move>,
     synced: bool,
     /// Whether a round has succeeded.
@@ -178,6 +192,8 @@ impl<D: Dataplane> Agent<D> {
             resolver: Resolver::new(node),
             kernel: None,
             broken: BTreeSet::new(),
+            deferred: Deferred::default(),
+            over_budget: Arc::default(),
             moves: Vec::new(),
             synced: false,
             settled: false,
@@ -193,6 +209,13 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    /// The same with other budgets.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Budgets) -> Self {
+        self.resolver = self.resolver.with_budgets(budgets);
+        self
+    }
+
     /// Runs until it is told to stop, or nobody is left who could tell it anything.
     pub fn run(mut self, inbox: &Receiver<Input>) {
         loop {
@@ -200,10 +223,15 @@ impl<D: Dataplane> Agent<D> {
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
                     self.splits_left = SPLITS;
-                    // Whatever else has arrived goes into the same round.
+                    // Whatever else has arrived goes into the same round. But if it never ends, the round comes first:
+                    // who sends without end must not keep the others waiting.
+                    let until = Instant::now() + TAKING;
                     for input in std::iter::once(input).chain(inbox.try_iter()) {
                         if !self.take(input) {
                             return;
+                        }
+                        if self.synced && Instant::now() >= until {
+                            break;
                         }
                     }
                 }
@@ -219,6 +247,9 @@ impl<D: Dataplane> Agent<D> {
         let heartbeat = Instant::now() + HEARTBEAT;
         if !self.synced {
             return heartbeat;
+        }
+        if self.can_fill() {
+            return Instant::now();
         }
         let round = self.dirty.then_some(self.not_before);
         [round, self.retry_at, self.tidy_at, Some(self.lookout.next())]
@@ -236,6 +267,7 @@ impl<D: Dataplane> Agent<D> {
                 for change in changes {
                     self.change(change, received);
                 }
+                self.status.taken(self.oldest());
                 if together {
                     self.resolver.join_moves(before);
                 }
@@ -249,6 +281,16 @@ impl<D: Dataplane> Agent<D> {
             Input::Stop => return false,
         }
         true
+    }
+
+    /// When the oldest change was received that was taken in and is not in the kernel.
+    fn oldest(&self) -> Option<Instant> {
+        self.waiting.oldest().into_iter().chain(self.deferred.oldest()).min()
+    }
+
+    /// Shows since when the oldest of these changes waits.
+    fn publish_age(&self) {
+        self.status.waits_since(self.oldest());
     }
 
     fn change(&mut self, change: Change, received: Instant) {
@@ -320,6 +362,7 @@ impl<D: Dataplane> Agent<D> {
         } else if self.dirty && now >= self.not_before || tidy {
             self.round(tidy);
         }
+        self.fill();
     }
 
     fn count(&self, delta: &Delta) {

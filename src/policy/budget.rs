@@ -132,6 +132,15 @@ pub enum Closed {
     Namespace(Arc<str>),
 }
 
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(key) => write!(f, "policy {key}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+        }
+    }
+}
+
 /// Whose budget was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scale {
@@ -182,13 +191,9 @@ impl OverBudget {
 impl fmt::Display for OverBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { closed, scale, resource, cost, budget } = self;
-        match closed {
-            Closed::Policy(key) => write!(f, "policy {key}")?,
-            Closed::Namespace(name) => write!(f, "namespace {name}")?,
-        }
         write!(
             f,
-            " needs {cost} {resource}, over the budget of the {scale} ({budget}): its pods stay isolated, "
+            "{closed} needs {cost} {resource}, over the budget of the {scale} ({budget}): its pods stay isolated, "
         )?;
         match closed {
             Closed::Policy(_) => f.write_str("and this policy allows nothing"),

@@ -70,9 +70,14 @@ pub fn isolated(family: Family, direction: Direction, members: &OrdSet<Member>) 
 #[must_use]
 pub fn grows_early(name: &SetName) -> bool {
     let family = name.family();
+    [drops, local_pods, nodes].iter().any(|closing| closing(family) == *name) || is_named_after_members(name)
+}
+
+/// Whether other members would be another name.
+#[must_use]
+pub fn is_named_after_members(name: &SetName) -> bool {
     let named_after_members = ["ingress-isolated-", "egress-isolated-", "nets-", "ports-"];
-    [drops, local_pods, nodes].iter().any(|closing| closing(family) == *name)
-        || named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
+    named_after_members.iter().any(|kind| name.as_str()[PREFIX..].starts_with(kind))
 }
 
 /// Whether rules can do without a set, by closing what it would allow. Without one of the others something would open:

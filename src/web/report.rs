@@ -10,7 +10,10 @@ use crate::{
     agent::{Readiness, View},
     metrics::Metrics,
     model::{Direction, Family},
-    policy::resolve::LocalPod,
+    policy::{
+        budget::{Closed, OverBudget},
+        resolve::LocalPod,
+    },
 };
 
 /// Everything at one moment. Fields may be added, none changes its meaning. Times are RFC 3339, in UTC.
@@ -45,6 +48,12 @@ pub struct Report {
     pub broken_objects: i64,
     /// Objects that could not be read.
     pub refused: Vec<RefusedObject>,
+    /// What is closed because it costs too much.
+    pub over_budget: Vec<OverBudgetReport>,
+    /// How long the oldest change has waited that is not in the kernel yet, in seconds.
+    pub oldest_pending_seconds: u64,
+    /// Large sets that are being filled; what they would allow is closed until then.
+    pub deferred_sets: i64,
     /// How often somebody else had changed what is ours and it was put right.
     pub drift_repairs: u64,
     /// Rounds that failed.
@@ -80,6 +89,20 @@ pub struct RefusedObject {
     /// Its name.
     pub name: Option<String>,
     /// Where it stands, if it has a place, and what is wrong with it.
+    pub reason: String,
+}
+
+/// A policy or a namespace that is closed on this node because it costs too much.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OverBudgetReport {
+    /// `Namespace`, or `NetworkPolicy`.
+    pub kind: String,
+    /// The namespace whose pods are closed.
+    pub namespace: String,
+    /// The policy's name; null if the whole namespace is closed.
+    pub name: Option<String>,
+    /// What it needs, which budget that is over, and what is closed.
     pub reason: String,
 }
 
@@ -126,6 +149,9 @@ impl Default for Report {
             kernel: BTreeMap::new(),
             broken_objects: 0,
             refused: Vec::new(),
+            over_budget: Vec::new(),
+            oldest_pending_seconds: 0,
+            deferred_sets: 0,
             drift_repairs: 0,
             failed_rounds: 0,
             connections_cut: 0,
@@ -155,6 +181,9 @@ impl Report {
             kernel: amounts(metrics),
             broken_objects: metrics.broken_objects.get(),
             refused: view.refused.iter().flat_map(|refused| refused.iter()).map(RefusedObject::of).collect(),
+            over_budget: view.over_budget.iter().map(OverBudgetReport::of).collect(),
+            oldest_pending_seconds: view.waiting.as_secs(),
+            deferred_sets: metrics.deferred_sets.get(),
             drift_repairs: metrics.drift_repairs.get(),
             failed_rounds: metrics.syncs.with_label_values(&["failure"]).get(),
             connections_cut: metrics.connections_cut.get(),
@@ -188,6 +217,17 @@ fn amounts(metrics: &Metrics) -> BTreeMap<String, Amounts> {
         (name, amounts)
     };
     Family::BOTH.into_iter().map(amounts).collect()
+}
+
+impl OverBudgetReport {
+    fn of(over: &OverBudget) -> Self {
+        let (kind, name) = match &over.closed {
+            Closed::Policy(key) => ("NetworkPolicy", Some(key.name.to_string())),
+            Closed::Namespace(_) => ("Namespace", None),
+        };
+        let namespace = over.namespace().to_string();
+        Self { kind: kind.to_owned(), namespace, name, reason: over.to_string() }
+    }
 }
 
 impl RefusedObject {

@@ -12,11 +12,18 @@ use ipnet::IpNet;
 use crate::{
     dataplane::{ApplyError, DataplaneError, Refusal, command::Commands, command::Output},
     model::Protocol,
-    ruleset::{IpSet, Member, Object, SetKind, SetName, plan::SetEdit, render},
+    ruleset::{IpSet, Member, Object, SetKind, SetName, names, plan::SetEdit, render},
 };
 
 /// After so many refused entries of one set, the rest of that set is not tried any more.
 const REFUSED_ENTRIES: usize = 16;
+
+/// So often edits are tried again without the one that was refused. Each time everything runs anew, so that it must not
+/// be as often as a tenant can get edits refused. The sets that are behind the last refused edit are given up at once.
+const TRIES: usize = 24;
+
+/// After so many sets that could not be made, no other is tried: the kernel has no room for more.
+const REFUSED_SETS: usize = 4;
 
 /// How long to wait, in turn, for the kernel to let go of sets. The nft variant frees the rules of a transaction
 /// after it, and these hold their sets until then: a few milliseconds, more on a busy machine.
@@ -140,7 +147,9 @@ fn restore(commands: &Commands, text: &str) -> Result<Output, DataplaneError> {
 /// Carries out edits, in their order. What is refused is left out, and the rest is carried out.
 ///
 /// `ipset restore` stops at the first line that it cannot take, and what it had read just before may be lost with it.
-/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once.
+/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once. That is tried
+/// a bounded number of times; then all that may be refused and is not known to be done is given up together. What closes
+/// comes first in a plan, and so it is done by then.
 pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
     let text = render::sets(edits);
     let mut output = restore(commands, &text)?;
@@ -149,6 +158,7 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
     }
     let mut lines: Vec<(&str, &SetEdit)> = text.lines().zip(edits).collect();
     let mut refused: BTreeMap<&SetName, Vec<String>> = BTreeMap::new();
+    let (mut tries, mut sets) = (0, 0);
     while !output.success {
         let Some((line, reason)) = culprit(&output.stderr).filter(|(line, _)| *line < lines.len()) else {
             return Err(output.into_error().into());
@@ -158,8 +168,25 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
         tracing::warn!(%set, edit = text, reason, "an edit of a set was refused");
         let reasons = refused.entry(set).or_default();
         reasons.push(format!("{text}: {reason}"));
-        if matches!(edit, SetEdit::Create(..)) || reasons.len() >= REFUSED_ENTRIES {
+        tries += 1;
+        let is_new = matches!(edit, SetEdit::Create(..));
+        sets += usize::from(is_new);
+        if is_new || reasons.len() >= REFUSED_ENTRIES {
             lines.retain(|(_, edit)| edit.set() != set);
+        }
+        if tries >= TRIES || sets >= REFUSED_SETS {
+            let given_up = give_up(&lines, line.min(lines.len()), tries < TRIES);
+            tracing::warn!(
+                sets = given_up.len(),
+                reason,
+                "too many edits were refused; giving up the sets behind them"
+            );
+            for set in &given_up {
+                refused
+                    .entry(set)
+                    .or_insert_with(|| vec![format!("not tried after others were refused: {reason}")]);
+            }
+            lines.retain(|(_, edit)| !given_up.contains(edit.set()));
         }
         if lines.is_empty() {
             break;
@@ -168,6 +195,17 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
         output = restore(commands, &rest)?;
     }
     Err(refusals(refused))
+}
+
+/// The sets that are given up after refusals up to the line `from`: those of which edits are behind it and that rules
+/// can do without; if `only_new`, only those that are still to be made.
+fn give_up<'a>(lines: &[(&str, &'a SetEdit)], from: usize, only_new: bool) -> BTreeSet<&'a SetName> {
+    let behind = lines.get(from..).unwrap_or_default().iter().map(|(_, edit)| *edit);
+    behind
+        .filter(|edit| !only_new || matches!(edit, SetEdit::Create(..)))
+        .map(SetEdit::set)
+        .filter(|set| names::may_break(set))
+        .collect()
 }
 
 fn refusals(refused: BTreeMap<&SetName, Vec<String>>) -> ApplyError {
