@@ -57,6 +57,7 @@ impl std::hash::Hash for Identity {
 /// What one policy costs.
 #[derive(Debug, Clone)]
 struct PolicyCost {
+    /// In the order of [`Direction::BOTH`].
     directions: [Cost; 2],
     /// How many names its ingress rules have in the place of port numbers.
     names: u64,
@@ -94,7 +95,7 @@ struct TenantPod {
     key: ObjectKey,
     addresses: Vec<IpAddr>,
     policies: Arc<[Arc<NetworkPolicy>]>,
-    /// For each direction: `None` if no policy isolates it; no program if it costs too much.
+    /// For each of [`Direction::BOTH`]: `None` if no policy isolates it; no program if it costs too much.
     programs: [Option<Option<Arc<Program>>>; 2],
 }
 
@@ -265,7 +266,8 @@ impl Tenant {
             Arc::new(Program::of_policies(direction, none, &Pod::new(ObjectKey::new("", ""))))
         });
         self.pods.iter().map(move |pod| {
-            let program = |at: usize| -> Option<Arc<Program>> {
+            let program = |of: Direction| -> Option<Arc<Program>> {
+                let at = Direction::BOTH.into_iter().position(|direction| direction == of)?;
                 let isolated = pod.programs.get(at)?.as_ref()?;
                 match isolated {
                     Some(program) if !closed => Some(program.clone()).filter(|p| !p.allows_everything()),
@@ -275,8 +277,8 @@ impl Tenant {
             LocalPod {
                 key: pod.key.clone(),
                 addresses: pod.addresses.clone(),
-                ingress: program(0),
-                egress: program(1),
+                ingress: program(Direction::Ingress),
+                egress: program(Direction::Egress),
                 policies: pod.policies.clone(),
             }
         })
