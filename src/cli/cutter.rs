@@ -83,7 +83,8 @@ fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
         let mut walk = passes.walk();
         let worked = cut(ruleset, metrics, &mut walk, start + WALK_MOST);
         let Walk { denied, left, .. } = walk;
-        passes.walked(worked && left == 0, denied);
+        let cut = if worked { denied } else { HashSet::new() };
+        passes.walked(worked && left == 0, cut);
         metrics.connections_unjudged.set(i64::try_from(left).unwrap_or(i64::MAX));
         rest_until = Instant::now() + if worked { rest(start.elapsed()) } else { RETRY };
     }
