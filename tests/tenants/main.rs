@@ -68,7 +68,10 @@ impl Ground {
             .map(|(name, id)| local_pod(name, lab.pod(*id).unwrap().addresses()[0]))
             .collect();
         write(folder.path(), &(shape.files)());
-        write(folder.path(), &[("pods.yaml".to_owned(), text), ("shop.yaml".to_owned(), honest_policy(true))]);
+        write(
+            folder.path(),
+            &[("pods.yaml".to_owned(), text), ("shop.yaml".to_owned(), honest_policy(true))],
+        );
         let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
         command
             .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", Variant::Nft.name()])
@@ -103,7 +106,10 @@ impl Ground {
             if start.elapsed() > PATIENCE {
                 let log = fs::read_to_string(self.folder().join(".log")).unwrap();
                 let tail: Vec<&str> = log.lines().rev().take(30).collect();
-                panic!("{what}: not within {PATIENCE:?}; the end of the log, backwards:\n{}", tail.join("\n"));
+                panic!(
+                    "{what}: not within {PATIENCE:?}; the end of the log, backwards:\n{}",
+                    tail.join("\n")
+                );
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -186,7 +192,10 @@ fn honest_tenant_is_served_beside(name: &str) {
         let series = format!("towpath_over_budget_namespace{{namespace=\"{EVIL}\"}}");
         assert_eq!(metrics.contains(&series), shape.over_budget, "{metrics}");
         if shape.over_budget {
-            assert!(!ground.reaches(OTHER, HOSTILE) || !ground.reaches(HOSTILE, OTHER), "what is closed is open");
+            assert!(
+                !ground.reaches(OTHER, HOSTILE) || !ground.reaches(HOSTILE, OTHER),
+                "what is closed is open"
+            );
             let log = fs::read_to_string(ground.folder().join(".log")).unwrap();
             assert!(log.contains("over budget; closed"), "{log}");
         }

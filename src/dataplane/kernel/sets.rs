@@ -331,4 +331,55 @@ mod tests {
         assert_eq!((line, &*reason), (2, "Syntax error: cannot parse 1.2.3.4: resolving failed"));
         assert_eq!(culprit("ipset v7.17: Kernel error received: Operation not permitted"), None);
     }
+
+    /// An `ipset` that refuses lines beginning with one of `refused`, and takes note of each run.
+    fn refusing(folder: &std::path::Path, refused: &str) -> Commands {
+        use std::os::unix::fs::PermissionsExt as _;
+        let runs = folder.join("runs");
+        let script = format!(
+            "#!/bin/sh\necho run >> {}\nn=0\nwhile read -r line; do n=$((n+1)); case \"$line\" in\n\
+             {refused}) echo \"ipset v7.17: Error in line $n: no room\" >&2; exit 1;; esac; done\n",
+            runs.display()
+        );
+        let program = folder.join("ipset");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Commands::new(folder.as_os_str().to_owned())
+    }
+
+    fn refused(result: Result<(), ApplyError>) -> BTreeSet<String> {
+        let Err(ApplyError::Refused(refusals)) = result else { panic!("{result:?}") };
+        refusals.iter().map(|refusal| refusal.object.to_string()).collect()
+    }
+
+    #[test]
+    fn however_many_sets_have_no_room_a_few_runs_find_out_and_what_closes_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"create tp4-pods-\"*");
+        let sets = (0..1000).map(|at| SetEdit::Create(name(&format!("tp4-pods-{at}")), SetKind::Addresses));
+        let closing = SetEdit::Create(name("tp4-nodes"), SetKind::Addresses);
+        let edits: Vec<SetEdit> = std::iter::once(closing).chain(sets).collect();
+        assert_eq!(refused(apply(&commands, &edits)).len(), 1000);
+        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+        assert_eq!(runs, 1 + REFUSED_SETS);
+    }
+
+    #[test]
+    fn however_many_entries_are_refused_a_bounded_number_of_runs_finds_out_and_sets_before_them_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"add tp4-pods-\"*\" 10.0.0.66\"*");
+        let edits: Vec<SetEdit> = (0..100)
+            .flat_map(|at| {
+                let set = name(&format!("tp4-pods-{at:03}"));
+                let member = |last: u8| SetEdit::Add(set.clone(), Member::Address([10, 0, 0, last].into()));
+                let last = if at < 10 { 1 } else { 66 };
+                [SetEdit::Create(set.clone(), SetKind::Addresses), member(last)]
+            })
+            .collect();
+        let refused = refused(apply(&commands, &edits));
+        assert_eq!(refused.len(), 90, "{refused:?}");
+        assert!(!refused.contains("set tp4-pods-009") && refused.contains("set tp4-pods-010"));
+        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+        assert_eq!(runs, 1 + TRIES);
+    }
 }
