@@ -100,12 +100,13 @@ fn measure(shape: &Shape, changes: usize) {
         metrics.lines().find_map(|line| line.strip_prefix("towpath_over_budget ")).unwrap_or("-").to_owned();
     let ended = daemon.wait(Duration::ZERO).ok().flatten();
     println!(
-        "{}: {}; {}, {}; {} MiB; {over}{}",
+        "{}: {}; {}, {}; {} MiB; {over}{}{}",
         shape.name,
         first.map_or_else(|| "never".to_owned(), ms),
         ms(sorted[sorted.len() / 2]),
         ms(sorted[sorted.len() - 1]),
         worst_memory / 1024,
+        if shape.over_budget == (over == "0") { " (not as expected)" } else { "" },
         ended.map_or_else(String::new, |status| format!("; the daemon ended: {status}")),
     );
     if std::env::var_os("TOWPATH_LOG_SHOWN").is_some() {

@@ -1,8 +1,6 @@
 //! What the owner of a namespace may write to hurt the others: every shape is admitted by the API server, which takes an
 //! object of up to 1.5 MB and any number of them.
 
-#![expect(dead_code, reason = "the bench and the tests use different parts")]
-
 use std::{fmt::Write as _, fs, net::IpAddr, path::Path};
 
 /// The namespace of the hostile tenant.
@@ -23,7 +21,7 @@ pub(crate) struct Shape {
     pub(crate) restless: bool,
 }
 
-pub(crate) const SHAPES: [Shape; 12] = [
+pub(crate) const SHAPES: [Shape; 14] = [
     shape("nothing", Vec::new, false),
     shape("20 policies of 10,000 IPv4 excepts", excepts_v4, true),
     shape("1 policy of 30,000 IPv6 excepts", excepts_v6, true),
@@ -31,6 +29,8 @@ pub(crate) const SHAPES: [Shape; 12] = [
     shape("10,000 policies", policies, true),
     shape("100 policies of 500 blocks", blocks, true),
     shape("1 policy of 15,000 blocks within its budget", large_set, false),
+    shape("6 namespaces of 45,000 blocks, within their budgets", large_sets, false),
+    shape("2 namespaces of 95 selectors that match all of 2,000 pods, within their budgets", members, false),
     shape("100 policies of 1,000 ports", ports, true),
     shape("1,500 selectors that match all of 2,000 pods", selectors, true),
     Shape { restless: true, ..shape("1,000 label changes a second", crowd, false) },
@@ -145,6 +145,30 @@ fn large_set() -> Vec<File> {
     each(1, |_| policy("p", "ingress", &rules))
 }
 
+/// A pod of the node in a namespace of its own, and a policy for it.
+fn tenant(number: u32, rules: &str) -> Vec<File> {
+    let namespace = format!("{EVIL}-{number}");
+    let last = u8::try_from(number).unwrap_or(u8::MAX);
+    let pod = local_pod(&format!("{namespace}/pod"), IpAddr::from([10, 99, 0, last]));
+    let policy = policy("p", "ingress", rules).replace(&format!("\"{EVIL}\""), &format!("\"{namespace}\""));
+    vec![(format!("{namespace}.yaml"), pod + &policy)]
+}
+
+fn large_sets() -> Vec<File> {
+    let of = |number: u32| {
+        let from = joined((0..45_000).map(|at| block(number * 45_000 + at)));
+        tenant(number, &format!("{{\"from\":[{from}]}}"))
+    };
+    (0..6).flat_map(of).collect()
+}
+
+fn members() -> Vec<File> {
+    let of = |number: u32| tenant(number, &everybody(95));
+    let mut files: Vec<File> = (0..2).flat_map(of).collect();
+    files.push(("crowd.yaml".to_owned(), crowd_text(2000, 0)));
+    files
+}
+
 fn ports() -> Vec<File> {
     each(100, |at| {
         let ports = joined((0..1000).map(|port| format!("{{\"port\":{}}}", 1 + 2 * (port + at))));
@@ -177,15 +201,19 @@ fn crowd() -> Vec<File> {
     files
 }
 
-fn selectors() -> Vec<File> {
-    let rules = joined((0..1500).map(|at| {
+/// So many rules with a selector each that matches every pod.
+fn everybody(count: u32) -> String {
+    joined((0..count).map(|at| {
         let peer = format!(
             "{{\"namespaceSelector\":{{}},\"podSelector\":{{\"matchExpressions\":[{{\"key\":\"x\",\"operator\":\"NotIn\",\
              \"values\":[\"v{at}\"]}}]}}}}"
         );
         format!("{{\"from\":[{peer}],\"ports\":[{{\"port\":{}}}]}}", 1 + at)
-    }));
-    let mut files = each(1, |_| policy("p", "ingress", &rules));
+    }))
+}
+
+fn selectors() -> Vec<File> {
+    let mut files = each(1, |_| policy("p", "ingress", &everybody(1500)));
     files.push(("crowd.yaml".to_owned(), crowd_text(2000, 0)));
     files
 }
