@@ -129,11 +129,6 @@ impl Deferred {
         self.queue.iter().map(|waits| Object::Set(waits.name.clone()))
     }
 
-    /// Whether the plan's removal of a set is wrong: it is only not used yet.
-    pub(super) fn holds(&self, edit: &SetEdit) -> bool {
-        self.queue.iter().any(|waits| waits.name == *edit.set())
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

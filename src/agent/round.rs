@@ -109,12 +109,14 @@ impl<D: Dataplane> Agent<D> {
             };
             let since = self.waiting.oldest().unwrap_or_else(Instant::now);
             self.deferred.choose(&observed, &whole, &resolved, &self.broken, since);
-            let closed = self.broken.iter().cloned().chain(self.deferred.objects()).collect();
+            let deferred: BTreeSet<Object> = self.deferred.objects().collect();
+            let closed = self.broken.iter().chain(&deferred).cloned().collect();
             let desired = whole.clone().without(&closed);
             let mut steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
             steps.retain_mut(|step| match step {
                 Step::Tidy(edits) => {
-                    edits.retain(|edit| !self.deferred.holds(edit));
+                    // A set that waits is not used yet, and not unused.
+                    edits.retain(|edit| !deferred.contains(&Object::Set(edit.set().clone())));
                     !edits.is_empty()
                 }
                 Step::Sets(_) | Step::Chains(..) => true,

@@ -55,8 +55,9 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     // Both variants read the same text; the flag is there so that scripts may pass what they pass to `run`.
     let _ = args.backend;
     let cluster = objects::read(&args.objects.file, false, verbose)?;
-    let resolver = Resolver::of(args.node.node_name.clone(), &cluster);
-    let resolved = resolver.with_budgets(args.budgets.budgets()).resolve(&cluster);
+    let resolved = Resolver::of(args.node.node_name.clone(), &cluster)
+        .with_budgets(args.budgets.budgets())
+        .resolve(&cluster);
     for over in resolved.over_budget.iter() {
         eprintln!("warning: {over}");
     }

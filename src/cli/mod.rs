@@ -185,12 +185,12 @@ struct BudgetArgs {
     /// Sets that all namespaces may need on this node. The kernel has 65,534 for everybody.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().node_sets, env = "TOWPATH_NODE_SETS")]
     node_sets: u64,
-    /// Addresses of pods that the selectors of one namespace may select in all, or four times those of the whole
+    /// Addresses of pods that the selectors of one namespace may select in all, or eight times those of the whole
     /// cluster if that is more.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace_members)]
     #[arg(env = "TOWPATH_NAMESPACE_MEMBERS")]
     namespace_members: u64,
-    /// The same for all namespaces on this node, or eight times those of the whole cluster.
+    /// The same for all namespaces on this node, or sixteen times those of the whole cluster.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().node_members, env = "TOWPATH_NODE_MEMBERS")]
     node_members: u64,
 }

@@ -6,15 +6,19 @@
 //!
 //! Costs are computed from the objects alone. The same objects have the same costs, in whatever order they arrived.
 
-use std::{collections::BTreeSet, fmt, ops::AddAssign, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use super::{
     ports::{PortMatch, PortSet},
-    program::{Program, Rule},
+    program::{PeerMatch, Program, Rule},
 };
 use crate::model::{
     Direction, Family, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Operator, Peer, Peers, Pod, PodPeer,
-    PolicyRule, Port, Ports, Scope,
+    PolicyRule, Port, PortRange, Ports, Scope,
 };
 
 /// A cost: work and memory, and the sets that it takes.
@@ -24,19 +28,6 @@ pub struct Cost {
     pub units: u64,
     /// Sets, for both families together.
     pub sets: u64,
-}
-
-impl AddAssign for Cost {
-    fn add_assign(&mut self, other: Self) {
-        self.units = self.units.saturating_add(other.units);
-        self.sets = self.sets.saturating_add(other.sets);
-    }
-}
-
-impl Cost {
-    fn times(self, count: u64) -> Self {
-        Self { units: self.units.saturating_mul(count), sets: self.sets.saturating_mul(count) }
-    }
 }
 
 /// How much may be spent. What is equal to its budget is within it.
@@ -74,10 +65,10 @@ impl Default for Budgets {
 
 /// How often one namespace may name each address of the cluster, where that is more than its budget of members. A
 /// budget that large clusters never meet has to grow with the cluster.
-const NAMESPACE_NAMES_EACH: u64 = 4;
+const NAMESPACE_NAMES_EACH: u64 = 8;
 
 /// The same for a node.
-const NODE_NAMES_EACH: u64 = 8;
+const NODE_NAMES_EACH: u64 = 16;
 
 impl Budgets {
     /// No budget at all.
@@ -202,6 +193,9 @@ impl fmt::Display for OverBudget {
     }
 }
 
+/// A rule of one family, with what writing it costs.
+const RULE: u64 = 2;
+
 /// A peer by labels is compared with every pod that changes anywhere in the cluster.
 const PEER: u64 = 16;
 
@@ -220,22 +214,19 @@ const DECLARED_PORTS: u64 = 16;
 /// A range of ports takes two slots of a match; a match has this many.
 const SLOTS: usize = 15;
 
-/// What a policy costs in one direction, before anything is known of the pods that it binds.
+/// The units that a policy costs in one direction, before anything is known of the pods that it binds.
 #[must_use]
-pub fn of_policy(policy: &NetworkPolicy, direction: Direction) -> Cost {
-    let mut cost = Cost { units: 1, sets: 0 };
-    cost += of_selector_only(&policy.subject);
-    for rule in policy.rules(direction).unwrap_or_default() {
-        cost += of_rule(rule, direction);
-    }
-    cost
+pub fn of_policy(policy: &NetworkPolicy, direction: Direction) -> u64 {
+    let rules = policy.rules(direction).unwrap_or_default().iter();
+    let rules = rules.map(|rule| of_rule(rule, direction)).fold(0, u64::saturating_add);
+    rules.saturating_add(1 + of_selector(&policy.subject))
 }
 
-/// What a policy costs in both directions: what its own budget is compared with.
+/// The units that a policy costs in both directions: what its own budget is compared with.
 #[must_use]
 pub fn of_both(policy: &NetworkPolicy) -> u64 {
     let isolating = Direction::BOTH.into_iter().filter(|direction| policy.rules(*direction).is_some());
-    isolating.map(|direction| of_policy(policy, direction).units).fold(0, u64::saturating_add)
+    isolating.map(|direction| of_policy(policy, direction)).fold(0, u64::saturating_add)
 }
 
 /// A policy that costs more than `budget` allows it, as it is reported.
@@ -266,61 +257,70 @@ pub(super) fn names(policy: &NetworkPolicy) -> u64 {
     count(ports.filter(|port| matches!(port, Port::Named(..))).count())
 }
 
-/// The entries that the ports of a program take. Rules that are merged may need a set of ports that none of them needs
-/// alone, so this can only be said of the program.
-pub(super) fn of_ports(program: &Program) -> Cost {
-    let mut cost = Cost::default();
-    for Rule { ports, .. } in program.tiers.iter().flat_map(|tier| &tier.rules) {
-        let PortMatch::Of(ports) = ports else { continue };
-        for (_, ranges) in ports.iter() {
-            let slots: usize =
-                ranges.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum();
-            if slots > SLOTS && ranges != [PortSet::all_of()] {
-                let entries = ranges.iter().map(|range| u64::from(range.last() - range.first()) + 1).sum();
-                cost += Cost { units: entries, sets: 1 }.times(FAMILIES);
+/// The sets that programs need, and the entries of those of ports. Rules that are merged may need a set of ports that
+/// none of them needs alone, so this can only be said of programs. A set that several of them need counts once.
+pub(super) fn of_programs<'a>(programs: impl IntoIterator<Item = &'a Arc<Program>>) -> Cost {
+    let (mut selections, mut blocks, mut ports) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let rules = programs.into_iter().flat_map(|program| &program.tiers).flat_map(|tier| &tier.rules);
+    for Rule { peers, ports: of_rule, .. } in rules {
+        match peers {
+            PeerMatch::Any => {}
+            PeerMatch::NamedPorts(selection) => drop(selections.insert(&selection.digest)),
+            PeerMatch::Of { pods, blocks: of_rule } => {
+                selections.extend(pods.iter().map(|selection| &selection.digest));
+                if !matches!(&**of_rule, [] | [_]) || of_rule.iter().any(|block| !block.except().is_empty()) {
+                    blocks.insert(of_rule);
+                }
+            }
+        }
+        let PortMatch::Of(of_rule) = of_rule else { continue };
+        for (_, ranges) in of_rule.iter() {
+            let slots = |range: &PortRange| if range.first() == range.last() { 1 } else { 2 };
+            if ranges.iter().map(slots).sum::<usize>() > SLOTS && ranges != [PortSet::all_of()] {
+                ports.insert(ranges);
             }
         }
     }
-    cost
+    let families = |blocks: &Vec<IpBlock>| {
+        count(blocks.iter().map(|block| Family::of_net(block.cidr())).collect::<BTreeSet<_>>().len())
+    };
+    let entries = ports.iter().flat_map(|ranges| ranges.iter());
+    let entries: u64 = entries.map(|range| u64::from(range.last() - range.first()) + 1).sum();
+    Cost {
+        units: entries * FAMILIES,
+        sets: count(selections.len() + ports.len()) * FAMILIES
+            + blocks.into_iter().map(families).sum::<u64>(),
+    }
 }
 
 /// What is made for both families.
 const FAMILIES: u64 = 2;
 
-fn of_rule(rule: &PolicyRule, direction: Direction) -> Cost {
-    let (numbered, names) = match &rule.ports {
-        Ports::Any => (1, 0),
-        Ports::Of(ports) => {
-            let names = ports.iter().filter(|port| matches!(port, Port::Named(..))).count();
-            (count(ports.len() - names), count(names))
-        }
+fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
+    let list = match &rule.ports {
+        Ports::Any => &[],
+        Ports::Of(ports) => ports.as_slice(),
     };
-    let protocols: u64 = match &rule.ports {
-        Ports::Any => 1,
-        Ports::Of(ports) => {
-            let protocol = |port: &Port| match port {
-                Port::All(protocol) | Port::Range(protocol, _) | Port::Named(protocol, _) => *protocol,
-            };
-            count(ports.iter().map(protocol).collect::<BTreeSet<_>>().len()).max(1)
-        }
+    let names = count(list.iter().filter(|port| matches!(port, Port::Named(..))).count());
+    let numbers = count(list.len()) - names;
+    let protocol = |port: &Port| match port {
+        Port::All(protocol) | Port::Range(protocol, _) | Port::Named(protocol, _) => *protocol,
     };
-    let Who { peers, blocks, sets } = who(&rule.peers);
-    // A set of pods and one of blocks: two rules for each protocol.
-    let rules = protocols * FAMILIES * (sets.max(FAMILIES) / FAMILIES).max(1);
-    let mut cost = Cost { units: numbered + rules + peers + blocks, sets };
-    match direction {
+    let protocols = count(list.iter().map(protocol).collect::<BTreeSet<_>>().len()).max(1);
+    let Who { peers, blocks } = who(&rule.peers);
+    // One rule for the pods and one for the blocks, for each protocol.
+    let ways = if peers > 0 && blocks > 0 { 2 } else { 1 };
+    let merged = numbers + RULE * FAMILIES * protocols * ways + peers.saturating_add(blocks);
+    let of_names = match direction {
         // The pod that is reached has the names: they become numbers of this rule.
-        Direction::Ingress => cost.units = cost.units.saturating_add(names),
+        Direction::Ingress => names,
         // Each name is a rule of its own, with a set and a copy of all peers.
         Direction::Egress => {
-            let one = Cost {
-                units: 2 + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS)),
-                sets: FAMILIES,
-            };
-            cost += one.times(names);
+            let one = RULE * FAMILIES + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS));
+            one.saturating_mul(names)
         }
-    }
-    cost
+    };
+    merged.saturating_add(of_names)
 }
 
 /// What the peers of a rule cost.
@@ -328,26 +328,17 @@ fn of_rule(rule: &PolicyRule, direction: Direction) -> Cost {
 struct Who {
     peers: u64,
     blocks: u64,
-    sets: u64,
 }
 
 fn who(peers: &Peers) -> Who {
     let mut who = Who::default();
     let Peers::Of(list) = peers else { return who };
-    let (mut pods, mut families) = (false, BTreeSet::new());
     for peer in list {
         match peer {
-            Peer::Pods(peer) => {
-                pods = true;
-                who.peers += of_peer(peer);
-            }
-            Peer::Block(block) => {
-                families.insert(Family::of_net(block.cidr()));
-                who.blocks += of_block(block);
-            }
+            Peer::Pods(peer) => who.peers += of_peer(peer),
+            Peer::Block(block) => who.blocks += of_block(block),
         }
     }
-    who.sets = if pods { FAMILIES } else { 0 } + count(families.len());
     who
 }
 
@@ -357,10 +348,6 @@ fn of_peer(peer: &PodPeer) -> u64 {
         Scope::Matching(selector) => of_selector(selector),
     };
     PEER + scope + of_selector(&peer.pods)
-}
-
-fn of_selector_only(selector: &LabelSelector) -> Cost {
-    Cost { units: of_selector(selector), sets: 0 }
 }
 
 fn of_selector(selector: &LabelSelector) -> u64 {
@@ -554,14 +541,14 @@ mod tests {
             peers: Peers::Of(vec![everybody(at)]),
             ports: Ports::Of(vec![Port::Range(
                 crate::model::Protocol::Tcp,
-                crate::model::PortRange::single(u16::try_from(at).unwrap() + 80),
+                PortRange::single(u16::try_from(at).unwrap() + 80),
             )]),
         });
         let policy = NetworkPolicy { ingress: Some(rules.collect()), ..policy("a", "p", Vec::new()) };
         assert_eq!(tell(Change::SetPolicy(policy)), 0);
         assert_eq!([1, 2, 3].map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at)))), [0, 0, 0]);
         let many = (4..=8).map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at))));
-        assert_eq!(many.last(), Some(1), "80 members, of 32 that eight addresses allow");
+        assert_eq!(many.last(), Some(1), "80 members, of 64 that eight addresses allow");
         let fewer = (2..=8).map(|at| tell(Change::RemovePod(ObjectKey::new("a", format!("p{at}")))));
         assert_eq!(fewer.last(), Some(0));
     }

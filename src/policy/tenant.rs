@@ -58,7 +58,7 @@ impl std::hash::Hash for Identity {
 #[derive(Debug, Clone)]
 struct PolicyCost {
     /// In the order of [`Direction::BOTH`].
-    directions: [Cost; 2],
+    directions: [u64; 2],
     /// How many names its ingress rules have in the place of port numbers.
     names: u64,
     over_budget: Option<OverBudget>,
@@ -185,73 +185,86 @@ impl Tenant {
             }
         }
         tenant.bound = seen.len();
-        if tenant.cost.units > budgets.namespace {
-            return tenant;
-        }
         // First all costs, then the work: what is over its budget is not even merged.
+        if let Some(keys) = tenant.add_up(&bodies, costs, budgets) {
+            tenant.merge(keys, &bodies, &mut before);
+        }
+        tenant
+    }
+
+    /// Adds up what the programs of all pods cost, and says which these are; nothing once it is more than the budget.
+    fn add_up(
+        &mut self,
+        bodies: &[Arc<Pod>],
+        costs: &mut Costs,
+        budgets: &Budgets,
+    ) -> Option<Vec<[Option<ProgramKey>; 2]>> {
+        let within = |cost: Cost| (cost.units <= budgets.namespace).then_some(());
+        within(self.cost)?;
         let mut keys: Vec<[Option<ProgramKey>; 2]> = Vec::new();
         let mut distinct: HashSet<ProgramKey> = HashSet::new();
-        for (pod, subject) in tenant.pods.iter().zip(&bodies) {
+        for (pod, body) in self.pods.iter().zip(bodies) {
             let mut of_pod = [None, None];
             for (at, direction) in Direction::BOTH.into_iter().enumerate() {
                 if pod.programs[at].is_none() {
                     continue;
                 }
-                let mut cost = Cost::default();
-                let mut names = 0;
-                let mut bound = Vec::new();
+                let (mut cost, mut names, mut policies) = (0_u64, 0, Vec::new());
                 for policy in pod.policies.iter().filter(|policy| policy.rules(direction).is_some()) {
                     let of = costs.of(policy, budgets);
                     if of.over_budget.is_some() {
                         continue;
                     }
-                    cost += of.directions[at];
+                    cost = cost.saturating_add(of.directions[at]);
                     if direction == Direction::Ingress {
                         names += of.names;
                     }
-                    bound.push(Identity(policy.clone()));
+                    policies.push(Identity(policy.clone()));
                 }
-                // Names are looked for in the pod, for each pod.
-                if names > 0 {
-                    tenant.cost.units = tenant.cost.units.saturating_add(budget::of_names(names, subject));
-                }
-                if tenant.cost.units > budgets.namespace {
-                    return tenant;
-                }
-                let named = if names > 0 { named(&bound, subject) } else { Vec::new() };
-                let key = ProgramKey { direction, policies: bound, named };
+                // Names are looked for in each pod.
+                let of_names = if names > 0 { budget::of_names(names, body) } else { 0 };
+                self.cost.units = self.cost.units.saturating_add(of_names);
+                within(self.cost)?;
+                let named = if names > 0 { numbers(&policies, body) } else { Vec::new() };
+                let key = ProgramKey { direction, policies, named };
                 if !distinct.contains(&key) {
-                    tenant.cost += cost;
+                    self.cost.units = self.cost.units.saturating_add(cost);
                     distinct.insert(key.clone());
                 }
-                if tenant.cost.units > budgets.namespace || tenant.cost.sets > budgets.namespace_sets {
-                    return tenant;
-                }
+                within(self.cost)?;
                 of_pod[at] = Some(key);
             }
             keys.push(of_pod);
         }
-        for (at, of_pod) in keys.into_iter().enumerate() {
-            for (direction, key) in of_pod.into_iter().enumerate() {
+        Some(keys)
+    }
+
+    /// Gives the pods their programs, and adds what can only be said of these to the cost.
+    fn merge(
+        &mut self,
+        keys: Vec<[Option<ProgramKey>; 2]>,
+        bodies: &[Arc<Pod>],
+        before: &mut HashMap<ProgramKey, Arc<Program>>,
+    ) {
+        for ((pod, of_pod), body) in self.pods.iter_mut().zip(keys).zip(bodies) {
+            for (program, key) in pod.programs.iter_mut().zip(of_pod) {
                 let Some(key) = key else { continue };
-                let program = match tenant.programs.get(&key) {
-                    Some(program) => program.clone(),
+                let made = match self.programs.get(&key) {
+                    Some(made) => made.clone(),
                     None => {
-                        let program = before.remove(&key).unwrap_or_else(|| {
+                        let made = before.remove(&key).unwrap_or_else(|| {
                             let policies = key.policies.iter().map(|identity| &identity.0);
-                            Arc::new(Program::of_policies(key.direction, policies, &bodies[at]))
+                            Arc::new(Program::of_policies(key.direction, policies, body))
                         });
-                        tenant.cost += budget::of_ports(&program);
-                        tenant.programs.insert(key, program.clone());
-                        program
+                        self.programs.insert(key, made.clone());
+                        made
                     }
                 };
-                if let Some(pod) = tenant.pods.get_mut(at) {
-                    pod.programs[direction] = Some(Some(program));
-                }
+                *program = Some(Some(made));
             }
         }
-        tenant
+        let more = budget::of_programs(self.programs.values());
+        self.cost = Cost { units: self.cost.units.saturating_add(more.units), sets: more.sets };
     }
 
     /// Whether no pod of this node is in it.
@@ -300,7 +313,7 @@ impl Tenant {
 }
 
 /// What the named ports of these policies mean for `pod`, in their order.
-fn named(policies: &[Identity], pod: &Pod) -> Vec<Vec<u16>> {
+fn numbers(policies: &[Identity], pod: &Pod) -> Vec<Vec<u16>> {
     policies
         .iter()
         .flat_map(|Identity(policy)| policy.rules(Direction::Ingress).unwrap_or_default())
