@@ -95,8 +95,19 @@ struct TenantPod {
     key: ObjectKey,
     addresses: Vec<IpAddr>,
     policies: Arc<[Arc<NetworkPolicy>]>,
-    /// For each of [`Direction::BOTH`]: `None` if no policy isolates it; no program if it costs too much.
-    programs: [Option<Option<Arc<Program>>>; 2],
+    /// For each of [`Direction::BOTH`].
+    isolation: [Isolation; 2],
+}
+
+/// What policies do to a pod in one direction.
+#[derive(Debug)]
+enum Isolation {
+    /// None isolates it.
+    Open,
+    /// It is isolated, and nothing is allowed: what would be allowed costs too much to say.
+    Closed,
+    /// It is isolated, and this says what is allowed.
+    Program(Arc<Program>),
 }
 
 /// What one namespace comes to on this node.
@@ -174,8 +185,9 @@ impl Tenant {
             pairs += count(policies.len());
             let isolates =
                 |direction: Direction| policies.iter().any(|policy| policy.rules(direction).is_some());
-            let programs = Direction::BOTH.map(|direction| isolates(direction).then_some(None));
-            tenant.pods.push(TenantPod { key: key.clone(), addresses, policies, programs });
+            let isolation = Direction::BOTH
+                .map(|direction| if isolates(direction) { Isolation::Closed } else { Isolation::Open });
+            tenant.pods.push(TenantPod { key: key.clone(), addresses, policies, isolation });
         }
         tenant.cost.units = pairs / PAIRS;
         let mut seen: BTreeSet<*const NetworkPolicy> = BTreeSet::new();
@@ -206,10 +218,10 @@ impl Tenant {
         for (pod, body) in self.pods.iter().zip(bodies) {
             let mut of_pod = [None, None];
             for (at, direction) in Direction::BOTH.into_iter().enumerate() {
-                if pod.programs[at].is_none() {
+                if matches!(pod.isolation[at], Isolation::Open) {
                     continue;
                 }
-                let (mut cost, mut names, mut policies) = (0_u64, 0, Vec::new());
+                let (mut cost, mut sought, mut policies) = (0_u64, 0, Vec::new());
                 for policy in pod.policies.iter().filter(|policy| policy.rules(direction).is_some()) {
                     let of = costs.of(policy, budgets);
                     if of.over_budget.is_some() {
@@ -217,15 +229,15 @@ impl Tenant {
                     }
                     cost = cost.saturating_add(of.directions[at]);
                     if direction == Direction::Ingress {
-                        names += of.names;
+                        sought += of.names;
                     }
                     policies.push(Identity(policy.clone()));
                 }
                 // Names are looked for in each pod.
-                let of_names = if names > 0 { budget::of_names(names, body) } else { 0 };
+                let of_names = if sought > 0 { budget::of_names(sought, body) } else { 0 };
                 self.cost.units = self.cost.units.saturating_add(of_names);
                 within(self.cost)?;
-                let named = if names > 0 { numbers(&policies, body) } else { Vec::new() };
+                let named = if sought > 0 { numbers(&policies, body) } else { Vec::new() };
                 let key = ProgramKey { direction, policies, named };
                 if !distinct.contains(&key) {
                     self.cost.units = self.cost.units.saturating_add(cost);
@@ -247,20 +259,16 @@ impl Tenant {
         before: &mut HashMap<ProgramKey, Arc<Program>>,
     ) {
         for ((pod, of_pod), body) in self.pods.iter_mut().zip(keys).zip(bodies) {
-            for (program, key) in pod.programs.iter_mut().zip(of_pod) {
+            for (isolation, key) in pod.isolation.iter_mut().zip(of_pod) {
                 let Some(key) = key else { continue };
-                let made = match self.programs.get(&key) {
-                    Some(made) => made.clone(),
-                    None => {
-                        let made = before.remove(&key).unwrap_or_else(|| {
-                            let policies = key.policies.iter().map(|identity| &identity.0);
-                            Arc::new(Program::of_policies(key.direction, policies, body))
-                        });
-                        self.programs.insert(key, made.clone());
-                        made
-                    }
-                };
-                *program = Some(Some(made));
+                let program = self.programs.get(&key).cloned().unwrap_or_else(|| {
+                    before.remove(&key).unwrap_or_else(|| {
+                        let policies = key.policies.iter().map(|identity| &identity.0);
+                        Arc::new(Program::of_policies(key.direction, policies, body))
+                    })
+                });
+                self.programs.entry(key).or_insert_with(|| program.clone());
+                *isolation = Isolation::Program(program);
             }
         }
         let more = budget::of_programs(self.programs.values());
@@ -281,10 +289,12 @@ impl Tenant {
         self.pods.iter().map(move |pod| {
             let program = |of: Direction| -> Option<Arc<Program>> {
                 let at = Direction::BOTH.into_iter().position(|direction| direction == of)?;
-                let isolated = pod.programs.get(at)?.as_ref()?;
-                match isolated {
-                    Some(program) if !closed => Some(program.clone()).filter(|p| !p.allows_everything()),
-                    _ => nothing.get(at).cloned(),
+                match pod.isolation.get(at)? {
+                    Isolation::Open => None,
+                    Isolation::Program(program) if !closed => {
+                        Some(program.clone()).filter(|program| !program.allows_everything())
+                    }
+                    Isolation::Program(_) | Isolation::Closed => nothing.get(at).cloned(),
                 }
             };
             LocalPod {
@@ -417,7 +427,7 @@ fn largest(costs: BTreeMap<&Arc<str>, u64>, budget: u64) -> Vec<(&Arc<str>, u64)
 /// soon as they are within their budget.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    counts: BTreeMap<Arc<Selection>, u64>,
+    by_selection: BTreeMap<Arc<Selection>, u64>,
     /// The addresses of all selectable pods.
     addresses: u64,
     /// The selections of each namespace that is within all other budgets.
@@ -429,16 +439,16 @@ pub(super) struct Counts {
 
 impl Counts {
     fn of(&self, selection: &Arc<Selection>) -> u64 {
-        self.counts.get(selection).copied().unwrap_or(0)
+        self.by_selection.get(selection).copied().unwrap_or(0)
     }
 
     /// Counts selections that are new, and forgets those that are gone.
     fn keep<'a>(&mut self, cluster: &Cluster, used: impl Iterator<Item = &'a Arc<Selection>>) {
-        let mut before = std::mem::take(&mut self.counts);
+        let mut before = std::mem::take(&mut self.by_selection);
         for selection in used {
-            if !self.counts.contains_key(selection) {
+            if !self.by_selection.contains_key(selection) {
                 let count = before.remove(selection).unwrap_or_else(|| counted(cluster, selection));
-                self.counts.insert(selection.clone(), count);
+                self.by_selection.insert(selection.clone(), count);
             }
         }
     }
@@ -483,7 +493,7 @@ impl Counts {
                 continue;
             };
             shift(&mut self.addresses, count(pod.addresses.len()), comes);
-            for (selection, total) in &mut self.counts {
+            for (selection, total) in &mut self.by_selection {
                 let members = of_pod(cluster, selection, pod);
                 if members > 0 {
                     shift(total, members, comes);
@@ -505,7 +515,7 @@ impl Counts {
             Scope::Own(_) => false,
             Scope::Matching(selector) => namespace.is_some_and(|object| selector.matches(&object.labels)),
         };
-        for (selection, total) in &mut self.counts {
+        for (selection, total) in &mut self.by_selection {
             let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
             if selection.pod_peers().iter().any(differs) && cluster.pods_in(name).next().is_some() {
                 *total = counted(cluster, selection);

@@ -1,7 +1,7 @@
 //! What the owner of a namespace may write to hurt the others: every shape is admitted by the API server, which takes an
 //! object of up to 1.5 MB and any number of them.
 
-use std::{fmt::Write as _, fs, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 /// The namespace of the hostile tenant.
 pub(crate) const EVIL: &str = "evil";
@@ -261,13 +261,15 @@ pub(crate) fn write(folder: &Path, files: &[File]) {
     }
 }
 
-/// A pod of the lab as a manifest.
+/// A pod of the lab as a manifest. One of the hostile tenant has an IPv6 address as well.
 pub(crate) fn local_pod(key: &str, address: IpAddr) -> String {
     let (namespace, name) = key.split_once('/').unwrap_or(("default", key));
+    let v6 =
+        if namespace.starts_with(EVIL) { format!(",{{\"ip\":\"fd00::{address}\"}}") } else { String::new() };
     format!(
         "---\n{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{{\"namespace\":\"{namespace}\",\"name\":\"{name}\",\
          \"labels\":{{\"role\":\"{name}\"}}}},\"spec\":{{\"nodeName\":\"n1\"}},\
-         \"status\":{{\"phase\":\"Running\",\"podIPs\":[{{\"ip\":\"{address}\"}}]}}}}\n"
+         \"status\":{{\"phase\":\"Running\",\"podIPs\":[{{\"ip\":\"{address}\"}}{v6}]}}}}\n"
     )
 }
 
@@ -275,14 +277,11 @@ pub(crate) fn local_pod(key: &str, address: IpAddr) -> String {
 pub(crate) fn honest_policy(allow: bool) -> String {
     let rule =
         if allow { "[{\"from\":[{\"podSelector\":{\"matchLabels\":{\"role\":\"client\"}}}]}]" } else { "[]" };
-    let mut text = String::new();
-    let _ = write!(
-        text,
+    format!(
         "{{\"apiVersion\":\"networking.k8s.io/v1\",\"kind\":\"NetworkPolicy\",\
          \"metadata\":{{\"namespace\":\"shop\",\"name\":\"server\"}},\
          \"spec\":{{\"podSelector\":{{\"matchLabels\":{{\"role\":\"server\"}}}},\"ingress\":{rule}}}}}\n"
-    );
-    text
+    )
 }
 
 /// The most memory that a process ever had, in KiB.
