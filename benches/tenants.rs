@@ -1,7 +1,8 @@
 //! What one tenant can do to the others: a real `towpath run` in a network namespace with the objects of a hostile tenant
 //! in files, and the change of another tenant, judged by real packets.
 //!
-//! `make bench-tenants` runs it, as root. `TOWPATH_BIN` names another program to measure, an older one say. It prints,
+//! `make bench-tenants` runs it, as root. `TOWPATH_BIN` names another program to measure, an older one say;
+//! `TOWPATH_VARIANT` the variant of iptables, `TOWPATH_SHAPE` a part of the name of the only shapes to measure. It prints,
 //! for each shape of hostility, how long it takes from the start until another tenant's packets obey, from a change of
 //! its policy until they do, and the most memory that the daemon had. docs/benchmarks.md holds figures.
 
@@ -34,7 +35,7 @@ const PORT: u16 = 7777;
 const CHANGES: usize = 10;
 
 /// What is not seen within this is printed as such.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn main() {
     let smoke = std::env::args().any(|argument| argument == "--test");
@@ -157,10 +158,11 @@ fn restless(folder: &Path, stop: Arc<AtomicBool>) -> thread::JoinHandle<()> {
 }
 
 fn start_daemon(lab: &Lab, folder: &Path) -> Process {
+    let variant = std::env::var("TOWPATH_VARIANT").unwrap_or_else(|_| Variant::Nft.name().to_owned());
     let program = std::env::var("TOWPATH_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_towpath").to_owned());
     let mut command = Command::new(program);
     command
-        .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", Variant::Nft.name()])
+        .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", &variant])
         .arg("-f")
         .arg(folder)
         .arg("--run-dir")

@@ -21,7 +21,7 @@ pub(crate) struct Shape {
     pub(crate) restless: bool,
 }
 
-pub(crate) const SHAPES: [Shape; 14] = [
+pub(crate) const SHAPES: [Shape; 15] = [
     shape("nothing", Vec::new, false),
     shape("20 policies of 10,000 IPv4 excepts", excepts_v4, true),
     shape("1 policy of 30,000 IPv6 excepts", excepts_v6, true),
@@ -30,6 +30,7 @@ pub(crate) const SHAPES: [Shape; 14] = [
     shape("100 policies of 500 blocks", blocks, true),
     shape("1 policy of 15,000 blocks within its budget", large_set, false),
     shape("6 namespaces of 45,000 blocks, within their budgets", large_sets, false),
+    shape("3 namespaces of 8,000 rules of a block and a port, within their budgets", rules, false),
     shape("2 namespaces of 95 selectors that match all of 2,000 pods, within their budgets", members, false),
     shape("100 policies of 1,000 ports", ports, true),
     shape("1,500 selectors that match all of 2,000 pods", selectors, true),
@@ -160,6 +161,16 @@ fn large_sets() -> Vec<File> {
         tenant(number, &format!("{{\"from\":[{from}]}}"))
     };
     (0..6).flat_map(of).collect()
+}
+
+fn rules() -> Vec<File> {
+    let of = |number: u32| {
+        let rule = |at: u32| {
+            format!("{{\"from\":[{}],\"ports\":[{{\"port\":{}}}]}}", block(number * 8000 + at), 1 + at)
+        };
+        tenant(number, &joined((0..8000).map(rule)))
+    };
+    (0..3).flat_map(of).collect()
 }
 
 fn members() -> Vec<File> {
