@@ -243,7 +243,7 @@ fn a_hundred_thousand_ports_stall_nobody() {
 
 #[test]
 fn selectors_that_all_differ_and_match_everybody_stall_nobody() {
-    honest_tenant_is_served_beside("1,500 selectors that match all of 2,000 pods");
+    honest_tenant_is_served_beside("400 selectors that match all of 2,000 pods");
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(crate) const SHAPES: [Shape; 15] = [
     shape("3 namespaces of 8,000 rules of a block and a port, within their budgets", rules, false),
     shape("2 namespaces of 95 selectors that match all of 2,000 pods, within their budgets", members, false),
     shape("100 policies of 1,000 ports", ports, true),
-    shape("1,500 selectors that match all of 2,000 pods", selectors, true),
+    shape("400 selectors that match all of 2,000 pods", selectors, true),
     Shape { restless: true, ..shape("1,000 label changes a second", crowd, false) },
     shape("5,000 namespaces", namespaces, false),
     shape("100,000 labels, names at their longest, 10,000 named ports", long_names, false),
@@ -224,7 +224,7 @@ fn everybody(count: u32) -> String {
 }
 
 fn selectors() -> Vec<File> {
-    let mut files = each(1, |_| policy("p", "ingress", &everybody(1500)));
+    let mut files = each(1, |_| policy("p", "ingress", &everybody(400)));
     files.push(("crowd.yaml".to_owned(), crowd_text(2000, 0)));
     files
 }
@@ -272,13 +272,19 @@ pub(crate) fn write(folder: &Path, files: &[File]) {
     }
 }
 
-/// A pod of the lab as a manifest. One of the hostile tenant has an IPv6 address as well.
+/// A pod of the lab as a manifest. One of the hostile tenant has an IPv6 address as well, and its namespace comes with it.
 pub(crate) fn local_pod(key: &str, address: IpAddr) -> String {
     let (namespace, name) = key.split_once('/').unwrap_or(("default", key));
-    let v6 =
-        if namespace.starts_with(EVIL) { format!(",{{\"ip\":\"fd00::{address}\"}}") } else { String::new() };
+    let (mut v6, mut declared) = (String::new(), String::new());
+    if namespace.starts_with(EVIL) {
+        v6 = format!(",{{\"ip\":\"fd00::{address}\"}}");
+        declared = format!(
+            "---\n{{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{{\"name\":\"{namespace}\"}}}}\n"
+        );
+    }
     format!(
-        "---\n{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{{\"namespace\":\"{namespace}\",\"name\":\"{name}\",\
+        "{declared}---\n{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\
+         \"metadata\":{{\"namespace\":\"{namespace}\",\"name\":\"{name}\",\
          \"labels\":{{\"role\":\"{name}\"}}}},\"spec\":{{\"nodeName\":\"n1\"}},\
          \"status\":{{\"phase\":\"Running\",\"podIPs\":[{{\"ip\":\"{address}\"}}{v6}]}}}}\n"
     )
