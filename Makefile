@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test fmt clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-smoke netpol soak manifests image image-rootfs packages clean
+        bench-cluster bench-tenants bench-smoke netpol soak manifests image image-rootfs packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -70,9 +70,12 @@ attacks: packages ## What a hostile pod may try, on every topology and variant, 
 cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
 	$(CARGO) bench --locked --bench cluster
 
+bench-tenants: packages ## What one tenant's policies can do to another's packets; memory (root)
+	$(CARGO) bench --locked --bench tenants
+
 bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
-	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster -- --test
+	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Mutex, OnceLock, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use prometheus::{
@@ -20,6 +20,18 @@ const SECONDS: [f64; 14] =
 
 /// So many refused objects have a series of their own: enough to see who is meant, and no more however many there are.
 const REFUSED_SERIES: usize = 100;
+
+/// Namespaces that have a series of their own because something in them costs too much.
+const OVER_BUDGET_SERIES: usize = 100;
+
+/// Where a time is kept that is only looked up when somebody asks.
+struct Age(Box<dyn Fn() -> Duration + Send + Sync>);
+
+impl fmt::Debug for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Age({:?})", (self.0)())
+    }
+}
 
 /// Where a count is kept that is only looked up when somebody asks.
 struct Count(Box<dyn Fn() -> u64 + Send + Sync>);
@@ -85,6 +97,15 @@ pub struct Metrics {
     /// `towpath_commands_total`.
     pub commands: IntCounter,
     started: OnceLock<Count>,
+    /// `towpath_oldest_pending_change_seconds`; brought up to date when somebody looks.
+    pending: Gauge,
+    pending_age: OnceLock<Age>,
+    over_budget: IntGauge,
+    over_budget_by_namespace: IntGaugeVec,
+    /// `towpath_deferred_sets`.
+    pub deferred_sets: IntGauge,
+    /// `towpath_connections_unjudged`.
+    pub connections_unjudged: IntGauge,
 }
 
 impl Metrics {
@@ -229,6 +250,31 @@ impl Metrics {
                 "reason",
             )?,
             started: OnceLock::new(),
+            pending: register(
+                &registry,
+                Gauge::new(
+                    "towpath_oldest_pending_change_seconds",
+                    "Time since the oldest change was received that the kernel does not enforce yet.",
+                ),
+            )?,
+            pending_age: OnceLock::new(),
+            over_budget: int_gauge(
+                "towpath_over_budget",
+                "Policies and namespaces that are closed on this node because they cost too much.",
+            )?,
+            over_budget_by_namespace: gauges(
+                "towpath_over_budget_namespace",
+                "What of a namespace is closed because it costs too much; at most 100 namespaces.",
+                "namespace",
+            )?,
+            deferred_sets: int_gauge(
+                "towpath_deferred_sets",
+                "Large sets that are being filled; what they would allow is closed until then.",
+            )?,
+            connections_unjudged: int_gauge(
+                "towpath_connections_unjudged",
+                "Tracked connections that the last walk left for the next one.",
+            )?,
             commands: int_counter("towpath_commands_total", "Commands that this process has started.")?,
             registry,
         })
@@ -254,6 +300,28 @@ impl Metrics {
             self.refused_object.with_label_values(object).set(1);
         }
         *shown = now;
+    }
+
+    /// Shows what is closed because it costs too much: how much in all, and by namespace, of which the first hundred
+    /// get a series each.
+    pub fn set_over_budget(&self, total: usize, namespaces: &BTreeMap<String, usize>) {
+        self.over_budget.set(i64::try_from(total).unwrap_or(i64::MAX));
+        let shown: BTreeMap<&String, &usize> = namespaces.iter().take(OVER_BUDGET_SERIES).collect();
+        for gone in Self::by_label(&self.over_budget_by_namespace).keys() {
+            if !shown.contains_key(gone) {
+                // It was shown, so it is there.
+                let _ = self.over_budget_by_namespace.remove_label_values(&[gone]);
+            }
+        }
+        for (namespace, count) in shown {
+            let gauge = self.over_budget_by_namespace.with_label_values(&[namespace]);
+            gauge.set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Says where the age of the oldest change is kept that is not enforced. Only the first one counts.
+    pub fn show_pending(&self, age: impl Fn() -> Duration + Send + Sync + 'static) {
+        let _ = self.pending_age.set(Age(Box::new(age)));
     }
 
     /// The API server was heard on the watch of `kind`, or that watch is about to begin.
@@ -298,6 +366,9 @@ impl Metrics {
     pub fn text(&self) -> String {
         if let Some(Count(started)) = self.started.get() {
             self.commands.inc_by(started().saturating_sub(self.commands.get()));
+        }
+        if let Some(Age(age)) = self.pending_age.get() {
+            self.pending.set(age().as_secs_f64());
         }
         for (kind, heard) in &*self.heard.lock().unwrap_or_else(PoisonError::into_inner) {
             self.watch_staleness.with_label_values(&[kind]).set(heard.elapsed().as_secs_f64());

@@ -25,7 +25,7 @@ use towpath::{
     },
     policy::resolve::Resolver,
     ruleset::{
-        Member, Object, Rule, Ruleset, SetKind, SetName, Target,
+        Match, Member, Object, Rule, Ruleset, SetKind, SetName, Target,
         compile::{Options, compile},
         observed::Observed,
         plan::Step,
@@ -493,4 +493,171 @@ impl Dataplane for Watched {
     fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
         self.spied.check(expected, look)
     }
+}
+
+/// Policies in one namespace that each let in so many addresses of their own to each pod of the node, on a port of their
+/// own: as many sets.
+fn large(namespace: &str, sets: u16, entries: u32) -> Vec<Change> {
+    let policy = |set: u16| {
+        let block = |at: u32| {
+            let [_, a, b, c] = (u32::from(set) * entries * 2 + 2 * at).to_be_bytes();
+            let net = format!("{}.{b}.{c}.1/32", 20 + a).parse().unwrap();
+            Peer::Block(IpBlock::new(net, []).unwrap())
+        };
+        let ports = Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(1000 + set))]);
+        let peers = Peers::Of((0..entries).map(block).collect());
+        Change::SetPolicy(NetworkPolicy {
+            key: ObjectKey::new(namespace, format!("large-{set}")),
+            subject: LabelSelector::everything(),
+            ingress: Some(vec![PolicyRule { peers, ports }]),
+            egress: None,
+            standing: Standing::Accepted,
+        })
+    };
+    (0..sets).map(policy).collect()
+}
+
+/// A pod of the first node.
+fn local(namespace: &str, name: &str, last: u8) -> Change {
+    let (node, addresses) = (Some(NODES[0].into()), vec![IpAddr::from([10, 244, 1, last])]);
+    Change::SetPod(Pod { node, addresses, ..Pod::new(ObjectKey::new(namespace, name)) })
+}
+
+/// A fake that counts edits of sets, and behind each step keeps what it holds.
+#[derive(Clone, Default)]
+struct Slow {
+    spied: Spied,
+    steps: Arc<Mutex<Vec<(usize, Ruleset)>>>,
+    /// Each step of sets takes so long.
+    pause: Duration,
+}
+
+impl Dataplane for Slow {
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        self.spied.observe()
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+        let edits = match step {
+            Step::Sets(edits) => edits.len(),
+            Step::Chains(..) | Step::Tidy(_) => 0,
+        };
+        if edits > 0 {
+            thread::sleep(self.pause);
+        }
+        let result = self.spied.apply(step);
+        self.steps.lock().unwrap().push((edits, self.spied.ruleset()));
+        result
+    }
+
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+        self.spied.check(expected, look)
+    }
+}
+
+#[test]
+fn isolation_comes_first_and_large_sets_in_pieces_whose_rules_come_last() {
+    let objects = || {
+        let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
+        objects.extend(large("x", 4, 12_000));
+        objects
+    };
+    let dataplane = Slow::default();
+    let running = Loop::start(dataplane.clone());
+    running.tell(Input::changes(objects()));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    running.end();
+    let steps = dataplane.steps.lock().unwrap().clone();
+    assert!(steps.iter().all(|(edits, _)| *edits <= 20_000 + 100), "{:?}", steps.iter().map(|s| s.0));
+    let isolated = |ruleset: &Ruleset, last: u8| {
+        let source = IpAddr::from([192, 0, 2, 1]);
+        let to = IpAddr::from([10, 244, 1, last]);
+        !trace(&ruleset.v4, &Packet::new(source, to, Transport::Port(Protocol::Tcp, 80))).passed
+    };
+    let first = steps.iter().position(|(_, ruleset)| isolated(ruleset, 1)).unwrap();
+    assert!(isolated(&steps[first].1, 2));
+    let written: usize = steps[..=first].iter().map(|(edits, _)| edits).sum();
+    assert!(written < 21_000, "{written} edits came before isolation");
+    // Whatever step was the last one, nothing passes that is not allowed, and no rule asks a set that is not whole.
+    let whole = ruleset_of(&objects());
+    for (_, ruleset) in &steps[first..] {
+        assert!(isolated(ruleset, 1) && isolated(ruleset, 2));
+        for rule in ruleset.v4.chains.values().flat_map(|chain| chain.rules.iter()) {
+            for m in &rule.matches {
+                if let Match::Set { set, .. } = m {
+                    let wanted = whole.v4.sets.get(set).map(|set| set.members.len());
+                    let there = ruleset.v4.sets[set].members.len();
+                    assert!(wanted.is_none_or(|wanted| wanted == there), "{set} has {there} of {wanted:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(steps.last().unwrap().1, whole);
+}
+
+#[test]
+fn a_change_of_another_namespace_does_not_wait_for_large_sets() {
+    let dataplane = Slow { pause: Duration::from_millis(200), ..Slow::default() };
+    let running = Loop::start(dataplane.clone());
+    running.tell(Input::changes(vec![local("x", "db", 1), local("y", "web", 2)]));
+    running.tell(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    dataplane.steps.lock().unwrap().clear();
+    running.tell(Input::changes(large("x", 6, 12_000)));
+    let deferred = || running.metrics.deferred_sets.get();
+    wait_for("deferral", || deferred() > 0);
+    running.tell(Input::changes(vec![deny_all("all", "y")]));
+    let to = IpAddr::from([10, 244, 1, 2]);
+    let packet = Packet::new(IpAddr::from([192, 0, 2, 1]), to, Transport::Port(Protocol::Tcp, 80));
+    wait_for("the deny", || !trace(&dataplane.spied.ruleset().v4, &packet).passed);
+    assert!(deferred() > 0 || running.status.waiting() > Duration::ZERO, "the large sets still wait");
+    assert!(running.status.waiting() > Duration::ZERO, "and so do their changes");
+    wait_for("the rest", || deferred() == 0);
+    let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
+    objects.extend(large("x", 6, 12_000));
+    wait_for("all of it", || dataplane.spied.ruleset() == ruleset_of(&objects));
+    assert_eq!(running.status.waiting(), Duration::ZERO);
+    running.end();
+}
+
+#[test]
+fn a_set_that_a_dead_process_did_not_fill_is_completed() {
+    let mut objects = vec![local("x", "db", 1)];
+    objects.extend(large("x", 4, 12_000));
+    let whole = ruleset_of(&objects);
+    for dies_after in [1, 20_001, 30_000, 45_000] {
+        let dataplane = Slow::default();
+        dataplane.spied.fake.lock().unwrap().die_after(dies_after);
+        let dying = Loop::start(dataplane.clone());
+        dying.tell(Input::changes(objects.clone()));
+        dying.tell(Input::Synced);
+        wait_for("its death", || matches!(dying.status.readiness(), Readiness::Failing(_)));
+        dying.end();
+        dataplane.spied.fake.lock().unwrap().revive();
+        let successor = Loop::start(dataplane.clone());
+        successor.tell(Input::changes(objects.clone()));
+        successor.tell(Input::Synced);
+        wait_for("readiness", || successor.status.readiness() == Readiness::Ready);
+        wait_for("the whole", || dataplane.spied.ruleset() == whole);
+        successor.end();
+    }
+}
+
+#[test]
+fn a_deferred_set_that_is_refused_closes_its_rules_and_the_others_go_in() {
+    let mut objects = vec![local("x", "db", 1)];
+    objects.extend(large("x", 4, 12_000));
+    let whole = ruleset_of(&objects);
+    let is_large = |(_, set): &(&SetName, &towpath::ruleset::IpSet)| set.members.len() == 12_000;
+    let refused = Object::Set(whole.v4.sets.iter().filter(is_large).nth(3).unwrap().0.clone());
+    let dataplane = Slow::default();
+    dataplane.spied.fake.lock().unwrap().refuse(refused.clone());
+    let running = Loop::start(dataplane.clone());
+    running.tell(Input::changes(objects));
+    running.tell(Input::Synced);
+    wait_for("the outcome", || matches!(running.status.readiness(), Readiness::Degraded(_)));
+    let closed = whole.without(&BTreeSet::from([refused]));
+    wait_for("the others", || dataplane.spied.ruleset() == closed);
+    running.end();
 }

@@ -5,11 +5,13 @@
 //!
 //! ```text
 //! round      one round, and what becomes of its outcome
+//! deferred   large new sets: filled in pieces, between inputs
 //! drift      when to look whether the kernel still holds what was written
 //! waiting    changes that are not enforced yet, and since when
 //! status     what the loop tells the outside of itself
 //! ```
 
+mod deferred;
 mod drift;
 mod round;
 mod status;
@@ -26,8 +28,9 @@ use std::{
 
 use tracing::warn;
 
+use deferred::Deferred;
 use drift::Lookout;
-pub use status::{GuardState, Readiness, Refused, Status, View};
+pub use status::{GuardState, LAG_LIMIT, Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
@@ -35,6 +38,7 @@ use crate::{
     metrics::Metrics,
     model::{Change, Cluster, Delta, ObjectKey, Pod},
     policy::{
+        budget::{Budgets, OverBudget},
         members::{Members, Move},
         resolve::{LocalPod, Resolver},
     },
@@ -100,6 +104,9 @@ impl Default for Pace {
     }
 }
 
+/// So long inputs are taken in before a round, if they do not end by themselves.
+const TAKING: Duration = Duration::from_millis(100);
+
 /// The loop shows itself at least so often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
@@ -142,6 +149,10 @@ pub struct Agent<D> {
     resolver: Resolver,
     kernel: Option<Observed>,
     broken: BTreeSet<Object>,
+    /// New sets that are too large for a round.
+    deferred: Deferred,
+    /// What was last found to be over its budget.
+    over_budget: Arc<[OverBudget]>,
     moves: Vec<Move>,
     synced: bool,
     /// Whether a round has succeeded.
@@ -201,6 +212,8 @@ impl<D: Dataplane> Agent<D> {
             resolver: Resolver::new(node),
             kernel: None,
             broken: BTreeSet::new(),
+            deferred: Deferred::default(),
+            over_budget: Arc::default(),
             moves: Vec::new(),
             synced: false,
             settled: false,
@@ -222,6 +235,13 @@ impl<D: Dataplane> Agent<D> {
         Self { guard, ..self }
     }
 
+    /// The same with other budgets.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Budgets) -> Self {
+        self.resolver = self.resolver.with_budgets(budgets);
+        self
+    }
+
     /// Runs until it is told to stop, or nobody is left who could tell it anything.
     pub fn run(mut self, inbox: &Receiver<Input>) {
         loop {
@@ -229,10 +249,15 @@ impl<D: Dataplane> Agent<D> {
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
                     self.splits_left = SPLITS;
-                    // Whatever else has arrived goes into the same round.
+                    // Whatever else has arrived goes into the same round. But if it never ends, the round comes first:
+                    // who sends without end must not keep the others waiting.
+                    let until = Instant::now() + TAKING;
                     for input in std::iter::once(input).chain(inbox.try_iter()) {
                         if !self.take(input) {
                             return;
+                        }
+                        if self.synced && Instant::now() >= until {
+                            break;
                         }
                     }
                 }
@@ -248,6 +273,9 @@ impl<D: Dataplane> Agent<D> {
         let heartbeat = Instant::now() + HEARTBEAT;
         if !self.synced {
             return heartbeat;
+        }
+        if self.can_fill() {
+            return Instant::now();
         }
         let round = self.dirty.then_some(self.not_before);
         [round, self.retry_at, self.tidy_at, Some(self.lookout.next())]
@@ -265,6 +293,7 @@ impl<D: Dataplane> Agent<D> {
                 for change in changes {
                     self.change(change, received);
                 }
+                self.status.taken(self.oldest());
                 if together {
                     self.resolver.join_moves(before);
                 }
@@ -282,6 +311,16 @@ impl<D: Dataplane> Agent<D> {
             Input::Stop => return false,
         }
         true
+    }
+
+    /// When the oldest change was received that was taken in and is not in the kernel.
+    fn oldest(&self) -> Option<Instant> {
+        self.waiting.oldest().into_iter().chain(self.deferred.oldest()).min()
+    }
+
+    /// Shows since when the oldest of these changes waits.
+    fn publish_age(&self) {
+        self.status.waits_since(self.oldest());
     }
 
     fn change(&mut self, change: Change, received: Instant) {
@@ -356,6 +395,7 @@ impl<D: Dataplane> Agent<D> {
         } else if self.dirty && now >= self.not_before || tidy {
             self.round(tidy);
         }
+        self.fill();
     }
 
     fn count(&self, delta: &Delta) {

@@ -1,7 +1,7 @@
 //! One round: resolve, compile, observe if need be, plan, apply, publish; and what becomes of its outcome.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, mpsc::sync_channel},
     time::{Duration, Instant, SystemTime},
 };
@@ -12,7 +12,7 @@ use super::{Agent, Applied, Owners, Readiness};
 use crate::{
     dataplane::{ApplyError, Dataplane, DataplaneError, Reason},
     model::{Direction, Family, ObjectKey},
-    policy::resolve::Resolved,
+    policy::{budget::OverBudget, resolve::Resolved},
     ruleset::{
         Object, Ruleset, SetRole, names,
         observed::Observed,
@@ -45,11 +45,13 @@ impl<D: Dataplane> Agent<D> {
             Ok(()) => self.succeeded(),
             Err(error) => self.failed(&error),
         }
+        self.publish_age();
     }
 
     fn succeeded(&mut self) {
         self.metrics.syncs.with_label_values(&["success"]).inc();
-        if !std::mem::replace(&mut self.settled, true) {
+        let starting = !self.settled && self.deferred.is_starting();
+        if !starting && !std::mem::replace(&mut self.settled, true) {
             self.dataplane.settled();
         }
         self.waiting.enforced(&self.metrics.enforcement_latency, Instant::now());
@@ -62,16 +64,22 @@ impl<D: Dataplane> Agent<D> {
             self.retry_at = None;
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.metrics.last_success.set(since_1970.as_secs_f64());
-            self.status.set(Readiness::Ready);
+            if starting {
+                let sets = self.deferred.len();
+                self.status.wait_for(&format!(
+                    "{sets} large sets are being filled; what they allow is closed until then"
+                ));
+            } else {
+                self.status.set(Readiness::Ready);
+            }
         } else {
             // All else is enforced, and what these would allow is closed: ready, but not done.
-            let broken: Vec<String> = self.broken.iter().map(ToString::to_string).collect();
-            self.status.set(Readiness::Degraded(format!("the kernel refused {}", broken.join(", "))));
+            self.status.set(Readiness::Degraded(format!("the kernel refused {}", named(&self.broken))));
             self.retry_later();
         }
     }
 
-    fn failed(&mut self, error: &DataplaneError) {
+    pub(super) fn failed(&mut self, error: &DataplaneError) {
         error!(%error, "could not write to the kernel; what it held before stays enforced");
         self.metrics.syncs.with_label_values(&["failure"]).inc();
         self.status.set(Readiness::Failing(error.to_string()));
@@ -97,16 +105,29 @@ impl<D: Dataplane> Agent<D> {
         let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
         self.moves.extend(self.resolver.take_moves());
         loop {
-            let desired = whole.clone().without(&self.broken);
             let observed = match self.kernel.take() {
                 Some(observed) => observed,
                 None => self.timed("observe", |agent| agent.dataplane.observe()).inspect_err(|error| {
                     self.metrics.failed("observe", error.reason().label());
                 })?,
             };
-            let steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
+            let since = self.waiting.oldest().unwrap_or_else(Instant::now);
+            self.deferred.choose(&observed, &whole, &resolved, &self.broken, since);
+            let deferred: BTreeSet<Object> = self.deferred.objects().collect();
+            let closed = self.broken.iter().chain(&deferred).cloned().collect();
+            let desired = whole.clone().without(&closed);
+            let mut steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
+            steps.retain_mut(|step| match step {
+                Step::Tidy(edits) => {
+                    // A set that waits is not used yet, and not unused.
+                    edits.retain(|edit| !deferred.contains(&Object::Set(edit.set().clone())));
+                    !edits.is_empty()
+                }
+                Step::Sets(_) | Step::Chains(..) => true,
+            });
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
+                    self.share_members(&desired);
                     self.moves.clear();
                     self.kernel.iter_mut().for_each(|observed| observed.share(&desired));
                     self.publish(&resolved, &desired, whole, &steps);
@@ -204,8 +225,21 @@ impl<D: Dataplane> Agent<D> {
         Ok(())
     }
 
+    /// Holds the members of sets once: what was noted member by member is what was wanted.
+    fn share_members(&mut self, written: &Ruleset) {
+        let Some(observed) = &mut self.kernel else { return };
+        for family in Family::BOTH {
+            let there = &mut observed.table_mut(family).sets;
+            for (name, set) in &written.table(family).sets {
+                if let Some(there) = there.get_mut(name) {
+                    there.members.clone_from(&set.members);
+                }
+            }
+        }
+    }
+
     /// `written` is in the kernel; `meant` is what ought to be, without the loss of what the kernel refused.
-    fn publish(&self, resolved: &Resolved, written: &Ruleset, meant: Ruleset, steps: &[Step]) {
+    fn publish(&mut self, resolved: &Resolved, written: &Ruleset, meant: Ruleset, steps: &[Step]) {
         let set = |gauge: &prometheus::IntGaugeVec, label: &str, value: usize| {
             gauge.with_label_values(&[label]).set(i64::try_from(value).unwrap_or(i64::MAX));
         };
@@ -221,7 +255,7 @@ impl<D: Dataplane> Agent<D> {
             let policies: BTreeSet<&ObjectKey> = resolved
                 .pods
                 .iter()
-                .flat_map(|pod| &pod.policies)
+                .flat_map(|pod| pod.policies.iter())
                 .filter(|policy| policy.rules(direction).is_some())
                 .map(|policy| &policy.key)
                 .collect();
@@ -229,7 +263,9 @@ impl<D: Dataplane> Agent<D> {
             let isolated = resolved.pods.iter().filter(|pod| pod.program(direction).is_some()).count();
             set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
         }
-        self.status.show(resolved.pods.clone());
+        self.status.show(resolved.pods.clone(), resolved.over_budget.clone());
+        self.tell_over_budget(&resolved.over_budget);
+        self.metrics.deferred_sets.set(i64::try_from(self.deferred.len()).unwrap_or(i64::MAX));
         if let Some(applied) = &self.applied
             && !steps.is_empty()
         {
@@ -238,11 +274,50 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> T) -> T {
+    /// Says what is closed because it costs too much, when it becomes so and when it ends.
+    fn tell_over_budget(&mut self, now: &Arc<[OverBudget]>) {
+        if Arc::ptr_eq(now, &self.over_budget) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.over_budget, now.clone());
+        let was = |one: &OverBudget| before.binary_search_by(|other| other.closed.cmp(&one.closed)).is_ok();
+        let news: Vec<&OverBudget> = now.iter().filter(|one| !was(one)).collect();
+        for one in news.iter().take(NAMED) {
+            warn!(namespace = %one.namespace(), reason = %one, "over budget; closed");
+        }
+        if news.len() > NAMED {
+            warn!(
+                more = news.len() - NAMED,
+                "more is over budget and closed; towpath status names all of it"
+            );
+        }
+        let is = |one: &OverBudget| now.binary_search_by(|other| other.closed.cmp(&one.closed)).is_ok();
+        for one in before.iter().filter(|one| !is(one)).take(NAMED) {
+            info!(namespace = %one.namespace(), closed = %one.closed, "within its budget again");
+        }
+        let namespaces = now.iter().map(|one| one.namespace().to_string());
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        namespaces.for_each(|namespace| *counts.entry(namespace).or_default() += 1);
+        self.metrics.set_over_budget(now.len(), &counts);
+    }
+
+    pub(super) fn timed<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> T) -> T {
         let start = Instant::now();
         let result = work(self);
         self.metrics.sync_duration.with_label_values(&[stage]).observe(start.elapsed().as_secs_f64());
         result
+    }
+}
+
+/// So many objects are named in one line.
+const NAMED: usize = 10;
+
+/// Objects by their names; of many the first, and how many more there are.
+fn named(objects: &BTreeSet<Object>) -> String {
+    let names: Vec<String> = objects.iter().take(NAMED).map(ToString::to_string).collect();
+    match objects.len().saturating_sub(NAMED) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
     }
 }
 

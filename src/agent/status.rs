@@ -1,13 +1,17 @@
 //! What the loop tells the outside of itself.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem::discriminant,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::{metrics::Metrics, model::ObjectKey, policy::resolve::LocalPod};
+use crate::{
+    metrics::Metrics,
+    model::ObjectKey,
+    policy::{budget::OverBudget, resolve::LocalPod},
+};
 
 /// Whether this node enforces what it ought to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,14 @@ struct State {
     pods: Arc<[LocalPod]>,
     /// What the interface guard does.
     guard: GuardState,
+    /// What is closed because it costs too much, as of the same round.
+    over_budget: Arc<[OverBudget]>,
+    /// When the changes were received that sources have sent and the loop has not taken in, in their order.
+    sent: VecDeque<Instant>,
+    /// When the oldest change was received that the loop has taken in and that is not in the kernel.
+    waits_since: Option<Instant>,
+    /// A change that waits for longer than this makes the node not ready.
+    lag_limit: Duration,
     /// When the daemon began.
     started: SystemTime,
     /// Since when it has been as ready as it is.
@@ -86,7 +98,14 @@ pub struct View {
     pub pods: Arc<[LocalPod]>,
     /// What the interface guard does.
     pub guard: GuardState,
+    /// What is closed because it costs too much.
+    pub over_budget: Arc<[OverBudget]>,
+    /// How long the oldest change has waited that is not in the kernel yet.
+    pub waiting: Duration,
 }
+
+/// How long a change may wait before the node is not ready, unless a flag says otherwise.
+pub const LAG_LIMIT: Duration = Duration::from_secs(10);
 
 impl Status {
     /// Before the first round; `waiting_for` says what has to come first.
@@ -100,6 +119,10 @@ impl Status {
             refused: BTreeMap::new(),
             pods: [].into(),
             guard: GuardState::default(),
+            over_budget: [].into(),
+            sent: VecDeque::new(),
+            waits_since: None,
+            lag_limit: LAG_LIMIT,
             started: now,
             since: now,
             beat: None,
@@ -116,6 +139,7 @@ impl Status {
     #[must_use]
     pub fn view(&self) -> View {
         let state = self.state();
+        let lag = state.lag();
         let own = match &state.readiness {
             Readiness::Ready => None,
             Readiness::Starting(reason) | Readiness::Degraded(reason) | Readiness::Failing(reason) => {
@@ -124,13 +148,51 @@ impl Status {
         };
         View {
             readiness: state.effective(),
-            reasons: own.into_iter().chain(state.impediments.values()).cloned().collect(),
+            reasons: own.into_iter().chain(state.impediments.values()).chain(&lag).cloned().collect(),
             started: state.started,
             since: state.since,
             refused: state.refused.values().cloned().collect(),
             pods: state.pods.clone(),
             guard: state.guard.clone(),
+            over_budget: state.over_budget.clone(),
+            waiting: state.age(),
         }
+    }
+
+    /// How long the oldest change has waited that a source received and that is not in the kernel. The loop need not do
+    /// anything for it to grow: it may be busy with one thing.
+    #[must_use]
+    pub fn waiting(&self) -> Duration {
+        self.state().age()
+    }
+
+    /// Says for how long a change may wait before the node is not ready.
+    pub fn set_lag_limit(&self, limit: Duration) {
+        self.state().lag_limit = limit;
+    }
+
+    /// For how long a change may wait before the node is not ready.
+    #[must_use]
+    pub fn lag_limit(&self) -> Duration {
+        self.state().lag_limit
+    }
+
+    /// A source is about to send changes to the loop, which it received at `received`.
+    pub fn sent(&self, received: Instant) {
+        self.state().sent.push_back(received);
+    }
+
+    /// The loop has taken in the changes that were sent first. `since`: when the oldest change was received that it has
+    /// taken in and not written.
+    pub(super) fn taken(&self, since: Option<Instant>) {
+        let mut state = self.state();
+        state.sent.pop_front();
+        state.waits_since = since;
+    }
+
+    /// Says when the oldest change was received that the loop has taken in and not written.
+    pub(super) fn waits_since(&self, since: Option<Instant>) {
+        self.state().waits_since = since;
     }
 
     /// How long the loop has not shown itself; nothing before it began.
@@ -144,9 +206,11 @@ impl Status {
         self.change(|state| state.readiness = readiness);
     }
 
-    /// Shows the pods of this node, as they are enforced now.
-    pub fn show(&self, pods: Arc<[LocalPod]>) {
-        self.state().pods = pods;
+    /// Shows the pods of this node, as they are enforced now, and what is closed because it costs too much.
+    pub fn show(&self, pods: Arc<[LocalPod]>, over_budget: Arc<[OverBudget]>) {
+        let mut state = self.state();
+        state.pods = pods;
+        state.over_budget = over_budget;
     }
 
     /// Shows what the interface guard does.
@@ -205,14 +269,28 @@ impl Status {
 }
 
 impl State {
+    /// How long the oldest change has waited that is not in the kernel.
+    fn age(&self) -> Duration {
+        let oldest = self.sent.front().into_iter().chain(&self.waits_since).min();
+        oldest.map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    /// That changes wait for too long, if they do. What is there before the first round is not late.
+    fn lag(&self) -> Option<String> {
+        let age = self.age();
+        let late = age > self.lag_limit && !matches!(self.readiness, Readiness::Starting(_));
+        late.then(|| format!("changes of the last {} s are not in the kernel yet", age.as_secs()))
+    }
+
     /// The loop's own state, with what other parts say is in the way.
     fn effective(&self) -> Readiness {
-        if self.impediments.is_empty() {
+        let lag = self.lag();
+        if self.impediments.is_empty() && lag.is_none() {
             return self.readiness.clone();
         }
         let joined = |reason: Option<&String>| {
-            let reasons: Vec<&str> =
-                reason.into_iter().chain(self.impediments.values()).map(String::as_str).collect();
+            let others = self.impediments.values().chain(&lag);
+            let reasons: Vec<&str> = reason.into_iter().chain(others).map(String::as_str).collect();
             reasons.join("; ")
         };
         match &self.readiness {
@@ -228,6 +306,33 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ago(seconds: u64) -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap()
+    }
+
+    #[test]
+    fn a_change_counts_from_when_it_was_received_also_while_nobody_has_taken_it_in() {
+        let status = Status::starting("the objects");
+        status.set(Readiness::Ready);
+        status.sent(ago(5));
+        status.sent(ago(1));
+        assert!(status.waiting() >= Duration::from_secs(5));
+        assert_eq!(status.readiness(), Readiness::Ready);
+        status.set_lag_limit(Duration::from_secs(4));
+        assert!(matches!(status.readiness(), Readiness::Failing(reason) if reason.contains("last 5 s")));
+        status.taken(Some(ago(30)));
+        assert!(status.waiting() >= Duration::from_secs(30));
+        status.taken(None);
+        assert_eq!((status.waiting(), status.readiness()), (Duration::ZERO, Readiness::Ready));
+    }
+
+    #[test]
+    fn what_was_there_before_the_first_round_is_not_late() {
+        let status = Status::starting("the objects");
+        status.sent(ago(3600));
+        assert_eq!(status.readiness(), Readiness::Starting("the objects".to_owned()));
+    }
 
     #[test]
     fn rules_that_cannot_work_are_not_ready_however_well_they_are_written() {

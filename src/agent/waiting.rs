@@ -42,6 +42,11 @@ impl Waiting {
         }
     }
 
+    /// When the oldest of them was received.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.0.values().flatten().map(|arrival| arrival.received).min()
+    }
+
     /// The kernel enforces all of it: everything is observed once, and nothing waits any more.
     pub(super) fn enforced(&mut self, latency: &HistogramVec, now: Instant) {
         for (kind, arrivals) in std::mem::take(&mut self.0) {

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{BackendArg, Ended, EnforcementArgs, NodeArgs, ObjectArgs, Text, json, objects, print};
+use super::{
+    BackendArg, BudgetArgs, Ended, EnforcementArgs, NodeArgs, ObjectArgs, Text, json, objects, print,
+};
 use crate::{
     model::{Direction, Family},
     policy::resolve::{Resolved, Resolver},
@@ -20,6 +22,8 @@ pub(super) struct CompileArgs {
     node: NodeArgs,
     #[command(flatten)]
     enforcement: EnforcementArgs,
+    #[command(flatten)]
+    budgets: BudgetArgs,
     /// For which variant of iptables; both read the same text.
     #[arg(long, visible_alias = "iptables-backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
@@ -51,7 +55,12 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     // Both variants read the same text; the flag is there so that scripts may pass what they pass to `run`.
     let _ = args.backend;
     let cluster = objects::read(&args.objects.file, false, verbose)?;
-    let resolved = Resolver::of(args.node.node_name.clone(), &cluster).resolve(&cluster);
+    let resolved = Resolver::of(args.node.node_name.clone(), &cluster)
+        .with_budgets(args.budgets.budgets())
+        .resolve(&cluster);
+    for over in resolved.over_budget.iter() {
+        eprintln!("warning: {over}");
+    }
     let ruleset = ruleset::compile::compile(&resolved, &args.enforcement.options());
     let legend = legend(&resolved);
     match args.output {

@@ -5,6 +5,8 @@
 //! the first one is at once, and after each there is a rest that goes by what it cost.
 
 use std::{
+    collections::HashSet,
+    hash::{BuildHasher as _, RandomState},
     io,
     sync::{
         Arc,
@@ -35,6 +37,9 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// takes no more than ten.
 const REST: u32 = 49;
 
+/// So long one walk judges connections. What is left is the next one's.
+const WALK_MOST: Duration = Duration::from_millis(250);
+
 /// However much a walk costs, the next one waits no longer.
 const REST_MOST: Duration = Duration::from_millis(500);
 
@@ -52,14 +57,13 @@ pub(super) fn start(metrics: Arc<Metrics>) -> io::Result<Sender<Applied>> {
 }
 
 fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
-    let mut look_again = false;
+    let mut passes = Passes::default();
     let mut latest: Option<Ruleset> = None;
     let mut rest_until = Instant::now();
     loop {
-        let first = if look_again {
-            receiver.recv_timeout(SECOND_LOOK)
-        } else {
-            receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        let first = match passes.wait() {
+            Some(wait) => receiver.recv_timeout(wait),
+            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         if let Err(RecvTimeoutError::Disconnected) = first {
             return;
@@ -71,14 +75,18 @@ fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
             narrowed |= applied.narrowed;
             latest = Some(applied.ruleset);
         }
-        let look_now = narrowed || look_again;
-        look_again = narrowed;
-        if let Some(ruleset) = latest.as_ref().filter(|_| look_now) {
-            let start = Instant::now();
-            let worked = cut(ruleset, metrics);
-            look_again |= !worked;
-            rest_until = Instant::now() + if worked { rest(start.elapsed()) } else { RETRY };
+        if narrowed {
+            passes.narrowed();
         }
+        let Some(ruleset) = latest.as_ref().filter(|_| passes.is_due()) else { continue };
+        let start = Instant::now();
+        let mut walk = passes.walk();
+        let worked = cut(ruleset, metrics, &mut walk, start + WALK_MOST);
+        let Walk { denied, left, .. } = walk;
+        let cut = if worked { denied } else { HashSet::new() };
+        passes.walked(worked && left == 0, cut);
+        metrics.connections_unjudged.set(i64::try_from(left).unwrap_or(i64::MAX));
+        rest_until = Instant::now() + if worked { rest(start.elapsed()) } else { RETRY };
     }
 }
 
@@ -87,9 +95,89 @@ fn rest(walk: Duration) -> Duration {
     walk.saturating_mul(REST).min(REST_MOST)
 }
 
-/// Cuts the connections whose first packet `ruleset` would drop today. Whether that worked.
-fn cut(ruleset: &Ruleset, metrics: &Metrics) -> bool {
-    let denies = |flow: &EstablishedFlow| {
+/// How often all connections have to be judged yet, and which are in the pass that is under way.
+///
+/// One walk judges for a bounded time only, since rules can be long and connections many. What it leaves is the next
+/// walk's, by the rules as they are then. So a pass ends however often the rules change meanwhile; and after a change
+/// that narrowed what is allowed there are two more, each from its beginning.
+#[derive(Debug, Default)]
+struct Passes {
+    /// How many passes have to end, with the one that is under way.
+    due: usize,
+    /// The flows that this pass is done with, by their hashes; nothing between two passes.
+    judged: Option<HashSet<u64>>,
+    hashes: RandomState,
+}
+
+/// One walk of a pass.
+struct Walk<'a> {
+    judged: &'a mut HashSet<u64>,
+    hashes: &'a RandomState,
+    /// What this walk found denied: several connections can be one flow.
+    denied: HashSet<u64>,
+    /// How many connections it left.
+    left: usize,
+}
+
+impl Passes {
+    /// How long to wait for news before the next walk; without one if none is due.
+    fn wait(&self) -> Option<Duration> {
+        match (self.due, &self.judged) {
+            (0, _) => None,
+            (1, None) => Some(SECOND_LOOK),
+            _ => Some(Duration::ZERO),
+        }
+    }
+
+    fn narrowed(&mut self) {
+        self.due = if self.judged.is_some() { 3 } else { 2 };
+    }
+
+    fn is_due(&self) -> bool {
+        self.due > 0
+    }
+
+    fn walk(&mut self) -> Walk<'_> {
+        let judged = self.judged.get_or_insert_default();
+        Walk { judged, hashes: &self.hashes, denied: HashSet::new(), left: 0 }
+    }
+
+    /// A walk ended that cut `denied`, and the pass with it if nothing was left.
+    fn walked(&mut self, whole: bool, denied: HashSet<u64>) {
+        if whole {
+            self.judged = None;
+            self.due = self.due.saturating_sub(1);
+        } else if let Some(judged) = &mut self.judged {
+            // What was cut stays among the connections for a while, as one that was never answered.
+            judged.extend(denied);
+        }
+    }
+}
+
+impl Walk<'_> {
+    /// Whether to cut a flow. `denied` says what the rules do with it, and is asked until `until`.
+    fn denies(&mut self, flow: &EstablishedFlow, until: Instant, denied: impl FnOnce() -> bool) -> bool {
+        let hash = self.hashes.hash_one(flow);
+        if self.judged.contains(&hash) {
+            return false;
+        }
+        if self.denied.contains(&hash) {
+            return true;
+        }
+        if Instant::now() >= until {
+            self.left += 1;
+            return false;
+        }
+        let denied = denied();
+        if denied { &mut self.denied } else { &mut *self.judged }.insert(hash);
+        denied
+    }
+}
+
+/// Cuts the connections whose first packet `ruleset` would drop today, as far as these can be found until `until`.
+/// Whether that worked.
+fn cut(ruleset: &Ruleset, metrics: &Metrics, walk: &mut Walk<'_>, until: Instant) -> bool {
+    let judge = |flow: &EstablishedFlow| {
         let family = Family::of(flow.source);
         let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.number() == flow.protocol);
         let transport = protocol.map_or(Transport::Other(flow.protocol), |protocol| {
@@ -98,6 +186,7 @@ fn cut(ruleset: &Ruleset, metrics: &Metrics) -> bool {
         let packet = Packet { at: BuiltIn::Forward, ..Packet::new(flow.source, flow.destination, transport) };
         !trace(ruleset.table(family), &packet).passed
     };
+    let denies = |flow: &EstablishedFlow| walk.denies(flow, until, || judge(flow));
     let result = Conntrack::open().and_then(|mut conntrack| conntrack.cut(denies));
     let worked = result.is_ok();
     match result {
@@ -124,5 +213,50 @@ mod tests {
         assert_eq!(rest(ms(0)), ms(0));
         assert_eq!(rest(ms(4)), ms(196));
         assert_eq!(rest(ms(10_000)), ms(500));
+    }
+
+    fn flow(port: u16) -> EstablishedFlow {
+        let address = |last: u8| [10, 244, 1, last].into();
+        EstablishedFlow { source: address(1), destination: address(2), protocol: 6, destination_port: port }
+    }
+
+    #[test]
+    fn what_one_walk_leaves_the_next_ones_judge_and_none_twice() {
+        let mut passes = Passes::default();
+        passes.narrowed();
+        let (now, mut asked) = (Instant::now(), Vec::new());
+        let later = now + Duration::from_hours(1);
+        // Each walk has time for two flows.
+        for turn in 0..3 {
+            let mut walk = passes.walk();
+            for port in 0..5 {
+                let until = if port < 2 * (turn + 1) { later } else { now };
+                let denied = walk.denies(&flow(port), until, || {
+                    asked.push(port);
+                    port == 3
+                });
+                assert!(!denied || port == 3);
+            }
+            let Walk { denied, left, .. } = walk;
+            passes.walked(left == 0, denied);
+        }
+        assert_eq!(asked, [0, 1, 2, 3, 4]);
+        assert_eq!((passes.due, passes.wait()), (1, Some(SECOND_LOOK)));
+    }
+
+    #[test]
+    fn a_pass_ends_although_the_rules_change_and_a_whole_one_follows() {
+        let mut passes = Passes::default();
+        assert_eq!(passes.wait(), None);
+        passes.narrowed();
+        passes.walk();
+        passes.walked(false, HashSet::new());
+        passes.narrowed();
+        for due in [2, 1, 0] {
+            passes.walk();
+            passes.walked(true, HashSet::new());
+            assert_eq!(passes.due, due);
+        }
+        assert_eq!(passes.wait(), None);
     }
 }

@@ -21,6 +21,7 @@ mod status;
 pub mod words;
 
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal as _, Write as _},
     net::IpAddr,
     path::PathBuf,
@@ -35,8 +36,13 @@ use demo::DemoEnd;
 use crate::{
     dataplane::kernel::{Backend, Variant},
     k8s::watch::Access,
-    model::{Endpoint, Flow, ObjectKey, Transport},
-    policy::{Reachability, known_transports},
+    model::{Cluster, Endpoint, Flow, ObjectKey, Transport},
+    policy::{
+        Reachability,
+        budget::{Budgets, Closed, OverBudget},
+        known_transports,
+        resolve::Resolver,
+    },
     ruleset::compile::{DenyAction, Options},
 };
 
@@ -159,6 +165,49 @@ impl EnforcementArgs {
             vxlan_port: self.vxlan_port,
             // The interface guard does what these rules would; where there is none, `run` turns them on.
             link_rules: false,
+        }
+    }
+}
+
+/// How much the policies of one tenant may cost this node.
+#[derive(Debug, Args)]
+struct BudgetArgs {
+    /// Set entries and rules that one policy may need. One that needs more isolates its pods and allows nothing.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().policy, env = "TOWPATH_POLICY_BUDGET")]
+    policy_budget: u64,
+    /// Set entries and rules that the policies of one namespace may need on this node. If they need more, all of them
+    /// only isolate here.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace, env = "TOWPATH_NAMESPACE_BUDGET")]
+    namespace_budget: u64,
+    /// Set entries and rules that all namespaces may need on this node; beyond, the largest close first.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().node, env = "TOWPATH_NODE_BUDGET")]
+    node_budget: u64,
+    /// Sets that one namespace may need on this node.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace_sets, env = "TOWPATH_NAMESPACE_SETS")]
+    namespace_sets: u64,
+    /// Sets that all namespaces may need on this node. The kernel has 65,534 for everybody.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().node_sets, env = "TOWPATH_NODE_SETS")]
+    node_sets: u64,
+    /// Addresses of pods that the selectors of one namespace may select in all, or eight times those of the whole
+    /// cluster if that is more.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace_members)]
+    #[arg(env = "TOWPATH_NAMESPACE_MEMBERS")]
+    namespace_members: u64,
+    /// The same for all namespaces on this node, or sixteen times those of the whole cluster.
+    #[arg(long, value_name = "N", default_value_t = Budgets::default().node_members, env = "TOWPATH_NODE_MEMBERS")]
+    node_members: u64,
+}
+
+impl BudgetArgs {
+    fn budgets(&self) -> Budgets {
+        Budgets {
+            policy: self.policy_budget,
+            namespace: self.namespace_budget,
+            node: self.node_budget,
+            namespace_sets: self.namespace_sets,
+            node_sets: self.node_sets,
+            namespace_members: self.namespace_members,
+            node_members: self.node_members,
         }
     }
 }
@@ -349,11 +398,31 @@ fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
         }
     }
     let (from, to) = (args.from.clone(), args.to.clone());
+    for note in closed_for(&cluster, [&from, &to]) {
+        eprintln!("note: the nodes do otherwise with the default budgets: {note}");
+    }
     let flow = Flow { from, to, transport: args.port, family: None };
     match args.output {
         Text::Text => print(&explain::text(&cluster, &flow)),
         Text::Json => print(&json(&explain::json(&cluster, &flow))?),
     }
+}
+
+/// What closes one of these ends on its node because it costs too much.
+fn closed_for(cluster: &Cluster, ends: [&Endpoint; 2]) -> BTreeSet<OverBudget> {
+    let mut closed = BTreeSet::new();
+    for end in ends {
+        let Endpoint::Pod(key) = end else { continue };
+        let Some(node) = cluster.pod(key).and_then(|pod| pod.node.clone()) else { continue };
+        let resolved = Resolver::of(node, cluster).resolve(cluster);
+        let Some(pod) = resolved.pods.iter().find(|pod| pod.key == *key) else { continue };
+        let concerns = |over: &&OverBudget| match &over.closed {
+            Closed::Policy(policy) => pod.policies.iter().any(|one| one.key == *policy),
+            Closed::Namespace(namespace) => *namespace == key.namespace,
+        };
+        closed.extend(resolved.over_budget.iter().filter(concerns).cloned());
+    }
+    closed
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Ended> {

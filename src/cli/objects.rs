@@ -1,6 +1,6 @@
 //! Objects from files or the API server, for the commands that look once.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use super::{Ended, QuestionArgs};
 use crate::{
@@ -9,6 +9,10 @@ use crate::{
         watch,
     },
     model::Cluster,
+    policy::{
+        budget::{Budgets, OverBudget, excess_of_policy},
+        resolve::Resolver,
+    },
 };
 
 /// The objects of these files. Their faults go to standard error; an error among them ends the command, since an
@@ -43,4 +47,17 @@ pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended
         eprintln!("{refusal}");
     }
     Ok(cluster)
+}
+
+/// What would be closed on some node because it costs too much: policies, wherever their pods are, and namespaces on the
+/// nodes of their pods.
+pub(super) fn over_budget(cluster: &Cluster, budgets: &Budgets) -> BTreeSet<OverBudget> {
+    let mut over: BTreeSet<OverBudget> =
+        cluster.policies().filter_map(|policy| excess_of_policy(policy, budgets)).collect();
+    let nodes: BTreeSet<Arc<str>> = cluster.pods().filter_map(|pod| pod.node.clone()).collect();
+    for node in nodes {
+        let resolved = Resolver::of(node, cluster).with_budgets(*budgets).resolve(cluster);
+        over.extend(resolved.over_budget.iter().cloned());
+    }
+    over
 }

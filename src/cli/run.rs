@@ -16,7 +16,7 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -30,13 +30,13 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    BackendArg, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
+    BackendArg, BudgetArgs, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
     cutter, guard,
     source::Ends,
 };
 use crate::{
-    agent::{Agent, GuardState, Input, Pace, Status},
+    agent::{Agent, GuardState, Input, LAG_LIMIT, Pace, Status},
     dataplane::{
         command::Commands,
         kernel::{
@@ -70,6 +70,12 @@ pub(super) struct RunArgs {
     listen: SocketAddr,
     #[command(flatten)]
     enforcement: EnforcementArgs,
+    #[command(flatten)]
+    budgets: BudgetArgs,
+    /// The node is not ready while a change waits for longer than this to get into the kernel, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = LAG_LIMIT.as_secs(), env = "TOWPATH_READY_LAG")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    ready_lag: u64,
     /// What becomes of an established connection that policy no longer allows.
     #[arg(long, value_enum, default_value_t = Established::Cut, env = "TOWPATH_ESTABLISHED")]
     established: Established,
@@ -150,6 +156,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let counted = commands.clone();
     metrics.count_commands(move || counted.started());
     let status = Arc::new(Status::starting("the objects have not been read yet"));
+    status.set_lag_limit(Duration::from_secs(args.ready_lag));
+    let waiting = status.clone();
+    metrics.show_pending(move || waiting.waiting());
     let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
     info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
     let guard = interface_guard(args.interface_guard, &commands, &status)?;
@@ -161,6 +170,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let about = About { node: args.node.node_name.clone(), iptables: kernel.variant().to_string() };
     let web = Web { about, metrics: metrics.clone(), status: status.clone() };
     runtime.spawn(web.serve(listener));
+    runtime.spawn(warn_of_lag(status.clone()));
 
     let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };
@@ -198,6 +208,35 @@ pub(super) async fn told_to_stop() -> std::io::Result<()> {
     Ok(())
 }
 
+/// How often to look whether changes wait for too long.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While changes wait for too long, the log says so this often.
+const LAG_TOLD_EVERY: Duration = Duration::from_secs(30);
+
+/// Says in the log that changes wait for too long to get into the kernel. Apart from the loop, which may be busy with
+/// the very thing that takes so long.
+async fn warn_of_lag(status: Arc<Status>) {
+    let mut told: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(LAG_INTERVAL).await;
+        let (waiting, limit) = (status.waiting(), status.lag_limit());
+        if waiting <= limit {
+            if told.take().is_some() {
+                info!("no change waits for too long any more");
+            }
+        } else if told.is_none_or(|told| told.elapsed() >= LAG_TOLD_EVERY) {
+            let busy = status.silence().as_secs();
+            warn!(
+                seconds = waiting.as_secs(),
+                loop_busy_seconds = busy,
+                "changes wait too long to get into the kernel"
+            );
+            told = Some(Instant::now());
+        }
+    }
+}
+
 /// What the parts of the daemon share.
 struct Daemon<'a> {
     args: &'a RunArgs,
@@ -228,6 +267,7 @@ impl Daemon<'_> {
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
         let mut kernel = kernel;
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
+        let budgets = self.args.budgets.budgets();
         let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
         let facts = self.inputs.clone();
         let (ending, ended) = oneshot::channel::<()>();
@@ -257,7 +297,7 @@ impl Daemon<'_> {
                 let _ = suspicions.send(Input::Suspicion);
             });
             let agent = Agent::new(&node, kernel, options, pace, metrics, status, applied);
-            agent.with_guard(guard).run(&inbox);
+            agent.with_guard(guard).with_budgets(budgets).run(&inbox);
             drop((watch, source));
         })?;
         Ok(ended)

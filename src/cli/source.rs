@@ -44,17 +44,22 @@ pub(super) struct Ends {
 }
 
 impl Ends {
+    /// Sends changes to the loop. From now on they wait.
+    fn send(&self, received: Instant, changes: Vec<Change>) {
+        self.status.sent(received);
+        // The loop is gone only when the process ends: then nobody needs to hear it.
+        drop(self.inputs.send(Input::Changes { received, changes }));
+    }
+
     /// Reads the objects of files, and goes on watching these.
     pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, Ended> {
-        let Self { inputs, metrics, status } = self;
         let files = FileSource::open(paths, RESCAN, move |event| match event {
-            // The loop is gone only when the process ends: then nobody needs to hear it.
-            SourceEvent::Changes(changes) => drop(inputs.send(Input::changes(changes))),
-            SourceEvent::Synced => drop(inputs.send(Input::Synced)),
+            SourceEvent::Changes(changes) => self.send(Instant::now(), changes),
+            SourceEvent::Synced => drop(self.inputs.send(Input::Synced)),
             SourceEvent::Faults(faults) => {
                 let errors = faults.iter().filter(|fault| fault.is_error());
                 let refused = |fault: &Fault| refused(fault.object.as_ref(), fault.to_string());
-                status.set_refused("files", errors.map(refused).collect(), &metrics);
+                self.status.set_refused("files", errors.map(refused).collect(), &self.metrics);
                 for fault in &faults {
                     if fault.is_error() {
                         error!("{fault}; the last good version stays enforced");
@@ -104,8 +109,7 @@ impl Joint {
                 if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
                     status.set_impediment(NODE, None);
                 }
-                // The loop is gone only when the process ends: then nobody needs to hear it.
-                drop(inputs.send(Input::Changes { received, changes }));
+                self.ends.send(received, changes);
             }
             WatchEvent::Refused(kind, refusals) => {
                 let known = self.state().refused.insert(kind, refusals.clone()).unwrap_or_default();

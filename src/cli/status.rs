@@ -65,6 +65,24 @@ pub(super) fn text(report: &Report) -> String {
     field("interfaces", &interfaces(report));
     field("repairs", &format!("{} times somebody else had changed what is ours", report.drift_repairs));
     field("failed rounds", &report.failed_rounds.to_string());
+    if report.oldest_pending_seconds > 0 {
+        field(
+            "waiting",
+            &format!("{} s for the oldest change that is not in the kernel", report.oldest_pending_seconds),
+        );
+    }
+    if report.deferred_sets > 0 {
+        field(
+            "being filled",
+            &format!("{} large sets; what they allow is closed until then", report.deferred_sets),
+        );
+    }
+    if !report.over_budget.is_empty() {
+        text.push_str("\nover budget\n");
+        for over in &report.over_budget {
+            line(&mut text, &format!("  {}", over.reason));
+        }
+    }
     text.push_str("\npods of this node\n");
     text.push_str(&pods(report));
     if !report.refused.is_empty() {

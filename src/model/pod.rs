@@ -54,6 +54,9 @@ pub struct ContainerPort {
     pub number: u16,
 }
 
+/// How many numbers one name of a port may have in one pod. The API asks for one.
+pub const NUMBERS_OF_A_NAME: usize = 16;
+
 impl Pod {
     /// A running pod without labels, node, addresses or ports: the start of a struct update.
     #[must_use]
@@ -94,7 +97,9 @@ impl Pod {
 
     /// The numbers under which its containers declare a port of this name and protocol, ascending.
     ///
-    /// Two containers may use one name for different numbers: the name then means all of them.
+    /// Two containers may use one name for different numbers: the name then means all of them, up to the lowest
+    /// [`NUMBERS_OF_A_NAME`]. Each is an entry in the sets of whoever allows that name, also of other namespaces; whoever
+    /// owns a pod must not be able to fill them.
     #[must_use]
     pub fn named_port(&self, name: &str, protocol: Protocol) -> Vec<u16> {
         let mut numbers: Vec<u16> = self
@@ -105,6 +110,19 @@ impl Pod {
             .collect();
         numbers.sort_unstable();
         numbers.dedup();
+        numbers.truncate(NUMBERS_OF_A_NAME);
         numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_has_at_most_sixteen_numbers_and_these_are_the_lowest() {
+        let port = |number: u16| ContainerPort { name: Some("web".into()), protocol: Protocol::Tcp, number };
+        let pod = Pod { ports: (1..=1000).rev().map(port).collect(), ..Pod::new(ObjectKey::new("x", "y")) };
+        assert_eq!(pod.named_port("web", Protocol::Tcp), (1..=16).collect::<Vec<u16>>());
     }
 }

@@ -5,6 +5,7 @@
 //! [`program`]s of them to compile. The two share nothing but the model. That is on purpose: tests ask both and let
 //! them disagree.
 
+pub mod budget;
 pub mod cidr;
 pub mod evaluate;
 pub mod members;
@@ -13,6 +14,7 @@ pub mod ports;
 pub mod program;
 pub mod reach;
 pub mod resolve;
+mod tenant;
 pub mod verdict;
 
 pub use crate::model::digest;

@@ -11,12 +11,14 @@ use std::{
 };
 
 use super::{
+    budget::{Budgets, OverBudget},
     members::{Member, Members, Move},
     program::{Chosen, Owners, Program, Selection, selects},
+    tenant::{Costs, Counts, Subject, Tenant, close},
 };
 use crate::model::{
     Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
-    PodPeer, Port, Ports, Scope,
+    PodPeer, Scope,
 };
 
 /// What this node has to enforce: everything that the compiler needs.
@@ -31,6 +33,8 @@ pub struct Resolved {
     pub nodes: Members,
     /// The addresses that pods own, of the whole cluster.
     pub all_pods: Members,
+    /// What is closed because it costs too much; sorted.
+    pub over_budget: Arc<[OverBudget]>,
 }
 
 /// A pod of this node.
@@ -48,7 +52,7 @@ pub struct LocalPod {
     /// What may go out; `None` if no policy restricts it.
     pub egress: Option<Arc<Program>>,
     /// The policies whose podSelector selects it, by name. Programs say what they mean together; these are for people.
-    pub policies: Vec<Arc<NetworkPolicy>>,
+    pub policies: Arc<[Arc<NetworkPolicy>]>,
 }
 
 impl LocalPod {
@@ -66,50 +70,22 @@ impl LocalPod {
 #[derive(Debug)]
 pub struct Resolver {
     node: Arc<str>,
+    budgets: Budgets,
     subjects: BTreeMap<ObjectKey, Subject>,
     selections: BTreeMap<Arc<Selection>, Members>,
-    programs: HashMap<ProgramKey, Arc<Program>>,
+    /// What each namespace with pods of this node comes to. What one of them does makes only its own anew.
+    tenants: BTreeMap<Arc<str>, Tenant>,
+    /// Namespaces of which a pod of this node, or a policy that binds one, changed since the last round.
+    stale: BTreeSet<Arc<str>>,
+    costs: Costs,
+    counts: Counts,
     nodes: Members,
     all_pods: Members,
     /// The outcome of the last round, until a pod of this node or a policy that binds one changes.
     pods: Option<Arc<[LocalPod]>>,
+    over_budget: Arc<[OverBudget]>,
     /// What moved members since the moves were last taken, in the order of the events.
     moves: Vec<Move>,
-}
-
-/// A pod of this node, and the policies whose podSelector selects it, by name.
-#[derive(Debug)]
-struct Subject {
-    pod: Arc<Pod>,
-    policies: BTreeMap<Arc<str>, Arc<NetworkPolicy>>,
-}
-
-/// What a program is a function of.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ProgramKey {
-    direction: Direction,
-    /// By identity: a policy that changed is another value.
-    policies: Vec<Identity>,
-    /// What the policies' named ports mean for the pod, in their order; empty for egress.
-    named: Vec<Vec<u16>>,
-}
-
-/// A policy, compared by identity. Holding it keeps its address from being given to another.
-#[derive(Debug, Clone)]
-struct Identity(Arc<NetworkPolicy>);
-
-impl PartialEq for Identity {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for Identity {}
-
-impl std::hash::Hash for Identity {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.0).hash(state);
-    }
 }
 
 impl Resolver {
@@ -118,12 +94,17 @@ impl Resolver {
     pub fn new(node: impl Into<Arc<str>>) -> Self {
         Self {
             node: node.into(),
+            budgets: Budgets::default(),
             subjects: BTreeMap::new(),
             selections: BTreeMap::new(),
-            programs: HashMap::new(),
+            tenants: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            costs: Costs::default(),
+            counts: Counts::default(),
             nodes: Members::default(),
             all_pods: Members::default(),
             pods: None,
+            over_budget: Arc::default(),
             moves: Vec::new(),
         }
     }
@@ -133,11 +114,20 @@ impl Resolver {
     pub fn of(node: impl Into<Arc<str>>, cluster: &Cluster) -> Self {
         let mut resolver = Self::new(node);
         for pod in cluster.pods() {
-            resolver.place(cluster, pod);
+            resolver.counts.pod(cluster, None, Some(pod));
+            resolver.place(pod);
             resolver.pod_addresses(cluster, pod.addresses.iter().copied());
         }
         resolver.node_addresses(cluster, cluster.node_addresses());
         resolver
+    }
+
+    /// The same with other budgets.
+    #[must_use]
+    pub fn with_budgets(mut self, budgets: Budgets) -> Self {
+        self.budgets = budgets;
+        self.pods = None;
+        self
     }
 
     /// Takes in a change. `cluster` is as it is after the change.
@@ -149,7 +139,7 @@ impl Resolver {
             Delta::Namespace { before, after } => {
                 self.namespace(cluster, before.as_deref(), after.as_deref());
             }
-            Delta::Policy { before, after } => self.policy(cluster, before.as_deref(), after.as_ref()),
+            Delta::Policy { before, after } => self.policy(before.as_deref(), after.as_ref()),
             Delta::Node { before, after } => {
                 let nodes = [before, after].into_iter().flatten();
                 self.node_addresses(cluster, nodes.flat_map(|node| node.addresses.iter().copied()));
@@ -159,51 +149,46 @@ impl Resolver {
 
     /// What this node has to enforce now.
     pub fn resolve(&mut self, cluster: &Cluster) -> Resolved {
+        // The members of a selection change without any change of a pod of this node.
+        if self.counts.crossed(&self.budgets) {
+            self.pods = None;
+        }
         let pods = match &self.pods {
             Some(pods) => pods.clone(),
             None => self.local_pods(cluster),
         };
         self.pods = Some(pods.clone());
-        let (selections, nodes) = (self.selections.clone(), self.nodes.clone());
-        Resolved { pods, selections, nodes, all_pods: self.all_pods.clone() }
+        Resolved {
+            pods,
+            selections: self.selections.clone(),
+            nodes: self.nodes.clone(),
+            all_pods: self.all_pods.clone(),
+            over_budget: self.over_budget.clone(),
+        }
     }
 
     /// Gives every pod of this node its programs, and forgets what none of them needs.
     fn local_pods(&mut self, cluster: &Cluster) -> Arc<[LocalPod]> {
-        let mut programs = HashMap::new();
-        let mut pods = Vec::new();
-        for (key, subject) in &self.subjects {
-            // A pod of another node may claim the address, too: its packets go through that node, and these are ours.
-            let addresses = subject.pod.addresses.clone();
-            if addresses.is_empty() {
-                continue;
+        for namespace in std::mem::take(&mut self.stale) {
+            let before = self.tenants.remove(&namespace);
+            let first = ObjectKey::new(namespace.clone(), "");
+            let subjects = self.subjects.range_mut(first..);
+            let own = subjects.take_while(|(key, _)| key.namespace == namespace);
+            let tenant = Tenant::new(cluster, own, before, &mut self.costs, &self.budgets);
+            if !tenant.is_empty() {
+                self.tenants.insert(namespace, tenant);
             }
-            let mut program = |direction| {
-                let key = subject.program_key(direction)?;
-                if let Some(program) = programs.get(&key) {
-                    return Some(Arc::clone(program));
-                }
-                let program = self.programs.get(&key).cloned().unwrap_or_else(|| {
-                    let policies = key.policies.iter().map(|identity| &identity.0);
-                    Arc::new(Program::of_policies(direction, policies, &subject.pod))
-                });
-                programs.insert(key, program.clone());
-                Some(program)
-            };
-            let restricting = |program: Option<Arc<Program>>| program.filter(|p| !p.allows_everything());
-            let (ingress, egress) = (program(Direction::Ingress), program(Direction::Egress));
-            pods.push(LocalPod {
-                key: key.clone(),
-                shared: addresses.iter().copied().filter(|a| cluster.claimants(*a).len() > 1).collect(),
-                addresses,
-                ingress: restricting(ingress),
-                egress: restricting(egress),
-                policies: subject.policies.values().cloned().collect(),
-            });
         }
-        self.programs = programs;
+        self.costs.keep_used(&self.tenants);
+        let (over_budget, closed) = close(cluster, &self.tenants, &mut self.counts, &self.budgets);
+        self.over_budget = over_budget.into();
+        let pods: Arc<[LocalPod]> = self
+            .tenants
+            .iter()
+            .flat_map(|(namespace, tenant)| tenant.local_pods(closed.contains(namespace)))
+            .collect();
         self.keep_used_selections(cluster, &pods);
-        pods.into()
+        pods
     }
 
     /// What moved members since this was last asked.
@@ -234,12 +219,18 @@ impl Resolver {
         after: Option<&Arc<Pod>>,
         handovers: &[Handover],
     ) {
-        let was_local = before.is_some_and(|pod| self.subjects.remove(&pod.key).is_some());
-        let is_local = after.is_some_and(|pod| self.place(cluster, pod));
-        let mut claimants = handovers.iter().flat_map(|handover| &handover.after);
-        if was_local || is_local || claimants.any(|key| self.subjects.contains_key(key)) {
-            self.pods = None;
+        let claimants = handovers.iter().flat_map(|handover| &handover.after);
+        let keys: Vec<&ObjectKey> =
+            [before, after].into_iter().flatten().map(|pod| &pod.key).chain(claimants).collect();
+        self.concerns(keys.iter().copied());
+        if let Some(pod) = before {
+            self.subjects.remove(&pod.key);
         }
+        if let Some(pod) = after {
+            self.place(pod);
+        }
+        self.concerns(keys.into_iter());
+        self.counts.pod(cluster, before.map(|pod| &**pod), after.map(|pod| &**pod));
         let addresses: BTreeSet<IpAddr> =
             [before, after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
         for (selection, members) in &mut self.selections {
@@ -257,6 +248,7 @@ impl Resolver {
 
     fn namespace(&mut self, cluster: &Cluster, before: Option<&Namespace>, after: Option<&Namespace>) {
         let Some(name) = before.or(after).map(|namespace| &namespace.name) else { return };
+        self.counts.namespace(cluster, name, before, after);
         let chooses = |namespace: Option<&Namespace>, peer: &PodPeer| match &peer.scope {
             Scope::Own(_) => false,
             Scope::Matching(selector) => {
@@ -282,38 +274,38 @@ impl Resolver {
         }
     }
 
-    fn policy(
-        &mut self,
-        cluster: &Cluster,
-        before: Option<&NetworkPolicy>,
-        after: Option<&Arc<NetworkPolicy>>,
-    ) {
+    fn policy(&mut self, before: Option<&NetworkPolicy>, after: Option<&Arc<NetworkPolicy>>) {
         let Some(key) = before.map(|policy| &policy.key).or(after.map(|policy| &policy.key)) else { return };
-        for pod in cluster.pods_in(&key.namespace) {
-            let Some(subject) = self.subjects.get_mut(&pod.key) else { continue };
-            let now = after.filter(|policy| policy.subject.matches(&pod.labels));
-            let was = match now {
-                Some(policy) => subject.policies.insert(key.name.clone(), policy.clone()),
-                None => subject.policies.remove(&key.name),
-            };
-            if now.is_some() || was.is_some() {
+        let mut concerns = false;
+        for (_, subject) in self
+            .subjects
+            .range_mut(ObjectKey::new(key.namespace.clone(), "")..)
+            .take_while(|(subject, _)| subject.namespace == key.namespace)
+        {
+            concerns |= subject.policy(&key.name, after);
+        }
+        if concerns {
+            self.stale.insert(key.namespace.clone());
+            self.pods = None;
+        }
+    }
+
+    /// Takes note that the programs of these pods, if they are of this node, have to be made anew.
+    fn concerns<'a>(&mut self, keys: impl Iterator<Item = &'a ObjectKey>) {
+        for key in keys {
+            if self.subjects.contains_key(key) {
+                self.stale.insert(key.namespace.clone());
                 self.pods = None;
             }
         }
     }
 
-    /// Makes a pod a subject if it is one of this node; tells whether it is.
-    fn place(&mut self, cluster: &Cluster, pod: &Arc<Pod>) -> bool {
-        if !pod.is_selectable() || pod.node.as_ref() != Some(&self.node) {
-            return false;
+    /// Makes a pod a subject if it is one of this node.
+    fn place(&mut self, pod: &Arc<Pod>) {
+        if pod.is_selectable() && pod.node.as_ref() == Some(&self.node) {
+            self.stale.insert(pod.key.namespace.clone());
+            self.subjects.insert(pod.key.clone(), Subject::new(pod.clone()));
         }
-        let policies = cluster
-            .policies_in(&pod.key.namespace)
-            .filter(|policy| policy.subject.matches(&pod.labels))
-            .map(|policy| (policy.key.name.clone(), policy.clone()))
-            .collect();
-        self.subjects.insert(pod.key.clone(), Subject { pod: pod.clone(), policies });
-        true
     }
 
     /// Looks up anew which of `addresses` are those of nodes.
@@ -351,34 +343,6 @@ impl Resolver {
                 self.selections.insert(selection.clone(), members(cluster, selection));
             }
         }
-    }
-}
-
-impl Subject {
-    /// `None` if no policy isolates the pod in this direction.
-    fn program_key(&self, direction: Direction) -> Option<ProgramKey> {
-        let policies: Vec<&Arc<NetworkPolicy>> =
-            self.policies.values().filter(|policy| policy.rules(direction).is_some()).collect();
-        if policies.is_empty() {
-            return None;
-        }
-        let named = match direction {
-            Direction::Egress => Vec::new(),
-            Direction::Ingress => policies
-                .iter()
-                .flat_map(|policy| policy.rules(direction).unwrap_or_default())
-                .flat_map(|rule| match &rule.ports {
-                    Ports::Any => &[],
-                    Ports::Of(ports) => ports.as_slice(),
-                })
-                .filter_map(|port| match port {
-                    Port::Named(protocol, name) => Some(self.pod.named_port(name, *protocol)),
-                    Port::All(_) | Port::Range(..) => None,
-                })
-                .collect(),
-        };
-        let policies = policies.into_iter().cloned().map(Identity).collect();
-        Some(ProgramKey { direction, policies, named })
     }
 }
 

@@ -89,11 +89,9 @@ pub struct Table {
 impl Table {
     fn close(&mut self, family: Family, broken: &BTreeSet<Object>) {
         self.sets.retain(|name, _| !broken.contains(&Object::Set(name.clone())));
-        let is_broken_chain = |name: &ChainName| {
-            broken
-                .iter()
-                .any(|object| matches!(object, Object::Chain(of, chain) if (*of, chain) == (family, name)))
-        };
+        let any_chain = broken.iter().any(|object| matches!(object, Object::Chain(..)));
+        let is_broken_chain =
+            |name: &ChainName| any_chain && broken.contains(&Object::Chain(family, name.clone()));
         self.chains.retain(|name, _| !is_broken_chain(name));
         // Only what allows, and what counts or logs, may go for want of a set. A rule that closes stays and keeps its
         // set: without the rule its packets would pass.

@@ -173,6 +173,25 @@ pub const fn grows_early(name: &SetName) -> bool {
     }
 }
 
+/// Whether other members would be another name.
+#[must_use]
+pub const fn is_named_after_members(name: &SetName) -> bool {
+    match name.role() {
+        SetRole::Isolated(_)
+        | SetRole::Networks
+        | SetRole::Excepts
+        | SetRole::NetworkPorts
+        | SetRole::Ports => true,
+        SetRole::Drops
+        | SetRole::LocalPods
+        | SetRole::Nodes
+        | SetRole::AllPods
+        | SetRole::TunnelEnds
+        | SetRole::Pods
+        | SetRole::NamedPorts => false,
+    }
+}
+
 /// Whether rules can do without a set, by closing what it would allow. Without one of the others something would open:
 /// if it cannot be written, nothing of its round may be.
 #[must_use]

@@ -4,7 +4,7 @@
 //! new state refuse. A process may be killed behind any edit, and another one goes on from there.
 //!
 //! ```text
-//! Sets    create new sets, filled; [with chains] shrink allow-sets
+//! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets
 //! Chains  per family, in one transaction: write changed chains and hooks, remove unused chains
 //! Sets    [with chains] extend allow-sets
 //! Tidy    destroy unused sets
@@ -27,7 +27,7 @@ use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 use imbl::ordset::DiffItem;
 
 use super::{
-    BuiltIn, Chain, ChainName, Member, Ruleset, SetKind, SetName, Table, names,
+    BuiltIn, Chain, ChainName, IpSet, Member, Ruleset, SetKind, SetName, Table, names,
     observed::{Content, HookState, Observed, ObservedTable},
 };
 use crate::{model::Family, policy::members::Move};
@@ -111,6 +111,8 @@ pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step>
             chains.push(Step::Chains(family, batch));
         }
     }
+    // If the kernel has no room for all of them, it must be sets that allow which are refused.
+    sets.created.sort_by_key(|edit| names::may_break(edit.set()));
     let step = |edits: Vec<SetEdit>| (!edits.is_empty()).then_some(Step::Sets(edits));
     let tidy = (!sets.tidy.is_empty()).then_some(Step::Tidy(sets.tidy));
     let (before, after) = if chains.is_empty() {
@@ -210,6 +212,38 @@ fn difference(now: &imbl::OrdSet<Member>, want: &imbl::OrdSet<Member>) -> (Vec<M
         }
     }
     (added, removed)
+}
+
+/// How many members a set of `want` lacks if it may be filled before any rule asks it; `None` if it is complete, or if
+/// rules may ask it already.
+///
+/// Rules ask a set only once all of it is there. So one that is not there is asked by none, and so is one that is named
+/// after its members and lacks some: a process that was killed did not finish it.
+#[must_use]
+pub fn missing(observed: &Observed, name: &SetName, want: &IpSet) -> Option<usize> {
+    let there = observed.table(name.family()).sets.get(name).filter(|there| there.kind == want.kind);
+    let lacks = want.members.len() - there.map_or(0, |there| there.members.len().min(want.members.len()));
+    match there {
+        None => Some(lacks),
+        Some(_) => (lacks > 0 && names::is_named_after_members(name)).then_some(lacks),
+    }
+}
+
+/// The next edits, at most `most` of them, that lead a set which no rule asks to what is wanted of it; empty if it is
+/// complete. Such a set may be edited in any order: nothing passes by it.
+#[must_use]
+pub fn piece(observed: &Observed, name: &SetName, want: &IpSet, most: usize) -> Vec<SetEdit> {
+    let there = observed.table(name.family()).sets.get(name).filter(|there| there.kind == want.kind);
+    let Some(there) = there else {
+        let create = SetEdit::Create(name.clone(), want.kind);
+        let add = want.members.iter().map(|member| SetEdit::Add(name.clone(), *member));
+        return std::iter::once(create).chain(add).take(most.max(1)).collect();
+    };
+    let edits = there.members.diff(&want.members).map(|item| match item {
+        DiffItem::Add(member) => SetEdit::Add(name.clone(), *member),
+        DiffItem::Remove(member) => SetEdit::Remove(name.clone(), *member),
+    });
+    edits.take(most).collect()
 }
 
 fn chain_batch(now: &ObservedTable, want: &Table) -> ChainBatch {

@@ -26,7 +26,7 @@ use tokio::{
     time,
 };
 
-pub use report::{Amounts, Isolation, PodReport, RefusedObject, Report};
+pub use report::{Amounts, Isolation, OverBudgetReport, PodReport, RefusedObject, Report};
 
 use crate::{
     agent::{Readiness, Status},
@@ -156,7 +156,8 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
     }
 }
 
-/// 200 once the first full sync is in the kernel and while the last round did not fail; else 503 and the reason.
+/// 200 once the first full sync is in the kernel, while the last round did not fail and no change waits for too long;
+/// else 503 and the reason.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
     match web.status.readiness() {
         Readiness::Ready => (StatusCode::OK, "ok\n".to_owned()),

@@ -10,7 +10,10 @@ use crate::{
     agent::{Readiness, View},
     metrics::Metrics,
     model::{Direction, Family},
-    policy::resolve::LocalPod,
+    policy::{
+        budget::{Closed, OverBudget},
+        resolve::LocalPod,
+    },
 };
 
 /// Everything at one moment. Fields may be added, none changes its meaning. Times are RFC 3339, in UTC.
@@ -45,6 +48,12 @@ pub struct Report {
     pub broken_objects: i64,
     /// Objects that could not be read.
     pub refused: Vec<RefusedObject>,
+    /// What is closed because it costs too much.
+    pub over_budget: Vec<OverBudgetReport>,
+    /// How long the oldest change has waited that is not in the kernel yet, in seconds.
+    pub oldest_pending_seconds: u64,
+    /// Large sets that are being filled; what they would allow is closed until then.
+    pub deferred_sets: i64,
     /// How often somebody else had changed what is ours and it was put right.
     pub drift_repairs: u64,
     /// Rounds that failed.
@@ -101,6 +110,20 @@ pub struct RefusedObject {
     pub reason: String,
 }
 
+/// A policy or a namespace that is closed on this node because it costs too much.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OverBudgetReport {
+    /// `Namespace`, or `NetworkPolicy`.
+    pub kind: String,
+    /// The namespace whose pods are closed.
+    pub namespace: String,
+    /// The policy's name; null if the whole namespace is closed.
+    pub name: Option<String>,
+    /// What it needs, which budget that is over, and what is closed.
+    pub reason: String,
+}
+
 /// A pod of this node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -146,6 +169,9 @@ impl Default for Report {
             kernel: BTreeMap::new(),
             broken_objects: 0,
             refused: Vec::new(),
+            over_budget: Vec::new(),
+            oldest_pending_seconds: 0,
+            deferred_sets: 0,
             drift_repairs: 0,
             failed_rounds: 0,
             connections_cut: 0,
@@ -176,6 +202,9 @@ impl Report {
             kernel: amounts(metrics),
             broken_objects: metrics.broken_objects.get(),
             refused: view.refused.iter().flat_map(|refused| refused.iter()).map(RefusedObject::of).collect(),
+            over_budget: view.over_budget.iter().map(OverBudgetReport::of).collect(),
+            oldest_pending_seconds: view.waiting.as_secs(),
+            deferred_sets: metrics.deferred_sets.get(),
             drift_repairs: metrics.drift_repairs.get(),
             failed_rounds: metrics.syncs.with_label_values(&["failure"]).get(),
             connections_cut: metrics.connections_cut.get(),
@@ -221,6 +250,17 @@ fn guard(view: &View, metrics: &Metrics) -> GuardReport {
         unknown_interfaces: guard.unknown,
         pods_without_interface: without.collect(),
         drops: metrics.guard_drops_by_reason(),
+    }
+}
+
+impl OverBudgetReport {
+    fn of(over: &OverBudget) -> Self {
+        let (kind, name) = match &over.closed {
+            Closed::Policy(key) => ("NetworkPolicy", Some(key.name.to_string())),
+            Closed::Namespace(_) => ("Namespace", None),
+        };
+        let namespace = over.namespace().to_string();
+        Self { kind: kind.to_owned(), namespace, name, reason: over.to_string() }
     }
 }
 

@@ -85,6 +85,9 @@ fn target(rule: &str) -> Option<ChainName> {
     matches!(words.next(), Some("-j" | "-g")).then_some(last)
 }
 
+/// So many trials may find out which chains of a batch are refused.
+const PROBES: usize = 64;
+
 /// The chains and hooks of one family's filter table.
 pub(super) struct Filter<'a> {
     pub(super) commands: &'a Commands,
@@ -150,7 +153,7 @@ impl Filter<'_> {
                 None => suspects.push((name, chain)),
             }
         }
-        self.probe(&suspects, &mut refusals)?;
+        self.probe(&suspects, &mut refusals, &mut { PROBES })?;
         self.remove_probe()?;
         Ok(refusals)
     }
@@ -160,16 +163,23 @@ impl Filter<'_> {
     }
 
     /// Finds by halves the chains whose rules the kernel refuses. Their rules go into a chain that no packet meets,
-    /// with harmless targets in place of other chains.
+    /// with harmless targets in place of other chains. When no trials are left, all that were not tried are refused.
     fn probe(
         &self,
         suspects: &[(&ChainName, &Chain)],
         refusals: &mut Vec<Refusal>,
+        left: &mut usize,
     ) -> Result<(), DataplaneError> {
         let Some(probe) = ChainName::new(PROBE) else { return Ok(()) };
         if suspects.is_empty() {
             return Ok(());
         }
+        let Some(rest) = left.checked_sub(1) else {
+            let reason = "among others that were refused; not tried by itself";
+            refusals.extend(suspects.iter().map(|(name, _)| self.refusal(name, reason.to_owned())));
+            return Ok(());
+        };
+        *left = rest;
         let rules = suspects.iter().flat_map(|(_, chain)| chain.rules.iter()).map(without_chain);
         let batch = ChainBatch { write: vec![(probe, rules.collect())], ..ChainBatch::default() };
         let output = self.restore(&render::chains(self.family, &batch))?;
@@ -180,9 +190,9 @@ impl Filter<'_> {
             refusals.push(self.refusal(name, output.stderr));
             return Ok(());
         }
-        let (left, right) = suspects.split_at(suspects.len() / 2);
-        self.probe(left, refusals)?;
-        self.probe(right, refusals)
+        let (first, second) = suspects.split_at(suspects.len() / 2);
+        self.probe(first, refusals, left)?;
+        self.probe(second, refusals, left)
     }
 
     pub(super) fn remove_probe(&self) -> Result<(), DataplaneError> {

@@ -101,7 +101,7 @@ pub struct Entry {
 }
 
 /// A connection as the filter table sees its first packet: after the destination was translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EstablishedFlow {
     /// Who began it.
     pub source: IpAddr,
@@ -297,7 +297,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// If the table cannot be read or written. What can be cut is cut all the same.
-    pub fn cut(&mut self, denies: impl Fn(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
+    pub fn cut(&mut self, mut denies: impl FnMut(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
         let local = local_addresses().map_err(failed("listing this node's addresses"))?;
         let mut to_cut = Vec::new();
         self.each(|entry| {

@@ -18,6 +18,13 @@ use crate::{
 /// After so many refused entries of one set, the rest of that set is not tried any more.
 const REFUSED_ENTRIES: usize = 16;
 
+/// So often edits are tried again without the one that was refused. Each time everything runs anew, so that it must not
+/// be as often as a tenant can get edits refused. The sets that are behind the last refused edit are given up at once.
+const TRIES: usize = 24;
+
+/// After so many sets that could not be made, no other is tried: the kernel has no room for more.
+const REFUSED_SETS: usize = 4;
+
 /// How long to wait, in turn, for the kernel to let go of sets. The nft variant frees the rules of a transaction
 /// after it, and these hold their sets until then: a few milliseconds, more on a busy machine.
 const RELEASE_WAITS: [Duration; 3] =
@@ -161,7 +168,9 @@ fn restore(commands: &Commands, text: &str) -> Result<Output, DataplaneError> {
 /// Carries out edits, in their order. What is refused is left out, and the rest is carried out.
 ///
 /// `ipset restore` stops at the first line that it cannot take, and what it had read just before may be lost with it.
-/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once.
+/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once. That is tried
+/// a bounded number of times; then all that may be refused and is not known to be done is given up together. What closes
+/// comes first in a plan, and so it is done by then.
 pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
     let text = render::sets(edits);
     let mut output = restore(commands, &text)?;
@@ -170,6 +179,7 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
     }
     let mut lines: Vec<(&str, &SetEdit)> = text.lines().zip(edits).collect();
     let mut refused: BTreeMap<&SetName, Vec<String>> = BTreeMap::new();
+    let (mut tries, mut sets) = (0, 0);
     while !output.success {
         let Some((line, reason)) = culprit(&output.stderr).filter(|(line, _)| *line < lines.len()) else {
             return Err(output.into_error().into());
@@ -179,8 +189,25 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
         tracing::warn!(%set, edit = text, reason, "an edit of a set was refused");
         let reasons = refused.entry(set).or_default();
         reasons.push(format!("{text}: {reason}"));
-        if matches!(edit, SetEdit::Create(..)) || reasons.len() >= REFUSED_ENTRIES {
+        tries += 1;
+        let is_new = matches!(edit, SetEdit::Create(..));
+        sets += usize::from(is_new);
+        if is_new || reasons.len() >= REFUSED_ENTRIES {
             lines.retain(|(_, edit)| edit.set() != set);
+        }
+        if tries >= TRIES || sets >= REFUSED_SETS {
+            let given_up = give_up(&lines, line.min(lines.len()), tries < TRIES);
+            tracing::warn!(
+                sets = given_up.len(),
+                reason,
+                "too many edits were refused; giving up the sets behind them"
+            );
+            for set in &given_up {
+                refused
+                    .entry(set)
+                    .or_insert_with(|| vec![format!("not tried after others were refused: {reason}")]);
+            }
+            lines.retain(|(_, edit)| !given_up.contains(edit.set()));
         }
         if lines.is_empty() {
             break;
@@ -189,6 +216,17 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
         output = restore(commands, &rest)?;
     }
     Err(refusals(refused))
+}
+
+/// The sets that are given up after refusals up to the line `from`: those of which edits are behind it and that rules
+/// can do without; if `only_new`, only those that are still to be made.
+fn give_up<'a>(lines: &[(&str, &'a SetEdit)], from: usize, only_new: bool) -> BTreeSet<&'a SetName> {
+    let behind = lines.get(from..).unwrap_or_default().iter().map(|(_, edit)| *edit);
+    behind
+        .filter(|edit| !only_new || matches!(edit, SetEdit::Create(..)))
+        .map(SetEdit::set)
+        .filter(|set| names::may_break(set))
+        .collect()
 }
 
 fn refusals(refused: BTreeMap<&SetName, Vec<String>>) -> ApplyError {
@@ -324,5 +362,56 @@ mod tests {
         let (line, reason) = culprit(stderr).unwrap();
         assert_eq!((line, &*reason), (2, "Syntax error: cannot parse 1.2.3.4: resolving failed"));
         assert_eq!(culprit("ipset v7.17: Kernel error received: Operation not permitted"), None);
+    }
+
+    /// An `ipset` that refuses lines beginning with one of `refused`, and takes note of each run.
+    fn refusing(folder: &std::path::Path, refused: &str) -> Commands {
+        use std::os::unix::fs::PermissionsExt as _;
+        let runs = folder.join("runs");
+        let script = format!(
+            "#!/bin/sh\necho run >> {}\nn=0\nwhile read -r line; do n=$((n+1)); case \"$line\" in\n\
+             {refused}) echo \"ipset v7.17: Error in line $n: no room\" >&2; exit 1;; esac; done\n",
+            runs.display()
+        );
+        let program = folder.join("ipset");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Commands::new(folder.as_os_str().to_owned())
+    }
+
+    fn refused(result: Result<(), ApplyError>) -> BTreeSet<String> {
+        let Err(ApplyError::Refused(refusals)) = result else { panic!("{result:?}") };
+        refusals.iter().map(|refusal| refusal.object.to_string()).collect()
+    }
+
+    #[test]
+    fn however_many_sets_have_no_room_a_few_runs_find_out_and_what_closes_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"create tp4-pods-\"*");
+        let sets = (0..1000).map(|at| SetEdit::Create(name(&format!("tp4-pods-{at}")), SetKind::Addresses));
+        let closing = SetEdit::Create(name("tp4-nodes"), SetKind::Addresses);
+        let edits: Vec<SetEdit> = std::iter::once(closing).chain(sets).collect();
+        assert_eq!(refused(apply(&commands, &edits)).len(), 1000);
+        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+        assert_eq!(runs, 1 + REFUSED_SETS);
+    }
+
+    #[test]
+    fn however_many_entries_are_refused_a_bounded_number_of_runs_finds_out_and_sets_before_them_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"add tp4-pods-\"*\" 10.0.0.66\"*");
+        let edits: Vec<SetEdit> = (0..100)
+            .flat_map(|at| {
+                let set = name(&format!("tp4-pods-{at:03}"));
+                let member = |last: u8| SetEdit::Add(set.clone(), Member::Address([10, 0, 0, last].into()));
+                let last = if at < 10 { 1 } else { 66 };
+                [SetEdit::Create(set.clone(), SetKind::Addresses), member(last)]
+            })
+            .collect();
+        let refused = refused(apply(&commands, &edits));
+        assert_eq!(refused.len(), 90, "{refused:?}");
+        assert!(!refused.contains("set tp4-pods-009") && refused.contains("set tp4-pods-010"));
+        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
+        assert_eq!(runs, 1 + TRIES);
     }
 }

@@ -34,7 +34,7 @@ fn pod(name: &str, addresses: &[&str]) -> LocalPod {
         shared: Vec::new(),
         ingress: None,
         egress: None,
-        policies: Vec::new(),
+        policies: [].into(),
     }
 }
 

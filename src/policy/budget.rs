@@ -1,0 +1,555 @@
+//! What policies cost a node, and how much of that one policy, one namespace and all of them together may.
+//!
+//! Whoever owns a namespace writes its policies, and the API server admits some that no node can carry. So a node adds
+//! up what the policies that bind its pods would cost, before it does any of the work. What is over its budget is closed:
+//! the pods stay isolated and nothing is allowed. All other namespaces go on.
+//!
+//! Costs are computed from the objects alone. The same objects have the same costs, in whatever order they arrived.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    sync::Arc,
+};
+
+use super::{
+    ports::{PortMatch, PortSet},
+    program::{PeerMatch, Program, Rule},
+};
+use crate::model::{
+    Direction, Family, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Operator, Peer, Peers, Pod, PodPeer,
+    PolicyRule, Port, PortRange, Ports, Scope,
+};
+
+/// A cost: work and memory, and the sets that it takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost {
+    /// Entries of sets and rules, for both families together; work that is none of both counts as so many of them.
+    pub units: u64,
+    /// Sets, for both families together.
+    pub sets: u64,
+}
+
+/// How much may be spent. What is equal to its budget is within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Units of one policy, both directions together, however many pods it binds.
+    pub policy: u64,
+    /// Units of one namespace on this node: of each distinct list of policies that binds one of its pods.
+    pub namespace: u64,
+    /// Units of all namespaces on this node.
+    pub node: u64,
+    /// Sets of one namespace on this node.
+    pub namespace_sets: u64,
+    /// Sets of all namespaces on this node. The kernel has room for 65,534 in all, which others use as well.
+    pub node_sets: u64,
+    /// Addresses in all sets of pods of one namespace on this node, if the cluster is small.
+    pub namespace_members: u64,
+    /// The same for all namespaces on this node.
+    pub node_members: u64,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            policy: 50_000,
+            namespace: 100_000,
+            node: 300_000,
+            namespace_sets: 2_048,
+            node_sets: 8_192,
+            namespace_members: 200_000,
+            node_members: 400_000,
+        }
+    }
+}
+
+/// How often one namespace may name each address of the cluster, where that is more than its budget of members. A
+/// budget that large clusters never meet has to grow with the cluster.
+const NAMESPACE_NAMES_EACH: u64 = 8;
+
+/// The same for a node.
+const NODE_NAMES_EACH: u64 = 16;
+
+impl Budgets {
+    /// No budget at all.
+    pub const UNLIMITED: Self = Self {
+        policy: u64::MAX,
+        namespace: u64::MAX,
+        node: u64::MAX,
+        namespace_sets: u64::MAX,
+        node_sets: u64::MAX,
+        namespace_members: u64::MAX,
+        node_members: u64::MAX,
+    };
+
+    /// The budget of members of one namespace, in a cluster with so many addresses of pods.
+    pub(super) fn namespace_members(&self, addresses: u64) -> u64 {
+        self.namespace_members.max(addresses.saturating_mul(NAMESPACE_NAMES_EACH))
+    }
+
+    /// The budget of members of the node.
+    pub(super) fn node_members(&self, addresses: u64) -> u64 {
+        self.node_members.max(addresses.saturating_mul(NODE_NAMES_EACH))
+    }
+}
+
+/// What a budget limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Entries and rules.
+    Units,
+    /// Sets.
+    Sets,
+    /// Addresses in sets of pods.
+    Members,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Units => "set entries and rules",
+            Self::Sets => "sets",
+            Self::Members => "addresses of selected pods",
+        })
+    }
+}
+
+/// What is closed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Closed {
+    /// A policy: it isolates the pods that it selects, and allows nothing.
+    Policy(ObjectKey),
+    /// A namespace: each policy in it isolates the pods that it selects, and allows nothing.
+    Namespace(Arc<str>),
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy(key) => write!(f, "policy {key}"),
+            Self::Namespace(name) => write!(f, "namespace {name}"),
+        }
+    }
+}
+
+/// Whose budget was exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scale {
+    /// The budget of one policy.
+    Policy,
+    /// The budget of one namespace.
+    Namespace,
+    /// The budget of the node.
+    Node,
+}
+
+impl fmt::Display for Scale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy => "policy",
+            Self::Namespace => "namespace",
+            Self::Node => "node",
+        })
+    }
+}
+
+/// A policy or a namespace that is closed on this node, because it costs too much.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OverBudget {
+    /// What is closed.
+    pub closed: Closed,
+    /// Whose budget was exceeded.
+    pub scale: Scale,
+    /// Of what it costs too much.
+    pub resource: Resource,
+    /// What the closed object costs. It may be more: counting ends when the budget is exceeded.
+    pub cost: u64,
+    /// The budget.
+    pub budget: u64,
+}
+
+impl OverBudget {
+    /// The namespace whose pods are closed.
+    #[must_use]
+    pub fn namespace(&self) -> &Arc<str> {
+        match &self.closed {
+            Closed::Policy(key) => &key.namespace,
+            Closed::Namespace(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for OverBudget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { closed, scale, resource, cost, budget } = self;
+        write!(
+            f,
+            "{closed} needs {cost} {resource}, over the budget of the {scale} ({budget}): its pods stay isolated, "
+        )?;
+        match closed {
+            Closed::Policy(_) => f.write_str("and this policy allows nothing"),
+            Closed::Namespace(_) => f.write_str("and no policy of the namespace allows anything here"),
+        }
+    }
+}
+
+/// A rule of one family, with what writing it costs.
+const RULE: u64 = 2;
+
+/// A peer by labels is compared with every pod that changes anywhere in the cluster.
+const PEER: u64 = 16;
+
+/// One more key that a selector asks about.
+const REQUIREMENT: u64 = 4;
+
+/// So many values of one key cost a unit.
+const VALUES: u64 = 4;
+
+/// A block in a rule with a named egress port is compared with every pod of the cluster.
+const BLOCK_OF_OWNERS: u64 = 64;
+
+/// So many ports that a pod declares cost a unit for each name that is looked for among them.
+const DECLARED_PORTS: u64 = 16;
+
+/// A range of ports takes two slots of a match; a match has this many.
+const SLOTS: usize = 15;
+
+/// The units that a policy costs in one direction, before anything is known of the pods that it binds.
+#[must_use]
+pub fn of_policy(policy: &NetworkPolicy, direction: Direction) -> u64 {
+    let rules = policy.rules(direction).unwrap_or_default().iter();
+    let rules = rules.map(|rule| of_rule(rule, direction)).fold(0, u64::saturating_add);
+    rules.saturating_add(1 + of_selector(&policy.subject))
+}
+
+/// The units that a policy costs in both directions: what its own budget is compared with.
+#[must_use]
+pub fn of_both(policy: &NetworkPolicy) -> u64 {
+    let isolating = Direction::BOTH.into_iter().filter(|direction| policy.rules(*direction).is_some());
+    isolating.map(|direction| of_policy(policy, direction)).fold(0, u64::saturating_add)
+}
+
+/// A policy that costs more than `budget` allows it, as it is reported.
+#[must_use]
+pub fn excess_of_policy(policy: &NetworkPolicy, budgets: &Budgets) -> Option<OverBudget> {
+    let (cost, budget) = (of_both(policy), budgets.policy);
+    (cost > budget).then(|| OverBudget {
+        closed: Closed::Policy(policy.key.clone()),
+        scale: Scale::Policy,
+        resource: Resource::Units,
+        cost,
+        budget,
+    })
+}
+
+/// What looking for the ports that a policy names costs for one pod.
+pub(super) fn of_names(names: u64, subject: &Pod) -> u64 {
+    names.saturating_mul(1 + count(subject.ports.len()) / DECLARED_PORTS)
+}
+
+/// How many ports of a policy's ingress rules are names, which each pod resolves for itself.
+pub(super) fn names(policy: &NetworkPolicy) -> u64 {
+    let ports =
+        policy.rules(Direction::Ingress).unwrap_or_default().iter().flat_map(|rule| match &rule.ports {
+            Ports::Any => &[],
+            Ports::Of(ports) => ports.as_slice(),
+        });
+    count(ports.filter(|port| matches!(port, Port::Named(..))).count())
+}
+
+/// The sets that programs need, and the entries of those of ports. Rules that are merged may need a set of ports that
+/// none of them needs alone, so this can only be said of programs. A set that several of them need counts once.
+pub(super) fn of_programs<'a>(programs: impl IntoIterator<Item = &'a Arc<Program>>) -> Cost {
+    let (mut selections, mut blocks, mut ports) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let rules = programs.into_iter().flat_map(|program| &program.tiers).flat_map(|tier| &tier.rules);
+    for Rule { peers, ports: of_rule, .. } in rules {
+        match peers {
+            PeerMatch::Any => {}
+            PeerMatch::NamedPorts(selection) => drop(selections.insert(&selection.digest)),
+            PeerMatch::Of { pods, blocks: of_rule } => {
+                selections.extend(pods.iter().map(|selection| &selection.digest));
+                if !matches!(&**of_rule, [] | [_]) || of_rule.iter().any(|block| !block.except().is_empty()) {
+                    blocks.insert(of_rule);
+                }
+            }
+        }
+        let PortMatch::Of(of_rule) = of_rule else { continue };
+        for (_, ranges) in of_rule.iter() {
+            let slots = |range: &PortRange| if range.first() == range.last() { 1 } else { 2 };
+            if ranges.iter().map(slots).sum::<usize>() > SLOTS && ranges != [PortSet::all_of()] {
+                ports.insert(ranges);
+            }
+        }
+    }
+    let families = |blocks: &Vec<IpBlock>| {
+        count(blocks.iter().map(|block| Family::of_net(block.cidr())).collect::<BTreeSet<_>>().len())
+    };
+    let entries = ports.iter().flat_map(|ranges| ranges.iter());
+    let entries: u64 = entries.map(|range| u64::from(range.last() - range.first()) + 1).sum();
+    Cost {
+        units: entries * FAMILIES,
+        sets: count(selections.len() + ports.len()) * FAMILIES
+            + blocks.into_iter().map(families).sum::<u64>(),
+    }
+}
+
+/// What is made for both families.
+const FAMILIES: u64 = 2;
+
+fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
+    let list = match &rule.ports {
+        Ports::Any => &[],
+        Ports::Of(ports) => ports.as_slice(),
+    };
+    let names = count(list.iter().filter(|port| matches!(port, Port::Named(..))).count());
+    let numbers = count(list.len()) - names;
+    let protocol = |port: &Port| match port {
+        Port::All(protocol) | Port::Range(protocol, _) | Port::Named(protocol, _) => *protocol,
+    };
+    let protocols = count(list.iter().map(protocol).collect::<BTreeSet<_>>().len()).max(1);
+    let Who { peers, blocks } = who(&rule.peers);
+    // One rule for the pods and one for the blocks, for each protocol.
+    let ways = if peers > 0 && blocks > 0 { 2 } else { 1 };
+    let merged = numbers + RULE * FAMILIES * protocols * ways + peers.saturating_add(blocks);
+    let of_names = match direction {
+        // The pod that is reached has the names: they become numbers of this rule.
+        Direction::Ingress => names,
+        // Each name is a rule of its own, with a set and a copy of all peers.
+        Direction::Egress => {
+            let one = RULE * FAMILIES + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS));
+            one.saturating_mul(names)
+        }
+    };
+    merged.saturating_add(of_names)
+}
+
+/// What the peers of a rule cost.
+#[derive(Default)]
+struct Who {
+    peers: u64,
+    blocks: u64,
+}
+
+fn who(peers: &Peers) -> Who {
+    let mut who = Who::default();
+    let Peers::Of(list) = peers else { return who };
+    for peer in list {
+        match peer {
+            Peer::Pods(peer) => who.peers += of_peer(peer),
+            Peer::Block(block) => who.blocks += of_block(block),
+        }
+    }
+    who
+}
+
+fn of_peer(peer: &PodPeer) -> u64 {
+    let scope = match &peer.scope {
+        Scope::Own(_) => 0,
+        Scope::Matching(selector) => of_selector(selector),
+    };
+    PEER + scope + of_selector(&peer.pods)
+}
+
+fn of_selector(selector: &LabelSelector) -> u64 {
+    let requirement = |operator: &Operator| match operator {
+        Operator::In(values) | Operator::NotIn(values) => REQUIREMENT + count(values.len()) / VALUES,
+        Operator::Exists | Operator::DoesNotExist => REQUIREMENT,
+    };
+    selector.requirements().iter().map(|one| requirement(&one.operator)).sum()
+}
+
+/// The entries of a block: itself, and for each except the networks around it that stay, one for each bit by which the
+/// except is longer.
+fn of_block(block: &IpBlock) -> u64 {
+    let around = |prefix: u8| u64::from(prefix.saturating_sub(block.cidr().prefix_len()));
+    1 + block.except().iter().map(|except| around(except.prefix_len())).sum::<u64>()
+}
+
+/// A length as a number of units.
+pub(super) fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, Standing};
+    use crate::policy::resolve::{Resolved, Resolver};
+
+    const NODE: &str = "n1";
+
+    /// A pod of the node.
+    fn pod(namespace: &str, name: &str, last: u8) -> Pod {
+        let labels = [("app", name)].into_iter().collect();
+        let addresses = vec![[10, 244, 1, last].into()];
+        Pod { labels, node: Some(NODE.into()), addresses, ..Pod::new(ObjectKey::new(namespace, name)) }
+    }
+
+    /// A policy for all pods of its namespace, that lets in `peers`.
+    fn policy(namespace: &str, name: &str, peers: Vec<Peer>) -> NetworkPolicy {
+        NetworkPolicy {
+            key: ObjectKey::new(namespace, name),
+            subject: LabelSelector::everything(),
+            ingress: Some(vec![PolicyRule { peers: Peers::Of(peers), ports: Ports::Any }]),
+            egress: None,
+            standing: Standing::Accepted,
+        }
+    }
+
+    fn blocks(how_many: u32) -> Vec<Peer> {
+        let block = |at: u32| format!("10.{}.{}.0/24", at / 250, at % 250).parse().unwrap();
+        (0..how_many).map(|at| Peer::Block(IpBlock::new(block(at), []).unwrap())).collect()
+    }
+
+    fn resolved(changes: impl IntoIterator<Item = Change>, budgets: Budgets) -> Resolved {
+        let mut cluster = crate::model::Cluster::new();
+        let mut resolver = Resolver::new(NODE).with_budgets(budgets);
+        for change in changes {
+            if let Some(delta) = cluster.apply(change) {
+                resolver.update(&cluster, &delta);
+            }
+        }
+        resolver.resolve(&cluster)
+    }
+
+    /// How many rules let something in to this pod; nothing if it is not isolated.
+    fn rules(resolved: &Resolved, pod: &str) -> Option<usize> {
+        let pod = resolved.pods.iter().find(|one| &*one.key.name == pod).unwrap();
+        pod.ingress.as_ref().map(|program| program.tiers.iter().map(|tier| tier.rules.len()).sum())
+    }
+
+    #[test]
+    fn an_except_costs_the_networks_that_are_left_around_it() {
+        let except = |net: &str| [net.parse().unwrap()];
+        let cost =
+            |cidr: &str, net: &str| of_block(&IpBlock::new(cidr.parse().unwrap(), except(net)).unwrap());
+        assert_eq!(cost("0.0.0.0/0", "10.0.0.0/8"), 9);
+        assert_eq!(cost("2000::/3", "2001:db8::1/128"), 126);
+    }
+
+    #[test]
+    fn the_cost_of_blocks_is_at_least_the_entries_that_they_become() {
+        let excepts =
+            |count: u32| (0..count).map(|at| format!("10.{}.{}.7/32", at % 200, at / 3).parse().unwrap());
+        let block = IpBlock::new("0.0.0.0/0".parse().unwrap(), excepts(500)).unwrap();
+        let networks = crate::policy::cidr::CidrSet::union(Family::V4, [&block]).networks(Family::V4).len();
+        assert!(of_block(&block) >= count(networks) && networks > 1000, "{networks}");
+    }
+
+    #[test]
+    fn a_policy_over_its_budget_isolates_and_allows_nothing_and_the_others_of_its_pods_still_allow() {
+        let budgets = Budgets { policy: 100, ..Budgets::default() };
+        let changes = || {
+            vec![
+                Change::SetPod(pod("a", "web", 1)),
+                Change::SetPolicy(policy("a", "large", blocks(200))),
+                Change::SetPod(pod("b", "db", 2)),
+                Change::SetPolicy(policy("b", "small", blocks(20))),
+            ]
+        };
+        let result = resolved(changes(), budgets);
+        assert_eq!(rules(&result, "web"), Some(0));
+        assert_eq!(rules(&result, "db"), Some(1));
+        let closed: Vec<&Closed> = result.over_budget.iter().map(|over| &over.closed).collect();
+        assert_eq!(closed, [&Closed::Policy(ObjectKey::new("a", "large"))]);
+
+        let mut more = changes();
+        more.push(Change::SetPolicy(policy("a", "small", blocks(1))));
+        assert_eq!(rules(&resolved(more, budgets), "web"), Some(1));
+        let result = resolved(changes(), Budgets::UNLIMITED);
+        assert_eq!(rules(&result, "web"), Some(1));
+        assert!(result.over_budget.is_empty());
+    }
+
+    #[test]
+    fn a_namespace_over_its_budget_is_closed_and_opens_again_when_it_is_within() {
+        let budgets = Budgets { namespace: 300, ..Budgets::default() };
+        let mut changes = vec![Change::SetPod(pod("a", "web", 1)), Change::SetPod(pod("b", "db", 2))];
+        changes.push(Change::SetPolicy(policy("b", "small", blocks(20))));
+        changes.extend((0..20).map(|at| Change::SetPolicy(policy("a", &format!("p{at}"), blocks(20)))));
+        let result = resolved(changes.clone(), budgets);
+        assert_eq!((rules(&result, "web"), rules(&result, "db")), (Some(0), Some(1)));
+        assert_eq!(result.over_budget.len(), 1);
+        assert_eq!(result.over_budget[0].closed, Closed::Namespace("a".into()));
+        // The order in which objects arrive is of no meaning.
+        changes.reverse();
+        assert_eq!(resolved(changes.clone(), budgets).over_budget, result.over_budget);
+        changes.extend((0..15).map(|at| Change::RemovePolicy(ObjectKey::new("a", format!("p{at}")))));
+        let result = resolved(changes, budgets);
+        assert_eq!((rules(&result, "web"), result.over_budget.len()), (Some(1), 0));
+    }
+
+    #[test]
+    fn a_node_over_its_budget_closes_the_largest_namespaces_first() {
+        let mut changes = Vec::new();
+        for (at, namespace) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let last = u8::try_from(at).unwrap();
+            changes.push(Change::SetPod(pod(namespace, &format!("pod-{namespace}"), last)));
+            let size = if namespace == "a" { 10 } else { 100 };
+            changes.push(Change::SetPolicy(policy(namespace, "p", blocks(size))));
+        }
+        let result = resolved(changes, Budgets { node: 260, ..Budgets::default() });
+        let closed: Vec<&str> = result.over_budget.iter().map(|over| &**over.namespace()).collect();
+        assert_eq!(closed, ["b"]);
+        let open = |name| rules(&result, name) == Some(1);
+        assert!(open("pod-a") && !open("pod-b") && open("pod-c") && open("pod-d"));
+    }
+
+    #[test]
+    fn what_binds_no_pod_of_the_node_costs_nothing() {
+        let elsewhere = Pod { node: Some("n2".into()), ..pod("a", "web", 1) };
+        let changes = [Change::SetPod(elsewhere), Change::SetPolicy(policy("a", "large", blocks(200)))];
+        assert!(resolved(changes, Budgets { policy: 100, ..Budgets::default() }).over_budget.is_empty());
+    }
+
+    #[test]
+    fn every_distinct_list_of_policies_costs_by_itself() {
+        let subject = |name: &str| LabelSelector::new([crate::model::Requirement::equals("app", name)]);
+        let of = |pods: u8, distinct: bool| {
+            let mut changes = vec![Change::SetPolicy(policy("a", "all", blocks(100)))];
+            for at in 0..pods {
+                let name = format!("p{at}");
+                changes.push(Change::SetPod(pod("a", &name, at)));
+                if distinct {
+                    let own = NetworkPolicy { subject: subject(&name), ..policy("a", &name, blocks(1)) };
+                    changes.push(Change::SetPolicy(own));
+                }
+            }
+            !resolved(changes, Budgets { namespace: 500, ..Budgets::default() }).over_budget.is_empty()
+        };
+        assert!(!of(20, false) && of(20, true));
+    }
+
+    #[test]
+    fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_open_it_again() {
+        let budgets = Budgets { namespace_members: 30, ..Budgets::default() };
+        let everybody = |at: u32| {
+            let not = Operator::NotIn([at.to_string().into()].into());
+            let pods = LabelSelector::new([crate::model::Requirement { key: "x".into(), operator: not }]);
+            Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods })
+        };
+        let mut cluster = crate::model::Cluster::new();
+        let mut resolver = Resolver::new(NODE).with_budgets(budgets);
+        let mut tell = |change: Change| {
+            if let Some(delta) = cluster.apply(change) {
+                resolver.update(&cluster, &delta);
+            }
+            resolver.resolve(&cluster).over_budget.len()
+        };
+        // Rules of different ports, so that they are not merged: ten sets of two pods.
+        let rules = (0..10).map(|at| PolicyRule {
+            peers: Peers::Of(vec![everybody(at)]),
+            ports: Ports::Of(vec![Port::Range(
+                crate::model::Protocol::Tcp,
+                PortRange::single(u16::try_from(at).unwrap() + 80),
+            )]),
+        });
+        let policy = NetworkPolicy { ingress: Some(rules.collect()), ..policy("a", "p", Vec::new()) };
+        assert_eq!(tell(Change::SetPolicy(policy)), 0);
+        assert_eq!([1, 2, 3].map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at)))), [0, 0, 0]);
+        let many = (4..=8).map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at))));
+        assert_eq!(many.last(), Some(1), "80 members, of 64 that eight addresses allow");
+        let fewer = (2..=8).map(|at| tell(Change::RemovePod(ObjectKey::new("a", format!("p{at}")))));
+        assert_eq!(fewer.last(), Some(0));
+    }
+}

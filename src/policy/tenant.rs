@@ -1,0 +1,577 @@
+//! What one namespace comes to on a node: its pods there, their programs and what these cost.
+//!
+//! A namespace is made anew only when one of its own pods or policies changed, so that no namespace pays for another.
+//! Before anything is merged, compiled or looked up for it, its costs are added up and compared with the budgets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    budget::{self, Budgets, Closed, Cost, OverBudget, Resource, Scale, count},
+    program::{Chosen, Owners, Program, Selection, selects},
+    resolve::LocalPod,
+};
+use crate::model::{
+    Cluster, Direction, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Port, Ports, Scope,
+};
+
+/// A pod of this node, and the policies whose podSelector selects it, by name.
+#[derive(Debug)]
+pub(super) struct Subject {
+    pod: Arc<Pod>,
+    /// Looked up when they are needed: once for a round, however often the pod changed.
+    policies: Option<BTreeMap<Arc<str>, Arc<NetworkPolicy>>>,
+}
+
+/// What a program is a function of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ProgramKey {
+    direction: Direction,
+    /// By identity: a policy that changed is another value.
+    policies: Vec<Identity>,
+    /// What the policies' named ports mean for the pod, in their order; empty for egress.
+    named: Vec<Vec<u16>>,
+}
+
+/// A policy, compared by identity. Holding it keeps its address from being given to another.
+#[derive(Debug, Clone)]
+struct Identity(Arc<NetworkPolicy>);
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Identity {}
+
+impl std::hash::Hash for Identity {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+/// What one policy costs.
+#[derive(Debug, Clone)]
+struct PolicyCost {
+    /// In the order of [`Direction::BOTH`].
+    directions: [u64; 2],
+    /// How many names its ingress rules have in the place of port numbers.
+    names: u64,
+    over_budget: Option<OverBudget>,
+}
+
+/// What policies cost, so that each is looked through once.
+#[derive(Debug, Default)]
+pub(super) struct Costs(HashMap<Identity, PolicyCost>);
+
+impl Costs {
+    fn of(&mut self, policy: &Arc<NetworkPolicy>, budgets: &Budgets) -> &PolicyCost {
+        self.0.entry(Identity(policy.clone())).or_insert_with(|| PolicyCost {
+            directions: Direction::BOTH.map(|direction| budget::of_policy(policy, direction)),
+            names: budget::names(policy),
+            over_budget: budget::excess_of_policy(policy, budgets),
+        })
+    }
+
+    /// Forgets policies that bind no pod of this node any more.
+    pub(super) fn keep_used(&mut self, tenants: &BTreeMap<Arc<str>, Tenant>) {
+        let used: usize = tenants.values().map(|tenant| tenant.bound).sum();
+        // Only now and then: going through all of them costs more than holding some that are gone.
+        if self.0.len() > 2 * used + 64 {
+            let bound = tenants.values().flat_map(|tenant| &tenant.pods).flat_map(|pod| pod.policies.iter());
+            let bound: BTreeSet<*const NetworkPolicy> = bound.map(Arc::as_ptr).collect();
+            self.0.retain(|policy, _| bound.contains(&Arc::as_ptr(&policy.0)));
+        }
+    }
+}
+
+/// A pod of a namespace.
+#[derive(Debug)]
+struct TenantPod {
+    key: ObjectKey,
+    addresses: Vec<IpAddr>,
+    /// Those of its addresses that other pods report as well.
+    shared: Vec<IpAddr>,
+    policies: Arc<[Arc<NetworkPolicy>]>,
+    /// For each of [`Direction::BOTH`].
+    isolation: [Isolation; 2],
+}
+
+/// What policies do to a pod in one direction.
+#[derive(Debug)]
+enum Isolation {
+    /// None isolates it.
+    Open,
+    /// It is isolated, and nothing is allowed: what would be allowed costs too much to say.
+    Closed,
+    /// It is isolated, and this says what is allowed.
+    Program(Arc<Program>),
+}
+
+/// What one namespace comes to on this node.
+#[derive(Debug, Default)]
+pub(super) struct Tenant {
+    /// Its pods of this node that have an address, by name.
+    pods: Vec<TenantPod>,
+    programs: HashMap<ProgramKey, Arc<Program>>,
+    /// What its distinct programs cost.
+    cost: Cost,
+    /// Policies that are over the budget of a policy.
+    over_budget: Vec<OverBudget>,
+    /// How many different policies bind its pods.
+    bound: usize,
+}
+
+impl Subject {
+    pub(super) fn new(pod: Arc<Pod>) -> Self {
+        Self { pod, policies: None }
+    }
+
+    /// Takes in that a policy of its namespace changed. Whether that may concern it.
+    pub(super) fn policy(&mut self, name: &Arc<str>, after: Option<&Arc<NetworkPolicy>>) -> bool {
+        let Some(policies) = &mut self.policies else { return true };
+        let now = after.filter(|policy| policy.subject.matches(&self.pod.labels));
+        let was = match now {
+            Some(policy) => policies.insert(name.clone(), policy.clone()),
+            None => policies.remove(name),
+        };
+        now.is_some() || was.is_some()
+    }
+
+    fn policies(&mut self, cluster: &Cluster) -> &BTreeMap<Arc<str>, Arc<NetworkPolicy>> {
+        let Self { pod, policies } = self;
+        policies.get_or_insert_with(|| {
+            cluster
+                .policies_in(&pod.key.namespace)
+                .filter(|policy| policy.subject.matches(&pod.labels))
+                .map(|policy| (policy.key.name.clone(), policy.clone()))
+                .collect()
+        })
+    }
+}
+
+/// So many pairs of a pod and a policy that binds it cost a unit: they are gone through in every round in which the
+/// namespace changed.
+const PAIRS: u64 = 8;
+
+impl Tenant {
+    /// What the pods `subjects` of one namespace come to. Programs of `before` that are still needed are kept.
+    pub(super) fn new<'a>(
+        cluster: &Cluster,
+        subjects: impl Iterator<Item = (&'a ObjectKey, &'a mut Subject)>,
+        before: Option<Self>,
+        costs: &mut Costs,
+        budgets: &Budgets,
+    ) -> Self {
+        let mut before = before.unwrap_or_default().programs;
+        let mut tenant = Self::default();
+        let mut bodies: Vec<Arc<Pod>> = Vec::new();
+        let mut pairs = 0;
+        for (key, subject) in subjects {
+            // A pod of another node may claim the address, too: its packets go through that node, and these are ours.
+            let addresses = subject.pod.addresses.clone();
+            if addresses.is_empty() {
+                continue;
+            }
+            bodies.push(subject.pod.clone());
+            let policies: Arc<[Arc<NetworkPolicy>]> = subject.policies(cluster).values().cloned().collect();
+            pairs += count(policies.len());
+            let isolates =
+                |direction: Direction| policies.iter().any(|policy| policy.rules(direction).is_some());
+            let isolation = Direction::BOTH
+                .map(|direction| if isolates(direction) { Isolation::Closed } else { Isolation::Open });
+            let shared = addresses.iter().copied().filter(|a| cluster.claimants(*a).len() > 1).collect();
+            tenant.pods.push(TenantPod { key: key.clone(), addresses, shared, policies, isolation });
+        }
+        tenant.cost.units = pairs / PAIRS;
+        let mut seen: BTreeSet<*const NetworkPolicy> = BTreeSet::new();
+        for policy in tenant.pods.iter().flat_map(|pod| pod.policies.iter()) {
+            if seen.insert(Arc::as_ptr(policy)) {
+                tenant.over_budget.extend(costs.of(policy, budgets).over_budget.clone());
+            }
+        }
+        tenant.bound = seen.len();
+        // First all costs, then the work: what is over its budget is not even merged.
+        if let Some(keys) = tenant.add_up(&bodies, costs, budgets) {
+            tenant.merge(keys, &bodies, &mut before);
+        }
+        tenant
+    }
+
+    /// Adds up what the programs of all pods cost, and says which these are; nothing once it is more than the budget.
+    fn add_up(
+        &mut self,
+        bodies: &[Arc<Pod>],
+        costs: &mut Costs,
+        budgets: &Budgets,
+    ) -> Option<Vec<[Option<ProgramKey>; 2]>> {
+        let within = |cost: Cost| (cost.units <= budgets.namespace).then_some(());
+        within(self.cost)?;
+        let mut keys: Vec<[Option<ProgramKey>; 2]> = Vec::new();
+        let mut distinct: HashSet<ProgramKey> = HashSet::new();
+        for (pod, body) in self.pods.iter().zip(bodies) {
+            let mut of_pod = [None, None];
+            for (at, direction) in Direction::BOTH.into_iter().enumerate() {
+                if matches!(pod.isolation[at], Isolation::Open) {
+                    continue;
+                }
+                let (mut cost, mut sought, mut policies) = (0_u64, 0, Vec::new());
+                for policy in pod.policies.iter().filter(|policy| policy.rules(direction).is_some()) {
+                    let of = costs.of(policy, budgets);
+                    if of.over_budget.is_some() {
+                        continue;
+                    }
+                    cost = cost.saturating_add(of.directions[at]);
+                    if direction == Direction::Ingress {
+                        sought += of.names;
+                    }
+                    policies.push(Identity(policy.clone()));
+                }
+                // Names are looked for in each pod.
+                let of_names = if sought > 0 { budget::of_names(sought, body) } else { 0 };
+                self.cost.units = self.cost.units.saturating_add(of_names);
+                within(self.cost)?;
+                let named = if sought > 0 { numbers(&policies, body) } else { Vec::new() };
+                let key = ProgramKey { direction, policies, named };
+                if !distinct.contains(&key) {
+                    self.cost.units = self.cost.units.saturating_add(cost);
+                    distinct.insert(key.clone());
+                }
+                within(self.cost)?;
+                of_pod[at] = Some(key);
+            }
+            keys.push(of_pod);
+        }
+        Some(keys)
+    }
+
+    /// Gives the pods their programs, and adds what can only be said of these to the cost.
+    fn merge(
+        &mut self,
+        keys: Vec<[Option<ProgramKey>; 2]>,
+        bodies: &[Arc<Pod>],
+        before: &mut HashMap<ProgramKey, Arc<Program>>,
+    ) {
+        for ((pod, of_pod), body) in self.pods.iter_mut().zip(keys).zip(bodies) {
+            for (isolation, key) in pod.isolation.iter_mut().zip(of_pod) {
+                let Some(key) = key else { continue };
+                let program = self.programs.get(&key).cloned().unwrap_or_else(|| {
+                    before.remove(&key).unwrap_or_else(|| {
+                        let policies = key.policies.iter().map(|identity| &identity.0);
+                        Arc::new(Program::of_policies(key.direction, policies, body))
+                    })
+                });
+                self.programs.entry(key).or_insert_with(|| program.clone());
+                *isolation = Isolation::Program(program);
+            }
+        }
+        let more = budget::of_programs(self.programs.values());
+        self.cost = Cost { units: self.cost.units.saturating_add(more.units), sets: more.sets };
+    }
+
+    /// Whether no pod of this node is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+
+    /// Its pods with their programs; if it is closed, with programs that allow nothing.
+    pub(super) fn local_pods(&self, closed: bool) -> impl Iterator<Item = LocalPod> {
+        let nothing = Direction::BOTH.map(|direction| {
+            let none: [&Arc<NetworkPolicy>; 0] = [];
+            Arc::new(Program::of_policies(direction, none, &Pod::new(ObjectKey::new("", ""))))
+        });
+        self.pods.iter().map(move |pod| {
+            let program = |of: Direction| -> Option<Arc<Program>> {
+                let at = Direction::BOTH.into_iter().position(|direction| direction == of)?;
+                match pod.isolation.get(at)? {
+                    Isolation::Open => None,
+                    Isolation::Program(program) if !closed => {
+                        Some(program.clone()).filter(|program| !program.allows_everything())
+                    }
+                    Isolation::Program(_) | Isolation::Closed => nothing.get(at).cloned(),
+                }
+            };
+            LocalPod {
+                key: pod.key.clone(),
+                addresses: pod.addresses.clone(),
+                shared: pod.shared.clone(),
+                ingress: program(Direction::Ingress),
+                egress: program(Direction::Egress),
+                policies: pod.policies.clone(),
+            }
+        })
+    }
+
+    fn selections(&self) -> BTreeSet<&Arc<Selection>> {
+        self.programs.values().flat_map(|program| program.selections()).collect()
+    }
+
+    /// Why it is closed whatever others cost, if it is.
+    fn own_excess(&self, namespace: &Arc<str>, budgets: &Budgets) -> Option<OverBudget> {
+        let over = |resource, cost, budget| {
+            let closed = Closed::Namespace(namespace.clone());
+            (cost > budget).then_some(OverBudget { closed, scale: Scale::Namespace, resource, cost, budget })
+        };
+        over(Resource::Units, self.cost.units, budgets.namespace)
+            .or_else(|| over(Resource::Sets, self.cost.sets, budgets.namespace_sets))
+    }
+}
+
+/// What the named ports of these policies mean for `pod`, in their order.
+fn numbers(policies: &[Identity], pod: &Pod) -> Vec<Vec<u16>> {
+    policies
+        .iter()
+        .flat_map(|Identity(policy)| policy.rules(Direction::Ingress).unwrap_or_default())
+        .flat_map(|rule| match &rule.ports {
+            Ports::Any => &[],
+            Ports::Of(ports) => ports.as_slice(),
+        })
+        .filter_map(|port| match port {
+            Port::Named(protocol, name) => Some(pod.named_port(name, *protocol)),
+            Port::All(_) | Port::Range(..) => None,
+        })
+        .collect()
+}
+
+/// Which namespaces are closed, and all that is over its budget.
+///
+/// A namespace over its own budget closes. If the others together are over the node's, the largest of them close, until
+/// the rest is within; of two of one size the one that comes first by name.
+pub(super) fn close(
+    cluster: &Cluster,
+    tenants: &BTreeMap<Arc<str>, Tenant>,
+    counts: &mut Counts,
+    budgets: &Budgets,
+) -> (Vec<OverBudget>, BTreeSet<Arc<str>>) {
+    let mut over: Vec<OverBudget> =
+        tenants.values().flat_map(|tenant| tenant.over_budget.iter().cloned()).collect();
+    let mut open: BTreeMap<&Arc<str>, &Tenant> = BTreeMap::new();
+    for (namespace, tenant) in tenants {
+        match tenant.own_excess(namespace, budgets) {
+            Some(excess) => over.push(excess),
+            None => drop(open.insert(namespace, tenant)),
+        }
+    }
+    for (resource, budget, cost) in [
+        (Resource::Units, budgets.node, (|cost: Cost| cost.units) as fn(Cost) -> u64),
+        (Resource::Sets, budgets.node_sets, |cost: Cost| cost.sets),
+    ] {
+        let costs: BTreeMap<&Arc<str>, u64> =
+            open.iter().map(|(namespace, tenant)| (*namespace, cost(tenant.cost))).collect();
+        for namespace in largest(costs, budget) {
+            open.remove(namespace.0);
+            over.push(of_node(namespace, resource, budget));
+        }
+    }
+    // Members are counted of what is open so far: how many selections these have is bounded by now.
+    let by_namespace: BTreeMap<&Arc<str>, BTreeSet<&Arc<Selection>>> =
+        open.iter().map(|(namespace, tenant)| (*namespace, tenant.selections())).collect();
+    counts.keep(cluster, by_namespace.values().flatten().copied());
+    let mut members: BTreeMap<&Arc<str>, u64> = BTreeMap::new();
+    for (namespace, selections) in &by_namespace {
+        members.insert(namespace, selections.iter().map(|selection| counts.of(selection)).sum());
+    }
+    let budget = budgets.namespace_members(counts.addresses);
+    for (namespace, cost) in members.clone() {
+        if cost > budget {
+            members.remove(namespace);
+            let closed = Closed::Namespace(namespace.clone());
+            let resource = Resource::Members;
+            over.push(OverBudget { closed, scale: Scale::Namespace, resource, cost, budget });
+        }
+    }
+    let budget = budgets.node_members(counts.addresses);
+    for namespace in largest(members, budget) {
+        over.push(of_node(namespace, Resource::Members, budget));
+    }
+    over.sort();
+    let closed = over.iter().filter_map(|over| match &over.closed {
+        Closed::Namespace(name) => Some(name.clone()),
+        Closed::Policy(_) => None,
+    });
+    let closed: BTreeSet<Arc<str>> = closed.collect();
+    counts.remember(&by_namespace, &closed);
+    (over, closed)
+}
+
+fn of_node((namespace, cost): (&Arc<str>, u64), resource: Resource, budget: u64) -> OverBudget {
+    OverBudget { closed: Closed::Namespace(namespace.clone()), scale: Scale::Node, resource, cost, budget }
+}
+
+/// The largest that have to go so that the others are within `budget` together.
+fn largest(costs: BTreeMap<&Arc<str>, u64>, budget: u64) -> Vec<(&Arc<str>, u64)> {
+    let mut total: u64 = costs.values().copied().fold(0, u64::saturating_add);
+    if total <= budget {
+        return Vec::new();
+    }
+    let mut by_size: Vec<(&Arc<str>, u64)> = costs.into_iter().collect();
+    by_size.sort_by(|(a, x), (b, y)| y.cmp(x).then(a.cmp(b)));
+    let mut gone = Vec::new();
+    for (namespace, cost) in by_size {
+        if total <= budget {
+            break;
+        }
+        total = total.saturating_sub(cost);
+        gone.push((namespace, cost));
+    }
+    gone
+}
+
+/// How many addresses each selection has that is used or would be: of selectable pods that match, whoever owns the
+/// addresses. It is kept up to date change by change, also for namespaces that are closed, so that these open again as
+/// soon as they are within their budget.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    by_selection: BTreeMap<Arc<Selection>, u64>,
+    /// The addresses of all selectable pods.
+    addresses: u64,
+    /// The selections of each namespace that is within all other budgets.
+    namespaces: BTreeMap<Arc<str>, Vec<Arc<Selection>>>,
+    /// Which of these are closed for their members.
+    closed: BTreeSet<Arc<str>>,
+    changed: bool,
+}
+
+impl Counts {
+    fn of(&self, selection: &Arc<Selection>) -> u64 {
+        self.by_selection.get(selection).copied().unwrap_or(0)
+    }
+
+    /// Counts selections that are new, and forgets those that are gone.
+    fn keep<'a>(&mut self, cluster: &Cluster, used: impl Iterator<Item = &'a Arc<Selection>>) {
+        let mut before = std::mem::take(&mut self.by_selection);
+        for selection in used {
+            if !self.by_selection.contains_key(selection) {
+                let count = before.remove(selection).unwrap_or_else(|| counted(cluster, selection));
+                self.by_selection.insert(selection.clone(), count);
+            }
+        }
+    }
+
+    fn remember(
+        &mut self,
+        by_namespace: &BTreeMap<&Arc<str>, BTreeSet<&Arc<Selection>>>,
+        closed: &BTreeSet<Arc<str>>,
+    ) {
+        self.namespaces = by_namespace
+            .iter()
+            .map(|(namespace, selections)| {
+                ((*namespace).clone(), selections.iter().map(|selection| (*selection).clone()).collect())
+            })
+            .collect();
+        self.closed = closed.iter().filter(|name| self.namespaces.contains_key(*name)).cloned().collect();
+        self.changed = false;
+    }
+
+    /// Whether other namespaces have to be closed for their members than those that are.
+    pub(super) fn crossed(&mut self, budgets: &Budgets) -> bool {
+        if !std::mem::take(&mut self.changed) {
+            return false;
+        }
+        let of =
+            |selections: &Vec<Arc<Selection>>| selections.iter().map(|selection| self.of(selection)).sum();
+        let members: BTreeMap<&Arc<str>, u64> =
+            self.namespaces.iter().map(|(name, selections)| (name, of(selections))).collect();
+        let budget = budgets.namespace_members(self.addresses);
+        let (over, within): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            members.into_iter().partition(|(_, count)| *count > budget);
+        let node = largest(within, budgets.node_members(self.addresses));
+        let now: BTreeSet<&Arc<str>> =
+            over.into_keys().chain(node.into_iter().map(|(name, _)| name)).collect();
+        now.len() != self.closed.len() || now.into_iter().any(|name| !self.closed.contains(name))
+    }
+
+    /// Takes in that a pod changed. `cluster` is as it is after the change; namespaces have not changed.
+    pub(super) fn pod(&mut self, cluster: &Cluster, before: Option<&Pod>, after: Option<&Pod>) {
+        for (pod, comes) in [(before, false), (after, true)] {
+            let Some(pod) = pod.filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) else {
+                continue;
+            };
+            shift(&mut self.addresses, count(pod.addresses.len()), comes);
+            for (selection, total) in &mut self.by_selection {
+                let members = of_pod(cluster, selection, pod);
+                if members > 0 {
+                    shift(total, members, comes);
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    /// Takes in that the labels of a namespace changed.
+    pub(super) fn namespace(
+        &mut self,
+        cluster: &Cluster,
+        name: &str,
+        before: Option<&Namespace>,
+        after: Option<&Namespace>,
+    ) {
+        let chooses = |namespace: Option<&Namespace>, peer: &PodPeer| match &peer.scope {
+            Scope::Own(_) => false,
+            Scope::Matching(selector) => namespace.is_some_and(|object| selector.matches(&object.labels)),
+        };
+        for (selection, total) in &mut self.by_selection {
+            let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
+            if selection.pod_peers().iter().any(differs) && cluster.pods_in(name).next().is_some() {
+                *total = counted(cluster, selection);
+                self.changed = true;
+            }
+        }
+    }
+}
+
+fn shift(total: &mut u64, by: u64, up: bool) {
+    *total = if up { total.saturating_add(by) } else { total.saturating_sub(by) };
+}
+
+/// How many members `selection` takes from `pod`, were it the owner of all its addresses.
+fn of_pod(cluster: &Cluster, selection: &Selection, pod: &Pod) -> u64 {
+    let by_labels = |peers: &[PodPeer]| peers.iter().any(|peer| selects(cluster, peer, pod));
+    match &selection.chosen {
+        Chosen::Pods(peers) if by_labels(peers) => count(pod.addresses.len()),
+        Chosen::Pods(_) => 0,
+        Chosen::NamedPort { protocol, name, of } => {
+            let numbers = count(pod.named_port(name, *protocol).len());
+            if numbers == 0 {
+                return 0;
+            }
+            let chosen = match of {
+                Owners::Any => pod.addresses.len(),
+                Owners::Of { pods, .. } if by_labels(pods) => pod.addresses.len(),
+                Owners::Of { blocks, .. } => {
+                    let within = |address: &&IpAddr| blocks.iter().any(|block| block.contains(**address));
+                    pod.addresses.iter().filter(within).count()
+                }
+            };
+            count(chosen).saturating_mul(numbers)
+        }
+    }
+}
+
+/// How many members a selection takes from all pods, looked for only where there can be any.
+fn counted(cluster: &Cluster, selection: &Selection) -> u64 {
+    let everywhere = match &selection.chosen {
+        Chosen::Pods(_) => false,
+        Chosen::NamedPort { of: Owners::Any, .. } => true,
+        Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => !blocks.is_empty(),
+    };
+    let of = |pod: &Arc<Pod>| if pod.is_selectable() { of_pod(cluster, selection, pod) } else { 0 };
+    if everywhere {
+        return cluster.pods().map(of).sum();
+    }
+    let mut namespaces: BTreeSet<&str> = BTreeSet::new();
+    for peer in selection.pod_peers() {
+        match &peer.scope {
+            Scope::Own(namespace) => drop(namespaces.insert(namespace)),
+            Scope::Matching(selector) => {
+                let matching = cluster.namespaces().filter(|object| selector.matches(&object.labels));
+                namespaces.extend(matching.map(|object| &*object.name));
+            }
+        }
+    }
+    namespaces.into_iter().flat_map(|namespace| cluster.pods_in(namespace)).map(of).sum()
+}

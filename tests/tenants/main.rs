@@ -1,0 +1,262 @@
+//! What one tenant writes does not stall another: a real daemon in a network namespace, hostile objects in its folder,
+//! and packets of an honest tenant (root).
+
+#![cfg(test)]
+
+mod shapes;
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+use tempfile::TempDir;
+use towpath::{
+    lab::{
+        End, Families, Lab, LabOptions, Outcome, PodId, PodSpec, Probe, Process, Topology, Transport, Variant,
+    },
+    model::Protocol,
+};
+
+use shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+
+const LISTEN: &str = "127.0.0.1:9586";
+
+/// How long anything may take on a busy machine, in a build without optimisation.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// What the manifest gives the daemon, in KiB.
+const MEMORY: u64 = 512 * 1024;
+
+/// One at a time: each keeps two cores busy.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Ground {
+    lab: Lab,
+    folder: TempDir,
+    pods: Vec<PodId>,
+    daemon: Process,
+}
+
+const PODS: [&str; 4] = ["shop/client", "shop/server", "shop/other", "evil/pod"];
+
+impl Ground {
+    /// A node with the honest tenant's pods and one of the hostile tenant, and a daemon that starts with all objects.
+    fn new(shape: &Shape, more: &[&str]) -> Self {
+        let options =
+            LabOptions { topology: Topology::Bridge, families: Families::V4, nodes: 1, flannel_rules: None };
+        let mut lab = Lab::new(options).unwrap();
+        let specs = PODS.map(|name| PodSpec::new(name, 0).listening(&[(Protocol::Tcp, 80)]));
+        let pods = lab.add_pods(&specs).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let text: String = PODS
+            .iter()
+            .zip(&pods)
+            .map(|(name, id)| local_pod(name, lab.pod(*id).unwrap().addresses()[0]))
+            .collect();
+        write(folder.path(), &(shape.files)());
+        write(
+            folder.path(),
+            &[("pods.yaml".to_owned(), text), ("shop.yaml".to_owned(), honest_policy(true))],
+        );
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+        command
+            .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", Variant::Nft.name()])
+            .args(more)
+            .arg("-f")
+            .arg(folder.path())
+            .arg("--run-dir")
+            .arg(folder.path().join(".run"))
+            .stderr(File::create(folder.path().join(".log")).unwrap());
+        let daemon = lab.node(0).unwrap().spawn(command).unwrap();
+        Self { lab, folder, pods, daemon }
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn address(&self, pod: usize) -> IpAddr {
+        self.lab.pod(self.pods[pod]).unwrap().addresses()[0]
+    }
+
+    /// Whether one of [`PODS`] reaches another.
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        let probe = Probe::new(End::Pod(self.pods[from]), self.address(to), Transport::Tcp(80));
+        self.lab.probe_all(&[probe], Duration::from_millis(900)).unwrap()[0] == Outcome::Open
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, mut is: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !is() {
+            if start.elapsed() > PATIENCE {
+                let log = fs::read_to_string(self.folder().join(".log")).unwrap();
+                let tail: Vec<&str> = log.lines().rev().take(30).collect();
+                panic!(
+                    "{what}: not within {PATIENCE:?}; the end of the log, backwards:\n{}",
+                    tail.join("\n")
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn get(&self, path: &str) -> Option<String> {
+        let to: SocketAddr = LISTEN.parse().unwrap();
+        let mut stream = self.lab.node(0).unwrap().connect(to, Duration::from_secs(1)).ok()?.ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+}
+
+/// The places of these in [`PODS`].
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+const OTHER: usize = 2;
+const HOSTILE: usize = 3;
+
+/// Runs `test` on a thread with a `/run`, and so an xtables lock, of its own.
+fn apart(test: impl FnOnce() + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
+        println!("skipped: needs root");
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        test();
+    };
+    if let Err(panic) = thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The honest tenant is served although the hostile one does what `shape` says, and that one is closed if it is over its
+/// budget.
+fn honest_tenant_is_served_beside(name: &str) {
+    let shape = *SHAPES.iter().find(|shape| shape.name == name).unwrap();
+    apart(move || {
+        let start = Instant::now();
+        let mut ground = Ground::new(&shape, &[]);
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            if shape.restless {
+                let (stop, folder) = (&stop, ground.folder());
+                scope.spawn(move || {
+                    for turn in 0.. {
+                        write(folder, &[("crowd.yaml".to_owned(), crowd_text(50, turn % 2))]);
+                        thread::sleep(Duration::from_millis(50));
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+            }
+            let served = || {
+                ground.until("isolation after the start", || !ground.reaches(OTHER, SERVER));
+                ground.until("the allow after the start", || ground.reaches(CLIENT, SERVER));
+                write(ground.folder(), &[("shop.yaml".to_owned(), honest_policy(false))]);
+                ground.until("a deny", || !ground.reaches(CLIENT, SERVER));
+                write(ground.folder(), &[("shop.yaml".to_owned(), honest_policy(true))]);
+                ground.until("an allow", || ground.reaches(CLIENT, SERVER));
+                assert!(!ground.reaches(OTHER, SERVER), "who is not allowed");
+            };
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(served));
+            stop.store(true, Ordering::Relaxed);
+            if let Err(panic) = result {
+                std::panic::resume_unwind(panic);
+            }
+        });
+        ground.until("readiness", || ground.get("/readyz").is_some_and(|answer| answer.contains(" 200 ")));
+        let metrics = ground.get("/metrics").unwrap();
+        let series = format!("towpath_over_budget_namespace{{namespace=\"{EVIL}\"}}");
+        assert_eq!(metrics.contains(&series), shape.over_budget, "{metrics}");
+        if shape.over_budget {
+            assert!(
+                !ground.reaches(OTHER, HOSTILE) || !ground.reaches(HOSTILE, OTHER),
+                "what is closed is open"
+            );
+            let log = fs::read_to_string(ground.folder().join(".log")).unwrap();
+            assert!(log.contains("over budget; closed"), "{log}");
+        }
+        let memory = most_memory(ground.daemon.id());
+        println!("{}: {} MiB, {:?}", shape.name, memory / 1024, start.elapsed());
+        assert!(memory > 0 && memory < MEMORY, "{memory} KiB");
+        ground.daemon.kill().unwrap();
+    });
+}
+
+#[test]
+fn twenty_policies_with_ten_thousand_excepts_each_stall_nobody() {
+    honest_tenant_is_served_beside("20 policies of 10,000 IPv4 excepts");
+}
+
+#[test]
+fn thirty_thousand_ipv6_excepts_stall_nobody() {
+    honest_tenant_is_served_beside("1 policy of 30,000 IPv6 excepts");
+}
+
+#[test]
+fn thirty_three_thousand_ports_and_selectors_stall_nobody() {
+    honest_tenant_is_served_beside("3 policies of 11,000 rules, each with its own port and selector");
+}
+
+#[test]
+fn ten_thousand_policies_stall_nobody() {
+    honest_tenant_is_served_beside("10,000 policies");
+}
+
+#[test]
+fn fifty_thousand_blocks_stall_nobody() {
+    honest_tenant_is_served_beside("100 policies of 500 blocks");
+}
+
+#[test]
+fn a_large_set_within_its_budget_stalls_nobody() {
+    honest_tenant_is_served_beside("1 policy of 15,000 blocks within its budget");
+}
+
+#[test]
+fn a_hundred_thousand_ports_stall_nobody() {
+    honest_tenant_is_served_beside("100 policies of 1,000 ports");
+}
+
+#[test]
+fn selectors_that_all_differ_and_match_everybody_stall_nobody() {
+    honest_tenant_is_served_beside("400 selectors that match all of 2,000 pods");
+}
+
+#[test]
+fn a_thousand_label_changes_a_second_stall_nobody() {
+    honest_tenant_is_served_beside("1,000 label changes a second");
+}
+
+#[test]
+fn five_thousand_namespaces_stall_nobody() {
+    honest_tenant_is_served_beside("5,000 namespaces");
+}
+
+#[test]
+fn a_hundred_thousand_labels_and_names_at_their_longest_stall_nobody() {
+    honest_tenant_is_served_beside("100,000 labels, names at their longest, 10,000 named ports");
+}
