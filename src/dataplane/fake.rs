@@ -372,8 +372,12 @@ fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
                     matches!(field, Field::SourceWithPort | Field::DestinationEndpoint)
                 }
             };
-            if matches!(m, Match::NotInSet { .. }) && there.kind != SetKind::Networks {
-                return Some(format!("whether a packet is not in {set} has an answer only for networks"));
+            if matches!(m, Match::NotInSet { .. })
+                && !matches!(there.kind, SetKind::Networks | SetKind::Addresses)
+            {
+                return Some(format!(
+                    "whether a packet is not in {set} has an answer only for addresses and networks"
+                ));
             }
             (!fits).then(|| format!("{field:?} of a packet is never in {set}, which holds {:?}", there.kind))
         }

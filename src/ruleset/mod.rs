@@ -342,8 +342,8 @@ pub enum Match {
     },
     /// What `field` says of it is an address, and no member of the set.
     ///
-    /// The set closes here. Only a set of networks may stand in it: one that also looks at ports has no answer to a
-    /// packet without ports, and the kernel takes no answer for "not a member".
+    /// The set closes here. Only a set of addresses or networks may stand in it: one that also looks at ports has no
+    /// answer to a packet without ports, and the kernel takes no answer for "not a member".
     NotInSet {
         /// The set.
         set: SetName,

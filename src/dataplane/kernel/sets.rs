@@ -80,6 +80,7 @@ fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> O
         ("hash:ip", false) => SetKind::Addresses,
         ("hash:net", false) => SetKind::Networks,
         ("hash:ip,port", false) => SetKind::Endpoints,
+        ("hash:net,port", false) => SetKind::NetworkEndpoints,
         ("bitmap:port", false) => SetKind::Ports,
         _ => return None,
     };
@@ -384,11 +385,18 @@ mod tests {
         refusals.iter().map(|refusal| refusal.object.to_string()).collect()
     }
 
+    /// A set of pods; names ascend with the numbers.
+    fn numbered(at: usize) -> SetName {
+        let letters: String =
+            format!("{at:016}").bytes().map(|digit| char::from(digit - b'0' + b'a')).collect();
+        name(&format!("tp4-pods-{letters}"))
+    }
+
     #[test]
     fn however_many_sets_have_no_room_a_few_runs_find_out_and_what_closes_is_written() {
         let folder = tempfile::tempdir().unwrap();
         let commands = refusing(folder.path(), "\"create tp4-pods-\"*");
-        let sets = (0..1000).map(|at| SetEdit::Create(name(&format!("tp4-pods-{at}")), SetKind::Addresses));
+        let sets = (0..1000).map(|at| SetEdit::Create(numbered(at), SetKind::Addresses));
         let closing = SetEdit::Create(name("tp4-nodes"), SetKind::Addresses);
         let edits: Vec<SetEdit> = std::iter::once(closing).chain(sets).collect();
         assert_eq!(refused(apply(&commands, &edits)).len(), 1000);
@@ -402,7 +410,7 @@ mod tests {
         let commands = refusing(folder.path(), "\"add tp4-pods-\"*\" 10.0.0.66\"*");
         let edits: Vec<SetEdit> = (0..100)
             .flat_map(|at| {
-                let set = name(&format!("tp4-pods-{at:03}"));
+                let set = numbered(at);
                 let member = |last: u8| SetEdit::Add(set.clone(), Member::Address([10, 0, 0, last].into()));
                 let last = if at < 10 { 1 } else { 66 };
                 [SetEdit::Create(set.clone(), SetKind::Addresses), member(last)]
@@ -410,7 +418,8 @@ mod tests {
             .collect();
         let refused = refused(apply(&commands, &edits));
         assert_eq!(refused.len(), 90, "{refused:?}");
-        assert!(!refused.contains("set tp4-pods-009") && refused.contains("set tp4-pods-010"));
+        let is_refused = |at| refused.contains(&format!("set {}", numbered(at)));
+        assert!(!is_refused(9) && is_refused(10));
         let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
         assert_eq!(runs, 1 + TRIES);
     }
