@@ -172,10 +172,10 @@ fn a_change_of_one_pod_keeps_the_chains_and_sets_of_the_programs_that_stay() {
     let before = compiler.compile(&resolver.resolve(&cluster));
     let delta = cluster.apply(pod("b", [10, 244, 1, 2])).expect("a change");
     resolver.update(&cluster, &delta);
-    let resolved = resolver.resolve(&cluster);
-    let after = compiler.compile(&resolved);
+    let there = resolver.resolve(&cluster);
+    let after = compiler.compile(&there);
     assert_ne!(before, after);
-    assert_eq!(after, compile(&resolved, &Options::default()));
+    assert_eq!(after, compile(&there, &Options::default()));
     let name = set_of_excepts(&after);
     assert!(before.v4.sets[&name].members.ptr_eq(&after.v4.sets[&name].members));
     let mut groups = 0;

@@ -93,6 +93,20 @@ impl PortSet {
         Self(left)
     }
 
+    /// Into how many pieces more `other` would cut it, at the most.
+    #[must_use]
+    pub fn cuts(&self, other: &Self) -> usize {
+        let cuts = |protocol: &Protocol, ranges: &[PortRange]| -> usize {
+            let Some(holes) = other.0.get(protocol) else { return 0 };
+            let touching = |range: &PortRange| {
+                let from = holes.partition_point(|hole| hole.last() < range.first());
+                holes.partition_point(|hole| hole.first() <= range.last()).saturating_sub(from)
+            };
+            ranges.iter().map(touching).sum()
+        };
+        self.0.iter().map(|(protocol, ranges)| cuts(protocol, ranges)).sum()
+    }
+
     /// Whether it holds this port.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
@@ -194,6 +208,9 @@ mod tests {
             let mut both = a.clone();
             both.extend(&b);
             let left = a.minus(&b);
+            let pieces = |set: &PortSet| set.iter().map(|(_, ranges)| ranges.len()).sum::<usize>();
+            prop_assert!(pieces(&left) <= pieces(&a) + a.cuts(&b));
+            prop_assert_eq!(a.cuts(&b) == 0, left == a);
             for port in 0..42 {
                 let has = |set: &PortSet| set.contains(Protocol::Tcp, port);
                 prop_assert_eq!(has(&both), has(&a) || has(&b));

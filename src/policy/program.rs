@@ -250,6 +250,10 @@ impl Program {
     }
 }
 
+/// What a rule for everybody allows is not taken out of another rule if that would cut it into more pieces than this:
+/// thousands of ports that are open to all, cut out of thousands of rules for all ports, would be millions of pieces.
+const MOST_CUTS: usize = 15;
+
 /// Drops what a rule for everybody allows anyway, and joins rules of equal ports.
 fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
     let for_all = by_peers.remove(&None);
@@ -257,7 +261,9 @@ fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
     for (who, ports) in by_peers {
         let ports = match (ports, &for_all) {
             (_, Some(PortMatch::Any)) => continue,
-            (PortMatch::Of(ports), Some(PortMatch::Of(open))) => PortMatch::Of(ports.minus(open)),
+            (PortMatch::Of(ports), Some(PortMatch::Of(open))) if ports.cuts(open) <= MOST_CUTS => {
+                PortMatch::Of(ports.minus(open))
+            }
             (ports, _) => ports,
         };
         if ports == PortMatch::Of(PortSet::new()) {

@@ -31,9 +31,9 @@ impl Area {
     }
 }
 
-/// A cover of so many networks is always preferred: that is one except of one IPv6 address, or the private networks
-/// and a few addresses of IPv4.
-const SMALL_COVER: usize = 128;
+/// A cover of so many networks is preferred whatever the blocks say: the private networks, or an IPv4 address or two.
+/// Beyond that two lookups are cheaper for a packet as well, since a cover is searched by every prefix length in it.
+const SMALL_COVER: usize = 64;
 
 /// A block of so many excepts gets areas of its own. They are the same whichever blocks stand beside it, so that
 /// programs that differ share their sets.

@@ -34,8 +34,8 @@ const LOGS_PER_SECOND: u32 = 10;
 /// costs a packet as much as that many rules.
 const JOINED_FROM: usize = 16;
 
-/// The most entries that one rule may become in such a set: they cost less to write than the rule.
-const JOINED_ENTRIES: usize = 64;
+/// So many entries of a set are written rather than one rule more.
+const RULE_ENTRIES: usize = 64;
 
 /// The chain of one program, and what it asks.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ impl Place {
     fn few(&self) -> Option<Vec<IpNet>> {
         match (&self.within, &self.without) {
             (Within::One(network), None) => Some(vec![*network]),
-            (Within::Set(_, members), None) if members.len() <= JOINED_ENTRIES => {
+            (Within::Set(_, members), None) if members.len() <= RULE_ENTRIES => {
                 let network = |member: &Member| match member {
                     Member::Network(network) => Some(*network),
                     _ => None,
@@ -257,7 +257,7 @@ impl GroupBuilder<'_> {
         if peers.is_empty() {
             return Vec::new();
         }
-        let ports = self.port_matches(&rule.ports);
+        let ports = self.port_matches(&rule.ports, peers.len());
         let pair = |port: &[Match], peer: &[Match]| [port, peer].concat();
         peers.iter().flat_map(|peer| ports.iter().map(move |port| pair(port, peer))).collect()
     }
@@ -330,25 +330,27 @@ impl GroupBuilder<'_> {
         })
     }
 
-    /// The alternatives by which protocol and port are recognised.
-    fn port_matches(&mut self, ports: &PortMatch) -> Vec<Vec<Match>> {
+    /// The alternatives by which protocol and port are recognised, of which each is a rule for every one of `peers`
+    /// alternatives.
+    fn port_matches(&mut self, ports: &PortMatch, peers: usize) -> Vec<Vec<Match>> {
         let PortMatch::Of(ports) = ports else { return vec![Vec::new()] };
-        ports.iter().map(|(protocol, ranges)| self.ranges(protocol, ranges)).collect()
+        ports.iter().flat_map(|(protocol, ranges)| self.ranges(protocol, ranges, peers)).collect()
     }
 
-    fn ranges(&mut self, protocol: Protocol, ranges: &[PortRange]) -> Vec<Match> {
-        let slots: usize = ranges.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum();
+    fn ranges(&mut self, protocol: Protocol, ranges: &[PortRange], peers: usize) -> Vec<Vec<Match>> {
         if ranges == [PortSet::all_of()] {
-            vec![Match::Protocol(protocol.number())]
-        } else if slots <= PORT_SLOTS {
-            vec![Match::Ports(protocol, ranges.to_vec())]
-        } else {
+            return vec![vec![Match::Protocol(protocol.number())]];
+        }
+        let rules = slotted(ranges);
+        if rules.len() > 1 && numbers(ranges) <= RULE_ENTRIES * rules.len() * peers {
             let set = names::ports(self.family, &digest(&ranges));
             let members =
                 ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
             self.set(set.clone(), SetKind::Ports, members);
-            vec![Match::Protocol(protocol.number()), Match::Set { set, field: Field::DestinationPort }]
+            let in_set = Match::Set { set, field: Field::DestinationPort };
+            return vec![vec![Match::Protocol(protocol.number()), in_set]];
         }
+        rules.into_iter().map(|ranges| vec![Match::Ports(protocol, ranges)]).collect()
     }
 
     /// The set of a selection.
@@ -363,6 +365,29 @@ impl GroupBuilder<'_> {
     }
 }
 
+/// Ranges in parts of at most [`PORT_SLOTS`] slots.
+fn slotted(ranges: &[PortRange]) -> Vec<Vec<PortRange>> {
+    let mut parts: Vec<Vec<PortRange>> = Vec::new();
+    let mut left = 0;
+    for range in ranges {
+        let slots = if range.first() == range.last() { 1 } else { 2 };
+        match parts.last_mut() {
+            Some(part) if slots <= left => part.push(*range),
+            _ => {
+                parts.push(vec![*range]);
+                left = PORT_SLOTS;
+            }
+        }
+        left -= slots;
+    }
+    parts
+}
+
+/// How many ports there are in ranges.
+fn numbers(ranges: &[PortRange]) -> usize {
+    ranges.iter().map(|range| 1 + usize::from(range.last() - range.first())).sum()
+}
+
 /// How many protocols a rule names, each of which is a rule of its own.
 fn protocols(ports: &PortMatch) -> usize {
     match ports {
@@ -374,12 +399,11 @@ fn protocols(ports: &PortMatch) -> usize {
 /// The members that a rule comes to for one of its places in a set of networks with ports: few enough, or `None`.
 fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
     let PortMatch::Of(ports) = &rule.ports else { return None };
-    let numbers = ports.iter().flat_map(|(_, ranges)| ranges);
-    let numbers: usize = numbers.map(|range| 1 + usize::from(range.last() - range.first())).sum();
-    if numbers > JOINED_ENTRIES {
+    let numbers: usize = ports.iter().map(|(_, ranges)| numbers(ranges)).sum();
+    if numbers > RULE_ENTRIES {
         return None;
     }
-    let networks = place.few().filter(|networks| networks.len() * numbers <= JOINED_ENTRIES)?;
+    let networks = place.few().filter(|networks| networks.len() * numbers <= RULE_ENTRIES)?;
     let endpoints = |network: IpNet| {
         ports.iter().flat_map(move |(protocol, ranges)| {
             let numbers = ranges.iter().flat_map(|range| range.first()..=range.last());
@@ -387,4 +411,63 @@ fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
         })
     };
     Some(networks.into_iter().flat_map(endpoints).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::program::Tier;
+
+    /// The rules and sets of a program of one rule for everybody.
+    fn group(ranges: &[(u16, u16)]) -> Arc<Group> {
+        let range = |(first, last): &(u16, u16)| (Protocol::Tcp, PortRange::new(*first, *last).unwrap());
+        let ports = PortMatch::Of(ranges.iter().map(range).collect());
+        let rule = program::Rule { peers: PeerMatch::Any, ports, action: Action::Allow };
+        let tiers = vec![Tier { rules: vec![rule] }];
+        let program = Program { tiers, default: Action::Deny, digest: digest(&"x") };
+        Cache::new().group(Family::V4, &Options::default(), Direction::Egress, &program)
+    }
+
+    fn ports_of(group: &Group) -> Vec<Vec<PortRange>> {
+        let ports = |m: &Match| match m {
+            Match::Ports(Protocol::Tcp, ranges) => Some(ranges.clone()),
+            _ => None,
+        };
+        group.chain.rules.iter().flat_map(|rule| &rule.matches).filter_map(ports).collect()
+    }
+
+    #[test]
+    fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
+        let single: Vec<_> = (0..20).map(|n| (10 * n, 10 * n)).collect();
+        let of_single = group(&single);
+        assert_eq!(of_single.sets.len(), 1);
+        assert_eq!(of_single.sets[0].1.members.len(), 20);
+        assert!(ports_of(&of_single).is_empty());
+
+        // 8 of two slots each are one too many for one rule, and 24,008 numbers too many for a set.
+        let wide: Vec<_> = (0..8).map(|n| (5000 * n, 5000 * n + 3000)).collect();
+        let of_wide = group(&wide);
+        assert!(of_wide.sets.is_empty());
+        let parts = ports_of(&of_wide);
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [7, 1]);
+        let together: Vec<_> = parts.concat().iter().map(|range| (range.first(), range.last())).collect();
+        assert_eq!(together, wide);
+
+        // As many as there can be are fewer entries than rules.
+        let every_second: Vec<_> = (0..16_000).map(|n| (4 * n, 4 * n + 1)).collect();
+        let of_all = group(&every_second);
+        assert_eq!((of_all.sets.len(), of_all.sets[0].1.members.len()), (1, 32_000));
+    }
+
+    #[test]
+    fn no_part_has_more_slots_than_a_rule() {
+        let ranges: Vec<PortRange> =
+            (0..100_u16).map(|n| PortRange::new(10 * n, 10 * n + n % 3).unwrap()).collect();
+        let parts = slotted(&ranges);
+        let slots = |part: &[PortRange]| -> usize {
+            part.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum()
+        };
+        assert!(parts.iter().all(|part| (1..=PORT_SLOTS).contains(&slots(part))));
+        assert_eq!(parts.concat(), ranges);
+    }
 }
