@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test fmt clippy doc unit kernel cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-smoke netpol soak manifests image image-rootfs packages clean
+        bench-cluster bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,12 @@ soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
+
+mutants: packages ## Changes the source place by place and says which changes no test notices (cargo-mutants; hours)
+	./scripts/mutants
+
+mutants-sample: packages ## A handful of these changes, others with each commit; at most half an hour
+	./scripts/mutants --sample
 
 manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
 	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml
