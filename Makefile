@@ -6,7 +6,8 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test fmt clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-smoke netpol soak manifests image image-rootfs packages clean
+        bench-cluster bench-tenants bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
+        clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +86,12 @@ soak: ## A million flows of random clusters, and many more restarts and packets
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
 	TOWPATH_CLUSTERS=10 TOWPATH_FRAMES=10000 $(CARGO) test --release --locked --test attacks fuzz -- --nocapture
+
+mutants: packages ## Changes the source place by place and says which changes no test notices (cargo-mutants; hours)
+	./scripts/mutants
+
+mutants-sample: packages ## A handful of these changes, others with each commit; at most half an hour
+	./scripts/mutants --sample
 
 manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
 	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml

@@ -215,13 +215,19 @@ impl<'a> Nodes<'a> {
             Endpoint::Address(address) => vec![*address],
             Endpoint::Pod(key) => self.cluster.pod(key).map(|pod| pod.addresses.clone()).unwrap_or_default(),
         };
+        // Where pods of two nodes report one address, a name says which node is meant, and the address does not.
+        let is_on_one_node = |address: &IpAddr| {
+            let nodes = self.cluster.claimants(*address).iter().map(|pod| &pod.node);
+            nodes.collect::<BTreeSet<_>>().len() < 2
+        };
         let reachability = Reachability::new(self.cluster, external, transports);
         let flows = reachability.flows().flat_map(|(from, to, transport, reach)| {
             let (from, to) = (addresses(from), addresses(to));
             Family::BOTH.into_iter().filter_map(move |family| {
                 let of = |ends: &[IpAddr]| ends.iter().copied().find(|a| Family::of(*a) == family);
                 let (from, to) = (of(&from)?, of(&to)?);
-                (from != to).then(|| (from, to, transport, reach.allowed(Some(family))))
+                (from != to && is_on_one_node(&from) && is_on_one_node(&to))
+                    .then(|| (from, to, transport, reach.allowed(Some(family))))
             })
         });
         self.pass(flows)
