@@ -10,7 +10,7 @@ use towpath::{
 
 use crate::{
     bed::{Bed, PORT, Who, source_port},
-    cast::{ATTACKER, FAR_OPEN, FREE, FRIEND, GUEST, OPEN, OUTSIDE, VICTIM},
+    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, GATE, GUEST, OPEN, OUTSIDE, VICTIM},
     table::{Expect, Seen, observed},
 };
 
@@ -67,5 +67,31 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         let name = format!("a reply to what the victim itself sent, {family:?}");
         observed(bed, "forged connections", name, (FRIEND, VICTIM), verdict)
     });
-    forged.chain(true_ones).collect()
+    let mut rows: Vec<Seen> = forged.chain(true_ones).collect();
+    rows.extend(Family::BOTH.into_iter().flat_map(|family| together(bed, family)));
+    rows
+}
+
+/// Two pods that may both send and that nobody may reach, sending to each other at the same time.
+///
+/// On one node what is denied leaves no trace. On two nodes each of them knows only its own pod, which may send: what
+/// the other one sends is a reply to it.
+fn together(bed: &Bed, family: Family) -> [Seen; 2] {
+    [("on one node", GATE, Expect::Never), ("on two nodes", FAR_VICTIM, Expect::Undefended)].map(
+        |(name, partner, expect)| {
+            let token = bed.token();
+            let send = |from: Who, to: Who, source: u16, destination: u16, payload: &[u8]| {
+                let ip = bed.ip(from, to, family);
+                let packet = ip.packet(protocol::UDP, &ip.udp(source, destination, payload));
+                bed.send(from, &bed.link(from, to).ip(&packet));
+            };
+            send(VICTIM, partner, source_port(token), PORT, b"for the record");
+            bed.settle();
+            send(partner, VICTIM, PORT, source_port(token), &token.bytes());
+            bed.settle();
+            let verdict = (expect, bed.seen(token).contains(&VICTIM));
+            let name = format!("two that meet halfway, {name}, {family:?}");
+            observed(bed, "forged connections", name, (partner, VICTIM), verdict)
+        },
+    )
 }
