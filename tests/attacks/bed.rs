@@ -489,7 +489,8 @@ impl Bed {
     pub(crate) fn end(mut self) {
         let logs = self.logs();
         for process in &mut self.daemons {
-            let status = process.stop().expect("its end");
+            process.signal(nix::sys::signal::Signal::SIGTERM).expect("a signal");
+            let status = process.wait(READY_WITHIN).expect("its end").expect("an end in time");
             assert!(status.success(), "{status}\n{logs}");
         }
     }

@@ -19,7 +19,7 @@ use towpath::{
         },
         random::{Generator, Random, Shape, Stack, cluster_of},
     },
-    model::{Cluster, Endpoint, Family, Flow, Pod, Protocol, Transport},
+    model::{Cluster, Direction, Endpoint, Family, Flow, Pod, Protocol, Transport},
     policy::evaluate,
 };
 
@@ -387,13 +387,17 @@ fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) 
         IpAddr::V4(address) => address.is_multicast() || address.is_broadcast() || address.octets()[3] == 255,
         IpAddr::V6(address) => address.is_multicast(),
     };
-    let allowed = |from: &Endpoint, to: &Endpoint| {
+    let verdict = |from: &Endpoint, to: &Endpoint| {
         let (from, to, family) = (from.clone(), to.clone(), Some(sent.family));
-        evaluate(cluster, &Flow { from, to, transport, family }).allowed()
+        evaluate(cluster, &Flow { from, to, transport, family })
     };
-    // Without ports, what the receiver may begin is a connection in whose other direction everything is a reply.
-    let reply = matches!(transport, Transport::Other(_)) && allowed(&receiver, &sender);
-    (is_its || to_all && on_link) && (allowed(&sender, &receiver) || reply)
+    // Without ports, what the receiver may begin is a connection in whose other direction everything is a reply; on
+    // another node it has begun when it was sent, whatever the sender's own node says of it (SECURITY.md).
+    let back = verdict(&receiver, &sender);
+    let begun = back.allowed()
+        || bed.node_of(at) != bed.node_of(Who::Pod(sent.from)) && back.of(Direction::Egress).allowed();
+    let reply = matches!(transport, Transport::Other(_)) && begun;
+    (is_its || to_all && on_link) && (verdict(&sender, &receiver).allowed() || reply)
 }
 
 fn fuzz(topology: Topology, variant: Variant) {

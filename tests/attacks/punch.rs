@@ -4,13 +4,13 @@
 //! the node remembers a connection of the victim's. Replies pass whatever the policy.
 
 use towpath::{
-    lab::frame::{Ip, Link, protocol},
+    lab::frame::{Ip, Link, Mac, protocol},
     model::Family,
 };
 
 use crate::{
     bed::{Bed, PORT, Who, source_port},
-    cast::{ATTACKER, FAR_OPEN, FREE, FRIEND, GUEST, OPEN, OUTSIDE, VICTIM},
+    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, GATE, GUEST, OPEN, OUTSIDE, VICTIM},
     table::{Expect, Seen, observed},
 };
 
@@ -67,5 +67,44 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         let name = format!("a reply to what the victim itself sent, {family:?}");
         observed(bed, "forged connections", name, (FRIEND, VICTIM), verdict)
     });
-    forged.chain(true_ones).collect()
+    let mut rows: Vec<Seen> = forged.chain(true_ones).collect();
+    rows.extend(Family::BOTH.into_iter().flat_map(|family| together(bed, family)));
+    rows
+}
+
+/// Two pods that may both send and that nobody may reach, sending to each other at the same time.
+///
+/// On one node what is denied leaves no trace; but a frame to a group's hardware address does not pass the rules before
+/// the kernel takes note of its connection, on kernels that confirm such frames when a bridge hands them to its node. On
+/// two nodes each of them knows only its own pod, which may send: what the other one sends is a reply to it.
+fn together(bed: &Bed, family: Family) -> Vec<Seen> {
+    let group = Mac::of_group(bed.address(GATE, family));
+    let cases = [
+        ("on one node", GATE, None, Expect::Never),
+        ("on one node, by a group's hardware address", GATE, Some(group), Expect::Never),
+        ("on one node, by broadcast", GATE, Some(Mac::BROADCAST), Expect::Never),
+        ("on two nodes", FAR_VICTIM, None, Expect::Undefended),
+    ];
+    let all = cases.map(|case| (case, bed.token()));
+    let send = |from: Who, to: Who, ports: (u16, u16), mac: Option<Mac>, payload: &[u8]| {
+        let ip = bed.ip(from, to, family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(ports.0, ports.1, payload));
+        let link = bed.link(from, to);
+        bed.send(from, &Link { destination: mac.unwrap_or(link.destination), ..link }.ip(&packet));
+    };
+    for ((_, partner, mac, _), token) in &all {
+        send(VICTIM, *partner, (source_port(*token), PORT), *mac, b"for the record");
+    }
+    bed.settle();
+    for ((_, partner, ..), token) in &all {
+        send(*partner, VICTIM, (PORT, source_port(*token)), None, &token.bytes());
+    }
+    bed.settle();
+    all.into_iter()
+        .map(|((name, partner, _, expect), token)| {
+            let verdict = (expect, bed.seen(token).contains(&VICTIM));
+            let name = format!("two that meet halfway, {name}, {family:?}");
+            observed(bed, "forged connections", name, (partner, VICTIM), verdict)
+        })
+        .collect()
 }
