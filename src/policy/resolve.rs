@@ -381,9 +381,9 @@ fn named_ports(policy: &NetworkPolicy) -> BTreeSet<(Protocol, Arc<str>)> {
 impl Subject {
     /// `None` if no policy isolates the pod in this direction.
     ///
-    /// `names` keeps the named ports of each policy, by identity, so that the rules of a policy that binds many pods
+    /// `known` keeps the named ports of each policy, by identity, so that the rules of a policy that binds many pods
     /// are gone through once.
-    fn program_key(&self, direction: Direction, names: &mut NamedPorts) -> Option<ProgramKey> {
+    fn program_key(&self, direction: Direction, known: &mut NamedPorts) -> Option<ProgramKey> {
         let policies: Vec<&Arc<NetworkPolicy>> =
             self.policies.values().filter(|policy| policy.rules(direction).is_some()).collect();
         if policies.is_empty() {
@@ -394,8 +394,8 @@ impl Subject {
             Direction::Ingress => {
                 let mut named = Vec::new();
                 for policy in &policies {
-                    let names = names.entry(Arc::as_ptr(policy)).or_insert_with(|| named_ports(policy));
-                    named.extend(names.iter().map(|(protocol, name)| self.pod.named_port(name, *protocol)));
+                    let ports = known.entry(Arc::as_ptr(policy)).or_insert_with(|| named_ports(policy));
+                    named.extend(ports.iter().map(|(protocol, name)| self.pod.named_port(name, *protocol)));
                 }
                 named
             }
