@@ -1,7 +1,8 @@
 //! A dataplane in memory, for tests: it refuses what the kernel refuses, and stops wherever it is told to.
 //!
 //! Where the kernel silently takes a rule that can never match, a loop that no packet reaches yet, or a text that it
-//! cuts because it is too long, the fake is stricter: all three are faults of whoever wrote them.
+//! cuts because it is too long, the fake is stricter: all three are faults of whoever wrote them. So is a rule that asks
+//! whether a packet is not in a set, unless that is a set of networks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

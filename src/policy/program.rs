@@ -8,16 +8,18 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
+    net::IpAddr,
     sync::Arc,
 };
 
 use super::{
+    cidr::CidrSet,
     digest::digest,
     ports::{PortMatch, PortSet},
 };
 use crate::model::{
-    Cluster, Direction, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, PortRange, Ports, Protocol,
-    Scope,
+    Cluster, Direction, Family, IpBlock, NetworkPolicy, Peer, Peers, Pod, PodPeer, Port, PortRange, Ports,
+    Protocol, Scope,
 };
 
 /// What is done with a packet.
@@ -83,6 +85,8 @@ pub struct Selection {
     pub digest: String,
     /// What is chosen.
     pub chosen: Chosen,
+    /// The addresses of the blocks of [`Owners::Of`], by family: asked for every pod of a cluster.
+    addresses: [CidrSet; 2],
 }
 
 impl PartialEq for Selection {
@@ -147,7 +151,20 @@ impl Selection {
     /// The selection of what `chosen` says.
     #[must_use]
     pub fn new(chosen: Chosen) -> Self {
-        Self { digest: digest(&chosen), chosen }
+        let blocks = match &chosen {
+            Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => blocks.as_slice(),
+            Chosen::Pods(_) | Chosen::NamedPort { of: Owners::Any, .. } => &[],
+        };
+        let addresses = Family::BOTH.map(|family| CidrSet::union(family, blocks));
+        Self { digest: digest(&chosen), chosen, addresses }
+    }
+
+    /// Whether `address` lies in one of the blocks of [`Owners::Of`].
+    #[must_use]
+    pub fn has_in_blocks(&self, address: IpAddr) -> bool {
+        let [v4, v6] = &self.addresses;
+        let addresses = if address.is_ipv4() { v4 } else { v6 };
+        addresses.covers(address.into())
     }
 
     /// The peers by label that it speaks of.

@@ -358,8 +358,8 @@ fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Memb
     let is_chosen = match &selection.chosen {
         Chosen::Pods(peers) => by_labels(peers),
         Chosen::NamedPort { of: Owners::Any, .. } => true,
-        Chosen::NamedPort { of: Owners::Of { pods, blocks }, .. } => {
-            by_labels(pods) || blocks.iter().any(|block| block.contains(address))
+        Chosen::NamedPort { of: Owners::Of { pods, .. }, .. } => {
+            by_labels(pods) || selection.has_in_blocks(address)
         }
     };
     if is_chosen { taken(selection, pods, address) } else { Vec::new() }
@@ -417,7 +417,7 @@ fn members(cluster: &Cluster, selection: &Selection) -> Members {
     };
     let by_address = |address: IpAddr| match of {
         Owners::Any => true,
-        Owners::Of { blocks, .. } => blocks.iter().any(|block| block.contains(address)),
+        Owners::Of { .. } => selection.has_in_blocks(address),
     };
     if !matches!(of, Owners::Of { blocks, .. } if blocks.is_empty()) {
         for pod in cluster.pods() {

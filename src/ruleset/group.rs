@@ -34,8 +34,11 @@ const LOGS_PER_SECOND: u32 = 10;
 /// costs a packet as much as that many rules.
 const JOINED_FROM: usize = 16;
 
-/// So many entries of a set are written rather than one rule more.
-const RULE_ENTRIES: usize = 64;
+/// The most entries that one rule may become in such a set: the kernel needs about as much memory for them as for it.
+const JOINED_ENTRIES: usize = 16;
+
+/// So many ports are put into a set rather than one rule more. It takes 8 KiB, however many they are.
+const RULE_PORTS: usize = 64;
 
 /// The chain of one program, and what it asks.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ impl Place {
     fn few(&self) -> Option<Vec<IpNet>> {
         match (&self.within, &self.without) {
             (Within::One(network), None) => Some(vec![*network]),
-            (Within::Set(_, members), None) if members.len() <= RULE_ENTRIES => {
+            (Within::Set(_, members), None) if members.len() <= JOINED_ENTRIES => {
                 let network = |member: &Member| match member {
                     Member::Network(network) => Some(*network),
                     _ => None,
@@ -342,7 +345,7 @@ impl GroupBuilder<'_> {
             return vec![vec![Match::Protocol(protocol.number())]];
         }
         let rules = slotted(ranges);
-        if rules.len() > 1 && numbers(ranges) <= RULE_ENTRIES * rules.len() * peers {
+        if rules.len() > 1 && numbers(ranges) <= RULE_PORTS * rules.len() * peers {
             let set = names::ports(self.family, &digest(&ranges));
             let members =
                 ranges.iter().flat_map(|range| range.first()..=range.last()).map(Member::Port).collect();
@@ -400,10 +403,10 @@ fn protocols(ports: &PortMatch) -> usize {
 fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
     let PortMatch::Of(ports) = &rule.ports else { return None };
     let numbers: usize = ports.iter().map(|(_, ranges)| numbers(ranges)).sum();
-    if numbers > RULE_ENTRIES {
+    if numbers > JOINED_ENTRIES {
         return None;
     }
-    let networks = place.few().filter(|networks| networks.len() * numbers <= RULE_ENTRIES)?;
+    let networks = place.few().filter(|networks| networks.len() * numbers <= JOINED_ENTRIES)?;
     let endpoints = |network: IpNet| {
         ports.iter().flat_map(move |(protocol, ranges)| {
             let numbers = ranges.iter().flat_map(|range| range.first()..=range.last());
