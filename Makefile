@@ -62,13 +62,7 @@ bench: ## Criterion benches of the core: three sizes, and the worst policies
 bench-node: packages ## A whole node, end to end, with real packets (root)
 	$(CARGO) bench --locked --bench node
 
-bench-# The table is printed also when an attack arrived: it says which.
-attacks: packages ## What a hostile pod may try, on every topology and variant, as a table (root)
-	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-target/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
-	$(CARGO) test --locked --test attacks -- --nocapture; status=$$?; \
-	[ ! -e "$$TOWPATH_ATTACK_TABLE" ] || cat "$$TOWPATH_ATTACK_TABLE"; exit $$status
-
-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
+bench-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
 	$(CARGO) bench --locked --bench cluster
 
 bench-tenants: packages ## What one tenant's policies can do to another's packets; memory (root)
