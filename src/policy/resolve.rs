@@ -295,7 +295,7 @@ impl Resolver {
         }
     }
 
-    /// Makes a pod a subject if it is one of this node; tells whether it is.
+    /// Makes a pod a subject if it is one of this node, and returns whether it is.
     fn place(&mut self, cluster: &Cluster, pod: &Arc<Pod>) -> bool {
         if !pod.is_selectable() || pod.node.as_ref() != Some(&self.node) {
             return false;
