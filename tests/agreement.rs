@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use towpath::{
     lab::random::{Generator, NODES, Shape, Stack, cluster_of, externals, transports},
     model::{
-        Change, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Protocol, Standing,
-        Transport,
+        Change, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Peers, PolicyRule, Ports,
+        Protocol, Standing, Transport,
     },
     policy::{evaluate, resolve::Resolver},
     ruleset::{
@@ -165,4 +165,28 @@ fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
     for (from, to) in ways {
         assert!(!passes(&changes, from, to), "{from} -> {to}: pods are isolated");
     }
+}
+
+/// `from: []` means everybody, and is read so; a list of peers that names nobody must not become that on its way.
+#[test]
+fn a_rule_without_any_peer_admits_nobody() {
+    let shape = Shape { stack: Stack::Dual, namespaces: 1, pods: 4, policies: 0, oddities: false };
+    let mut changes = Generator::new(3, shape).cluster();
+    let rule = PolicyRule { peers: Peers::Of(Vec::new()), ports: Ports::Any };
+    changes.push(Change::SetPolicy(NetworkPolicy {
+        key: ObjectKey::new("x", "nobody"),
+        subject: LabelSelector::everything(),
+        ingress: Some(vec![rule]),
+        egress: None,
+        standing: Standing::Accepted,
+    }));
+    let cluster = cluster_of(changes);
+    let rules = |node| compile(&Resolver::of(node, &cluster).resolve(&cluster), &Options::default());
+    let rulesets = NODES.map(|node| (node, rules(node)));
+    let pods: Vec<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
+    let (from, to) = (externals(Stack::V4)[0], pods.iter().find(|address| address.is_ipv4()).unwrap());
+    let transport = Transport::Port(Protocol::Tcp, 80);
+    let flow = Flow { from: Endpoint::Address(from), to: Endpoint::Address(*to), transport, family: None };
+    assert!(!evaluate(&cluster, &flow).allowed());
+    assert!(!passes(&cluster, &rulesets, from, *to, transport));
 }

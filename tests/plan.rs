@@ -278,26 +278,30 @@ fn new_sets_are_filled_before_chains_ask_them() {
     });
 }
 
-#[test]
-fn sets_whose_members_close_grow_first() {
-    // A node is added, and then `a` may reach its address: but not with tunnel packets.
-    let to_node = Peer::Block(IpBlock::new("192.168.0.2/32".parse().unwrap(), []).unwrap());
-    let mut world = World::new([two_pods(), vec![may_reach("a", [])]].concat());
-    let round = world.round(vec![node(THERE, "192.168.0.2"), may_reach("a", [to_node])]);
-    round.never_passes((A, "192.168.0.2", TUNNEL), |effect| {
-        usize::from(effect.adds_to(|role| role == SetRole::Nodes))
-    });
+/// Whether a set is that of all pods: to these, and to nothing else, a pod may send packets of tunnels.
+fn all_pods(role: SetRole) -> bool {
+    role == SetRole::AllPods
+}
+
+fn block(net: &str) -> Peer {
+    Peer::Block(IpBlock::new(net.parse().unwrap(), []).unwrap())
 }
 
 #[test]
-fn sets_whose_members_close_shrink_last() {
-    let to_node = Peer::Block(IpBlock::new("192.168.0.2/32".parse().unwrap(), []).unwrap());
-    let start = [node(THERE, "192.168.0.2"), may_reach("a", [to_node])];
+fn the_set_of_all_pods_shrinks_before_a_change_of_chains() {
+    // A pod ends, and then `a` may reach its address: but not with tunnel packets, now that it is no pod's.
+    let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [])];
     let mut world = World::new([two_pods(), start.into()].concat());
-    let round = world.round(vec![may_reach("a", []), Change::RemoveNode(THERE.into())]);
-    round.never_passes((A, "192.168.0.2", TUNNEL), |effect| {
-        usize::from(!effect.removes_from(|role| role == SetRole::Nodes))
-    });
+    let gone = Change::RemovePod(ObjectKey::new("shop", "far"));
+    let round = world.round(vec![gone, may_reach("a", [block("10.0.2.1/32")])]);
+    round.never_passes((A, FAR, TUNNEL), |effect| usize::from(effect.removes_from(all_pods)));
+}
+
+#[test]
+fn the_set_of_all_pods_grows_after_a_change_of_chains() {
+    let mut world = World::new([two_pods(), vec![may_reach("a", [block("10.0.2.1/32")])]].concat());
+    let round = world.round(vec![may_reach("a", []), pod("far", THERE, FAR, "app=x")]);
+    round.never_passes((A, FAR, TUNNEL), |effect| usize::from(!effect.adds_to(all_pods)));
 }
 
 /// `a` may reach what is red, and `b` lets in what is round.

@@ -241,7 +241,7 @@ impl<'a> Nodes<'a> {
         let mut ends = pods.clone();
         ends.extend(external);
         ends.extend(cluster.node_addresses());
-        ends.extend(["203.0.113.77", "2001:db8::77"].map(|text| text.parse::<IpAddr>().unwrap()));
+        ends.extend([IpAddr::from([203, 0, 113, 77]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x77])]);
         ends.extend(edges(cluster));
         let transports = near(transports);
         let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to)));

@@ -6,7 +6,7 @@
 //! old one, which makes every replacement atomic.
 //!
 //! A name is ours if it is one of the fixed words, or a prefix of ours with exactly as many digits of a digest as we give
-//! it: a chain `TP-LINK` or a set `tp4-mine` is somebody else's. Names that only former versions gave are ours as well,
+//! it: a chain `TP-LINK` or a set `tp4-mine` belongs to another program. Names that only former versions gave are ours as well,
 //! so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
 //!
 //! To add a role of sets: a variant of [`SetRole`], its line in [`ROLES`], and what the compiler then asks for.
@@ -454,6 +454,7 @@ mod tests {
                 network_ports(family, &some),
                 ports(family, &some),
             ];
+            assert_eq!(made.len(), ROLES.len(), "a role without a name");
             for ((role, ..), name) in ROLES.into_iter().zip(made) {
                 assert_eq!((name.family(), name.role()), (family, role), "{name}");
                 assert_eq!(SetName::new(name.as_str()), Some(name));

@@ -32,8 +32,8 @@ const RELEASE_WAITS: [Duration; 3] =
 
 /// Reads what `ipset save` prints, as far as it is ours.
 ///
-/// A set with a name of ours that we would not have made like this is somebody else's, and left out: if we need the
-/// name, creating it will say so. So is a member that cannot be read.
+/// A set with a name of ours that we would not have made like this is not ours, and left out: if we need the name,
+/// creating it fails and says why. So is a member that cannot be read.
 pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     let mut sets: BTreeMap<SetName, IpSet> = BTreeMap::new();
     // Members follow their set, so that the set need not be looked up for each.
@@ -64,7 +64,7 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     sets
 }
 
-/// A set of ours, by its name, its type, and the options that it was made with: a name alone can be anybody's.
+/// A set of ours, by its name, its type, and the options that it was made with: another program may use the name.
 fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> Option<(SetName, SetKind)> {
     let name = SetName::new(name)?;
     let mut counters = false;

@@ -304,17 +304,24 @@ fn dhcp(table: &mut Table<'_>) {
     table.section("DHCP server", Some(Family::V4), Stage::Calm);
     for from in [FREE, ATTACKER] {
         for to in [OPEN, VICTIM] {
-            for (name, destination) in [("broadcast", None), ("unicast", Some(to))] {
-                table.never(name, from, to, |bed, token| {
-                    let (server, yours) = (bed.v4(from), bed.v4(to));
-                    let offer = neighbour::dhcp_offer(server, yours, bed.mac(to), &token.bytes());
-                    let address = destination.map_or(broadcast, |to| bed.address(to, Family::V4));
-                    let ip = Ip::new(server.into(), address);
-                    let mac = destination.map_or(Mac::BROADCAST, |to| bed.link(from, to).destination);
-                    let link = Link { source: bed.mac(from), destination: mac };
-                    vec![link.ip(&ip.packet(protocol::UDP, &ip.udp(67, 68, &offer)))]
-                });
+            if !table.bed.on_link(from, to) {
+                continue;
             }
+            // To the client's own address it would be a datagram like others, which policy judges.
+            table.never("broadcast", from, to, |bed, token| {
+                let (server, yours) = (bed.v4(from), bed.v4(to));
+                let offer = neighbour::dhcp_offer(server, yours, bed.mac(to), &token.bytes());
+                let ip = Ip::new(server.into(), broadcast);
+                let link = Link { source: bed.mac(from), destination: Mac::BROADCAST };
+                vec![link.ip(&ip.packet(protocol::UDP, &ip.udp(67, 68, &offer)))]
+            });
+            table.never("to an address that it offers", from, to, |bed, token| {
+                let (server, offered) = (bed.v4(from), Ipv4Addr::from(bed.v4(to).to_bits() ^ 0x40));
+                let offer = neighbour::dhcp_offer(server, offered, bed.mac(to), &token.bytes());
+                let ip = Ip::new(server.into(), offered.into());
+                let link = Link { source: bed.mac(from), destination: bed.mac(to) };
+                vec![link.ip(&ip.packet(protocol::UDP, &ip.udp(67, 68, &offer)))]
+            });
         }
     }
     table.section("DHCP server", Some(Family::V6), Stage::Calm);
