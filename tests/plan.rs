@@ -185,14 +185,6 @@ fn namespace(of: &str) -> Change {
     Change::SetNamespace(Namespace { name: "shop".into(), labels: labels(of) })
 }
 
-fn node(name: &str, address: &str) -> Change {
-    Change::SetNode(Node {
-        name: name.into(),
-        addresses: vec![address.parse().unwrap()],
-        pod_cidrs: Vec::new(),
-    })
-}
-
 fn selector(of: &str) -> LabelSelector {
     let (key, value) = of.split_once('=').unwrap();
     LabelSelector::new([Requirement::equals(key, value)])
