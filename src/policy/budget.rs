@@ -53,9 +53,9 @@ impl Default for Budgets {
     fn default() -> Self {
         Self {
             policy: 50_000,
-            namespace: 100_000,
-            node: 300_000,
-            namespace_sets: 2_048,
+            namespace: 200_000,
+            node: 600_000,
+            namespace_sets: 4_096,
             node_sets: 8_192,
             namespace_members: 200_000,
             node_members: 400_000,
@@ -197,7 +197,7 @@ impl fmt::Display for OverBudget {
 const RULE: u64 = 2;
 
 /// A peer by labels is compared with every pod that changes anywhere in the cluster.
-const PEER: u64 = 16;
+const PEER: u64 = 8;
 
 /// One more key that a selector asks about.
 const REQUIREMENT: u64 = 4;

@@ -26,9 +26,13 @@ use nix::{
 use tempfile::TempDir;
 use towpath::{
     lab::{
-        End, Families, Lab, LabOptions, Outcome, PodId, PodSpec, Probe, Process, Topology, Transport, Variant,
+        End, Families, Lab, LabOptions, Outcome, PodId, PodSpec, Probe, Process, Topology, Transport,
+        Variant,
+        random::cluster_of,
+        sized::{self, NODE, SIZES},
     },
     model::Protocol,
+    policy::{budget::Budgets, resolve::Resolver},
 };
 
 use shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
@@ -285,4 +289,23 @@ fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
     let explained = towpath(&["explain", "--from", "evil/pod", "--to", "shop/client", "-f"]);
     let note = String::from_utf8(explained.stderr).unwrap();
     assert!(note.contains("note: the nodes do otherwise with the default budgets: policy evil/p"), "{note}");
+}
+
+#[test]
+fn ordinary_clusters_are_far_within_the_default_budgets() {
+    let default = Budgets::default();
+    let budgets = Budgets {
+        policy: default.policy / 10,
+        namespace: default.namespace / 10,
+        node: default.node / 10,
+        namespace_sets: default.namespace_sets / 10,
+        node_sets: default.node_sets / 4,
+        ..default
+    };
+    for size in SIZES {
+        let cluster = cluster_of(sized::cluster(size));
+        let resolved = Resolver::of(NODE, &cluster).with_budgets(budgets).resolve(&cluster);
+        assert!(!resolved.pods.is_empty());
+        assert_eq!(resolved.over_budget.to_vec(), [], "{}", size.name);
+    }
 }
