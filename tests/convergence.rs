@@ -8,7 +8,7 @@
 use towpath::{
     lab::random::{Generator, NODES, Random, Shape, Stack},
     model::{Change, Cluster, Family},
-    policy::resolve::Resolver,
+    policy::{budget::Budgets, resolve::Resolver},
     ruleset::{
         Ruleset,
         compile::{Compiler, Options, compile},
@@ -27,7 +27,18 @@ fn bytes(ruleset: &Ruleset) -> String {
 
 /// Takes in `changes` on one node, with a round after each if `every_round`.
 fn run(node: &str, changes: &[Change], every_round: bool) -> (Cluster, Ruleset) {
-    let (mut cluster, mut resolver) = (Cluster::new(), Resolver::new(node));
+    let (cluster, ruleset, _) = run_within(Budgets::default(), node, changes, every_round);
+    (cluster, ruleset)
+}
+
+/// The same with these budgets; and what is over them, in words.
+fn run_within(
+    budgets: Budgets,
+    node: &str,
+    changes: &[Change],
+    every_round: bool,
+) -> (Cluster, Ruleset, Vec<String>) {
+    let (mut cluster, mut resolver) = (Cluster::new(), Resolver::new(node).with_budgets(budgets));
     let mut compiler = Compiler::new(Options::default());
     for change in changes {
         if let Some(delta) = cluster.apply(change.clone()) {
@@ -37,8 +48,9 @@ fn run(node: &str, changes: &[Change], every_round: bool) -> (Cluster, Ruleset) 
             compiler.compile(&resolver.resolve(&cluster));
         }
     }
-    let ruleset = compiler.compile(&resolver.resolve(&cluster));
-    (cluster, ruleset)
+    let resolved = resolver.resolve(&cluster);
+    let over = resolved.over_budget.iter().map(ToString::to_string).collect();
+    (cluster, compiler.compile(&resolved), over)
 }
 
 /// The objects of a cluster, as the changes that make it.
@@ -89,4 +101,46 @@ fn any_order_duplication_or_squashing_of_changes_gives_the_same_bytes() {
         }
     }
     assert!(rules > 1000, "the rulesets are not empty");
+}
+
+/// Budgets so small that ordinary clusters are over each of them now and then.
+fn tiny(seed: u64) -> Budgets {
+    let unlimited = Budgets::UNLIMITED;
+    match seed % 6 {
+        0 => Budgets { policy: 80, ..unlimited },
+        1 => Budgets { namespace: 300, ..unlimited },
+        2 => Budgets { node: 400, ..unlimited },
+        3 => Budgets { namespace_sets: 6, ..unlimited },
+        4 => Budgets { node_sets: 10, ..unlimited },
+        _ => {
+            Budgets { policy: 150, namespace: 400, node: 600, namespace_sets: 12, node_sets: 16, ..unlimited }
+        }
+    }
+}
+
+#[test]
+fn what_is_closed_for_its_cost_does_not_depend_on_the_order_either() {
+    let mut closed = [0; 6];
+    for seed in 0..90 {
+        let shape = Shape { stack: Stack::Dual, namespaces: 3, pods: 4, policies: 6, oddities: true };
+        let mut generator = Generator::new(seed, shape);
+        let mut changes = generator.cluster();
+        changes.extend((0..20).map(|_| generator.change()));
+        let budgets = tiny(seed);
+        for node in NODES {
+            let (cluster, ruleset, over) = run_within(budgets, node, &changes, true);
+            closed[usize::try_from(seed % 6).unwrap()] += over.len();
+            let expected = (bytes(&ruleset), over);
+            let objects = objects(&cluster);
+            let reversed: Vec<Change> = objects.iter().rev().cloned().collect();
+            for (how, changes) in [("only the last state", &objects), ("reversed", &reversed)] {
+                let (_, ruleset, over) = run_within(budgets, node, changes, true);
+                assert_eq!((bytes(&ruleset), over), expected, "seed {seed}, node {node}, {how}");
+            }
+            let resolved = Resolver::of(node, &cluster).with_budgets(budgets).resolve(&cluster);
+            let fresh = bytes(&compile(&resolved, &Options::default()));
+            assert_eq!(fresh, expected.0, "seed {seed}, node {node}, a new resolver");
+        }
+    }
+    assert!(closed.iter().all(|count| *count > 0), "{closed:?} closed, by budget");
 }

@@ -12,9 +12,10 @@ use std::{
 
 use super::{
     budget::{Budgets, OverBudget},
+    counts::Counts,
     members::{Member, Members, Move},
     program::{Chosen, Owners, Program, Selection, selects},
-    tenant::{Costs, Counts, Subject, Tenant, close},
+    tenant::{Costs, Subject, Tenant, close},
 };
 use crate::model::{
     Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,

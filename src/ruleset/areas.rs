@@ -129,6 +129,29 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_costs_at_least_the_entries_that_its_blocks_become() {
+        use crate::model::{
+            LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, PolicyRule, Ports, Standing,
+        };
+        for excepts in [1_u32, 2, 3, 40, 500] {
+            let excepts = (0..excepts).map(|at| format!("10.{}.{}.7/32", at % 200, at / 3).parse().unwrap());
+            let block = IpBlock::new("0.0.0.0/0".parse().unwrap(), excepts).unwrap();
+            let areas = areas(Family::V4, std::slice::from_ref(&block));
+            let entries: usize = areas.iter().map(|area| area.within.len() + area.without.len()).sum();
+            let peers = Peers::Of(vec![Peer::Block(block)]);
+            let policy = NetworkPolicy {
+                key: ObjectKey::new("shop", "blocks"),
+                subject: LabelSelector::everything(),
+                ingress: None,
+                egress: Some(vec![PolicyRule { peers, ports: Ports::Any }]),
+                standing: Standing::Accepted,
+            };
+            let cost = usize::try_from(crate::policy::budget::of_both(&policy)).unwrap();
+            assert!(entries > 1 && cost >= entries, "{cost} for {entries} entries");
+        }
+    }
+
+    #[test]
     fn a_few_excepts_are_a_cover_and_many_are_asked_for() {
         let private = block("0.0.0.0/0", &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
         let [cover] = &areas(Family::V4, &[private])[..] else { panic!("one area") };

@@ -26,9 +26,13 @@ use nix::{
 use tempfile::TempDir;
 use towpath::{
     lab::{
-        End, Families, Lab, LabOptions, Outcome, PodId, PodSpec, Probe, Process, Topology, Transport, Variant,
+        End, Families, Lab, LabOptions, Outcome, PodId, PodSpec, Probe, Process, Topology, Transport,
+        Variant,
+        random::cluster_of,
+        sized::{self, NODE, SIZES},
     },
     model::Protocol,
+    policy::{budget::Budgets, resolve::Resolver},
 };
 
 use shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
@@ -196,6 +200,11 @@ fn honest_tenant_is_served_beside(name: &str) {
                 !ground.reaches(OTHER, HOSTILE) || !ground.reaches(HOSTILE, OTHER),
                 "what is closed is open"
             );
+            let status = ground.get("/status").unwrap();
+            assert!(
+                status.contains("\"over_budget\":[{\"kind\":\"N")
+                    && status.contains("over the budget of the")
+            );
             let log = fs::read_to_string(ground.folder().join(".log")).unwrap();
             assert!(log.contains("over budget; closed"), "{log}");
         }
@@ -259,4 +268,44 @@ fn five_thousand_namespaces_stall_nobody() {
 #[test]
 fn a_hundred_thousand_labels_and_names_at_their_longest_stall_nobody() {
     honest_tenant_is_served_beside("100,000 labels, names at their longest, 10,000 named ports");
+}
+
+#[test]
+fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = SHAPES.iter().find(|shape| shape.name.starts_with("1 policy of 30,000")).unwrap();
+    write(folder.path(), &(shape.files)());
+    let pods = [("evil/pod", [10, 244, 1, 9]), ("shop/client", [10, 244, 1, 8])];
+    let pods = pods.map(|(name, address)| local_pod(name, IpAddr::from(address))).concat();
+    write(folder.path(), &[("pods.yaml".to_owned(), pods)]);
+    let towpath = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
+        command.args(arguments).arg(folder.path()).output().unwrap()
+    };
+    let lint = towpath(&["lint"]);
+    let text = String::from_utf8(lint.stdout).unwrap();
+    assert!(text.contains("warning: with the default budgets policy evil/p needs "), "{text}");
+    assert_eq!(lint.status.code(), Some(0));
+    let explained = towpath(&["explain", "--from", "evil/pod", "--to", "shop/client", "-f"]);
+    let note = String::from_utf8(explained.stderr).unwrap();
+    assert!(note.contains("note: the nodes do otherwise with the default budgets: policy evil/p"), "{note}");
+}
+
+#[test]
+fn ordinary_clusters_are_far_within_the_default_budgets() {
+    let default = Budgets::default();
+    let budgets = Budgets {
+        policy: default.policy / 10,
+        namespace: default.namespace / 10,
+        node: default.node / 10,
+        namespace_sets: default.namespace_sets / 10,
+        node_sets: default.node_sets / 4,
+        ..default
+    };
+    for size in SIZES {
+        let cluster = cluster_of(sized::cluster(size));
+        let resolved = Resolver::of(NODE, &cluster).with_budgets(budgets).resolve(&cluster);
+        assert!(!resolved.pods.is_empty());
+        assert_eq!(resolved.over_budget.to_vec(), [], "{}", size.name);
+    }
 }
