@@ -408,15 +408,26 @@ impl Bed {
     }
 
     fn settle_without(&self, changed: Option<Who>) {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + READY_WITHIN;
         for who in self.sockets.keys().copied().filter(|who| Some(*who) != changed) {
             let Some(node) = self.node_of(who).map(Who::Node) else { continue };
             let token = self.token();
             let ip = self.ip(who, node, Family::V4);
             let frame = self.link(who, node).ip(&udp(&ip, token, PORT, &[]));
-            self.send(who, &frame);
-            while !self.seen(token).contains(&node) {
-                assert!(Instant::now() < until, "{} does not reach its node any more", self.name(who));
+            for attempt in 0.. {
+                // A link that just came up may lose the first ones.
+                if attempt % 20 == 0 {
+                    self.send(who, &frame);
+                }
+                if self.seen(token).contains(&node) {
+                    break;
+                }
+                assert!(
+                    Instant::now() < until,
+                    "{} does not reach its node any more\n{}",
+                    self.name(who),
+                    self.logs()
+                );
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
