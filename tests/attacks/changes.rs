@@ -21,15 +21,21 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         takes(Family::V4),
         format!("{} nodad", takes(Family::V6)),
     ]);
-    let as_friend = |family, own_mac: bool| {
-        let token = bed.token();
+    let as_friend = |family, own_mac: bool, token| {
         let source = if own_mac { bed.mac(FREE) } else { bed.mac(FRIEND) };
         let link = Link { source, ..bed.link(FREE, SHY) };
         let ip = Ip::new(bed.address(FRIEND, family), bed.address(SHY, family));
         bed.send(FREE, &link.ip(&udp(&ip, token, PORT, &[])));
-        token
     };
-    let tokens = Family::BOTH.map(|family| (family, [as_friend(family, false), as_friend(family, true)]));
+    let tokens = Family::BOTH.map(|family| (family, [bed.token(), bed.token()]));
+    // A bridge takes a moment until it forwards what comes from a link that was down.
+    for _ in 0..20 {
+        for (family, [other_mac, own_mac]) in tokens {
+            as_friend(family, false, other_mac);
+            as_friend(family, true, own_mac);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
     bed.settle_but(FREE);
     let mut rows: Vec<Seen> = tokens
         .into_iter()
@@ -58,6 +64,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     back.push(format!("route replace 0.0.0.0/0 via {gateway4} dev eth0"));
     back.push(format!("route replace ::/0 via {gateway6} dev eth0"));
     run(&back);
+    bed.settle();
     for family in Family::BOTH {
         let token = bed.token();
         let packet = udp(&bed.ip(FREE, OPEN, family), token, PORT, &[]);

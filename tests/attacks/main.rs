@@ -18,6 +18,7 @@ mod cast;
 mod changes;
 mod conntrack;
 mod deaths;
+mod frames;
 mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
