@@ -10,10 +10,14 @@ use std::net::IpAddr;
 use towpath::{
     lab::random::{Generator, NODES, Shape, Stack, cluster_of, externals, transports},
     model::{
-        Change, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Peers, PolicyRule, Ports,
-        Protocol, Standing, Transport,
+        Change, Cluster, Endpoint, Family, Flow, LabelSelector, NetworkPolicy, ObjectKey, Peers, PolicyRule,
+        Ports, Protocol, Standing, Transport,
     },
-    policy::{evaluate, resolve::Resolver},
+    policy::{
+        budget::Budgets,
+        evaluate,
+        resolve::{Resolved, Resolver},
+    },
     ruleset::{
         ChainName, Match, Ruleset, SetKind, SetName,
         compile::{Options, compile},
@@ -30,6 +34,11 @@ const FLOWS_IN_CI: usize = 200_000;
 fn number(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable)
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
+/// Without budgets, of which the standard knows nothing.
+fn resolve(node: &str, cluster: &Cluster) -> Resolved {
+    Resolver::of(node, cluster).with_budgets(Budgets::UNLIMITED).resolve(cluster)
 }
 
 /// In how many tables rules ask about many addresses or ports at once.
@@ -76,10 +85,8 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         }
         clusters += 1;
         let options = Options::default();
-        let rulesets: Vec<(&str, Ruleset)> = NODES
-            .iter()
-            .map(|node| (*node, compile(&Resolver::of(*node, &cluster).resolve(&cluster), &options)))
-            .collect();
+        let rulesets: Vec<(&str, Ruleset)> =
+            NODES.iter().map(|node| (*node, compile(&resolve(node, &cluster), &options))).collect();
         let is_shared = |name: &&ChainName| name.as_str().starts_with("TP-S");
         shared += rulesets
             .iter()
@@ -141,7 +148,7 @@ fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
         let ends: [IpAddr; 2] = [from, to].map(|address| address.parse().unwrap());
         let packet = Packet::new(ends[0], ends[1], Transport::Port(Protocol::Udp, 53));
         NODES.iter().all(|node| {
-            let ruleset = compile(&Resolver::of(*node, &cluster).resolve(&cluster), &Options::default());
+            let ruleset = compile(&resolve(node, &cluster), &Options::default());
             trace(ruleset.table(Family::of(ends[0])), &packet).passed
         })
     };
@@ -181,7 +188,7 @@ fn a_rule_without_any_peer_admits_nobody() {
         standing: Standing::Accepted,
     }));
     let cluster = cluster_of(changes);
-    let rules = |node| compile(&Resolver::of(node, &cluster).resolve(&cluster), &Options::default());
+    let rules = |node| compile(&resolve(node, &cluster), &Options::default());
     let rulesets = NODES.map(|node| (node, rules(node)));
     let pods: Vec<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
     let (from, to) = (externals(Stack::V4)[0], pods.iter().find(|address| address.is_ipv4()).unwrap());

@@ -10,9 +10,8 @@ use std::net::IpAddr;
 use towpath::{
     dataplane::{Dataplane, fake::Fake},
     model::{
-        Change, Cluster, Family, IpBlock, LabelSelector, Namespace, NetworkPolicy, Node, ObjectKey, Peer,
-        Peers, Pod, PodPeer, PolicyRule, Port, PortRange, Ports, Protocol, Requirement, Scope, Standing,
-        Transport,
+        Change, Cluster, Family, IpBlock, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Peer, Peers,
+        Pod, PodPeer, PolicyRule, Port, PortRange, Ports, Protocol, Requirement, Scope, Standing, Transport,
     },
     policy::resolve::Resolver,
     ruleset::{

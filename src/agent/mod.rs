@@ -235,6 +235,15 @@ impl<D: Dataplane> Agent<D> {
         Self { guard, ..self }
     }
 
+    /// The same on a node with these tunnels.
+    #[must_use]
+    pub fn with_tunnels(mut self, tunnels: Option<Tunnels>) -> Self {
+        if let Some(tunnels) = tunnels {
+            self.compiler.set_tunnels(tunnels);
+        }
+        self
+    }
+
     /// The same with other budgets.
     #[must_use]
     pub fn with_budgets(mut self, budgets: Budgets) -> Self {

@@ -70,6 +70,14 @@ pub(super) struct Ready {
     former: BTreeMap<String, Former>,
 }
 
+impl Ready {
+    /// The tunnels that end on this node now.
+    pub(super) fn tunnels(&mut self) -> io::Result<Tunnels> {
+        let all = self.links.all()?;
+        self.links.tunnels(&all)
+    }
+}
+
 /// Finds out whether this kernel can have a guard. Writes nothing.
 ///
 /// # Errors
@@ -89,7 +97,7 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
 }
 
 /// Starts the guard's thread. It ends when the sender that is returned is dropped. `tunnels` is called with the tunnels
-/// that end on this node, first before the first answer to [`Owners::done`] and then whenever they have changed.
+/// that end on this node whenever they have changed.
 ///
 /// # Errors
 /// If there can be no more threads.

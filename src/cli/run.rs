@@ -285,6 +285,12 @@ impl Daemon<'_> {
             let tunnels = move |tunnels| {
                 let _ = facts.send(Input::Tunnels(tunnels));
             };
+            // Known before the first rules are written: those of a former run are about the same tunnels.
+            let mut guard = guard;
+            let found = guard.as_mut().map(guard::Ready::tunnels).transpose().unwrap_or_else(|error| {
+                warn!(%error, "cannot read the tunnels of this node");
+                None
+            });
             let started = guard.map(|ready| guard::start(ready, metrics.clone(), status.clone(), tunnels));
             let guard = match started.transpose() {
                 Ok(guard) => guard,
@@ -297,7 +303,7 @@ impl Daemon<'_> {
                 let _ = suspicions.send(Input::Suspicion);
             });
             let agent = Agent::new(&node, kernel, options, pace, metrics, status, applied);
-            agent.with_guard(guard).with_budgets(budgets).run(&inbox);
+            agent.with_guard(guard).with_tunnels(found).with_budgets(budgets).run(&inbox);
             drop((watch, source));
         })?;
         Ok(ended)

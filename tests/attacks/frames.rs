@@ -267,7 +267,8 @@ impl Fuzzer<'_> {
         let transport = transport.filter(|_| source == own && wrap == 0);
         let dhcp = matches!(transport, Some(Transport::Port(Protocol::Udp, 68 | 546)));
         // To an address that is not one host's, nobody but a server sends that.
-        let transport = transport.filter(|_| !dhcp || receiver.is_some());
+        let outside = destination == bed.address(Who::Outside, family);
+        let transport = transport.filter(|_| !dhcp || receiver.is_some() || outside);
         let plain = !odd && !dhcp && what.starts_with("UDP") && transport.is_some();
         // A short question to neighbours or routers says nothing that is forbidden, whatever is in it.
         let question = number == protocol::ICMPV6 && matches!(bytes.first(), Some(133 | 135));

@@ -55,7 +55,7 @@ const SETS: [(&str, &str); 12] = [
 
 /// Why frames are dropped, by the name of the counter.
 pub const COUNTERS: [(&str, &str); 7] = [
-    ("frame", "neither IPv4 nor IPv6 nor ARP, or with a VLAN tag"),
+    ("frame", "neither IPv4 nor IPv6 nor ARP, with a VLAN tag, or a host's address in a group's frame"),
     ("source", "a source address that is not the pod's"),
     ("claim", "an ARP claim that is not the pod's"),
     ("discovery", "a neighbour discovery message that claims what is not the pod's, or that no pod sends"),
@@ -210,11 +210,16 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
 
 /// The chains that check what enters, the same in both families.
 ///
+/// A frame to a group's hardware address carries a packet to a group: with the address of a host in it, the bridge's own
+/// copy would leave a connection behind although the rules drop the packet, and what the other end then sends would
+/// pass as a reply.
+///
 /// An ICMP error quotes the packet that it is about. A pod is no router: it can only have got a packet that was for
 /// itself, so what it quotes must go to its own address. Redirects and advertisements of routers come from no pod.
 fn checks() -> String {
     format!(
         "chain from-ip {{
+meta pkttype {{ broadcast, multicast }} ip daddr != {{ 224.0.0.0/4, 255.255.255.255 }} iif @guarded counter name frame drop
 icmp type {{ 3, 4, 5, 9, 11, 12 }} goto from-icmp
 iif . ether saddr . ip saddr @sources4 accept
 iif @guarded counter name source drop
@@ -227,6 +232,7 @@ iif . ether saddr . ip saddr @sources4 accept
 counter name source drop
 }}
 chain from-ip6 {{
+meta pkttype {{ broadcast, multicast }} ip6 daddr != ff00::/8 iif @guarded counter name frame drop
 icmpv6 type {{ 1-4, 130-138, 141-143, 148-149, 151-153 }} goto from-icmp6
 iif . ether saddr . ip6 saddr @sources6 accept
 iif @guarded counter name source drop
