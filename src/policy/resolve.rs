@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::{
     Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
-    PodPeer, Port, Ports, Protocol, Scope,
+    PodPeer, Port, Ports, Scope,
 };
 
 /// What this node has to enforce: everything that the compiler needs.
@@ -86,7 +86,7 @@ struct ProgramKey {
     direction: Direction,
     /// By identity: a policy that changed is another value.
     policies: Vec<Identity>,
-    /// What the policies' named ports mean for the pod, by policy and name; empty for egress.
+    /// What the policies' named ports mean for the pod, in their order; empty for egress.
     named: Vec<Vec<u16>>,
 }
 
@@ -165,7 +165,6 @@ impl Resolver {
     /// Gives every pod of this node its programs, and forgets what none of them needs.
     fn local_pods(&mut self, cluster: &Cluster) -> Arc<[LocalPod]> {
         let mut programs = HashMap::new();
-        let mut named = HashMap::new();
         let mut pods = Vec::new();
         for (key, subject) in &self.subjects {
             // A stale pod of another node may own the address as a peer: the packets on this node are this pod's.
@@ -178,7 +177,7 @@ impl Resolver {
                 continue;
             }
             let mut program = |direction| {
-                let key = subject.program_key(direction, &mut named)?;
+                let key = subject.program_key(direction)?;
                 if let Some(program) = programs.get(&key) {
                     return Some(Arc::clone(program));
                 }
@@ -361,29 +360,9 @@ impl Resolver {
     }
 }
 
-/// The named ports of policies for ingress, while all pods are gone through.
-type NamedPorts = HashMap<*const NetworkPolicy, BTreeSet<(Protocol, Arc<str>)>>;
-
-/// The named ports of a policy's rules for ingress.
-fn named_ports(policy: &NetworkPolicy) -> BTreeSet<(Protocol, Arc<str>)> {
-    let ports = policy.ingress.iter().flatten().flat_map(|rule| match &rule.ports {
-        Ports::Any => &[],
-        Ports::Of(ports) => ports.as_slice(),
-    });
-    ports
-        .filter_map(|port| match port {
-            Port::Named(protocol, name) => Some((*protocol, name.clone())),
-            Port::All(_) | Port::Range(..) => None,
-        })
-        .collect()
-}
-
 impl Subject {
     /// `None` if no policy isolates the pod in this direction.
-    ///
-    /// `known` keeps the named ports of each policy, by identity, so that the rules of a policy that binds many pods
-    /// are gone through once.
-    fn program_key(&self, direction: Direction, known: &mut NamedPorts) -> Option<ProgramKey> {
+    fn program_key(&self, direction: Direction) -> Option<ProgramKey> {
         let policies: Vec<&Arc<NetworkPolicy>> =
             self.policies.values().filter(|policy| policy.rules(direction).is_some()).collect();
         if policies.is_empty() {
@@ -391,14 +370,18 @@ impl Subject {
         }
         let named = match direction {
             Direction::Egress => Vec::new(),
-            Direction::Ingress => {
-                let mut named = Vec::new();
-                for policy in &policies {
-                    let ports = known.entry(Arc::as_ptr(policy)).or_insert_with(|| named_ports(policy));
-                    named.extend(ports.iter().map(|(protocol, name)| self.pod.named_port(name, *protocol)));
-                }
-                named
-            }
+            Direction::Ingress => policies
+                .iter()
+                .flat_map(|policy| policy.rules(direction).unwrap_or_default())
+                .flat_map(|rule| match &rule.ports {
+                    Ports::Any => &[],
+                    Ports::Of(ports) => ports.as_slice(),
+                })
+                .filter_map(|port| match port {
+                    Port::Named(protocol, name) => Some(self.pod.named_port(name, *protocol)),
+                    Port::All(_) | Port::Range(..) => None,
+                })
+                .collect(),
         };
         let policies = policies.into_iter().cloned().map(Identity).collect();
         Some(ProgramKey { direction, policies, named })
