@@ -209,7 +209,7 @@ fn needs_of_namespaces<'a>(
         for (name, namespaces) in &users {
             let Some(chain) = whole.table(family).chains.get(name) else { continue };
             for m in chain.rules.iter().flat_map(|rule| &rule.matches) {
-                let Match::Set { set, .. } = m else { continue };
+                let Some(set) = m.set() else { continue };
                 if let Some(lacking) = costs.get(set) {
                     for namespace in namespaces {
                         sets.entry(namespace).or_default().insert(lacking.name);
