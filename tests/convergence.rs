@@ -48,9 +48,9 @@ fn run_within(
             compiler.compile(&resolver.resolve(&cluster));
         }
     }
-    let resolved = resolver.resolve(&cluster);
-    let over = resolved.over_budget.iter().map(ToString::to_string).collect();
-    (cluster, compiler.compile(&resolved), over)
+    let now = resolver.resolve(&cluster);
+    let over = now.over_budget.iter().map(ToString::to_string).collect();
+    (cluster, compiler.compile(&now), over)
 }
 
 /// The objects of a cluster, as the changes that make it.
