@@ -9,7 +9,7 @@
 //! it: a chain `TP-LINK` or a set `tp4-mine` belongs to another program. Names that only former versions gave are ours as well,
 //! so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
 //!
-//! To add a role of sets: a variant of [`SetRole`], its line in [`ROLES`], and what the compiler then asks for.
+//! To add a role of sets: a variant of [`SetRole`], its line in `ROLES`, and what the compiler then asks for.
 
 use imbl::OrdSet;
 
