@@ -25,7 +25,7 @@ use towpath::{
     },
     policy::resolve::Resolver,
     ruleset::{
-        Match, Member, Object, Rule, Ruleset, SetKind, SetName, Target,
+        Member, Object, Rule, Ruleset, SetKind, SetName, Target,
         compile::{Options, compile},
         observed::Observed,
         plan::Step,
@@ -585,7 +585,7 @@ fn isolation_comes_first_and_large_sets_in_pieces_whose_rules_come_last() {
         assert!(isolated(ruleset, 1) && isolated(ruleset, 2));
         for rule in ruleset.v4.chains.values().flat_map(|chain| chain.rules.iter()) {
             for m in &rule.matches {
-                if let Match::Set { set, .. } = m {
+                if let Some(set) = m.set() {
                     let wanted = whole.v4.sets.get(set).map(|set| set.members.len());
                     let there = ruleset.v4.sets[set].members.len();
                     assert!(wanted.is_none_or(|wanted| wanted == there), "{set} has {there} of {wanted:?}");

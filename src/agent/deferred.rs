@@ -19,7 +19,7 @@ use crate::{
     model::{Direction, Family},
     policy::resolve::Resolved,
     ruleset::{
-        ChainName, IpSet, Match, Object, Ruleset, SetName, names,
+        ChainName, IpSet, Object, Ruleset, SetName, names,
         observed::Observed,
         plan::{SetEdit, Step, missing, piece},
     },

@@ -211,6 +211,9 @@ const BLOCK_OF_OWNERS: u64 = 64;
 /// So many ports that a pod declares cost a unit for each name that is looked for among them.
 const DECLARED_PORTS: u64 = 16;
 
+/// The most entries of a set of networks with ports that one rule becomes.
+const JOINED: u64 = 16;
+
 /// A range of ports takes two slots of a match; a match has this many.
 const SLOTS: usize = 15;
 
@@ -313,7 +316,9 @@ fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
     let Who { peers, blocks } = who(&rule.peers);
     // One rule for the pods and one for the blocks, for each protocol.
     let ways = if peers > 0 && blocks > 0 { 2 } else { 1 };
-    let merged = numbers + RULE * FAMILIES * protocols * ways + peers.saturating_add(blocks);
+    // A few blocks with a few ports may become an entry for each pair.
+    let pairs = blocks.saturating_mul(numbers).min(JOINED);
+    let merged = numbers + RULE * FAMILIES * protocols * ways + peers.saturating_add(blocks) + pairs;
     let of_names = match direction {
         // The pod that is reached has the names: they become numbers of this rule.
         Direction::Ingress => names,
