@@ -71,6 +71,21 @@ pub(super) struct Ready {
 }
 
 impl Ready {
+    /// Takes over the tables of a former process; where that is not possible, they are written anew.
+    fn take_over(&mut self) {
+        let all = match self.links.all() {
+            Ok(all) => all,
+            Err(error) => {
+                warn!(%error, "cannot read the network interfaces");
+                return;
+            }
+        };
+        let interfaces = all.into_iter().map(|link| (link.name, link.index)).collect();
+        if let Err(error) = self.tables.take_over(&interfaces) {
+            warn!(%error, "cannot read the interface guard of a former process");
+        }
+    }
+
     /// The tunnels that end on this node now.
     pub(super) fn tunnels(&mut self) -> io::Result<Tunnels> {
         let all = self.links.all()?;
@@ -119,6 +134,8 @@ pub(super) fn start(
             }
         }
     })?;
+    let mut ready = ready;
+    ready.take_over();
     let worker = Worker {
         links: ready.links,
         tables: ready.tables,
@@ -267,16 +284,14 @@ impl Worker {
         };
         let mut veths = BTreeMap::new();
         for link in all.iter().filter(|link| link.peer.is_some()) {
-            let known = self.veths.remove(&link.index);
-            let known = known.filter(|veth| {
-                link.peer.is_some_and(|(_, netns)| {
-                    netns == veth.netns && is_settled(link.index, netns, &self.bindings)
-                })
-            });
+            let same = |veth: &Veth| link.peer.is_some_and(|(_, netns)| netns == veth.netns);
+            let known = self.veths.remove(&link.index).filter(same);
             let veth = match known {
-                Some(veth) => Some(Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth }),
-                None => self.links.veth(link)?.map(|veth| Veth { bridge: bridge(link, &all), ..veth }),
+                Some(veth) if is_settled(link.index, veth.netns, &self.bindings) => Some(veth),
+                // Where the other end cannot be read just now, what was read before still holds: the interface is there.
+                known => self.links.veth(link)?.or(known),
             };
+            let veth = veth.map(|veth| Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth });
             if let Some(mut veth) = veth {
                 veth.routed = routes.get(&link.index).cloned().unwrap_or_default();
                 veths.insert(link.index, veth);

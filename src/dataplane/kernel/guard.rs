@@ -87,6 +87,19 @@ impl GuardTables {
         Ok(found)
     }
 
+    /// Takes over what a former process wrote, if it has the checks that we would write: the next
+    /// [`apply`](Self::apply) then writes only what differs. `interfaces` are the indices of interfaces by name.
+    ///
+    /// # Errors
+    /// If `nft` cannot be run.
+    pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
+        let [bridge, netdev] = FAMILIES.map(|family| {
+            self.commands.run("nft", &["-n", "list", "table", family, TABLE], "").map(|output| output.stdout)
+        });
+        self.written = Guard::read(&bridge?, &netdev?, interfaces);
+        Ok(())
+    }
+
     /// Makes the kernel hold `guard`. Says whether it wrote anything.
     ///
     /// # Errors

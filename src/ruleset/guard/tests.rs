@@ -226,3 +226,12 @@ fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
     assert!(text.find("add element").unwrap() < text.find("add chain").unwrap());
     assert!(none.difference(&some).contains("delete chain netdev towpath ingress-6"));
 }
+
+#[test]
+fn tables_with_other_checks_are_not_taken_over() {
+    assert_eq!(Guard::read("", "", &BTreeMap::new()), None);
+    assert_eq!(
+        Guard::read("table bridge towpath {\n\tchain layout-x {\n\t}\n}\n", "", &BTreeMap::new()),
+        None
+    );
+}
