@@ -312,6 +312,7 @@ impl Worker {
             pods: &owners.pods,
             all_pods: &owners.all_pods,
             nodes: &owners.nodes,
+            pod_cidrs: &owners.pod_cidrs,
             host,
             former: &self.former,
         };

@@ -76,7 +76,7 @@ fn guard(veths: &[Veth], pods: &[(&str, &[&str])]) -> Guard {
         })
         .collect();
     let (nodes, host, former) = (&Members::default(), &BTreeSet::new(), &BTreeMap::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, host, former };
+    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host, former };
     Guard::new(&bind(veths, &known, &Bindings::default()))
 }
 

@@ -58,7 +58,7 @@ fn bound(
     let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
     let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
     let (nodes, former) = (&Members::default(), &BTreeMap::new());
-    bind(veths, &Known { pods, all_pods: &all_pods, nodes, host: &host, former }, before)
+    bind(veths, &Known { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host, former }, before)
 }
 
 fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
@@ -134,7 +134,7 @@ fn what_a_former_process_had_bound_decides_where_addresses_do_not() {
         ("veth4".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.3")]) }),
     ]);
     let (nodes, host) = (&Members::default(), &BTreeSet::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, host, former: &former };
+    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host, former: &former };
     let bindings = bind(&veths, &known, &Bindings::default());
     assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), None));
     assert_eq!(bindings.ports[&3].mac, Some(mac));
@@ -188,6 +188,16 @@ fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_kno
     let ptp = Veth { bridge: None, routed, ..veth(6, &["10.244.1.8"]) };
     let bindings = fresh(&[ptp], &[]);
     assert_eq!(bindings.ports[&6].addresses, [ip("10.244.1.8")]);
+}
+
+#[test]
+fn the_first_interface_of_a_nodes_pods_is_guarded_by_the_block_of_its_address() {
+    let (all_pods, host, former) = (&Members::default(), &BTreeSet::new(), &BTreeMap::new());
+    let pod_cidrs = &["10.244.1.0/24".parse().unwrap()];
+    let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host, former };
+    let veths = [veth(3, &["10.244.1.2"]), Veth { bridge: Some(9), ..veth(4, &["10.244.2.2"]) }];
+    let bindings = bind(&veths, &known, &Bindings::default());
+    assert_eq!(bindings.ports.keys().copied().collect::<Vec<_>>(), [3]);
 }
 
 #[test]
