@@ -49,8 +49,8 @@ fn read(links: &mut Links) -> (Vec<Veth>, BTreeMap<String, u32>) {
     let all = links.all().unwrap();
     let routes = links.host_routes().unwrap();
     let veths = all.iter().filter_map(|link| {
-        let routed = routes.get(&link.index).cloned().unwrap_or_default();
-        links.veth(link).unwrap().map(|veth| Veth { routed, ..veth })
+        let own = routes.get(&link.index).cloned().unwrap_or_default();
+        links.veth(link).unwrap().map(|veth| Veth { routed: own, ..veth })
     });
     (veths.collect(), all.iter().map(|link| (link.name.clone(), link.index)).collect())
 }

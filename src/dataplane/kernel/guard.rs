@@ -218,10 +218,8 @@ fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
 }
 
 fn mac_of(text: &str) -> Option<Mac> {
-    let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok());
-    let mac = [(); 6].map(|()| bytes.next().flatten());
-    let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = mac else { return None };
-    Some(Mac([a, b, c, d, e, f]))
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok().map(Mac)
 }
 
 /// Reads what `nft list counters` prints.
