@@ -3,7 +3,7 @@
 //! ```text
 //!   files ──▶ k8s ──▶ model ──▶ policy ──▶ ruleset ──▶ dataplane ──▶ kernel
 //!            edge in   what is   what it    how it is    edge out     iptables,
-//!                                means      enforced                  ipset
+//!                                means      enforced                  ipset, nft
 //!                         └───────── agent ─────────┘
 //!                      change, resolve, compile, plan, apply, retry
 //! ```

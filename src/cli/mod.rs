@@ -148,7 +148,8 @@ struct EnforcementArgs {
     /// The netlink log group that gets copies of denied packets, ten a second for each program; 0 for none.
     #[arg(long, value_name = "GROUP", default_value_t = 100, env = "TOWPATH_NFLOG_GROUP")]
     nflog_group: u16,
-    /// The UDP port of the node's VXLAN endpoint; pods may not send to it on any node.
+    /// A UDP port of VXLAN endpoints, to which pods may send at other pods only. Those of the node's own interfaces are
+    /// found.
     #[arg(long, value_name = "PORT", default_value_t = 8472, env = "TOWPATH_VXLAN_PORT")]
     vxlan_port: u16,
 }

@@ -40,7 +40,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What `deploy/rootfs` says when there are no packages to be had.
 const UNAVAILABLE: i32 = 69;
 
-const SWITCHES: [&str; 2] = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"];
+const SWITCHES: [&str; 4] = [
+    "bridge-nf-call-iptables",
+    "bridge-nf-call-ip6tables",
+    "bridge-nf-filter-vlan-tagged",
+    "bridge-nf-filter-pppoe-tagged",
+];
 
 /// The root filesystem of the image, built once; or why there is none.
 fn image() -> Result<&'static Path, String> {
@@ -109,7 +114,9 @@ fn the_image_has_what_the_daemon_starts_with_its_libraries_and_little_else() {
                 }
             }
         }
-        assert!(has("usr/sbin/ipset") && has("usr/sbin/modprobe") && has("usr/bin/towpath"));
+        for program in ["usr/sbin/ipset", "usr/sbin/nft", "usr/sbin/modprobe", "usr/bin/towpath"] {
+            assert!(has(program), "{program}");
+        }
         for shell in ["usr/bin/sh", "usr/bin/dash", "usr/bin/bash", "usr/bin/dpkg", "usr/bin/apt-get"] {
             assert!(!has(shell), "{shell} is not needed");
         }
@@ -290,15 +297,15 @@ impl Ground {
     }
 
     fn switches(&self) -> String {
-        self.on_node(
-            "cat /proc/sys/net/bridge/bridge-nf-call-iptables /proc/sys/net/bridge/bridge-nf-call-ip6tables",
-        )
+        SWITCHES.map(|switch| self.on_node(&format!("cat /proc/sys/net/bridge/{switch}"))).concat()
     }
 
-    /// The rules of both families, and the names of the sets.
+    /// The rules of both families, and the names of the sets and of the interface guard's tables.
     fn rules(&self) -> String {
         let variant = self.variant.name();
-        self.on_node(&format!("iptables-{variant} -S; ip6tables-{variant} -S; ipset list -name"))
+        self.on_node(&format!(
+            "iptables-{variant} -S; ip6tables-{variant} -S; ipset list -name; nft list tables bridge; nft list tables netdev"
+        ))
     }
 }
 
@@ -348,18 +355,22 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
 
     let mut daemon = ground.start(&ground.daemon(&pod));
     wait_until("readiness", &mut daemon, || ground.is_ready());
-    assert_eq!(ground.switches(), "1\n1\n");
+    assert_eq!(ground.switches(), "1\n1\n1\n1\n");
     assert_eq!((ground.reaches_db("web"), ground.reaches_db("api")), ([false; 2], [true; 2]));
     assert!(ground.get("/livez").is_some() && ground.get("/metrics").unwrap().contains("towpath_build_info"));
 
     let (status, said) = ground.exec(&daemon, &["towpath", "status"]);
-    assert!(status == Some(0) && String::from_utf8_lossy(&said).contains(" on n1: ready since "), "{said:?}");
+    let said = String::from_utf8_lossy(&said);
+    assert!(status == Some(0) && said.contains(" on n1: ready since "), "{said}");
+    // With the image's nft and the capabilities of the manifest, every pod's interface is known.
+    assert!(said.contains(" guarded, ") && !said.contains("not guarded"), "{said}");
+    assert!(!said.contains("interfaces     0 ") && !said.contains("without a known interface"), "{said}");
     let (status, archive) = ground.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
     assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
 
     // Somebody resets the switches, and takes our hook away.
     ground.set_switches(0);
-    wait_until("the switches", &mut daemon, || ground.switches() == "1\n1\n");
+    wait_until("the switches", &mut daemon, || ground.switches() == "1\n1\n1\n1\n");
     ground.on_node(&format!("iptables-{} -w -D FORWARD -j TOWPATH-FORWARD", variant.name()));
     wait_until("the hook", &mut daemon, || ground.reaches_db("web") == [false; 2]);
     assert_eq!(ground.reaches_db("api"), [true; 2]);

@@ -28,7 +28,8 @@ pub struct Removed {
     pub left: Vec<String>,
 }
 
-/// Removes our hooks, chains and sets from the tables of both variants and families in this network namespace.
+/// Removes our hooks, chains and sets from the tables of both variants and families in this network namespace, and the
+/// tables of the interface guard.
 /// Doing it twice is as good as once.
 ///
 /// # Errors
