@@ -145,6 +145,7 @@ pub(super) fn start(
         known_tunnels: None,
         veths: BTreeMap::new(),
         bindings: Bindings::default(),
+        interfaces: BTreeMap::new(),
         former: ready.former,
         owners: None,
         drops: BTreeMap::new(),
@@ -186,6 +187,8 @@ struct Worker {
     /// What was read of each veth, by its index.
     veths: BTreeMap<u32, Veth>,
     bindings: Bindings,
+    /// The indices of all interfaces, by name.
+    interfaces: BTreeMap<String, u32>,
     /// What a former process had bound.
     former: BTreeMap<String, Former>,
     owners: Option<Owners>,
@@ -222,16 +225,6 @@ impl Worker {
             if !timed_out {
                 self.retry = RETRY_FIRST;
             }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + CHECK_INTERVAL;
-                foreign |= self.differs();
-                self.read_drops();
-            }
-            if std::mem::take(&mut foreign) {
-                warn!("the interface guard's tables were changed by another program; writing them anew");
-                self.metrics.drift_repairs.inc();
-                self.tables.distrust();
-            }
             // Before the first list of pods nothing is known of any interface, and the tables that a former process
             // left are better than new ones.
             if self.owners.is_some() {
@@ -239,6 +232,14 @@ impl Worker {
                 for done in waiting {
                     // The agent may have ceased to wait.
                     let _ = done.send(());
+                }
+                let due = Instant::now() >= check_at;
+                if due || std::mem::take(&mut foreign) {
+                    self.check();
+                }
+                if due {
+                    check_at = Instant::now() + CHECK_INTERVAL;
+                    self.read_drops();
                 }
             }
             thread::sleep(DEBOUNCE);
@@ -298,6 +299,7 @@ impl Worker {
             }
         }
         self.veths = veths;
+        self.interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
         let tunnels = self.links.tunnels(&all)?;
         if self.known_tunnels.as_ref() != Some(&tunnels) {
             (self.tunnels)(tunnels.clone());
@@ -348,13 +350,22 @@ impl Worker {
         });
     }
 
-    fn differs(&mut self) -> bool {
-        match self.tables.check() {
-            Ok(same) => !same && self.owners.is_some() && !self.failing,
+    /// Compares the tables with what was written, and writes them anew if they differ.
+    fn check(&mut self) {
+        if self.failing {
+            return;
+        }
+        match self.tables.check(&self.interfaces) {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!("the interface guard's tables were changed by another program; writing them anew");
+                self.metrics.drift_repairs.inc();
+                self.tables.distrust();
+                self.sync();
+            }
             Err(error) => {
                 warn!(%error, "cannot check the interface guard's tables");
                 self.metrics.failed("guard", error.reason().label());
-                false
             }
         }
     }

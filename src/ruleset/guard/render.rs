@@ -41,8 +41,11 @@ const PRIORITY: i32 = -300;
 const DISCOVERY_PAYLOAD: u16 = 48;
 
 /// What the sets are made of, by name.
+///
+/// A set of one part is written as `typeof`, and there is no verdict map: as nft 1.1 stores those, nft 1.0.6 crashes when it
+/// lists any table of the node, and other programs of the node may have that one.
 const SETS: [(&str, &str); 12] = [
-    ("guarded", "type iface_index"),
+    ("guarded", "typeof iif"),
     ("frames", "type iface_index . ether_addr"),
     ("sources4", "type iface_index . ether_addr . ipv4_addr"),
     ("sources6", "type iface_index . ether_addr . ipv6_addr"),
@@ -52,8 +55,8 @@ const SETS: [(&str, &str); 12] = [
     ("destinations4", "type iface_index . ipv4_addr"),
     ("destinations6", "type iface_index . ipv6_addr"),
     ("links6", "type iface_index . ipv6_addr"),
-    ("egress-isolated", "type iface_index"),
-    ("ingress-isolated", "type iface_index"),
+    ("egress-isolated", "typeof iif"),
+    ("ingress-isolated", "typeof iif"),
 ];
 
 /// Why frames are dropped, by the name of the counter.
@@ -92,6 +95,14 @@ impl Guard {
         let marker = format!("chain {} {{", layout());
         let is_ours = |text: &str| text.lines().any(|line| line.trim() == marker);
         if !is_ours(bridge) || !is_ours(netdev) {
+            return None;
+        }
+        let checks = checks();
+        let complete = |text: &str, ours: &str| {
+            let there = chains(text);
+            chains(ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
+        };
+        if !complete(bridge, &(checks.clone() + &bridge_chains())) || !complete(netdev, &checks) {
             return None;
         }
         let mut guard = Self::default();
@@ -187,6 +198,23 @@ impl Guard {
         }
         text
     }
+}
+
+/// How many rules each chain has in a table, as we write it or as nft prints it.
+fn chains(text: &str) -> BTreeMap<&str, usize> {
+    let mut chains = BTreeMap::new();
+    let mut chain = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chain = Some(name.trim_end_matches(['{', '}', ' ']));
+            chains.insert(chain.unwrap_or_default(), 0);
+        } else if line == "}" {
+            chain = None;
+        } else if let Some(count) = chain.and_then(|chain| chains.get_mut(chain)) {
+            *count += usize::from(!line.is_empty() && !line.starts_with("type "));
+        }
+    }
+    chains
 }
 
 /// Reads the elements of all sets in what `nft -n list table` prints. `None` if one of them is none of ours.
@@ -320,7 +348,9 @@ iif != @guarded accept
 icmpv6 type {{ 1, 2, 3, 4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
 icmpv6 type {{ 1, 2, 3, 4 }} counter name source drop
 icmpv6 type {{ 134, 137 }} counter name router drop
-ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type vmap {{ 133 : goto router-solicit, 135 : goto neighbour-solicit, 136 : goto neighbour-advert }}
+ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133 goto router-solicit
+ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 135 goto neighbour-solicit
+ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 136 goto neighbour-advert
 icmpv6 type {{ 131, 132, 143 }} ip6 hoplimit 1 ip6 daddr ff02::/16 goto listener
 counter name discovery drop
 }}
@@ -369,12 +399,16 @@ fn bridge_chains() -> String {
     format!(
         "chain prerouting {{
 type filter hook prerouting priority {PRIORITY}; policy accept;
-ether type vmap {{ ip : goto from-ip, ip6 : goto from-ip6, arp : goto from-arp }}
+ether type ip goto from-ip
+ether type ip6 goto from-ip6
+ether type arp goto from-arp
 iif @guarded counter name frame drop
 }}
 chain forward {{
 type filter hook forward priority {PRIORITY}; policy accept;
-ether type vmap {{ ip : goto to-ip, ip6 : goto to-ip6, arp : accept }}
+ether type ip goto to-ip
+ether type ip6 goto to-ip6
+ether type arp accept
 iif @egress-isolated counter name bridge-only drop
 oif @ingress-isolated counter name bridge-only drop
 }}
@@ -424,12 +458,12 @@ fn link(text: &mut String, index: u32, name: &str) {
             "add chain netdev {TABLE} {chain} {{ type filter hook ingress device \"{name}\" priority {PRIORITY}; policy drop; }}"
         ),
     );
-    line(
-        text,
-        format_args!(
-            "add rule netdev {TABLE} {chain} ether type vmap {{ ip : goto from-ip, ip6 : goto from-ip6, arp : goto from-arp }}"
-        ),
-    );
+    for protocol in ["ip", "ip6", "arp"] {
+        line(
+            text,
+            format_args!("add rule netdev {TABLE} {chain} ether type {protocol} goto from-{protocol}"),
+        );
+    }
     line(text, format_args!("add rule netdev {TABLE} {chain} counter name frame drop"));
 }
 

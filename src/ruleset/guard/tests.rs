@@ -245,3 +245,13 @@ fn tables_with_other_checks_are_not_taken_over() {
         None
     );
 }
+
+#[test]
+fn nothing_is_written_that_an_older_nft_crashes_at() {
+    let ptp = Veth { bridge: None, ..veth(6, &["10.244.1.8"]) };
+    let text = Guard::new(&fresh(&[ptp], &[pod("a", &["10.244.1.8"])])).whole();
+    let sets = text.lines().filter_map(|line| line.strip_prefix("set ")?.split_once("{ type "));
+    let kinds: Vec<&str> = sets.filter_map(|(_, rest)| rest.split(';').next()).collect();
+    assert!(!kinds.is_empty() && kinds.iter().all(|kind| kind.contains(" . ")), "{kinds:?}");
+    assert!(!text.contains(" vmap "), "{text}");
+}
