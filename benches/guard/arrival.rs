@@ -100,7 +100,7 @@ fn pods(size: Size, known: bool) {
             let wanted = u32::from(number) << 8 | kind;
             seen.iter().filter(move |(token, _)| *token == wanted).map(|(_, at)| *at)
         };
-        let last = of(FORGED).last();
+        let last = of(FORGED).next_back();
         leaked += of(FORGED).count();
         let since = |start: Instant, at: Option<Instant>| {
             at.map_or(0.0, |at| at.saturating_duration_since(start).as_secs_f64() * 1e3)

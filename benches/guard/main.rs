@@ -14,8 +14,9 @@ mod candidates;
 mod ground;
 mod tables;
 
-use nix::sys::signal::Signal;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 use towpath::lab::{Topology, Variant};
 
 use ground::{Ground, Pair};
@@ -30,7 +31,10 @@ struct Size {
     arrivals: u8,
 }
 
-const FULL: Size = Size { pods: &[10, 250], rounds: 9, established: 200_000, first: 20_000, arrivals: 50 };
+/// A part of the bench, by name.
+type Part = (&'static str, fn(Size));
+
+const FULL: Size = Size { pods: &[10, 250], rounds: 15, established: 200_000, first: 20_000, arrivals: 50 };
 const SMOKE: Size = Size { pods: &[3], rounds: 1, established: 100, first: 100, arrivals: 2 };
 
 fn main() {
@@ -42,7 +46,7 @@ fn main() {
     }
     let size = if smoke { SMOKE } else { FULL };
     let only = std::env::var("TOWPATH_PART").unwrap_or_default();
-    let parts: [(&str, fn(Size)); 4] = [
+    let parts: [Part; 4] = [
         ("packets", packets),
         ("tables", tables::measure),
         ("candidates", candidates::measure),
