@@ -26,8 +26,6 @@ const RESTORE: &[&str] = &["--noflush"];
 
 pub(crate) fn measure(size: Size) {
     println!("nanoseconds per packet of an established flow, median (best) of {} rounds", size.rounds);
-    // Walking hundreds of rules takes long.
-    let packets = size.established / 4;
     for &pods in size.pods {
         let ground = Ground::new(Topology::Bridge, pods);
         ground.lab.set_bridge_nf_call(0, true).expect("br_netfilter");
@@ -47,10 +45,10 @@ pub(crate) fn measure(size: Size) {
         let mut nothing = Vec::new();
         let mut taken = vec![Vec::new(); candidates.len()];
         for _ in 0..size.rounds {
-            nothing.push(pair.established(packets));
+            nothing.push(pair.established(size.established));
             for (candidate, taken) in candidates.iter().zip(&mut taken) {
                 install(&ground, candidate).expect("what was installed before");
-                taken.push(pair.established(packets));
+                taken.push(pair.established(size.established));
                 remove(&ground, candidate);
             }
         }

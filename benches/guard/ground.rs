@@ -31,8 +31,9 @@ const LISTEN: &str = "127.0.0.1:9586";
 pub(crate) const PORT: u16 = 7777;
 const PAYLOAD: [u8; 32] = [0; 32];
 
-/// How many source ports the first packets of flows come from, in turns of a third.
+/// How many source ports the first packets of flows come from, so many in each turn.
 const FLOWS: u16 = 60_000;
+const TURN: usize = 5_000;
 const FIRST_PORT: u16 = 1024;
 
 /// Unanswered flows are forgotten after a second, so that the same ports soon make new flows.
@@ -226,21 +227,19 @@ impl Pair {
         })
     }
 
-    /// What the first packet of a flow takes to send, in nanoseconds; a third of all flows.
-    pub(crate) fn first(&mut self, count: u32) -> f64 {
+    /// What the first packet of a flow takes to send, in nanoseconds.
+    pub(crate) fn first(&mut self) -> f64 {
         self.answer();
-        let thirds: Vec<_> = self.frames.chunks(self.frames.len() / 3).collect();
-        let frames = thirds[self.turn % 3];
-        let frames = &frames[..frames.len().min(usize::try_from(count).expect("a count"))];
-        let taken = pinned(|| {
+        let turn = self.turn % (self.frames.len() / TURN);
+        let frames = &self.frames[turn * TURN..][..TURN];
+        self.turn += 1;
+        pinned(|| {
             let start = Instant::now();
             for frame in frames {
                 self.raw.send(frame).expect("a packet");
             }
             nanoseconds(start.elapsed(), u32::try_from(frames.len()).expect("a count"))
-        });
-        self.turn += 1;
-        taken
+        })
     }
 
     /// Has the server answer, which makes the flow an established one, and shows that packets arrive at all.

@@ -17,7 +17,10 @@ mod tables;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use towpath::lab::{Topology, Variant};
+use towpath::{
+    lab::{Topology, Variant},
+    ruleset::guard::render,
+};
 
 use ground::{Ground, Pair};
 
@@ -27,15 +30,14 @@ struct Size {
     pods: &'static [usize],
     rounds: usize,
     established: u32,
-    first: u32,
     arrivals: u8,
 }
 
 /// A part of the bench, by name.
 type Part = (&'static str, fn(Size));
 
-const FULL: Size = Size { pods: &[10, 250], rounds: 15, established: 200_000, first: 20_000, arrivals: 50 };
-const SMOKE: Size = Size { pods: &[3], rounds: 1, established: 100, first: 100, arrivals: 2 };
+const FULL: Size = Size { pods: &[10, 250], rounds: 41, established: 20_000, arrivals: 50 };
+const SMOKE: Size = Size { pods: &[3], rounds: 1, established: 100, arrivals: 2 };
 
 fn main() {
     // `cargo test` and `cargo bench -- --test` only want to know that it starts.
@@ -69,23 +71,26 @@ fn packets(size: Size) {
         (Topology::Bridge, Variant::Legacy),
         (Topology::PointToPoint, Variant::Nft),
     ];
+    let removal = render::removal();
     for (topology, variant) in kinds {
         for &pods in size.pods {
             let ground = Ground::new(topology, pods);
             let mut pair = Pair::new(&ground);
+            // The daemon writes policy and guard. What it has written stays, and nothing else is at work.
+            let mut daemon = ground.daemon(variant, true);
+            daemon.signal(Signal::SIGTERM).expect("a signal");
+            daemon.wait(Duration::from_secs(10)).expect("its end").expect("its end");
+            assert!(has_guard(&ground), "the guard stays");
+            let whole = ground.guard(pods).whole();
             let mut established = [Vec::new(), Vec::new()];
             let mut first = [Vec::new(), Vec::new()];
             for round in 0..size.rounds {
                 // Each is as often the first of the two.
                 for guard in [round % 2 == 0, round % 2 != 0] {
-                    let mut daemon = ground.daemon(variant, guard);
-                    // The rules stay, and nothing else is at work.
-                    daemon.signal(Signal::SIGTERM).expect("a signal");
-                    daemon.wait(Duration::from_secs(10)).expect("its end").expect("its end");
-                    let is_there = ground.succeed("nft", &["list", "tables"], "").contains("bridge towpath");
-                    assert_eq!(is_there, guard, "the guard is there exactly if it is on");
+                    ground.succeed("nft", &["-f", "-"], if guard { &whole } else { &removal });
+                    assert_eq!(has_guard(&ground), guard, "the guard is there exactly if it is on");
                     established[usize::from(guard)].push(pair.established(size.established));
-                    first[usize::from(guard)].push(pair.first(size.first));
+                    first[usize::from(guard)].push(pair.first());
                 }
             }
             println!("  {topology:?}, {}, {pods} pods:", variant.name());
@@ -100,6 +105,10 @@ fn packets(size: Size) {
             }
         }
     }
+}
+
+fn has_guard(ground: &Ground) -> bool {
+    ground.succeed("nft", &["list", "tables"], "").contains("bridge towpath")
 }
 
 /// The median, and the best in brackets.

@@ -6,7 +6,7 @@ use crate::{Size, figures, ground::Ground};
 use towpath::lab::Topology;
 
 pub(crate) fn measure(size: Size) {
-    println!("milliseconds of `nft -f -`, median (best) of {} runs; the most memory of nft", size.rounds * 3);
+    println!("milliseconds of `nft -f -`, median (best) of {} runs; the most memory of nft", size.rounds);
     for topology in [Topology::Bridge, Topology::PointToPoint] {
         for &pods in size.pods {
             let ground = Ground::new(topology, pods);
@@ -14,7 +14,7 @@ pub(crate) fn measure(size: Size) {
             let whole = all.whole();
             let (more, less) = (all.difference(&fewer), fewer.difference(&all));
             let (mut wholes, mut mores, mut memory) = (Vec::new(), Vec::new(), 0);
-            for _ in 0..size.rounds * 3 {
+            for _ in 0..size.rounds {
                 wholes.push(nft(&ground, &whole));
                 nft(&ground, &less);
                 mores.push(nft(&ground, &more));
