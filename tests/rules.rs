@@ -151,7 +151,7 @@ fn tunnel_packets_of_a_pod_go_to_pods_only_and_the_node_takes_those_of_its_peers
     let mut compiler = Compiler::new(Options::default());
     let tunnels = Tunnels {
         vxlan: [8472, 4790].into(),
-        geneve: [6081].into(),
+        others: [6081].into(),
         protocols: [47].into(),
         ends: OUTSIDE.map(|end| end.parse().unwrap()).into(),
     };

@@ -151,6 +151,7 @@ impl Ground {
                 mac: GuardMac(self.mac(pod).0),
                 addresses: vec![self.address(pod)],
                 routed: Vec::new(),
+                is_read: true,
             })
             .collect();
         let pods: Vec<LocalPod> = (0..count)
@@ -163,8 +164,8 @@ impl Ground {
                 policies: [].into(),
             })
             .collect();
-        let (nobody, host, former) = (Members::default(), [].into(), [].into());
-        let known = Known { pods: &pods, all_pods: &nobody, nodes: &nobody, host: &host, former: &former };
+        let (nobody, host) = (Members::default(), [].into());
+        let known = Known { pods: &pods, all_pods: &nobody, nodes: &nobody, host: &host, pod_cidrs: &[] };
         Guard::new(&bind(&veths, &known, &Bindings::default()))
     }
 }

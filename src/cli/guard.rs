@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{GuardState, Owners, Status},
@@ -24,14 +24,14 @@ use crate::{
         DataplaneError,
         command::Commands,
         kernel::{
-            guard::{self, Changes, GuardTables},
+            guard::{self, Changes, Former, GuardTables},
             links::{self, Link, Links},
         },
     },
     metrics::Metrics,
     ruleset::{
         compile::Tunnels,
-        guard::{Bindings, Former, Known, Veth, bind, render::Guard},
+        guard::{Bindings, Known, Mac, Veth, bind, render::Guard},
     },
 };
 
@@ -44,6 +44,10 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// While an interface has no address yet, it is read again after so long at first, and then after twice as long each
 /// time. A network plugin gives a new interface its addresses within milliseconds.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
+
+/// A network plugin has so long from an interface's first address to its last one and to the hardware address. It is
+/// done before the first process of a pod starts, which takes longer.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// The longest time between two readings of the interfaces.
 const RETRY_MOST: Duration = Duration::from_secs(2);
@@ -67,23 +71,80 @@ enum Input {
 pub(super) struct Ready {
     links: Links,
     tables: GuardTables,
-    former: BTreeMap<String, Former>,
+}
+
+/// What is known of the other end of a veth.
+#[derive(Clone, Debug)]
+struct Reading {
+    veth: Veth,
+    /// When the other end was first seen with an address.
+    since: Option<Instant>,
+    /// Whether it is never read again.
+    is_final: bool,
+}
+
+impl Reading {
+    /// Nothing yet.
+    fn unread(link: &Link) -> Self {
+        let veth = Veth {
+            index: link.index,
+            name: link.name.clone(),
+            bridge: link.master,
+            netns: link.peer.map_or(-1, |(_, netns)| netns),
+            mac: Mac([0; 6]),
+            addresses: Vec::new(),
+            routed: Vec::new(),
+            is_read: false,
+        };
+        Self { veth, since: None, is_final: false }
+    }
+
+    fn has_address(&self) -> bool {
+        self.veth
+            .addresses
+            .iter()
+            .any(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+    }
+
+    /// Takes in what was read. From the first address on, the network plugin has a moment for the others; what is there
+    /// then is final.
+    fn take(&mut self, veth: Veth, now: Instant) {
+        self.veth = veth;
+        if self.has_address() {
+            let since = *self.since.get_or_insert(now);
+            self.is_final = now.saturating_duration_since(since) >= SETTLE;
+        }
+    }
 }
 
 impl Ready {
-    /// Takes over the tables of a former process; where that is not possible, they are written anew.
-    fn take_over(&mut self) {
+    /// Takes over the tables of a former process; where that is not possible, they are written anew. What that process
+    /// let an interface use is what counts for it: what its pod has made of its end since does not.
+    fn take_over(&mut self) -> BTreeMap<u32, Reading> {
         let all = match self.links.all() {
             Ok(all) => all,
             Err(error) => {
                 warn!(%error, "cannot read the network interfaces");
-                return;
+                return BTreeMap::new();
             }
         };
-        let interfaces = all.into_iter().map(|link| (link.name, link.index)).collect();
-        if let Err(error) = self.tables.take_over(&interfaces) {
+        let interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
+        let former = self.tables.take_over(&interfaces).and_then(|()| self.tables.former());
+        let former = former.unwrap_or_else(|error| {
             warn!(%error, "cannot read the interface guard of a former process");
-        }
+            BTreeMap::new()
+        });
+        let reading = |link: &Link| {
+            let Former { mac, addresses } = former.get(&link.name)?;
+            let mut reading = Reading::unread(link);
+            reading.veth.mac = *mac;
+            reading.veth.addresses = addresses.iter().copied().collect();
+            reading.veth.is_read = true;
+            // One that had no address but its link-local one was not set up yet.
+            reading.is_final = reading.has_address();
+            reading.is_final.then_some((link.index, reading))
+        };
+        all.iter().filter(|link| link.peer.is_some()).filter_map(reading).collect()
     }
 
     /// The tunnels that end on this node now.
@@ -107,8 +168,7 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
     let mut links = Links::open().map_err(system("opening a route socket"))?;
     let all = links.all().map_err(system("reading the network interfaces"))?;
     links.probe(&all).map_err(system("reading the addresses behind a veth pair (Linux 4.20 can)"))?;
-    let former = tables.former()?;
-    Ok(Ready { links, tables, former })
+    Ok(Ready { links, tables })
 }
 
 /// Starts the guard's thread. It ends when the sender that is returned is dropped. `tunnels` is called with the tunnels
@@ -135,7 +195,7 @@ pub(super) fn start(
         }
     })?;
     let mut ready = ready;
-    ready.take_over();
+    let readings = ready.take_over();
     let worker = Worker {
         links: ready.links,
         tables: ready.tables,
@@ -143,10 +203,9 @@ pub(super) fn start(
         status,
         tunnels: Box::new(tunnels),
         known_tunnels: None,
-        veths: BTreeMap::new(),
+        readings,
         bindings: Bindings::default(),
         interfaces: BTreeMap::new(),
-        former: ready.former,
         owners: None,
         drops: BTreeMap::new(),
         retry: RETRY_FIRST,
@@ -185,12 +244,10 @@ struct Worker {
     tunnels: Box<dyn Fn(Tunnels) + Send>,
     known_tunnels: Option<Tunnels>,
     /// What was read of each veth, by its index.
-    veths: BTreeMap<u32, Veth>,
+    readings: BTreeMap<u32, Reading>,
     bindings: Bindings,
     /// The indices of all interfaces, by name.
     interfaces: BTreeMap<String, u32>,
-    /// What a former process had bound.
-    former: BTreeMap<String, Former>,
     owners: Option<Owners>,
     /// The counters of drops when they were last read.
     drops: BTreeMap<&'static str, u64>,
@@ -204,6 +261,7 @@ impl Worker {
     fn run(mut self, inbox: &Receiver<Input>) {
         let mut check_at = Instant::now() + CHECK_INTERVAL;
         let mut foreign = false;
+        let mut waiting_for = Vec::new();
         loop {
             let first = match inbox.recv_timeout(self.retry.min(RETRY_MOST)) {
                 Ok(input) => Some(input),
@@ -229,9 +287,12 @@ impl Worker {
             // left are better than new ones.
             if self.owners.is_some() {
                 self.sync();
-                for done in waiting {
-                    // The agent may have ceased to wait.
-                    let _ = done.send(());
+                waiting_for.extend(waiting);
+                if !self.failing {
+                    for done in waiting_for.drain(..) {
+                        // The agent may have ceased to wait.
+                        let _ = done.send(());
+                    }
                 }
                 let due = Instant::now() >= check_at;
                 if due || std::mem::take(&mut foreign) {
@@ -276,29 +337,32 @@ impl Worker {
         }
     }
 
-    /// Reads all interfaces, and what is behind those that are bound to no pod yet. The addresses of this host.
+    /// Reads all interfaces, and what is behind those that are new. The addresses of this host.
     fn read(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         let all = self.links.all()?;
         let routes = self.links.host_routes()?;
-        let is_settled = |index: u32, netns: i32, bindings: &Bindings| {
-            bindings.ports.get(&index).is_some_and(|port| port.netns == netns && port.pod.is_some())
-        };
-        let mut veths = BTreeMap::new();
-        for link in all.iter().filter(|link| link.peer.is_some()) {
-            let same = |veth: &Veth| link.peer.is_some_and(|(_, netns)| netns == veth.netns);
-            let known = self.veths.remove(&link.index).filter(same);
-            let veth = match known {
-                Some(veth) if is_settled(link.index, veth.netns, &self.bindings) => Some(veth),
-                // Where the other end cannot be read just now, what was read before still holds: the interface is there.
-                known => self.links.veth(link)?.or(known),
-            };
-            let veth = veth.map(|veth| Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth });
-            if let Some(mut veth) = veth {
-                veth.routed = routes.get(&link.index).cloned().unwrap_or_default();
-                veths.insert(link.index, veth);
+        let now = Instant::now();
+        let mut readings = BTreeMap::new();
+        for link in &all {
+            let before = self.readings.remove(&link.index);
+            if before.is_none() && link.peer.is_none() {
+                continue;
             }
+            let mut reading = before.unwrap_or_else(|| Reading::unread(link));
+            if !reading.is_final {
+                // What goes wrong with one namespace concerns its interface alone.
+                match self.links.veth(link) {
+                    Ok(Some(veth)) => reading.take(veth, now),
+                    Ok(None) => {}
+                    Err(error) => debug!(interface = link.name, %error, "cannot read the other end"),
+                }
+            }
+            reading.veth.name.clone_from(&link.name);
+            reading.veth.bridge = bridge(link, &all);
+            reading.veth.routed = routes.get(&link.index).cloned().unwrap_or_default();
+            readings.insert(link.index, reading);
         }
-        self.veths = veths;
+        self.readings = readings;
         self.interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
         let tunnels = self.links.tunnels(&all)?;
         if self.known_tunnels.as_ref() != Some(&tunnels) {
@@ -316,18 +380,24 @@ impl Worker {
             nodes: &owners.nodes,
             pod_cidrs: &owners.pod_cidrs,
             host,
-            former: &self.former,
         };
-        let veths: Vec<Veth> = self.veths.values().cloned().collect();
+        let veths: Vec<Veth> = self.readings.values().map(|reading| reading.veth.clone()).collect();
         let bindings = bind(&veths, &known, &self.bindings);
         for (pod, why) in &bindings.unbound {
             if !self.bindings.unbound.contains_key(pod) {
                 info!(%pod, reason = %why, "no interface is bound to the pod yet");
             }
         }
+        let settling = self.readings.values().any(|reading| !reading.is_final && reading.has_address());
         let incomplete = !bindings.unbound.is_empty()
             || bindings.ports.values().any(|port| port.pod.is_none() && port.addresses.is_empty());
-        self.retry = if incomplete { (self.retry * 2).min(RETRY_MOST) } else { RETRY_MOST };
+        self.retry = if settling {
+            SETTLE / 2
+        } else if incomplete {
+            (self.retry * 2).min(RETRY_MOST)
+        } else {
+            RETRY_MOST
+        };
         self.bindings = bindings;
     }
 

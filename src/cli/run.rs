@@ -38,6 +38,7 @@ use super::{
 use crate::{
     agent::{Agent, GuardState, Input, LAG_LIMIT, Pace, Status},
     dataplane::{
+        DataplaneError,
         command::Commands,
         kernel::{
             self, Kernel, ipvs,
@@ -161,7 +162,9 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     metrics.show_pending(move || waiting.waiting());
     let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
     info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
-    let guard = interface_guard(args.interface_guard, &commands, &status)?;
+    if args.interface_guard == InterfaceGuard::Require {
+        guard::probe(&commands)?;
+    }
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let listener = runtime
@@ -177,7 +180,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let mut ended = {
         // Where the watches find the runtime that they run in.
         let _runtime = runtime.enter();
-        daemon.start(kernel, guard, inbox)?
+        daemon.start(kernel, inbox)?
     };
     let told = runtime.block_on(async {
         tokio::select! {
@@ -248,12 +251,7 @@ struct Daemon<'a> {
 
 impl Daemon<'_> {
     /// Starts every part on a thread of its own. What is returned hears of the loop's end.
-    fn start(
-        &self,
-        kernel: Kernel,
-        guard: Option<guard::Ready>,
-        inbox: Receiver<Input>,
-    ) -> Result<oneshot::Receiver<()>, Ended> {
+    fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
         let ends =
             Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() };
         let files = if self.args.file.is_empty() { None } else { Some(ends.clone().files(&self.args.file)?) };
@@ -269,7 +267,8 @@ impl Daemon<'_> {
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
         let budgets = self.args.budgets.budgets();
         let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
-        let facts = self.inputs.clone();
+        let (facts, wanted, commands) =
+            (self.inputs.clone(), self.args.interface_guard, self.commands.clone());
         let (ending, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("agent".to_owned()).spawn(move || {
             // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
@@ -281,12 +280,19 @@ impl Daemon<'_> {
                 ends.api(access, node.clone())
             });
             let options = what_can_be_logged(options, &mut kernel);
-            let options = Options { link_rules: guard.is_none(), ..options };
             let tunnels = move |tunnels| {
                 let _ = facts.send(Input::Tunnels(tunnels));
             };
+            // Only now, since another daemon may have written the guard until just before.
+            let mut guard = match interface_guard(wanted, &commands, &status) {
+                Ok(guard) => guard,
+                Err(error) => {
+                    error!(%error, "cannot set up the interface guard");
+                    return;
+                }
+            };
+            let options = Options { link_rules: guard.is_none(), ..options };
             // Known before the first rules are written: those of a former run are about the same tunnels.
-            let mut guard = guard;
             let found = guard.as_mut().map(guard::Ready::tunnels).transpose().unwrap_or_else(|error| {
                 warn!(%error, "cannot read the tunnels of this node");
                 None
@@ -410,14 +416,14 @@ fn interface_guard(
     wanted: InterfaceGuard,
     commands: &Arc<Commands>,
     status: &Status,
-) -> Result<Option<guard::Ready>, Ended> {
+) -> Result<Option<guard::Ready>, DataplaneError> {
     let reason = if wanted == InterfaceGuard::Off {
         kernel::guard::remove(commands)?;
         "--interface-guard=off".to_owned()
     } else {
         match guard::probe(commands) {
             Ok(ready) => return Ok(Some(ready)),
-            Err(error) if wanted == InterfaceGuard::Require => return Err(error.into()),
+            Err(error) if wanted == InterfaceGuard::Require => return Err(error),
             Err(error) => {
                 warn!(%error, "no interface guard: forged addresses and tagged frames of pods are not dropped");
                 error.to_string()

@@ -61,10 +61,10 @@ pub struct Options {
 /// The tunnels that end on a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
-    /// The UDP ports of its VXLAN interfaces.
+    /// The UDP ports of its VXLAN interfaces that exchange packets with known hosts only.
     pub vxlan: BTreeSet<u16>,
-    /// The UDP ports of its Geneve interfaces.
-    pub geneve: BTreeSet<u16>,
+    /// The UDP ports of its other VXLAN and Geneve interfaces.
+    pub others: BTreeSet<u16>,
     /// The IP protocols of its other tunnels: 4 (IPv4 in IP), 41 (IPv6 in IP), 47 (GRE).
     pub protocols: BTreeSet<u8>,
     /// The hosts to which its VXLAN interfaces forward: those whose packets it has to accept.
@@ -515,7 +515,7 @@ impl TableBuilder<'_> {
     fn all_tunnel_ports(&self) -> impl Iterator<Item = u16> + use<> {
         let mut ports = BTreeSet::from([self.options.vxlan_port]);
         if let Some(tunnels) = self.tunnels {
-            ports.extend(tunnels.vxlan.iter().chain(&tunnels.geneve));
+            ports.extend(tunnels.vxlan.iter().chain(&tunnels.others));
         }
         ports.into_iter()
     }

@@ -75,8 +75,8 @@ fn guard(veths: &[Veth], pods: &[(&str, &[&str])]) -> Guard {
             }
         })
         .collect();
-    let (nodes, host, former) = (&Members::default(), &BTreeSet::new(), &BTreeMap::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host, former };
+    let (nodes, host) = (&Members::default(), &BTreeSet::new());
+    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host };
     Guard::new(&bind(veths, &known, &Bindings::default()))
 }
 
@@ -132,14 +132,13 @@ fn the_tables_are_changed_by_what_differs_taken_over_by_the_next_process_and_rem
 
         assert!(third.check(&interfaces).unwrap());
         let frames = "iif @guarded counter name frame drop";
+        let handle = "$(nft -a list chain bridge towpath from-arp | sed -n 's/.*@guarded .*claim.*handle //p' | tail -1)";
         for change in [
             "delete element bridge towpath guarded '{ vethc }'".to_owned(),
             "flush chain bridge towpath from-ip6".to_owned(),
             "delete table netdev towpath".to_owned(),
-            format!(
-                "insert rule bridge towpath prerouting accept; nft replace rule bridge towpath from-ip handle \
-                     $(nft -a list chain bridge towpath from-ip | sed -n 's/.*source.*handle //p') {frames}"
-            ),
+            "insert rule bridge towpath prerouting accept".to_owned(),
+            format!("replace rule bridge towpath from-arp handle {handle} {frames}"),
         ] {
             sh(&format!("nft {change}"));
             assert!(!third.check(&interfaces).unwrap(), "{change}");

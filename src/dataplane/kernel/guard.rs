@@ -19,8 +19,8 @@ use super::{
 use crate::{
     dataplane::{DataplaneError, command::Commands},
     ruleset::guard::{
-        Former, Mac,
-        render::{COUNTERS, FAMILIES, Guard, TABLE, removal},
+        Mac,
+        render::{COUNTERS, FAMILIES, Guard, TABLE, removal, trial},
     },
 };
 
@@ -30,6 +30,8 @@ const SUBSYSTEM: u16 = 10 << 8;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 /// In every message about a table, a chain, a rule or a set: the name of the table.
 const TABLE_NAME: u16 = 1;
+/// The tables in which rules are written for a trial. No packet meets them.
+const TRIAL: &str = "towpath-trial";
 /// The families as messages number them.
 const BRIDGE: u8 = 7;
 const NETDEV: u8 = 5;
@@ -37,6 +39,15 @@ const NETDEV: u8 = 5;
 /// Which changes of nftables' rules this process made for the guard.
 #[derive(Clone, Debug)]
 pub struct Changes(Arc<Journal>);
+
+/// What a former process let an interface use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// The hardware address.
+    pub mac: Mac,
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
 
 /// The guard in the kernel.
 #[derive(Debug)]
@@ -93,8 +104,11 @@ impl GuardTables {
     /// # Errors
     /// If `nft` cannot be run.
     pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
-        let [bridge, netdev] = self.list()?;
-        self.written = Guard::read(&bridge, &netdev, interfaces);
+        self.rules = Some(self.reference()?);
+        let [bridge, netdev] = self.list(TABLE)?;
+        if self.rules == Some(rules(&bridge) + &rules(&netdev)) {
+            self.written = Guard::read(&bridge, &netdev, interfaces);
+        }
         Ok(())
     }
 
@@ -117,7 +131,6 @@ impl GuardTables {
         self.written = None;
         self.run(&guard.whole())??;
         self.written = Some(guard.clone());
-        self.rules = None;
         Ok(true)
     }
 
@@ -133,19 +146,39 @@ impl GuardTables {
     /// If `nft` cannot be run.
     pub fn check(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<bool, DataplaneError> {
         let Some(written) = &self.written else { return Ok(false) };
-        let [bridge, netdev] = self.list()?;
+        let [bridge, netdev] = self.list(TABLE)?;
         if Guard::read(&bridge, &netdev, interfaces).as_ref() != Some(written) {
             return Ok(false);
         }
-        // How this version of nft prints the rules is only known from what it printed after they were written.
-        let rules = rules(&bridge) + &rules(&netdev);
-        Ok(self.rules.get_or_insert_with(|| rules.clone()) == &rules)
+        let reference = match self.rules.take() {
+            Some(reference) => reference,
+            None => self.reference()?,
+        };
+        let same = reference == rules(&bridge) + &rules(&netdev);
+        self.rules = Some(reference);
+        Ok(same)
+    }
+
+    /// How this version of nft prints our rules: those of tables that no packet meets.
+    fn reference(&self) -> Result<String, DataplaneError> {
+        let remove: String = FAMILIES
+            .iter()
+            .flat_map(|family| {
+                [format!("table {family} {TRIAL}\n"), format!("delete table {family} {TRIAL}\n")]
+            })
+            .collect();
+        // One that a process left that was killed here goes first.
+        self.run(&(remove.clone() + &trial(TRIAL)))??;
+        let listed = self.list(TRIAL);
+        self.run(&remove)??;
+        let [bridge, netdev] = listed?;
+        Ok(rules(&bridge) + &rules(&netdev))
     }
 
     /// Both tables as nft prints them, without counters; empty where there is none.
-    fn list(&self) -> Result<[String; 2], DataplaneError> {
+    fn list(&self, table: &str) -> Result<[String; 2], DataplaneError> {
         let list = |family: &str| {
-            let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, TABLE], "")?;
+            let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, table], "")?;
             Ok(if output.success { output.stdout } else { String::new() })
         };
         let [bridge, netdev] = FAMILIES.map(list);
@@ -202,7 +235,11 @@ fn rules(text: &str) -> String {
             chain = Some(name).filter(|name| !name.starts_with("ingress-"));
         } else if line == "}" {
             chain = None;
-        } else if chain.is_some() {
+        } else if let Some(chain) = chain
+            && !line.is_empty()
+            && !line.starts_with("type ")
+        {
+            rules.push_str(chain);
             rules.push_str(line);
             rules.push('\n');
         }
@@ -225,9 +262,6 @@ fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
             continue;
         };
         let (Some(mac), Ok(address)) = (mac_of(mac), address.parse::<IpAddr>()) else { continue };
-        if matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()) {
-            continue;
-        }
         let name = name.trim_matches('"').to_owned();
         let former = found.entry(name).or_insert_with(|| Former { mac, addresses: BTreeSet::new() });
         former.addresses.insert(address);

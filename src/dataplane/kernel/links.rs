@@ -42,7 +42,11 @@ const LINK_PEER_NETNS: u16 = 37;
 const LINK_TARGET_NETNS: u16 = 46;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
+const VXLAN_GROUP: u16 = 2;
+const VXLAN_LEARNING: u16 = 7;
 const VXLAN_PORT: u16 = 15;
+const VXLAN_GROUP6: u16 = 16;
+const VXLAN_METADATA: u16 = 25;
 const GENEVE_PORT: u16 = 5;
 
 /// Attributes of addresses: the one of the other end, the own one, and the namespace that is asked about.
@@ -85,6 +89,8 @@ pub struct Link {
     pub peer: Option<(u32, i32)>,
     /// For a VXLAN or Geneve interface: its UDP port.
     pub port: Option<u16>,
+    /// Whether a VXLAN interface exchanges packets only with the hosts in its forwarding table.
+    pub has_known_ends: bool,
     /// Whether it is up.
     pub up: bool,
 }
@@ -123,7 +129,7 @@ impl Links {
     /// # Errors
     /// What the system said.
     pub fn host_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
-        Ok(self.addresses(None)?.into_values().flatten().collect())
+        Ok(self.addresses(None, 0)?.into_iter().collect())
     }
 
     /// What is behind a veth: the hardware address and the addresses of its other end; `None` if it is gone.
@@ -145,9 +151,9 @@ impl Links {
             other => other?,
         }
         let Some(mac) = mac else { return Ok(None) };
-        let addresses = match self.addresses(Some(netns)) {
+        let addresses = match self.addresses(Some(netns), index) {
             Err(error) if is_gone(&error) => return Ok(None),
-            other => other?.remove(&index).unwrap_or_default(),
+            other => other?,
         };
         Ok(Some(Veth {
             index: link.index,
@@ -157,6 +163,7 @@ impl Links {
             mac: Mac(mac),
             addresses,
             routed: Vec::new(),
+            is_read: true,
         }))
     }
 
@@ -167,7 +174,7 @@ impl Links {
     pub fn probe(&mut self, links: &[Link]) -> io::Result<()> {
         let mut outcome = Ok(());
         for netns in links.iter().filter_map(|link| link.peer).map(|(_, netns)| netns) {
-            match self.addresses(Some(netns)) {
+            match self.addresses(Some(netns), 0) {
                 Ok(_) => return Ok(()),
                 Err(error) => outcome = Err(error),
             }
@@ -206,11 +213,13 @@ impl Links {
         let mut tunnels = Tunnels::default();
         for link in links {
             match &*link.kind {
-                "vxlan" => tunnels.vxlan.extend(link.port),
-                "geneve" => tunnels.geneve.extend(link.port),
+                "vxlan" if link.has_known_ends => tunnels.vxlan.extend(link.port),
+                "vxlan" | "geneve" => tunnels.others.extend(link.port),
                 kind => tunnels.protocols.extend(protocol(kind).filter(|_| link.up)),
             }
         }
+        // Two interfaces may share a port.
+        tunnels.vxlan.retain(|port| !tunnels.others.contains(port));
         for link in links.iter().filter(|link| link.kind == "vxlan") {
             let mut body = vec![0; NEIGHBOUR_HEADER];
             body.splice(0..1, [BRIDGE]);
@@ -229,23 +238,25 @@ impl Links {
         Ok(tunnels)
     }
 
-    /// Addresses by interface: of this network namespace, or of the one with that number.
-    fn addresses(&mut self, netns: Option<i32>) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+    /// Addresses of this network namespace or of the one with that number: of one interface, or of all with index 0.
+    fn addresses(&mut self, netns: Option<i32>, index: u32) -> io::Result<Vec<IpAddr>> {
         let mut body = vec![0; ADDRESS_HEADER];
+        body.splice(4..8, index.to_ne_bytes());
         if let Some(netns) = netns {
             put(&mut body, ADDRESS_TARGET_NETNS, &netns.to_ne_bytes());
         }
         self.whole(|netlink| {
-            let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+            let mut found = Vec::new();
             netlink.request_body(GET_ADDRESS, FLAG_DUMP, &body, |message| {
                 let body = message.body();
-                let (Some(index), Some(rest)) = (number(body, 4), body.get(ADDRESS_HEADER..)) else { return };
+                let Some(rest) = body.get(ADDRESS_HEADER..) else { return };
+                if index != 0 && number(body, 4) != Some(index) {
+                    return;
+                }
                 // On a link between two ends, the other end's address stands where the own one stands elsewhere.
                 let of =
                     |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| address(v));
-                if let Some(own) = of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)) {
-                    found.entry(index).or_default().push(own);
-                }
+                found.extend(of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)));
             })?;
             Ok(found)
         })
@@ -271,8 +282,16 @@ fn is_gone(error: &io::Error) -> bool {
 fn link(body: &[u8]) -> Option<Link> {
     let index = number(body, 4)?;
     let up = number(body, 8).is_some_and(|flags| flags & UP != 0);
-    let mut link =
-        Link { index, name: String::new(), kind: String::new(), master: None, peer: None, port: None, up };
+    let mut link = Link {
+        index,
+        name: String::new(),
+        kind: String::new(),
+        master: None,
+        peer: None,
+        port: None,
+        has_known_ends: false,
+        up,
+    };
     let (mut peer, mut netns) = (None, None);
     for (kind, value) in attributes(body.get(LINK_HEADER..)?) {
         match kind {
@@ -314,6 +333,9 @@ fn describe(info: &[u8], link: &mut Link) {
         "geneve" => GENEVE_PORT,
         _ => return,
     };
+    // One that learns, has a group or leaves its peers to others takes packets from whoever sends them.
+    let flag = |kind| attributes(data).any(|(found, value)| found == kind && value != [0]);
+    link.has_known_ends = ![VXLAN_GROUP, VXLAN_LEARNING, VXLAN_GROUP6, VXLAN_METADATA].into_iter().any(flag);
     link.port = attributes(data)
         .find(|(kind, _)| *kind == wanted)
         .and_then(|(_, value)| value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)));

@@ -100,7 +100,8 @@ impl Netlink {
                 }
                 interrupted |= message.flags & FLAG_INTERRUPTED != 0;
                 match message.kind {
-                    DONE => done = Some(Ok(())),
+                    // Its payload is a result as well; some subsystems leave it out.
+                    DONE => done = Some(if message.payload.len() < 4 { Ok(()) } else { message.error() }),
                     ERROR => done = Some(message.error()),
                     _ => each(&message),
                 }

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Bindings, Mac, Port, Unbound, Veth, is_link_local};
+use super::{Bindings, MOST_ADDRESSES, Mac, Port, Unbound, Veth, is_link_local};
 use crate::{
     model::{Direction, Family, ObjectKey},
     policy::{
@@ -29,18 +29,6 @@ pub struct Known<'a> {
     pub pod_cidrs: &'a [IpNet],
     /// The addresses of this host's own interfaces.
     pub host: &'a BTreeSet<IpAddr>,
-    /// What a former process had bound, by the names of interfaces, as it stands in the kernel's tables. It decides
-    /// where the addresses alone do not.
-    pub former: &'a BTreeMap<String, Former>,
-}
-
-/// What a former process let an interface use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Former {
-    /// The hardware address.
-    pub mac: Mac,
-    /// The addresses, without link-local ones.
-    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Known<'_> {
@@ -63,41 +51,43 @@ impl Known<'_> {
 
 /// Binds interfaces to pods. `before` is what was bound until now.
 ///
-/// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same:
-/// what a pod with `CAP_NET_ADMIN` changes in its network namespace later on does not count. A pod that is not bound
-/// yet is behind the interface that has exactly its addresses, or else behind the only one that has them among others.
+/// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same. A
+/// pod that is not bound yet is behind the interface that has exactly its addresses, or else behind the only one that
+/// has them among others. An interface whose pod's object is gone is retired: it may use no address any more, and is
+/// another pod's only if no other interface can be.
 ///
 /// Besides the interfaces of pods, these are guarded: all ports of a bridge that has a pod's interface, further
 /// interfaces into a pod's network namespace, links to which this host routes the single address that the other end
-/// has, and interfaces with an address out of the blocks of this node's pods. They may use the addresses that they have, as long as no pod and no node owns them.
+/// has, and interfaces with an address out of the blocks of this node's pods. They may use the addresses that they
+/// have, as long as no pod and no node owns them. An interface that was guarded once is so until it is gone.
 #[must_use]
 pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
     let mut owners = keep(veths, known.pods, before);
     let mut unbound = BTreeMap::new();
     let mut waiting: Vec<&LocalPod> =
         known.pods.iter().filter(|pod| !owners.values().any(|owner| owner.key == pod.key)).collect();
-    for exactly in [true, false] {
-        waiting.retain(|pod| match candidates(veths, pod, exactly, &owners).as_slice() {
-            [] => true,
-            [index] => {
-                owners.insert(*index, pod);
-                false
-            }
-            several => {
-                if let [index] = bound_before(veths, pod, several, known).as_slice() {
+    let is_retired =
+        |index: u32| before.ports.get(&index).is_some_and(|port| port.retired || port.pod.is_some());
+    for (exactly, retired) in [(true, false), (false, false), (true, true), (false, true)] {
+        waiting.retain(|pod| {
+            match candidates(veths, pod, exactly, &owners, |index| is_retired(index) == retired).as_slice() {
+                [] => true,
+                [index] => {
                     owners.insert(*index, pod);
-                    return false;
+                    false
                 }
-                // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
-                let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
-                match several.first() {
-                    Some(index) if same >= several.len() && same > 1 => {
-                        owners.insert(*index, pod);
-                        false
-                    }
-                    _ => {
-                        unbound.insert(pod.key.clone(), Unbound::Ambiguous);
-                        true
+                several => {
+                    // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
+                    let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
+                    match several.first() {
+                        Some(index) if same >= several.len() && same > 1 => {
+                            owners.insert(*index, pod);
+                            false
+                        }
+                        _ => {
+                            unbound.insert(pod.key.clone(), Unbound::Ambiguous);
+                            true
+                        }
                     }
                 }
             }
@@ -120,7 +110,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
 /// The interfaces that stay with their pods.
 fn keep<'a>(veths: &[Veth], pods: &'a [LocalPod], before: &Bindings) -> BTreeMap<u32, &'a LocalPod> {
     let stays = |veth: &Veth| {
-        let port = before.ports.get(&veth.index).filter(|port| port.netns == veth.netns)?;
+        let port = before.ports.get(&veth.index)?;
         let key = port.pod.as_ref()?;
         let pod = pods.iter().find(|pod| pod.key == *key && pod.addresses == port.addresses)?;
         Some((veth.index, pod))
@@ -128,82 +118,69 @@ fn keep<'a>(veths: &[Veth], pods: &'a [LocalPod], before: &Bindings) -> BTreeMap
     veths.iter().filter_map(stays).collect()
 }
 
-/// The interfaces that may be the pod's and are nobody's yet.
-fn candidates(veths: &[Veth], pod: &LocalPod, exactly: bool, owners: &BTreeMap<u32, &LocalPod>) -> Vec<u32> {
+/// The interfaces that may be the pod's and are nobody's yet, among those that `counts`.
+fn candidates(
+    veths: &[Veth],
+    pod: &LocalPod,
+    exactly: bool,
+    owners: &BTreeMap<u32, &LocalPod>,
+    counts: impl Fn(u32) -> bool,
+) -> Vec<u32> {
     let wanted: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
     let fits = |veth: &&Veth| {
         let there: BTreeSet<IpAddr> = veth.evidence().collect();
         !owners.contains_key(&veth.index)
+            && counts(veth.index)
             && if exactly { there == wanted } else { wanted.iter().any(|address| there.contains(address)) }
     };
     veths.iter().filter(fits).map(|veth| veth.index).collect()
-}
-
-/// Those of `candidates` that a former process had bound to exactly the pod's addresses.
-fn bound_before(veths: &[Veth], pod: &LocalPod, candidates: &[u32], known: &Known<'_>) -> Vec<u32> {
-    let was_bound = |index: &&u32| {
-        veths.iter().find(|veth| veth.index == **index).is_some_and(|veth| had(veth, pod, known).is_some())
-    };
-    candidates.iter().filter(was_bound).copied().collect()
-}
-
-/// What a former process had bound to the interface, if these are exactly the pod's addresses.
-fn had<'a>(veth: &Veth, pod: &LocalPod, known: &Known<'a>) -> Option<&'a Former> {
-    let former = known.former.get(&veth.name)?;
-    former.addresses.iter().eq(pod.addresses.iter().collect::<BTreeSet<_>>()).then_some(former)
 }
 
 /// Whether an interface that is no known pod's is guarded all the same.
 fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, before: &Bindings) -> bool {
     let is_pods = |other: &&Veth| {
         owners.contains_key(&other.index)
-            || before
-                .ports
-                .get(&other.index)
-                .is_some_and(|port| port.pod.is_some() && port.netns == other.netns)
+            || before.ports.get(&other.index).is_some_and(|port| port.pod.is_some() || port.retired)
     };
-    let shares =
-        |other: &Veth| other.netns == veth.netns || (other.bridge.is_some() && other.bridge == veth.bridge);
-    let stays = before.ports.get(&veth.index).is_some_and(|port| port.netns == veth.netns);
-    let routed = veth.routed.iter().any(|address| veth.addresses.contains(address));
-    stays || routed || veths.iter().filter(is_pods).any(shares)
+    let shares_bridge = |other: &Veth| other.bridge.is_some() && other.bridge == veth.bridge;
+    // An interface without addresses has nothing to forge on a network that is not pods'.
+    let shares_netns = |other: &Veth| other.netns == veth.netns && veth.evidence().next().is_some();
+    let stays = before.ports.contains_key(&veth.index);
+    let routed = veth.is_read && veth.routed.iter().any(|address| veth.addresses.contains(address));
+    stays || routed || veths.iter().filter(is_pods).any(|other| shares_bridge(other) || shares_netns(other))
 }
 
 fn port(veth: &Veth, pod: Option<&LocalPod>, known: &Known<'_>, before: Option<&Port>) -> Port {
-    let before = before.filter(|port| port.netns == veth.netns && port.pod == pod.map(|pod| pod.key.clone()));
-    let link_local = |veth: &Veth| -> Vec<Ipv6Addr> {
-        let own = veth.addresses.iter().filter_map(|address| match address {
-            IpAddr::V6(address) if address.is_unicast_link_local() => Some(*address),
-            _ => None,
-        });
-        own.filter(|address| !known.host.contains(&IpAddr::V6(*address))).collect()
-    };
-    let (mac, addresses, link_local) = match (pod, before) {
-        // What it had when it was bound counts, whatever the pod makes of it later on.
-        (Some(pod), Some(before)) => {
-            let link_local =
-                if before.link_local.is_empty() { link_local(veth) } else { before.link_local.clone() };
-            (before.mac.or(Some(veth.mac)), pod.addresses.clone(), link_local)
-        }
-        (Some(pod), None) => {
-            let mac = had(veth, pod, known).map_or(veth.mac, |former| former.mac);
-            (Some(mac), pod.addresses.clone(), link_local(veth))
-        }
-        (None, _) => {
+    let bound_before = before.filter(|port| pod.is_some_and(|pod| port.pod.as_ref() == Some(&pod.key)));
+    let retired = pod.is_none() && before.is_some_and(|port| port.retired || port.pod.is_some());
+    let mac = bound_before.and_then(|port| port.mac).or(veth.is_read.then_some(veth.mac));
+    let own = veth.addresses.iter().filter_map(|address| match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some(*address),
+        _ => None,
+    });
+    let mut link_local: Vec<Ipv6Addr> = own.chain(mac.map(Mac::link_local)).collect();
+    link_local.retain(|address| !known.host.contains(&IpAddr::V6(*address)));
+    link_local.sort_unstable();
+    link_local.dedup();
+    link_local.truncate(MOST_ADDRESSES);
+    let addresses = match pod {
+        Some(pod) => pod.addresses.clone(),
+        None if retired || !veth.is_read => Vec::new(),
+        None => {
             let own = veth.addresses.iter().copied();
             let free = own.filter(|address| !is_link_local(*address) && !known.is_owned(*address));
-            (Some(veth.mac), free.collect(), link_local(veth))
+            free.take(MOST_ADDRESSES).collect()
         }
     };
     let isolated = |direction| pod.is_some_and(|pod| pod.program(direction).is_some());
     Port {
         name: veth.name.clone(),
         bridge: veth.bridge,
-        netns: veth.netns,
-        mac,
+        mac: mac.filter(|_| !retired),
         addresses,
         link_local,
         pod: pod.map(|pod| pod.key.clone()),
+        retired,
         isolated: [isolated(Direction::Ingress), isolated(Direction::Egress)],
     }
 }
@@ -215,9 +192,10 @@ fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
     let mut order: Vec<u32> = ports.keys().copied().collect();
     let rank = |index: &u32| {
         let port = ports.get(index);
-        let had = before.ports.get(index).is_some_and(|old| {
-            port.is_some_and(|port| old.netns == port.netns && old.mac.is_some() && old.pod == port.pod)
-        });
+        let had = before
+            .ports
+            .get(index)
+            .is_some_and(|old| port.is_some_and(|port| old.mac.is_some() && old.pod == port.pod));
         (
             !(had && port.is_some_and(|port| port.pod.is_some())),
             port.is_some_and(|port| port.pod.is_none()),

@@ -10,8 +10,10 @@
 //!
 //! Who is behind an interface is read from the kernel, not learned from packets: the other end of a veth pair lies in
 //! the pod's network namespace, and the addresses that the network plugin gave it there tell which pod it is. A pod
-//! can change these only with `CAP_NET_ADMIN`; so an interface that is bound to a pod stays with it, and an address
-//! or a hardware address that is bound to one interface is not given to another.
+//! can change these only with `CAP_NET_ADMIN`, and only once one of its processes runs; the network plugin is done
+//! before that. So what counts is what was read first: it is never read again while the interface exists, whatever the
+//! pod makes of its end. An interface that is bound to a pod stays with it, and an address or a hardware address that
+//! is bound to one interface is not given to another.
 
 mod bind;
 pub mod render;
@@ -25,9 +27,12 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-pub use bind::{Former, Known, bind};
+pub use bind::{Known, bind};
 
 use crate::model::{Direction, ObjectKey};
+
+/// The most addresses that an interface may use which is no known pod's.
+const MOST_ADDRESSES: usize = 16;
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +47,8 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The host's end of a veth pair whose other end lies in another network namespace, as the kernel describes it.
+/// The host's end of a veth pair whose other end lies in another network namespace, with what the kernel said of that
+/// other end when the network plugin had set it up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
     /// Its interface index.
@@ -59,12 +65,15 @@ pub struct Veth {
     pub addresses: Vec<IpAddr>,
     /// Single addresses that this host routes to it, as the ptp plugin does.
     pub routed: Vec<IpAddr>,
+    /// Whether the other end could be read at all. If not, it may use no address, and is no pod's yet.
+    pub is_read: bool,
 }
 
 impl Veth {
     /// The addresses by which a pod is recognised behind it.
     fn evidence(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.iter().chain(&self.routed).copied().filter(|address| !is_link_local(*address))
+        let all = self.addresses.iter().chain(&self.routed).copied();
+        all.filter(|address| self.is_read && !is_link_local(*address))
     }
 }
 
@@ -102,8 +111,6 @@ pub struct Port {
     pub name: String,
     /// The bridge that it is a port of; `None` for a link of its own, as of the ptp plugin.
     pub bridge: Option<u32>,
-    /// The number of the network namespace behind it.
-    pub netns: i32,
     /// The hardware address that it may send from; `None` if another interface of its bridge has it, which closes it.
     pub mac: Option<Mac>,
     /// The addresses that it may send from and claim.
@@ -113,6 +120,8 @@ pub struct Port {
     /// The pod behind it; `None` while no object says whose it is. Then it may use the addresses that the network
     /// plugin gave it, as long as nobody else owns them.
     pub pod: Option<ObjectKey>,
+    /// Whether a pod was behind it whose object is gone. What still runs there may send nothing.
+    pub retired: bool,
     /// Whether policy isolates the pod, for ingress and for egress.
     isolated: [bool; 2],
 }
@@ -125,6 +134,15 @@ impl Port {
             Direction::Ingress => 0,
             Direction::Egress => 1,
         }]
+    }
+}
+
+impl Mac {
+    /// The link-local address that an interface makes of its hardware address (RFC 4291, appendix A).
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, g] = self.0.map(u16::from);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | g)
     }
 }
 

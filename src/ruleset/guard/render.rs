@@ -40,6 +40,9 @@ const PRIORITY: i32 = -300;
 /// (hardware address, nonce), but none for messages of another kind.
 const DISCOVERY_PAYLOAD: u16 = 48;
 
+/// The longest ARP message: 28 bytes, padded to the shortest frame.
+const ARP_LENGTH: u16 = 46;
+
 /// What the sets are made of, by name.
 ///
 /// A set of one part is written as `typeof`, and there is no verdict map: as nft 1.1 stores those, nft 1.0.6 crashes when it
@@ -102,7 +105,10 @@ impl Guard {
             let there = chains(text);
             chains(ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
         };
-        if !complete(bridge, &(checks.clone() + &bridge_chains())) || !complete(netdev, &checks) {
+        let hooked = ["prerouting", "forward"]
+            .iter()
+            .all(|hook| bridge.contains(&format!("chain {hook} {{\n\t\ttype filter hook {hook} ")));
+        if !hooked || !complete(bridge, &(checks.clone() + &bridge_chains())) || !complete(netdev, &checks) {
             return None;
         }
         let mut guard = Self::default();
@@ -142,20 +148,7 @@ impl Guard {
         let mut text = removal();
         for (family, elements) in [("bridge", &self.bridge), ("netdev", &self.netdev)] {
             line(&mut text, format_args!("table {family} {TABLE} {{"));
-            line(&mut text, format_args!("chain {} {{ }}", layout()));
-            for (name, _) in COUNTERS {
-                line(&mut text, format_args!("counter {name} {{ }}"));
-            }
-            for (name, kind) in SETS {
-                let members = elements.get(name).map(list).unwrap_or_default();
-                let members =
-                    if members.is_empty() { String::new() } else { format!(" elements = {{ {members} }};") };
-                line(&mut text, format_args!("set {name} {{ {kind};{members} }}"));
-            }
-            text.push_str(&checks());
-            if family == "bridge" {
-                text.push_str(&bridge_chains());
-            }
+            text.push_str(&body(family, elements));
             text.push_str("}\n");
         }
         for (index, name) in &self.links {
@@ -259,6 +252,42 @@ fn read_element(set: &str, element: &str, interfaces: &BTreeMap<String, u32>) ->
     Some(std::iter::once(index.to_string()).chain(rest?).collect::<Vec<_>>().join(" . "))
 }
 
+/// Tables that no packet meets, with the same rules: how nft prints these is how it prints ours. Called `name`.
+#[must_use]
+pub fn trial(name: &str) -> String {
+    let mut text = String::new();
+    for family in FAMILIES {
+        line(&mut text, format_args!("table {family} {name} {{"));
+        let body = body(family, &Elements::new());
+        body.lines()
+            .filter(|line| !line.starts_with("type "))
+            .for_each(|rule| line(&mut text, format_args!("{rule}")));
+        text.push_str("}\n");
+    }
+    text
+}
+
+/// What is in the table of one family, without the chains of single links.
+fn body(family: &str, elements: &Elements) -> String {
+    let mut text = String::new();
+    line(&mut text, format_args!("chain {} {{", layout()));
+    text.push_str("}\n");
+    for (name, _) in COUNTERS {
+        line(&mut text, format_args!("counter {name} {{ }}"));
+    }
+    for (name, kind) in SETS {
+        let members = elements.get(name).map(list).unwrap_or_default();
+        let members =
+            if members.is_empty() { String::new() } else { format!(" elements = {{ {members} }};") };
+        line(&mut text, format_args!("set {name} {{ {kind};{members} }}"));
+    }
+    text.push_str(&checks());
+    if family == "bridge" {
+        text.push_str(&bridge_chains());
+    }
+    text
+}
+
 /// Removes both tables, whether or not they are there.
 #[must_use]
 pub fn removal() -> String {
@@ -333,8 +362,7 @@ iif @guarded counter name source drop
 chain from-icmp {{
 iif != @guarded accept
 icmp type {{ 5, 9 }} counter name router drop
-iif . @th,192,32 != @quoted4 counter name source drop
-iif . ether saddr . ip saddr @sources4 accept
+iif . @th,192,32 @quoted4 iif . ether saddr . ip saddr @sources4 accept
 counter name source drop
 }}
 chain from-ip6 {{
@@ -362,6 +390,7 @@ counter name discovery drop
 }}
 chain neighbour-solicit {{
 ip6 length > {DISCOVERY_PAYLOAD} counter name discovery drop
+ip6 saddr :: ip6 length 24 iif . ether saddr @frames iif . @th,64,128 @targets6 accept
 ip6 saddr :: @th,192,16 != 0x0101 iif . ether saddr @frames iif . @th,64,128 @targets6 accept
 ip6 length >= 32 @th,192,16 0x0101 iif . @th,208,48 @macs iif . ether saddr . ip6 saddr @sources6 accept
 ip6 length >= 32 @th,192,16 0x0101 counter name discovery drop
@@ -383,6 +412,7 @@ ip6 saddr :: iif . ether saddr @frames accept
 counter name discovery drop
 }}
 chain from-arp {{
+meta length > {ARP_LENGTH} iif @guarded counter name claim drop
 iif . ether saddr @frames iif . arp saddr ether . arp saddr ip @sources4 accept
 iif . ether saddr @frames arp saddr ip 0.0.0.0 iif . arp saddr ether . arp daddr ip @sources4 accept
 iif @guarded counter name claim drop

@@ -24,6 +24,7 @@ fn veth(index: u32, addresses: &[&str]) -> Veth {
         mac: Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()]),
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         routed: Vec::new(),
+        is_read: true,
     }
 }
 
@@ -57,8 +58,8 @@ fn bound(
     let own = pods.iter().flat_map(|pod| pod.addresses.iter().copied());
     let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
     let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
-    let (nodes, former) = (&Members::default(), &BTreeMap::new());
-    bind(veths, &Known { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host, former }, before)
+    let nodes = &Members::default();
+    bind(veths, &Known { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host }, before)
 }
 
 fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
@@ -75,7 +76,9 @@ fn a_pod_is_behind_the_interface_that_has_its_addresses() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3", "fd00::3"])];
     let bindings = fresh(&veths, &pods);
     assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), Some("b")));
-    assert_eq!(bindings.ports[&4].link_local, ["fe80::4".parse::<Ipv6Addr>().unwrap()]);
+    // Its own, and the one that follows from its hardware address.
+    let own = ["fe80::4", "fe80::ff:fe00:4"].map(|address| address.parse::<Ipv6Addr>().unwrap());
+    assert_eq!(bindings.ports[&4].link_local, own);
     assert!(bindings.unbound.is_empty());
 }
 
@@ -102,12 +105,34 @@ fn what_a_pod_changes_after_it_was_bound_does_not_count() {
 }
 
 #[test]
-fn an_interface_that_comes_again_under_its_old_index_is_bound_anew() {
+fn an_interface_whose_pod_is_gone_may_use_nothing_and_is_the_next_owners_only_if_no_other_can_be() {
     let pods = [pod("a", &["10.244.1.2"])];
     let before = fresh(&[veth(3, &["10.244.1.2"])], &pods);
-    let other = Veth { netns: 77, ..veth(3, &["10.244.1.9"]) };
-    let after = bound(&[other, veth(5, &["10.244.1.2"])], &pods, &[], &[], &before);
-    assert_eq!((owner(&after, 3), owner(&after, 5)), (None, Some("a")));
+    let gone = bound(&[veth(3, &["10.244.1.2"])], &[], &[], &[], &before);
+    assert!(gone.ports[&3].retired && gone.ports[&3].mac.is_none() && gone.ports[&3].addresses.is_empty());
+    // Its address has a new owner, with an interface of its own.
+    let next = [pod("next", &["10.244.1.2"])];
+    let after = bound(&[veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.2"])], &next, &[], &[], &gone);
+    assert_eq!((owner(&after, 3), owner(&after, 5)), (None, Some("next")));
+    // The same pod's object is back, as that of a static pod whose mirror was deleted.
+    let back = bound(&[veth(3, &["10.244.1.2"])], &pods, &[], &[], &gone);
+    assert_eq!((owner(&back, 3), back.ports[&3].retired), (Some("a"), false));
+}
+
+#[test]
+fn an_interface_that_was_guarded_stays_so_whatever_becomes_of_its_end() {
+    let before = fresh(&[veth(3, &["10.244.1.2"])], &[pod("a", &["10.244.1.2"])]);
+    let moved = Veth { netns: 77, addresses: vec![ip("10.244.1.9")], is_read: false, ..veth(3, &[]) };
+    let after = bound(&[moved.clone()], &[pod("a", &["10.244.1.2"])], &[], &[], &before);
+    assert_eq!((owner(&after, 3), &*after.ports[&3].addresses), (Some("a"), &[ip("10.244.1.2")][..]));
+    let unread = bound(
+        &[Veth { index: 4, ..moved }, veth(3, &["10.244.1.2"])],
+        &[pod("a", &["10.244.1.2"])],
+        &[],
+        &[],
+        &before,
+    );
+    assert!(unread.ports[&4].addresses.is_empty() && unread.ports[&4].mac.is_none());
 }
 
 #[test]
@@ -119,25 +144,6 @@ fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tell
     assert_eq!(bindings.unbound.get(&ObjectKey::new("shop", "a")), Some(&Unbound::Ambiguous));
     // Guarded, since they are on the bridge of a pod; and the address is a pod's, so neither may use it.
     assert!(bindings.ports[&3].addresses.is_empty() && bindings.ports[&4].addresses.is_empty());
-}
-
-#[test]
-fn what_a_former_process_had_bound_decides_where_addresses_do_not() {
-    let pods = [pod("a", &["10.244.1.2"])];
-    let thief = Veth { mac: Mac([2, 9, 9, 9, 9, 9]), ..veth(4, &["10.244.1.2"]) };
-    let veths = [veth(3, &["10.244.1.2"]), thief];
-    let mut all_pods = Members::default();
-    all_pods.v4.insert(Member::Address(ip("10.244.1.2")));
-    let mac = Mac([2, 0, 0, 0, 0, 3]);
-    let former = BTreeMap::from([
-        ("veth3".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.2")]) }),
-        ("veth4".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.3")]) }),
-    ]);
-    let (nodes, host) = (&Members::default(), &BTreeSet::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host, former: &former };
-    let bindings = bind(&veths, &known, &Bindings::default());
-    assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), None));
-    assert_eq!(bindings.ports[&3].mac, Some(mac));
 }
 
 #[test]
@@ -163,7 +169,8 @@ fn an_unknown_port_of_a_bridge_of_pods_may_use_the_addresses_that_nobody_owns() 
     );
     let port = &bindings.ports[&4];
     assert_eq!((port.pod.as_ref(), &*port.addresses), (None, &[ip("10.244.1.7")][..]));
-    assert_eq!(port.link_local, ["fe80::4".parse::<Ipv6Addr>().unwrap()]);
+    assert!(port.link_local.contains(&"fe80::4".parse().unwrap()));
+    assert!(!port.link_local.contains(&"fe80::1".parse().unwrap()));
 }
 
 #[test]
@@ -192,9 +199,9 @@ fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_kno
 
 #[test]
 fn the_first_interface_of_a_nodes_pods_is_guarded_by_the_block_of_its_address() {
-    let (all_pods, host, former) = (&Members::default(), &BTreeSet::new(), &BTreeMap::new());
+    let (all_pods, host) = (&Members::default(), &BTreeSet::new());
     let pod_cidrs = &["10.244.1.0/24".parse().unwrap()];
-    let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host, former };
+    let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host };
     let veths = [veth(3, &["10.244.1.2"]), Veth { bridge: Some(9), ..veth(4, &["10.244.2.2"]) }];
     let bindings = bind(&veths, &known, &Bindings::default());
     assert_eq!(bindings.ports.keys().copied().collect::<Vec<_>>(), [3]);
