@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test fmt clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
+        bench-cluster bench-tenants bench-guard bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
         clean
 
 help: ## This list
@@ -68,9 +68,13 @@ bench-cluster: packages control-plane ## From the API to the packet, with a real
 bench-tenants: packages ## What one tenant's policies can do to another's packets; memory (root)
 	$(CARGO) bench --locked --bench tenants
 
+bench-guard: packages ## What the interface guard costs a packet, and what else would (root)
+	$(CARGO) bench --locked --bench guard
+
 bench-smoke: packages ## Every bench runs once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
-	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants -- --test
+	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants \
+		--bench guard -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"

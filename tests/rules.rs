@@ -7,11 +7,11 @@ use std::{net::IpAddr, path::Path};
 
 use towpath::{
     k8s::manifest::{Options as Reading, load_text},
-    model::{Family, Protocol, Transport},
+    model::{Cluster, Family, Protocol, Transport},
     policy::resolve::Resolver,
     ruleset::{
         BuiltIn, Field, Match, Member, PORT_SLOTS, Rule, Ruleset, SetRole, Target,
-        compile::{DenyAction, Options, compile},
+        compile::{Compiler, DenyAction, Options, Tunnels, compile},
         trace::{Packet, trace},
     },
 };
@@ -64,16 +64,21 @@ spec:
 
 const DB: [&str; 2] = ["10.0.0.1", "fd00::1"];
 const FREE: [&str; 2] = ["10.0.0.2", "fd00::2"];
+const FAR: [&str; 2] = ["10.0.1.1", "fd00::1:1"];
 const OUTSIDE: [&str; 2] = ["203.0.113.9", "2001:db8::9"];
 const OWN_NODE: [&str; 2] = ["192.168.0.1", "fd00:77::1"];
 const OTHER_NODE: [&str; 2] = ["192.168.0.2", "fd00:77::2"];
 const TCP_80: Transport = Transport::Port(Protocol::Tcp, 80);
 
 fn rules(options: &Options) -> Ruleset {
+    let cluster = cluster();
+    compile(&Resolver::of("n1", &cluster).resolve(&cluster), options)
+}
+
+fn cluster() -> Cluster {
     let loaded = load_text(Path::new("objects.yaml"), OBJECTS, Reading::default());
     assert!(loaded.faults.is_empty(), "{:?}", loaded.faults);
-    let cluster = loaded.cluster();
-    compile(&Resolver::of("n1", &cluster).resolve(&cluster), options)
+    loaded.cluster()
 }
 
 /// The same packet in both families.
@@ -116,16 +121,59 @@ fn replies_and_errors_pass_whatever_policy_says_and_first_packets_do_not() {
 }
 
 #[test]
-fn neighbours_and_routers_are_found_and_ping_obeys_policy() {
+fn neighbours_and_routers_are_found_on_their_link_only_and_ping_obeys_policy() {
     let rules = rules(&Options { enforce_pod_to_node: true, ..Options::default() });
     let [_, packet] = packets(OUTSIDE, DB, Transport::Other(58));
     let [_, to_node] = packets(DB, OWN_NODE, Transport::Other(58));
     let to_node = Packet { at: BuiltIn::Input, ..to_node };
-    for (kind, passes) in (0..=255).map(|kind| (kind, matches!(kind, 130..=137 | 143))) {
+    let group: IpAddr = "ff02::16".parse().unwrap();
+    for kind in 0..=255 {
+        let (any_length, short, listener) =
+            (matches!(kind, 134 | 137), matches!(kind, 133 | 135 | 136), matches!(kind, 130..=132 | 143));
         for packet in [packet, to_node] {
-            assert_passes(&rules, [Packet { icmpv6_type: Some(kind), ..packet }], passes);
+            let of = |hop_limit, length, destination| {
+                [Packet { icmpv6_type: Some(kind), hop_limit, length, destination, ..packet }]
+            };
+            let there = packet.destination;
+            assert_passes(&rules, of(255, 72, there), any_length || short);
+            assert_passes(&rules, of(255, 1200, there), any_length);
+            // A router has passed these on, or they are not for the link.
+            assert_passes(&rules, of(254, 72, there), false);
+            assert_passes(&rules, of(1, 72, there), false);
+            assert_passes(&rules, of(1, 72, group), listener);
         }
     }
+}
+
+#[test]
+fn tunnel_packets_of_a_pod_go_to_pods_only_and_the_node_takes_those_of_its_peers_only() {
+    let resolved = Resolver::of("n1", &cluster()).resolve(&cluster());
+    let mut compiler = Compiler::new(Options::default());
+    let tunnels = Tunnels {
+        vxlan: [8472, 4790].into(),
+        geneve: [6081].into(),
+        protocols: [47].into(),
+        ends: OUTSIDE.map(|end| end.parse().unwrap()).into(),
+    };
+    compiler.set_tunnels(tunnels);
+    let rules = compiler.compile(&resolved);
+    let udp = |port| Transport::Port(Protocol::Udp, port);
+    let input = |from, to, transport| {
+        packets(from, to, transport).map(|packet| Packet { at: BuiltIn::Input, ..packet })
+    };
+    for transport in [udp(8472), udp(4790), udp(6081), Transport::Other(47)] {
+        assert_passes(&rules, packets(FREE, OUTSIDE, transport), false);
+        assert_passes(&rules, packets(FREE, OTHER_NODE, transport), false);
+        assert_passes(&rules, packets(FREE, FAR, transport), true);
+        assert_passes(&rules, input(FREE, OWN_NODE, transport), false);
+        assert_passes(&rules, input(OTHER_NODE, OWN_NODE, transport), true);
+        // It forwards to this one, so it takes what comes from there.
+        assert_passes(&rules, input(OUTSIDE, OWN_NODE, transport), true);
+    }
+    for port in [8472, 4790] {
+        assert_passes(&rules, input(FAR, OWN_NODE, udp(port)), false);
+    }
+    assert_passes(&rules, input(FAR, OWN_NODE, udp(6081)), true);
 }
 
 #[test]

@@ -26,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use tracing::warn;
 
 use deferred::Deferred;
@@ -128,6 +129,8 @@ pub struct Owners {
     pub all_pods: Members,
     /// The addresses of all nodes.
     pub nodes: Members,
+    /// The blocks from which pods of this node get their addresses, as far as they are known.
+    pub pod_cidrs: Arc<[IpNet]>,
     /// Sent to once the guard is in the kernel; absent unless somebody waits for it.
     pub done: Option<SyncSender<()>>,
 }

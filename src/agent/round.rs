@@ -156,6 +156,7 @@ impl<D: Dataplane> Agent<D> {
             pods: resolved.pods.clone(),
             all_pods: resolved.all_pods.clone(),
             nodes: resolved.nodes.clone(),
+            pod_cidrs: resolved.pod_cidrs.clone(),
             done: (!self.settled).then_some(done),
         };
         let sent = guard.send(owners).is_ok();

@@ -71,6 +71,21 @@ pub(super) struct Ready {
 }
 
 impl Ready {
+    /// Takes over the tables of a former process; where that is not possible, they are written anew.
+    fn take_over(&mut self) {
+        let all = match self.links.all() {
+            Ok(all) => all,
+            Err(error) => {
+                warn!(%error, "cannot read the network interfaces");
+                return;
+            }
+        };
+        let interfaces = all.into_iter().map(|link| (link.name, link.index)).collect();
+        if let Err(error) = self.tables.take_over(&interfaces) {
+            warn!(%error, "cannot read the interface guard of a former process");
+        }
+    }
+
     /// The tunnels that end on this node now.
     pub(super) fn tunnels(&mut self) -> io::Result<Tunnels> {
         let all = self.links.all()?;
@@ -119,6 +134,8 @@ pub(super) fn start(
             }
         }
     })?;
+    let mut ready = ready;
+    ready.take_over();
     let worker = Worker {
         links: ready.links,
         tables: ready.tables,
@@ -128,6 +145,7 @@ pub(super) fn start(
         known_tunnels: None,
         veths: BTreeMap::new(),
         bindings: Bindings::default(),
+        interfaces: BTreeMap::new(),
         former: ready.former,
         owners: None,
         drops: BTreeMap::new(),
@@ -169,6 +187,8 @@ struct Worker {
     /// What was read of each veth, by its index.
     veths: BTreeMap<u32, Veth>,
     bindings: Bindings,
+    /// The indices of all interfaces, by name.
+    interfaces: BTreeMap<String, u32>,
     /// What a former process had bound.
     former: BTreeMap<String, Former>,
     owners: Option<Owners>,
@@ -205,16 +225,6 @@ impl Worker {
             if !timed_out {
                 self.retry = RETRY_FIRST;
             }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + CHECK_INTERVAL;
-                foreign |= self.differs();
-                self.read_drops();
-            }
-            if std::mem::take(&mut foreign) {
-                warn!("the interface guard's tables were changed by another program; writing them anew");
-                self.metrics.drift_repairs.inc();
-                self.tables.distrust();
-            }
             // Before the first list of pods nothing is known of any interface, and the tables that a former process
             // left are better than new ones.
             if self.owners.is_some() {
@@ -222,6 +232,14 @@ impl Worker {
                 for done in waiting {
                     // The agent may have ceased to wait.
                     let _ = done.send(());
+                }
+                let due = Instant::now() >= check_at;
+                if due || std::mem::take(&mut foreign) {
+                    self.check();
+                }
+                if due {
+                    check_at = Instant::now() + CHECK_INTERVAL;
+                    self.read_drops();
                 }
             }
             thread::sleep(DEBOUNCE);
@@ -267,22 +285,21 @@ impl Worker {
         };
         let mut veths = BTreeMap::new();
         for link in all.iter().filter(|link| link.peer.is_some()) {
-            let known = self.veths.remove(&link.index);
-            let known = known.filter(|veth| {
-                link.peer.is_some_and(|(_, netns)| {
-                    netns == veth.netns && is_settled(link.index, netns, &self.bindings)
-                })
-            });
+            let same = |veth: &Veth| link.peer.is_some_and(|(_, netns)| netns == veth.netns);
+            let known = self.veths.remove(&link.index).filter(same);
             let veth = match known {
-                Some(veth) => Some(Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth }),
-                None => self.links.veth(link)?.map(|veth| Veth { bridge: bridge(link, &all), ..veth }),
+                Some(veth) if is_settled(link.index, veth.netns, &self.bindings) => Some(veth),
+                // Where the other end cannot be read just now, what was read before still holds: the interface is there.
+                known => self.links.veth(link)?.or(known),
             };
+            let veth = veth.map(|veth| Veth { name: link.name.clone(), bridge: bridge(link, &all), ..veth });
             if let Some(mut veth) = veth {
                 veth.routed = routes.get(&link.index).cloned().unwrap_or_default();
                 veths.insert(link.index, veth);
             }
         }
         self.veths = veths;
+        self.interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
         let tunnels = self.links.tunnels(&all)?;
         if self.known_tunnels.as_ref() != Some(&tunnels) {
             (self.tunnels)(tunnels.clone());
@@ -297,6 +314,7 @@ impl Worker {
             pods: &owners.pods,
             all_pods: &owners.all_pods,
             nodes: &owners.nodes,
+            pod_cidrs: &owners.pod_cidrs,
             host,
             former: &self.former,
         };
@@ -332,13 +350,22 @@ impl Worker {
         });
     }
 
-    fn differs(&mut self) -> bool {
-        match self.tables.check() {
-            Ok(same) => !same && self.owners.is_some() && !self.failing,
+    /// Compares the tables with what was written, and writes them anew if they differ.
+    fn check(&mut self) {
+        if self.failing {
+            return;
+        }
+        match self.tables.check(&self.interfaces) {
+            Ok(true) => {}
+            Ok(false) => {
+                warn!("the interface guard's tables were changed by another program; writing them anew");
+                self.metrics.drift_repairs.inc();
+                self.tables.distrust();
+                self.sync();
+            }
             Err(error) => {
                 warn!(%error, "cannot check the interface guard's tables");
                 self.metrics.failed("guard", error.reason().label());
-                false
             }
         }
     }

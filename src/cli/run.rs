@@ -315,11 +315,16 @@ impl Daemon<'_> {
         if self.args.bridge_netfilter == BridgeNetfilter::Require {
             checks.push(self.bridge());
         }
-        checks.iter_mut().for_each(|check| check());
+        let mut check = move || {
+            for check in &mut checks {
+                check();
+            }
+        };
+        check();
         thread::Builder::new().name("host".to_owned()).spawn(move || {
             loop {
                 thread::sleep(GUARD_INTERVAL);
-                checks.iter_mut().for_each(|check| check());
+                check();
             }
         })?;
         Ok(())

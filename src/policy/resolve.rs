@@ -10,6 +10,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
+
 use super::{
     budget::{Budgets, OverBudget},
     counts::Counts,
@@ -34,6 +36,8 @@ pub struct Resolved {
     pub nodes: Members,
     /// The addresses that pods own, of the whole cluster.
     pub all_pods: Members,
+    /// The blocks from which pods of this node get their addresses, as far as the node's object says.
+    pub pod_cidrs: Arc<[IpNet]>,
     /// What is closed because it costs too much; sorted.
     pub over_budget: Arc<[OverBudget]>,
 }
@@ -164,6 +168,10 @@ impl Resolver {
             selections: self.selections.clone(),
             nodes: self.nodes.clone(),
             all_pods: self.all_pods.clone(),
+            pod_cidrs: cluster
+                .node(&self.node)
+                .map(|node| node.pod_cidrs.iter().copied().collect())
+                .unwrap_or_default(),
             over_budget: self.over_budget.clone(),
         }
     }

@@ -108,6 +108,7 @@ pub(crate) fn everything() -> Ruleset {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a line or two for each kind of match and set")]
 pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
     let named = |name: &str| format!("{prefix}{name}");
     let network: ipnet::IpNet = network.parse().unwrap();
@@ -152,9 +153,12 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
     group.splice(7..7, of_many(prefix, network));
     if is_v6 {
         group.insert(0, Rule::new([Match::Icmpv6Type(135)], Target::Return));
+        let on_link = [Match::Icmpv6Type(136), Match::HopLimit(255), Match::LengthAtMost(104)];
+        group.insert(0, Rule::new(on_link, Target::Return));
     }
     let forward = vec![
         Rule::new([Match::Established], Target::Return),
+        Rule::new([Match::Protocol(1), Match::Related], Target::Return),
         Rule::new(
             [in_set(&named("ingress-isolated"), Field::Destination)],
             Target::Jump(chain("TOWPATH-INGRESS")),

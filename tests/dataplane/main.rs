@@ -6,5 +6,6 @@ mod connections;
 mod fake;
 mod foreign;
 mod ground;
+mod guard;
 mod variants;
 mod writing;

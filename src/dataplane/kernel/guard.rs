@@ -45,8 +45,8 @@ pub struct GuardTables {
     changes: Changes,
     /// What this process has written; `None` before it wrote anything, or when somebody may have changed it.
     written: Option<Guard>,
-    /// How the kernel shows what was written; compared by the periodic check.
-    shown: Option<String>,
+    /// How nft prints the rules; compared by every check.
+    rules: Option<String>,
 }
 
 impl GuardTables {
@@ -55,7 +55,7 @@ impl GuardTables {
     /// # Errors
     /// If the kernel's netfilter cannot be asked.
     pub fn new(commands: Arc<Commands>) -> io::Result<Self> {
-        Ok(Self { commands, changes: Changes(Arc::new(Journal::open()?)), written: None, shown: None })
+        Ok(Self { commands, changes: Changes(Arc::new(Journal::open()?)), written: None, rules: None })
     }
 
     /// Which changes are this process' own.
@@ -87,6 +87,17 @@ impl GuardTables {
         Ok(found)
     }
 
+    /// Takes over what a former process wrote, if it has the checks that we would write: the next
+    /// [`apply`](Self::apply) then writes only what differs. `interfaces` are the indices of interfaces by name.
+    ///
+    /// # Errors
+    /// If `nft` cannot be run.
+    pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
+        let [bridge, netdev] = self.list()?;
+        self.written = Guard::read(&bridge, &netdev, interfaces);
+        Ok(())
+    }
+
     /// Makes the kernel hold `guard`. Says whether it wrote anything.
     ///
     /// # Errors
@@ -99,7 +110,6 @@ impl GuardTables {
             }
             if self.run(&difference)?.is_ok() {
                 self.written = Some(guard.clone());
-                self.shown = None;
                 return Ok(true);
             }
             // An interface went meanwhile and took its chain along, or somebody changed the tables.
@@ -107,7 +117,7 @@ impl GuardTables {
         self.written = None;
         self.run(&guard.whole())??;
         self.written = Some(guard.clone());
-        self.shown = None;
+        self.rules = None;
         Ok(true)
     }
 
@@ -116,27 +126,30 @@ impl GuardTables {
         self.written = None;
     }
 
-    /// Whether the kernel still shows what was written. The first check after a change only takes note of it.
+    /// Whether the kernel still holds what was written: the same elements, and the same rules. `interfaces` are the
+    /// indices of interfaces by name.
     ///
     /// # Errors
     /// If `nft` cannot be run.
-    pub fn check(&mut self) -> Result<bool, DataplaneError> {
-        if self.written.is_none() {
+    pub fn check(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<bool, DataplaneError> {
+        let Some(written) = &self.written else { return Ok(false) };
+        let [bridge, netdev] = self.list()?;
+        if Guard::read(&bridge, &netdev, interfaces).as_ref() != Some(written) {
             return Ok(false);
         }
-        let mut shown = String::new();
-        for family in FAMILIES {
-            // Without counters, which change all the time.
+        // How this version of nft prints the rules is only known from what it printed after they were written.
+        let rules = rules(&bridge) + &rules(&netdev);
+        Ok(self.rules.get_or_insert_with(|| rules.clone()) == &rules)
+    }
+
+    /// Both tables as nft prints them, without counters; empty where there is none.
+    fn list(&self) -> Result<[String; 2], DataplaneError> {
+        let list = |family: &str| {
             let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, TABLE], "")?;
-            if !output.success {
-                return Ok(false);
-            }
-            // What nft prints of elements has no order of its own.
-            let mut lines: Vec<String> = output.stdout.lines().flat_map(elements).collect();
-            lines.sort_unstable();
-            shown.push_str(&lines.join("\n"));
-        }
-        Ok(self.shown.get_or_insert_with(|| shown.clone()) == &shown)
+            Ok(if output.success { output.stdout } else { String::new() })
+        };
+        let [bridge, netdev] = FAMILIES.map(list);
+        Ok([bridge?, netdev?])
     }
 
     /// Frames that were dropped since the tables were last written anew, by reason.
@@ -180,6 +193,23 @@ pub fn remove(commands: &Commands) -> Result<usize, DataplaneError> {
     Ok(there)
 }
 
+/// The rules in what `nft list table` prints, without those of single links, which come and go.
+fn rules(text: &str) -> String {
+    let mut chain = None;
+    let mut rules = String::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chain = Some(name).filter(|name| !name.starts_with("ingress-"));
+        } else if line == "}" {
+            chain = None;
+        } else if chain.is_some() {
+            rules.push_str(line);
+            rules.push('\n');
+        }
+    }
+    rules
+}
+
 /// The parts of one line of `nft list table`: its elements one by one, or the line.
 fn elements(line: &str) -> Vec<String> {
     let line = line.trim();
@@ -205,10 +235,8 @@ fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
 }
 
 fn mac_of(text: &str) -> Option<Mac> {
-    let mut bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok());
-    let mac = [(); 6].map(|()| bytes.next().flatten());
-    let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = mac else { return None };
-    Some(Mac([a, b, c, d, e, f]))
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok().map(Mac)
 }
 
 /// Reads what `nft list counters` prints.

@@ -64,6 +64,9 @@ const BRIDGE: u8 = 7;
 /// The flag of a link that is up.
 const UP: u32 = 1;
 
+/// So often a dump is repeated that a change interrupted.
+const ATTEMPTS: usize = 16;
+
 /// The multicast group of changes of links.
 const GROUP_LINK: u32 = 1;
 
@@ -106,11 +109,13 @@ impl Links {
     /// # Errors
     /// What the system said.
     pub fn all(&mut self) -> io::Result<Vec<Link>> {
-        let mut links = Vec::new();
-        self.netlink.request_body(GET_LINK, FLAG_DUMP, &[0; LINK_HEADER], |message| {
-            links.extend(link(message.body()));
-        })?;
-        Ok(links)
+        self.whole(|netlink| {
+            let mut links = Vec::new();
+            netlink.request_body(GET_LINK, FLAG_DUMP, &[0; LINK_HEADER], |message| {
+                links.extend(link(message.body()));
+            })?;
+            Ok(links)
+        })
     }
 
     /// The addresses of this network namespace.
@@ -179,11 +184,16 @@ impl Links {
         for family in [IPV4, IPV6] {
             let mut body = vec![0; ROUTE_HEADER];
             body.splice(0..1, [family]);
-            self.netlink.request_body(GET_ROUTE, FLAG_DUMP, &body, |message| {
-                if let Some((interface, address)) = host_route(message.body()) {
-                    routes.entry(interface).or_default().push(address);
-                }
+            let found = self.whole(|netlink| {
+                let mut found = Vec::new();
+                netlink.request_body(GET_ROUTE, FLAG_DUMP, &body, |message| {
+                    found.extend(host_route(message.body()));
+                })?;
+                Ok(found)
             })?;
+            for (interface, address) in found {
+                routes.entry(interface).or_default().push(address);
+            }
         }
         Ok(routes)
     }
@@ -205,33 +215,51 @@ impl Links {
             let mut body = vec![0; NEIGHBOUR_HEADER];
             body.splice(0..1, [BRIDGE]);
             body.splice(4..8, link.index.to_ne_bytes());
-            self.netlink.request_body(GET_NEIGHBOUR, FLAG_DUMP, &body, |message| {
-                let found = attributes(message.body().get(NEIGHBOUR_HEADER..).unwrap_or_default());
-                let mut destinations = found.filter(|(kind, _)| *kind == NEIGHBOUR_DESTINATION);
-                tunnels.ends.extend(destinations.find_map(|(_, value)| address(value)));
+            let ends = self.whole(|netlink| {
+                let mut ends = Vec::new();
+                netlink.request_body(GET_NEIGHBOUR, FLAG_DUMP, &body, |message| {
+                    let found = attributes(message.body().get(NEIGHBOUR_HEADER..).unwrap_or_default());
+                    let mut destinations = found.filter(|(kind, _)| *kind == NEIGHBOUR_DESTINATION);
+                    ends.extend(destinations.find_map(|(_, value)| address(value)));
+                })?;
+                Ok(ends)
             })?;
+            tunnels.ends.extend(ends);
         }
         Ok(tunnels)
     }
 
     /// Addresses by interface: of this network namespace, or of the one with that number.
     fn addresses(&mut self, netns: Option<i32>) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
-        let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
         let mut body = vec![0; ADDRESS_HEADER];
         if let Some(netns) = netns {
             put(&mut body, ADDRESS_TARGET_NETNS, &netns.to_ne_bytes());
         }
-        self.netlink.request_body(GET_ADDRESS, FLAG_DUMP, &body, |message| {
-            let body = message.body();
-            let (Some(index), Some(rest)) = (number(body, 4), body.get(ADDRESS_HEADER..)) else { return };
-            // On a link between two ends, the other end's address stands where the own one stands elsewhere.
-            let of =
-                |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| address(v));
-            if let Some(own) = of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)) {
-                found.entry(index).or_default().push(own);
+        self.whole(|netlink| {
+            let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+            netlink.request_body(GET_ADDRESS, FLAG_DUMP, &body, |message| {
+                let body = message.body();
+                let (Some(index), Some(rest)) = (number(body, 4), body.get(ADDRESS_HEADER..)) else { return };
+                // On a link between two ends, the other end's address stands where the own one stands elsewhere.
+                let of =
+                    |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| address(v));
+                if let Some(own) = of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)) {
+                    found.entry(index).or_default().push(own);
+                }
+            })?;
+            Ok(found)
+        })
+    }
+
+    /// Repeats a dump until nothing changed while it was read: one that lacks an interface would open it.
+    fn whole<T>(&mut self, mut dump: impl FnMut(&mut Netlink) -> io::Result<T>) -> io::Result<T> {
+        for _ in 0..ATTEMPTS {
+            let result = dump(&mut self.netlink)?;
+            if !self.netlink.interrupted {
+                return Ok(result);
             }
-        })?;
-        Ok(found)
+        }
+        Err(io::Error::other("it changed again and again while it was read"))
     }
 }
 

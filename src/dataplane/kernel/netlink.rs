@@ -18,6 +18,9 @@ pub(super) const FLAG_DUMP: u16 = 0x300;
 pub(super) const FLAG_EXCLUSIVE: u16 = 0x200;
 pub(super) const FLAG_CREATE: u16 = 0x400;
 
+/// Set in a message of a dump during which something changed: what came may lack something.
+const FLAG_INTERRUPTED: u16 = 0x10;
+
 /// Kinds of messages that every subsystem has.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
@@ -39,6 +42,8 @@ pub(super) struct Netlink {
     pub(super) socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
+    /// Whether the last dump may lack something, because something changed meanwhile.
+    pub(super) interrupted: bool,
 }
 
 impl Netlink {
@@ -58,7 +63,7 @@ impl Netlink {
     fn of(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
-        Ok(Self { socket, buffer: Vec::with_capacity(ROOM), sequence: 0 })
+        Ok(Self { socket, buffer: Vec::with_capacity(ROOM), sequence: 0, interrupted: false })
     }
 
     /// Sends a request of the given kind (`subsystem << 8 | message`) and hands over each answer until the last.
@@ -82,23 +87,32 @@ impl Netlink {
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
         self.sequence += 1;
+        self.interrupted = false;
         let message = encode_body(kind, flags | FLAG_REQUEST, self.sequence, body);
         self.socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
         loop {
             let sequence = self.sequence;
+            let mut interrupted = false;
+            let mut done = None;
             for message in messages(self.receive()?) {
                 if message.sequence != sequence {
                     continue;
                 }
+                interrupted |= message.flags & FLAG_INTERRUPTED != 0;
                 match message.kind {
-                    DONE => return Ok(()),
-                    ERROR => return message.error(),
+                    DONE => done = Some(Ok(())),
+                    ERROR => done = Some(message.error()),
                     _ => each(&message),
                 }
                 // Neither a dump nor acknowledged: the answer was all.
-                if flags & (FLAG_DUMP | FLAG_ACK) == 0 {
-                    return Ok(());
+                if done.is_some() || flags & (FLAG_DUMP | FLAG_ACK) == 0 {
+                    done = done.or(Some(Ok(())));
+                    break;
                 }
+            }
+            self.interrupted |= interrupted;
+            if let Some(result) = done {
+                return result;
             }
         }
     }
@@ -121,6 +135,7 @@ impl Netlink {
 pub(super) struct Message<'a> {
     /// `subsystem << 8 | message`
     pub(super) kind: u16,
+    flags: u16,
     sequence: u32,
     /// The family that the netfilter header names.
     pub(super) family: u8,
@@ -181,6 +196,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         let payload = bytes.get(HEADER..length)?;
         let message = Message {
             kind: u16::from_ne_bytes(*header.get(4..)?.first_chunk()?),
+            flags: u16::from_ne_bytes(*header.get(6..)?.first_chunk()?),
             sequence: u32::from_ne_bytes(*header.get(8..)?.first_chunk()?),
             family: payload.first().copied().unwrap_or(0),
             payload,

@@ -2,7 +2,7 @@
 //!
 //! Between two pods on one bridge a packet is switched, not routed. It meets the rules of FORWARD only while the
 //! module `br_netfilter` is loaded and `net.bridge.bridge-nf-call-iptables` (and `-ip6tables`) is 1. A packet in a frame
-//! with a VLAN tag or in a PPPoE session meets them only while `bridge-nf-filter-vlan-tagged` and `-pppoe-tagged` are 1
+//! with a VLAN tag or in a `PPPoE` session meets them only while `bridge-nf-filter-vlan-tagged` and `-pppoe-tagged` are 1
 //! as well: a receiver strips the tag of VLAN 0. (A frame with two tags meets them in no case. The interface guard drops
 //! all tagged frames of pods; these switches are for nodes that have none.) All of them exist once for each network
 //! namespace. A bridge has switches of its own, `nf_call_iptables` and `nf_call_ip6tables`, which can only add to these.

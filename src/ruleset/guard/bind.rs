@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
+
 use super::{Bindings, Mac, Port, Unbound, Veth, is_link_local};
 use crate::{
     model::{Direction, Family, ObjectKey},
@@ -23,6 +25,8 @@ pub struct Known<'a> {
     pub all_pods: &'a Members,
     /// The addresses of all nodes.
     pub nodes: &'a Members,
+    /// The blocks from which pods of this node get their addresses, as far as they are known.
+    pub pod_cidrs: &'a [IpNet],
     /// The addresses of this host's own interfaces.
     pub host: &'a BTreeSet<IpAddr>,
     /// What a former process had bound, by the names of interfaces, as it stands in the kernel's tables. It decides
@@ -50,6 +54,13 @@ impl Known<'_> {
     }
 }
 
+impl Known<'_> {
+    /// Whether an interface has an address from which only pods of this node have theirs.
+    fn is_pods(&self, veth: &Veth) -> bool {
+        veth.evidence().any(|address| self.pod_cidrs.iter().any(|block| block.contains(&address)))
+    }
+}
+
 /// Binds interfaces to pods. `before` is what was bound until now.
 ///
 /// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same:
@@ -57,8 +68,8 @@ impl Known<'_> {
 /// yet is behind the interface that has exactly its addresses, or else behind the only one that has them among others.
 ///
 /// Besides the interfaces of pods, these are guarded: all ports of a bridge that has a pod's interface, further
-/// interfaces into a pod's network namespace, and links to which this host routes the single address that the other
-/// end has. They may use the addresses that they have, as long as no pod and no node owns them.
+/// interfaces into a pod's network namespace, links to which this host routes the single address that the other end
+/// has, and interfaces with an address out of the blocks of this node's pods. They may use the addresses that they have, as long as no pod and no node owns them.
 #[must_use]
 pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
     let mut owners = keep(veths, known.pods, before);
@@ -98,7 +109,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
     let mut ports = BTreeMap::new();
     for veth in veths {
         let pod = owners.get(&veth.index).copied();
-        if pod.is_some() || is_guarded(veth, veths, &owners, before) {
+        if pod.is_some() || is_guarded(veth, veths, &owners, before) || known.is_pods(veth) {
             ports.insert(veth.index, port(veth, pod, known, before.ports.get(&veth.index)));
         }
     }

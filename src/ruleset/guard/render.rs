@@ -22,7 +22,10 @@ use std::{
 };
 
 use super::{Bindings, Mac, Port};
-use crate::model::{Direction, Family};
+use crate::{
+    model::{Direction, Family},
+    policy::digest::digest,
+};
 
 /// The name of our tables, in each family.
 pub const TABLE: &str = "towpath";
@@ -79,7 +82,45 @@ pub struct Guard {
 /// The elements of one table's sets, by set.
 type Elements = BTreeMap<&'static str, BTreeSet<String>>;
 
+/// The chain that says by its name which checks a table has: other checks are another table, written anew.
+fn layout() -> String {
+    format!("layout-{}", digest(&(SETS, FAMILIES.map(checks), bridge_chains())))
+}
+
 impl Guard {
+    /// What former text of the tables says is in the kernel, if it has the checks that we would write: `bridge` and
+    /// `netdev` as `nft -n list table` prints them, `interfaces` the indices by name.
+    #[must_use]
+    pub fn read(bridge: &str, netdev: &str, interfaces: &BTreeMap<String, u32>) -> Option<Self> {
+        let marker = format!("chain {} {{", layout());
+        let is_ours = |text: &str| text.lines().any(|line| line.trim() == marker);
+        if !is_ours(bridge) || !is_ours(netdev) {
+            return None;
+        }
+        let complete = |text: &str, ours: &str| {
+            let there = chains(text);
+            chains(ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
+        };
+        let bridge_checks = checks("bridge") + &bridge_chains();
+        if !complete(bridge, &bridge_checks) || !complete(netdev, &checks("netdev")) {
+            return None;
+        }
+        let mut guard = Self::default();
+        read_elements(bridge, interfaces, &mut guard.bridge)?;
+        read_elements(netdev, interfaces, &mut guard.netdev)?;
+        let mut chain = None;
+        for line in netdev.lines().map(str::trim) {
+            if let Some(index) = line.strip_prefix("chain ingress-") {
+                chain = index.strip_suffix(" {").and_then(|index| index.parse().ok());
+                guard.links.extend(chain.map(|index| (index, String::new())));
+            } else if let (Some(index), Some((_, rest))) = (chain, line.split_once("hook ingress device \""))
+            {
+                guard.links.insert(index, rest.split('"').next()?.to_owned());
+            }
+        }
+        Some(guard)
+    }
+
     /// The guard for these interfaces.
     #[must_use]
     pub fn new(bindings: &Bindings) -> Self {
@@ -101,6 +142,7 @@ impl Guard {
         let mut text = removal();
         for (family, elements) in [("bridge", &self.bridge), ("netdev", &self.netdev)] {
             line(&mut text, format_args!("table {family} {TABLE} {{"));
+            line(&mut text, format_args!("chain {} {{ }}", layout()));
             for (name, _) in COUNTERS {
                 line(&mut text, format_args!("counter {name} {{ }}"));
             }
@@ -158,6 +200,65 @@ impl Guard {
     }
 }
 
+/// How many rules each chain has in a table, as we write it or as nft prints it.
+fn chains(text: &str) -> BTreeMap<&str, usize> {
+    let mut chains = BTreeMap::new();
+    let mut chain = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            chain = Some(name.trim_end_matches(['{', '}', ' ']));
+            chains.insert(chain.unwrap_or_default(), 0);
+        } else if line == "}" {
+            chain = None;
+        } else if let Some(count) = chain.and_then(|chain| chains.get_mut(chain)) {
+            *count += usize::from(!line.is_empty() && !line.starts_with("type "));
+        }
+    }
+    chains
+}
+
+/// Reads the elements of all sets in what `nft -n list table` prints. `None` if one of them is none of ours.
+fn read_elements(text: &str, interfaces: &BTreeMap<String, u32>, elements: &mut Elements) -> Option<()> {
+    let (mut set, mut inside) = (None, false);
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("set ").and_then(|line| line.strip_suffix(" {")) {
+            set = SETS.iter().map(|(known, _)| *known).find(|known| *known == name);
+            continue;
+        }
+        let Some(set) = set else { continue };
+        let list = match line.strip_prefix("elements = {") {
+            Some(list) => list,
+            None if inside => line,
+            None => continue,
+        };
+        inside = !list.ends_with('}');
+        for element in list.trim_end_matches('}').split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            elements.entry(set).or_default().insert(read_element(set, element, interfaces)?);
+        }
+    }
+    Some(())
+}
+
+/// One element as we write it. The interface is printed by its name, and by its index once it is gone.
+fn read_element(set: &str, element: &str, interfaces: &BTreeMap<String, u32>) -> Option<String> {
+    let mut parts = element.split(" . ");
+    let name = parts.next()?;
+    let index = match interfaces.get(name.trim_matches('"')) {
+        Some(index) => *index,
+        None => name.parse().ok()?,
+    };
+    let number = |text: &str| u128::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let rest: Option<Vec<String>> = parts
+        .map(|part| match set {
+            "macs" => number(part).map(|number| format!("{number:#014x}")),
+            "quoted4" => number(part).map(|number| format!("{number:#010x}")),
+            "targets6" => number(part).map(|number| format!("{number:#034x}")),
+            _ => Some(part.to_owned()),
+        })
+        .collect();
+    Some(std::iter::once(index.to_string()).chain(rest?).collect::<Vec<_>>().join(" . "))
+}
+
 /// Removes both tables, whether or not they are there.
 #[must_use]
 pub fn removal() -> String {
@@ -213,6 +314,8 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
 
 /// The chains that check what enters, the same in both families.
 ///
+/// No anonymous set has a range in it: the kernel makes such sets visible a moment after the rules that ask them.
+///
 /// A frame to a group's hardware address carries a packet to a group: with the address of a host in it, the bridge's own
 /// copy would leave a connection behind although the rules drop the packet, and what the other end then sends would
 /// pass as a reply.
@@ -226,7 +329,7 @@ fn checks(family: &str) -> String {
     let pass_unguarded = if family == "bridge" { "iif != @guarded accept\n" } else { "" };
     format!(
         "chain from-ip {{
-meta pkttype {{ broadcast, multicast }} ip daddr != {{ 224.0.0.0/4, 255.255.255.255 }} iif @guarded counter name frame drop
+meta pkttype {{ broadcast, multicast }} ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 iif @guarded counter name frame drop
 icmp type {{ 3, 4, 5, 9, 11, 12 }} goto from-icmp
 iif . ether saddr . ip saddr @sources4 accept
 iif @guarded counter name source drop
@@ -239,13 +342,13 @@ counter name source drop
 }}
 chain from-ip6 {{
 meta pkttype {{ broadcast, multicast }} ip6 daddr != ff00::/8 iif @guarded counter name frame drop
-icmpv6 type {{ 1-4, 130-138, 141-143, 148-149, 151-153 }} goto from-icmp6
+icmpv6 type {{ 1, 2, 3, 4, 130, 131, 132, 133, 134, 135, 136, 137, 138, 141, 142, 143, 148, 149, 151, 152, 153 }} goto from-icmp6
 iif . ether saddr . ip6 saddr @sources6 accept
 iif @guarded counter name source drop
 }}
 chain from-icmp6 {{
-{pass_unguarded}icmpv6 type {{ 1-4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
-icmpv6 type {{ 1-4 }} counter name source drop
+{pass_unguarded}icmpv6 type {{ 1, 2, 3, 4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
+icmpv6 type {{ 1, 2, 3, 4 }} counter name source drop
 icmpv6 type {{ 134, 137 }} counter name router drop
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133 goto router-solicit
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 135 goto neighbour-solicit
@@ -317,11 +420,13 @@ iif @guarded udp sport 67 udp dport 68 counter name dhcp drop
 oif @ingress-isolated counter name bridge-only drop
 iif @egress-isolated oif @guarded counter name bridge-only drop
 iif @egress-isolated meta pkttype {{ broadcast, multicast }} counter name bridge-only drop
-iif @egress-isolated ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter name bridge-only drop
-iif @guarded oif @guarded ip daddr != {{ 224.0.0.0/4, 255.255.255.255 }} counter name bridge-only drop
+iif @egress-isolated ip daddr 224.0.0.0/4 counter name bridge-only drop
+iif @egress-isolated ip daddr 255.255.255.255 counter name bridge-only drop
+iif @guarded oif @guarded ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 counter name bridge-only drop
 }}
 chain to-ip6 {{
-ip6 saddr {{ ::, fe80::/10 }} goto to-ip6-link
+ip6 saddr fe80::/10 goto to-ip6-link
+ip6 saddr :: goto to-ip6-link
 oif . ip6 daddr @destinations6 accept
 goto to-ip6-link
 }}
@@ -333,8 +438,10 @@ iif @guarded udp sport 547 udp dport 546 counter name dhcp drop
 oif @ingress-isolated counter name bridge-only drop
 iif @egress-isolated oif @guarded counter name bridge-only drop
 iif @egress-isolated meta pkttype {{ broadcast, multicast }} counter name bridge-only drop
-iif @egress-isolated ip6 saddr {{ ::, fe80::/10 }} counter name bridge-only drop
-iif @egress-isolated ip6 daddr {{ fe80::/10, ff00::/8 }} counter name bridge-only drop
+iif @egress-isolated ip6 saddr fe80::/10 counter name bridge-only drop
+iif @egress-isolated ip6 saddr :: counter name bridge-only drop
+iif @egress-isolated ip6 daddr fe80::/10 counter name bridge-only drop
+iif @egress-isolated ip6 daddr ff00::/8 counter name bridge-only drop
 iif @guarded oif @guarded ip6 daddr != ff00::/8 oif . ip6 daddr != @destinations6 oif . ip6 daddr != @links6 counter name bridge-only drop
 }}
 "

@@ -58,7 +58,7 @@ fn bound(
     let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
     let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
     let (nodes, former) = (&Members::default(), &BTreeMap::new());
-    bind(veths, &Known { pods, all_pods: &all_pods, nodes, host: &host, former }, before)
+    bind(veths, &Known { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host, former }, before)
 }
 
 fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
@@ -134,7 +134,7 @@ fn what_a_former_process_had_bound_decides_where_addresses_do_not() {
         ("veth4".to_owned(), Former { mac, addresses: BTreeSet::from([ip("10.244.1.3")]) }),
     ]);
     let (nodes, host) = (&Members::default(), &BTreeSet::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, host, former: &former };
+    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host, former: &former };
     let bindings = bind(&veths, &known, &Bindings::default());
     assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), None));
     assert_eq!(bindings.ports[&3].mac, Some(mac));
@@ -191,6 +191,16 @@ fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_kno
 }
 
 #[test]
+fn the_first_interface_of_a_nodes_pods_is_guarded_by_the_block_of_its_address() {
+    let (all_pods, host, former) = (&Members::default(), &BTreeSet::new(), &BTreeMap::new());
+    let pod_cidrs = &["10.244.1.0/24".parse().unwrap()];
+    let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host, former };
+    let veths = [veth(3, &["10.244.1.2"]), Veth { bridge: Some(9), ..veth(4, &["10.244.2.2"]) }];
+    let bindings = bind(&veths, &known, &Bindings::default());
+    assert_eq!(bindings.ports.keys().copied().collect::<Vec<_>>(), [3]);
+}
+
+#[test]
 fn of_two_interfaces_with_one_hardware_address_the_one_that_was_bound_first_keeps_it() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let before = fresh(&[veth(4, &["10.244.1.3"])], &pods[1..]);
@@ -225,6 +235,15 @@ fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
     // What is in the sets is there before the chain that asks them.
     assert!(text.find("add element").unwrap() < text.find("add chain").unwrap());
     assert!(none.difference(&some).contains("delete chain netdev towpath ingress-6"));
+}
+
+#[test]
+fn tables_with_other_checks_are_not_taken_over() {
+    assert_eq!(Guard::read("", "", &BTreeMap::new()), None);
+    assert_eq!(
+        Guard::read("table bridge towpath {\n\tchain layout-x {\n\t}\n}\n", "", &BTreeMap::new()),
+        None
+    );
 }
 
 #[test]
