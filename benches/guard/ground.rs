@@ -164,7 +164,14 @@ impl Ground {
             })
             .collect();
         let (nobody, host, former) = (Members::default(), [].into(), [].into());
-        let known = Known { pods: &pods, all_pods: &nobody, nodes: &nobody, host: &host, former: &former };
+        let known = Known {
+            pods: &pods,
+            all_pods: &nobody,
+            nodes: &nobody,
+            host: &host,
+            former: &former,
+            pod_cidrs: &[],
+        };
         Guard::new(&bind(&veths, &known, &Bindings::default()))
     }
 }
