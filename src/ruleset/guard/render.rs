@@ -87,7 +87,7 @@ type Elements = BTreeMap<&'static str, BTreeSet<String>>;
 
 /// The chain that says by its name which checks a table has: other checks are another table, written anew.
 fn layout() -> String {
-    format!("layout-{}", digest(&(SETS, checks(), bridge_chains())))
+    format!("layout-{}", digest(&(SETS, FAMILIES.map(checks), bridge_chains())))
 }
 
 impl Guard {
@@ -100,7 +100,6 @@ impl Guard {
         if !is_ours(bridge) || !is_ours(netdev) {
             return None;
         }
-        let checks = checks();
         let complete = |text: &str, ours: &str| {
             let there = chains(text);
             chains(ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
@@ -108,7 +107,8 @@ impl Guard {
         let hooked = ["prerouting", "forward"]
             .iter()
             .all(|hook| bridge.contains(&format!("chain {hook} {{\n\t\ttype filter hook {hook} ")));
-        if !hooked || !complete(bridge, &(checks.clone() + &bridge_chains())) || !complete(netdev, &checks) {
+        let bridge_checks = checks("bridge") + &bridge_chains();
+        if !hooked || !complete(bridge, &bridge_checks) || !complete(netdev, &checks("netdev")) {
             return None;
         }
         let mut guard = Self::default();
@@ -281,7 +281,7 @@ fn body(family: &str, elements: &Elements) -> String {
             if members.is_empty() { String::new() } else { format!(" elements = {{ {members} }};") };
         line(&mut text, format_args!("set {name} {{ {kind};{members} }}"));
     }
-    text.push_str(&checks());
+    text.push_str(&checks(family));
     if family == "bridge" {
         text.push_str(&bridge_chains());
     }
@@ -351,7 +351,11 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
 ///
 /// An ICMP error quotes the packet that it is about. A pod is no router: it can only have got a packet that was for
 /// itself, so what it quotes must go to its own address. Redirects and advertisements of routers come from no pod.
-fn checks() -> String {
+///
+/// Frames that enter by ports which are not guarded leave these chains at once in the bridge family. A chain of the
+/// netdev family sees no others, and must not ask: what a lookup misses while a table is replaced would be let through.
+fn checks(family: &str) -> String {
+    let pass_unguarded = if family == "bridge" { "iif != @guarded accept\n" } else { "" };
     format!(
         "chain from-ip {{
 meta pkttype {{ broadcast, multicast }} ip daddr != 224.0.0.0/4 ip daddr != 255.255.255.255 iif @guarded counter name frame drop
@@ -360,8 +364,7 @@ iif . ether saddr . ip saddr @sources4 accept
 iif @guarded counter name source drop
 }}
 chain from-icmp {{
-iif != @guarded accept
-icmp type {{ 5, 9 }} counter name router drop
+{pass_unguarded}icmp type {{ 5, 9 }} counter name router drop
 iif . @th,192,32 @quoted4 iif . ether saddr . ip saddr @sources4 accept
 counter name source drop
 }}
@@ -372,8 +375,7 @@ iif . ether saddr . ip6 saddr @sources6 accept
 iif @guarded counter name source drop
 }}
 chain from-icmp6 {{
-iif != @guarded accept
-icmpv6 type {{ 1, 2, 3, 4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
+{pass_unguarded}icmpv6 type {{ 1, 2, 3, 4 }} iif . @th,256,128 @targets6 iif . ether saddr . ip6 saddr @sources6 accept
 icmpv6 type {{ 1, 2, 3, 4 }} counter name source drop
 icmpv6 type {{ 134, 137 }} counter name router drop
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133 goto router-solicit

@@ -262,3 +262,11 @@ fn nothing_is_written_that_an_older_nft_crashes_at() {
     assert!(!kinds.is_empty() && kinds.iter().all(|kind| kind.contains(" . ")), "{kinds:?}");
     assert!(!text.contains(" vmap "), "{text}");
 }
+
+#[test]
+fn on_a_link_of_its_own_nothing_passes_because_a_set_is_empty() {
+    let text = Guard::default().whole();
+    let (bridge, netdev) = text.split_once("table netdev towpath {").unwrap();
+    assert!(bridge.contains("iif != @guarded accept"), "{bridge}");
+    assert!(!netdev.contains("!= @guarded accept"), "{netdev}");
+}
