@@ -38,7 +38,7 @@ pub(crate) fn measure(size: Size) {
                 true
             }
             Err(reason) => {
-                println!("  {}: not on this kernel: {reason}", candidate.name);
+                println!("  {}: not possible here: {reason}", candidate.name);
                 false
             }
         });
