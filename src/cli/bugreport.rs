@@ -41,8 +41,9 @@ status.json, status.txt  what the daemon enforces: names and addresses of the po
 metrics.txt              its metrics
 iptables*, ip6tables*    the filter tables of both variants with counters, rules of
                          other programs included
+nft-*-towpath.txt        the tables of the interface guard
 ipset.txt                the sets of towpath and their members
-versions.txt             versions of towpath, iptables and ipset
+versions.txt             versions of towpath, iptables, ipset and nft
 kernel.txt, modules.txt, os-release.txt, bridge-switches.txt, ip-forward.txt,
 conntrack-*.txt          how the kernel is set
 
