@@ -141,8 +141,12 @@ impl Mac {
     /// The link-local address that an interface makes of its hardware address (RFC 4291, appendix A).
     #[must_use]
     pub fn link_local(self) -> Ipv6Addr {
-        let [a, b, c, d, e, g] = self.0.map(u16::from);
-        Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | g)
+        let mut octets = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x00ff, 0xfe00, 0).octets();
+        for (at, byte) in [8, 9, 10, 13, 14, 15].into_iter().zip(self.0) {
+            octets[at] = byte;
+        }
+        octets[8] ^= 2;
+        octets.into()
     }
 }
 

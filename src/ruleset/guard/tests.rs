@@ -123,7 +123,7 @@ fn an_interface_whose_pod_is_gone_may_use_nothing_and_is_the_next_owners_only_if
 fn an_interface_that_was_guarded_stays_so_whatever_becomes_of_its_end() {
     let before = fresh(&[veth(3, &["10.244.1.2"])], &[pod("a", &["10.244.1.2"])]);
     let moved = Veth { netns: 77, addresses: vec![ip("10.244.1.9")], is_read: false, ..veth(3, &[]) };
-    let after = bound(&[moved.clone()], &[pod("a", &["10.244.1.2"])], &[], &[], &before);
+    let after = bound(std::slice::from_ref(&moved), &[pod("a", &["10.244.1.2"])], &[], &[], &before);
     assert_eq!((owner(&after, 3), &*after.ports[&3].addresses), (Some("a"), &[ip("10.244.1.2")][..]));
     let unread = bound(
         &[Veth { index: 4, ..moved }, veth(3, &["10.244.1.2"])],
