@@ -43,7 +43,8 @@ pub struct Budgets {
     pub namespace_sets: u64,
     /// Sets of all namespaces on this node. The kernel has room for 65,534 in all, which others use as well.
     pub node_sets: u64,
-    /// Addresses in all sets of pods of one namespace on this node, if the cluster is small.
+    /// Addresses in all sets of pods of one namespace on this node, if the cluster is small. Selectors that have to be
+    /// compared with every pod may take 80 comparisons for each.
     pub namespace_members: u64,
     /// The same for all namespaces on this node.
     pub node_members: u64,
@@ -70,6 +71,15 @@ const NAMESPACE_NAMES_EACH: u64 = 8;
 /// The same for a node.
 const NODE_NAMES_EACH: u64 = 16;
 
+/// How many comparisons of selectors with pods each address of the budget of members allows.
+const COMPARISONS_EACH: u64 = 80;
+
+/// How often one namespace may compare each address of the cluster, where that is more.
+const NAMESPACE_COMPARES_EACH: u64 = 200;
+
+/// The same for a node.
+const NODE_COMPARES_EACH: u64 = 400;
+
 impl Budgets {
     /// No budget at all.
     pub const UNLIMITED: Self = Self {
@@ -91,6 +101,18 @@ impl Budgets {
     pub(super) fn node_members(&self, addresses: u64) -> u64 {
         self.node_members.max(addresses.saturating_mul(NODE_NAMES_EACH))
     }
+
+    /// The budget of comparisons of one namespace.
+    pub(super) fn namespace_comparisons(&self, addresses: u64) -> u64 {
+        let small = self.namespace_members.saturating_mul(COMPARISONS_EACH);
+        small.max(addresses.saturating_mul(NAMESPACE_COMPARES_EACH))
+    }
+
+    /// The budget of comparisons of the node.
+    pub(super) fn node_comparisons(&self, addresses: u64) -> u64 {
+        let small = self.node_members.saturating_mul(COMPARISONS_EACH);
+        small.max(addresses.saturating_mul(NODE_COMPARES_EACH))
+    }
 }
 
 /// What a budget limits.
@@ -102,6 +124,8 @@ pub enum Resource {
     Sets,
     /// Addresses in sets of pods.
     Members,
+    /// Comparisons of pods with selectors that demand no label, or all the same one.
+    Comparisons,
 }
 
 impl fmt::Display for Resource {
@@ -110,6 +134,7 @@ impl fmt::Display for Resource {
             Self::Units => "set entries and rules",
             Self::Sets => "sets",
             Self::Members => "addresses of selected pods",
+            Self::Comparisons => "comparisons of pods with selectors",
         })
     }
 }

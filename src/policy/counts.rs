@@ -3,6 +3,8 @@
 //! Members of selections are looked up only for namespaces that are within their budgets; to know which these are, they
 //! are counted for all that are within every other budget.
 
+pub(super) mod index;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -10,11 +12,12 @@ use std::{
 };
 
 use super::{
-    budget::{Budgets, count},
-    program::{Chosen, Owners, Selection, selects},
+    budget::{Budgets, Closed, OverBudget, Resource, Scale, count},
+    program::{Chosen, Owners, Selection},
     tenant::largest,
 };
 use crate::model::{Cluster, Namespace, Pod, PodPeer, Scope};
+use index::Index;
 
 /// How many addresses each selection has that is used or would be: of selectable pods that match, whoever owns the
 /// addresses. It is kept up to date change by change, also for namespaces that are closed, so that these open again as
@@ -22,12 +25,18 @@ use crate::model::{Cluster, Namespace, Pod, PodPeer, Scope};
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     by_selection: BTreeMap<Arc<Selection>, u64>,
+    /// Their peers, since they are the same selections.
+    index: Option<Arc<Index>>,
     /// The addresses of all selectable pods.
     pub(super) addresses: u64,
     /// The selections of each namespace that is within all other budgets.
     namespaces: BTreeMap<Arc<str>, Vec<Arc<Selection>>>,
     /// Which of these are closed for their members.
     closed: BTreeSet<Arc<str>>,
+    /// How many comparisons with each pod those namespaces take that take many.
+    comparisons: BTreeMap<Arc<str>, u64>,
+    /// Which of these are closed for them.
+    closed_for_comparisons: BTreeSet<Arc<str>>,
     changed: bool,
 }
 
@@ -38,13 +47,33 @@ impl Counts {
 
     /// Counts selections that are new, and forgets those that are gone.
     pub(super) fn keep<'a>(&mut self, cluster: &Cluster, used: impl Iterator<Item = &'a Arc<Selection>>) {
-        let mut before = std::mem::take(&mut self.by_selection);
-        for selection in used {
-            if !self.by_selection.contains_key(selection) {
-                let count = before.remove(selection).unwrap_or_else(|| counted(cluster, selection));
-                self.by_selection.insert(selection.clone(), count);
-            }
+        let used: BTreeSet<&Arc<Selection>> = used.collect();
+        let before = self.by_selection.len();
+        self.by_selection.retain(|selection, _| used.contains(selection));
+        let is_new = |selection: &&Arc<Selection>| !self.by_selection.contains_key(*selection);
+        let new: Vec<Arc<Selection>> = used.into_iter().filter(is_new).cloned().collect();
+        if before != self.by_selection.len() || !new.is_empty() {
+            self.index = None;
         }
+        self.by_selection.extend(counted(cluster, new));
+    }
+
+    /// The peers of all selections that are counted.
+    pub(super) fn index(&mut self) -> Arc<Index> {
+        let selections = &self.by_selection;
+        self.index.get_or_insert_with(|| Arc::new(Index::new(selections.keys().cloned().collect()))).clone()
+    }
+
+    /// Which namespaces take too many comparisons: their own, or for all of them together.
+    pub(super) fn over_comparisons(
+        &mut self,
+        comparisons: BTreeMap<Arc<str>, u64>,
+        budgets: &Budgets,
+    ) -> Vec<OverBudget> {
+        let over = over_comparisons(&comparisons, self.addresses, budgets);
+        self.closed_for_comparisons = over.iter().map(|over| over.namespace().clone()).collect();
+        self.comparisons = comparisons;
+        over
     }
 
     pub(super) fn remember(
@@ -67,6 +96,12 @@ impl Counts {
         if !std::mem::take(&mut self.changed) {
             return false;
         }
+        let over = over_comparisons(&self.comparisons, self.addresses, budgets);
+        if over.len() != self.closed_for_comparisons.len()
+            || over.iter().any(|over| !self.closed_for_comparisons.contains(over.namespace()))
+        {
+            return true;
+        }
         let of =
             |selections: &Vec<Arc<Selection>>| selections.iter().map(|selection| self.of(selection)).sum();
         let members: BTreeMap<&Arc<str>, u64> =
@@ -81,15 +116,18 @@ impl Counts {
     }
 
     /// Takes in that a pod changed. `cluster` is as it is after the change; namespaces have not changed.
-    pub(super) fn pod(&mut self, cluster: &Cluster, before: Option<&Pod>, after: Option<&Pod>) {
+    pub(super) fn pod(&mut self, cluster: &Cluster, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
+        let index = self.index();
         for (pod, comes) in [(before, false), (after, true)] {
             let Some(pod) = pod.filter(|pod| pod.is_selectable() && !pod.addresses.is_empty()) else {
                 continue;
             };
             shift(&mut self.addresses, count(pod.addresses.len()), comes);
-            for (selection, total) in &mut self.by_selection {
-                let members = of_pod(cluster, selection, pod);
-                if members > 0 {
+            // Budgets grow with the cluster.
+            self.changed |= !self.comparisons.is_empty();
+            for (selection, members) in of_pod(&index, cluster, pod) {
+                let selection = index.selections().get(selection);
+                if let Some(total) = selection.and_then(|selection| self.by_selection.get_mut(selection)) {
                     shift(total, members, comes);
                     self.changed = true;
                 }
@@ -109,12 +147,15 @@ impl Counts {
             Scope::Own(_) => false,
             Scope::Matching(selector) => namespace.is_some_and(|object| selector.matches(&object.labels)),
         };
-        for (selection, total) in &mut self.by_selection {
-            let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
-            if selection.pod_peers().iter().any(differs) && cluster.pods_in(name).next().is_some() {
-                *total = counted(cluster, selection);
-                self.changed = true;
-            }
+        if cluster.pods_in(name).next().is_none() {
+            return;
+        }
+        let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
+        let moved = self.by_selection.keys().filter(|selection| selection.pod_peers().iter().any(differs));
+        let moved: Vec<Arc<Selection>> = moved.cloned().collect();
+        if !moved.is_empty() {
+            self.by_selection.extend(counted(cluster, moved));
+            self.changed = true;
         }
     }
 }
@@ -123,11 +164,47 @@ fn shift(total: &mut u64, by: u64, up: bool) {
     *total = if up { total.saturating_add(by) } else { total.saturating_sub(by) };
 }
 
-/// How many members `selection` takes from `pod`, were it the owner of all its addresses.
-fn of_pod(cluster: &Cluster, selection: &Selection, pod: &Pod) -> u64 {
-    let by_labels = |peers: &[PodPeer]| peers.iter().any(|peer| selects(cluster, peer, pod));
+/// Which namespaces take more comparisons than the budget of a namespace, or the node's, allows.
+fn over_comparisons(
+    comparisons: &BTreeMap<Arc<str>, u64>,
+    addresses: u64,
+    budgets: &Budgets,
+) -> Vec<OverBudget> {
+    let resource = Resource::Comparisons;
+    let over = |scale, namespace: &Arc<str>, cost, budget| {
+        let closed = Closed::Namespace(namespace.clone());
+        OverBudget { closed, scale, resource, cost, budget }
+    };
+    let cost = |(namespace, of_pod): (_, &u64)| (namespace, of_pod.saturating_mul(addresses));
+    let budget = budgets.namespace_comparisons(addresses);
+    let (large, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        comparisons.iter().map(cost).partition(|(_, cost)| *cost > budget);
+    let large = large.into_iter().map(|(namespace, cost)| over(Scale::Namespace, namespace, cost, budget));
+    let budget = budgets.node_comparisons(addresses);
+    let of_node = largest(others, budget).into_iter();
+    large.chain(of_node.map(|(namespace, cost)| over(Scale::Node, namespace, cost, budget))).collect()
+}
+
+/// How many members selections take from `pod`, were it the owner of all its addresses: those that take any.
+fn of_pod<'a>(
+    index: &'a Index,
+    cluster: &Cluster,
+    pod: &'a Arc<Pod>,
+) -> impl Iterator<Item = (usize, u64)> + 'a {
+    let by_labels = index.chosen(cluster, std::slice::from_ref(pod));
+    let others = index.everywhere().iter().copied();
+    let others: Vec<usize> = others.filter(|one| by_labels.binary_search(one).is_err()).collect();
+    let all = by_labels.into_iter().map(|one| (one, true)).chain(others.into_iter().map(|one| (one, false)));
+    let members = all.filter_map(|(one, by_labels)| {
+        Some((one, of_selection(index.selections().get(one)?, pod, by_labels)))
+    });
+    members.filter(|(_, members)| *members > 0)
+}
+
+/// How many members `selection` takes from `pod`, which one of its peers chooses or none.
+fn of_selection(selection: &Selection, pod: &Pod, by_labels: bool) -> u64 {
     match &selection.chosen {
-        Chosen::Pods(peers) if by_labels(peers) => count(pod.addresses.len()),
+        Chosen::Pods(_) if by_labels => count(pod.addresses.len()),
         Chosen::Pods(_) => 0,
         Chosen::NamedPort { protocol, name, of } => {
             let numbers = count(pod.named_port(name, *protocol).len());
@@ -136,7 +213,7 @@ fn of_pod(cluster: &Cluster, selection: &Selection, pod: &Pod) -> u64 {
             }
             let chosen = match of {
                 Owners::Any => pod.addresses.len(),
-                Owners::Of { pods, .. } if by_labels(pods) => pod.addresses.len(),
+                Owners::Of { .. } if by_labels => pod.addresses.len(),
                 Owners::Of { blocks, .. } => {
                     let within = |address: &&IpAddr| blocks.iter().any(|block| block.contains(**address));
                     pod.addresses.iter().filter(within).count()
@@ -147,26 +224,20 @@ fn of_pod(cluster: &Cluster, selection: &Selection, pod: &Pod) -> u64 {
     }
 }
 
-/// How many members a selection takes from all pods, looked for only where there can be any.
-fn counted(cluster: &Cluster, selection: &Selection) -> u64 {
-    let everywhere = match &selection.chosen {
-        Chosen::Pods(_) => false,
-        Chosen::NamedPort { of: Owners::Any, .. } => true,
-        Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => !blocks.is_empty(),
-    };
-    let of = |pod: &Arc<Pod>| if pod.is_selectable() { of_pod(cluster, selection, pod) } else { 0 };
-    if everywhere {
-        return cluster.pods().map(of).sum();
+/// How many members selections take from all pods: for all of them in one pass over the pods.
+fn counted(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selection>, u64)> {
+    if selections.is_empty() {
+        return Vec::new();
     }
-    let mut namespaces: BTreeSet<&str> = BTreeSet::new();
-    for peer in selection.pod_peers() {
-        match &peer.scope {
-            Scope::Own(namespace) => drop(namespaces.insert(namespace)),
-            Scope::Matching(selector) => {
-                let matching = cluster.namespaces().filter(|object| selector.matches(&object.labels));
-                namespaces.extend(matching.map(|object| &*object.name));
+    let index = Index::new(selections);
+    let mut totals: Vec<(Arc<Selection>, u64)> =
+        index.selections().iter().map(|selection| (selection.clone(), 0)).collect();
+    for pod in index.reach(cluster).into_iter().filter(|pod| pod.is_selectable()) {
+        for (selection, members) in of_pod(&index, cluster, pod) {
+            if let Some((_, total)) = totals.get_mut(selection) {
+                shift(total, members, true);
             }
         }
     }
-    namespaces.into_iter().flat_map(|namespace| cluster.pods_in(namespace)).map(of).sum()
+    totals
 }

@@ -14,14 +14,13 @@ use ipnet::IpNet;
 
 use super::{
     budget::{Budgets, OverBudget},
-    counts::Counts,
+    counts::{Counts, index::Index},
     members::{Member, Members, Move},
-    program::{Chosen, Owners, Program, Selection, selects},
+    program::{Chosen, Owners, Program, Selection},
     tenant::{Costs, Subject, Tenant, close},
 };
 use crate::model::{
-    Cluster, Delta, Direction, Family, Handover, LabelSelector, Namespace, NetworkPolicy, ObjectKey, Pod,
-    PodPeer, Scope,
+    Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Scope,
 };
 
 /// What this node has to enforce: everything that the compiler needs.
@@ -239,12 +238,17 @@ impl Resolver {
             self.place(pod);
         }
         self.concerns(keys.into_iter());
-        self.counts.pod(cluster, before.map(|pod| &**pod), after.map(|pod| &**pod));
+        self.counts.pod(cluster, before, after);
         let addresses: BTreeSet<IpAddr> =
             [before, after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        for (selection, members) in &mut self.selections {
-            for address in &addresses {
-                members.replace(*address, &chosen(cluster, selection, *address));
+        // Every selection of a program is counted, so that the index has it.
+        let index = self.counts.index();
+        for address in &addresses {
+            let pods = cluster.claimants(*address);
+            let by_labels = index.chosen_selections(cluster, pods);
+            for (selection, members) in &mut self.selections {
+                let now = chosen(selection, pods, *address, by_labels.contains(selection));
+                members.replace(*address, &now);
             }
         }
         self.pod_addresses(cluster, addresses.iter().copied());
@@ -266,15 +270,22 @@ impl Resolver {
         };
         let addresses: Vec<IpAddr> =
             cluster.pods_in(name).flat_map(|pod| pod.addresses.iter().copied()).collect();
-        let mut moved = false;
-        for (selection, members) in &mut self.selections {
-            let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
-            if !selection.pod_peers().iter().any(differs) {
-                continue;
-            }
-            moved = true;
+        let differs = |peer: &PodPeer| chooses(before, peer) != chooses(after, peer);
+        let mut selections: Vec<(&Arc<Selection>, &mut Members)> = self
+            .selections
+            .iter_mut()
+            .filter(|(selection, _)| selection.pod_peers().iter().any(differs))
+            .collect();
+        let moved = !selections.is_empty();
+        if moved {
+            let index = self.counts.index();
             for address in &addresses {
-                members.replace(*address, &chosen(cluster, selection, *address));
+                let pods = cluster.claimants(*address);
+                let by_labels = index.chosen_selections(cluster, pods);
+                for (selection, members) in &mut selections {
+                    let now = chosen(selection, pods, *address, by_labels.contains(*selection));
+                    members.replace(*address, &now);
+                }
             }
         }
         if moved {
@@ -347,30 +358,21 @@ impl Resolver {
             .flat_map(|program| program.selections())
             .collect();
         self.selections.retain(|selection, _| used.contains(selection));
-        for selection in used {
-            if !self.selections.contains_key(selection) {
-                self.selections.insert(selection.clone(), members(cluster, selection));
-            }
-        }
+        let is_new = |selection: &&Arc<Selection>| !self.selections.contains_key(*selection);
+        let new: Vec<Arc<Selection>> = used.into_iter().filter(is_new).cloned().collect();
+        self.selections.extend(members(cluster, new));
     }
 }
 
-/// The members that `selection` takes from `address`: while several pods report it, only what it takes from each of
-/// them by one and the same peer.
-fn chosen(cluster: &Cluster, selection: &Selection, address: IpAddr) -> Vec<Member> {
-    let pods = cluster.claimants(address);
-    if pods.is_empty() {
-        return Vec::new();
-    }
-    let by_labels =
-        |peers: &[PodPeer]| peers.iter().any(|peer| pods.iter().all(|pod| selects(cluster, peer, pod)));
-    let is_chosen = match &selection.chosen {
-        Chosen::Pods(peers) => by_labels(peers),
-        Chosen::NamedPort { of: Owners::Any, .. } => true,
-        Chosen::NamedPort { of: Owners::Of { pods, .. }, .. } => {
-            by_labels(pods) || selection.has_in_blocks(address)
-        }
-    };
+/// The members that `selection` takes from `address`, which `pods` report: while there are several, only what it takes
+/// from each of them, and `by_labels` is whether one and the same peer chooses them all.
+fn chosen(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr, by_labels: bool) -> Vec<Member> {
+    let is_chosen = by_labels
+        || match &selection.chosen {
+            Chosen::Pods(_) => false,
+            Chosen::NamedPort { of: Owners::Any, .. } => true,
+            Chosen::NamedPort { of: Owners::Of { .. }, .. } => selection.has_in_blocks(address),
+        };
     if is_chosen { taken(selection, pods, address) } else { Vec::new() }
 }
 
@@ -389,52 +391,32 @@ fn taken(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr) -> Vec<Membe
     }
 }
 
-/// All members of a selection, looked for only where there can be any: a namespace is asked once, not for each of
-/// its pods.
-fn members(cluster: &Cluster, selection: &Selection) -> Members {
-    let mut wanted: BTreeMap<&str, Vec<&LabelSelector>> = BTreeMap::new();
-    for peer in selection.pod_peers() {
-        match &peer.scope {
-            Scope::Own(namespace) => wanted.entry(namespace).or_default().push(&peer.pods),
-            Scope::Matching(selector) => {
-                for namespace in cluster.namespaces().filter(|object| selector.matches(&object.labels)) {
-                    wanted.entry(&namespace.name).or_default().push(&peer.pods);
+/// All members of selections, found for all of them in one pass over the pods.
+fn members(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selection>, Members)> {
+    if selections.is_empty() {
+        return Vec::new();
+    }
+    let index = Index::new(selections);
+    let mut all: Vec<(Arc<Selection>, Members)> =
+        index.selections().iter().map(|selection| (selection.clone(), Members::default())).collect();
+    for pod in index.reach(cluster) {
+        for address in &pod.addresses {
+            let pods = cluster.claimants(*address);
+            // Once for each address: a selection chooses the first of several pods if it chooses them all.
+            if pods.first().is_none_or(|first| first.key != pod.key) {
+                continue;
+            }
+            let by_labels = index.chosen(cluster, pods);
+            let others = index.everywhere().iter().filter(|one| by_labels.binary_search(one).is_err());
+            for (one, by_labels) in
+                by_labels.iter().map(|one| (one, true)).chain(others.map(|one| (one, false)))
+            {
+                if let Some((selection, members)) = all.get_mut(*one) {
+                    let now = chosen(selection, pods, *address, by_labels);
+                    members.of_mut(Family::of(*address)).extend(now);
                 }
             }
         }
     }
-    let mut members = Members::default();
-    let mut add = |pod: &Pod, address: IpAddr| {
-        let of_address = match cluster.claimants(address) {
-            [only] if only.key == pod.key => taken(selection, std::slice::from_ref(only), address),
-            [_] => return,
-            _ => chosen(cluster, selection, address),
-        };
-        members.of_mut(Family::of(address)).extend(of_address);
-    };
-    for (namespace, selectors) in &wanted {
-        for pod in cluster.pods_in(namespace) {
-            if selectors.iter().any(|selector| selector.matches(&pod.labels)) {
-                pod.addresses.iter().for_each(|address| add(pod, *address));
-            }
-        }
-    }
-    // Pods by address, and pods without condition, can be in any namespace.
-    let of = match &selection.chosen {
-        Chosen::Pods(_) => return members,
-        Chosen::NamedPort { of, .. } => of,
-    };
-    let by_address = |address: IpAddr| match of {
-        Owners::Any => true,
-        Owners::Of { .. } => selection.has_in_blocks(address),
-    };
-    if !matches!(of, Owners::Of { blocks, .. } if blocks.is_empty()) {
-        for pod in cluster.pods() {
-            pod.addresses
-                .iter()
-                .filter(|address| by_address(**address))
-                .for_each(|address| add(pod, *address));
-        }
-    }
-    members
+    all
 }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     budget::{self, Budgets, Closed, Cost, OverBudget, Resource, Scale, count},
-    counts::Counts,
+    counts::{Counts, index},
     program::{Program, Selection},
     resolve::LocalPod,
 };
@@ -119,6 +119,8 @@ pub(super) struct Tenant {
     programs: HashMap<ProgramKey, Arc<Program>>,
     /// What its distinct programs cost.
     cost: Cost,
+    /// How many comparisons with each pod of the cluster the selectors of its programs take.
+    comparisons: u64,
     /// Policies that are over the budget of a policy.
     over_budget: Vec<OverBudget>,
     /// How many different policies bind its pods.
@@ -270,6 +272,7 @@ impl Tenant {
         }
         let more = budget::of_programs(self.programs.values());
         self.cost = Cost { units: self.cost.units.saturating_add(more.units), sets: more.sets };
+        self.comparisons = index::comparisons(self.selections());
     }
 
     /// Whether no pod of this node is in it.
@@ -365,6 +368,13 @@ pub(super) fn close(
             open.remove(namespace.0);
             over.push(of_node(namespace, resource, budget));
         }
+    }
+    // Counting members takes the comparisons, so these come first.
+    let comparisons = open.iter().map(|(namespace, tenant)| ((*namespace).clone(), tenant.comparisons));
+    let comparisons = comparisons.filter(|(_, comparisons)| *comparisons > 0).collect();
+    for excess in counts.over_comparisons(comparisons, budgets) {
+        open.remove(excess.namespace());
+        over.push(excess);
     }
     // Members are counted of what is open so far: how many selections these have is bounded by now.
     let by_namespace: BTreeMap<&Arc<str>, BTreeSet<&Arc<Selection>>> =
