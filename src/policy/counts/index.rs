@@ -62,7 +62,9 @@ struct Buckets {
 
 /// Peers by a key, with any value or with one.
 #[derive(Debug, Default)]
-struct ByLabel(HashMap<Arc<str>, (Vec<usize>, HashMap<Arc<str>, Vec<usize>>)>);
+struct ByLabel(HashMap<Arc<str>, (Vec<usize>, ByValue)>);
+
+type ByValue = HashMap<Arc<str>, Vec<usize>>;
 
 /// Where a peer can be found: every pod that it chooses has one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
