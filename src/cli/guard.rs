@@ -196,6 +196,7 @@ pub(super) fn start(
     })?;
     let mut ready = ready;
     let readings = ready.take_over();
+    let bindings = Bindings::retired(ready.tables.closed());
     let worker = Worker {
         links: ready.links,
         tables: ready.tables,
@@ -204,7 +205,7 @@ pub(super) fn start(
         tunnels: Box::new(tunnels),
         known_tunnels: None,
         readings,
-        bindings: Bindings::default(),
+        bindings,
         interfaces: BTreeMap::new(),
         owners: None,
         drops: BTreeMap::new(),

@@ -134,6 +134,12 @@ impl GuardTables {
         Ok(true)
     }
 
+    /// The interfaces that a former process had closed, once its tables were taken over.
+    #[must_use]
+    pub fn closed(&self) -> BTreeSet<u32> {
+        self.written.as_ref().map(Guard::closed).unwrap_or_default()
+    }
+
     /// Forgets what was written, so that the next [`apply`](Self::apply) writes everything anew.
     pub fn distrust(&mut self) {
         self.written = None;

@@ -223,6 +223,22 @@ fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
 }
 
 impl Bindings {
+    /// What is known of interfaces that a former process had closed: pods that are gone may still run behind them.
+    #[must_use]
+    pub fn retired(interfaces: impl IntoIterator<Item = u32>) -> Self {
+        let port = Port {
+            name: String::new(),
+            bridge: None,
+            mac: None,
+            addresses: Vec::new(),
+            link_local: Vec::new(),
+            pod: None,
+            retired: true,
+            isolated: [false; 2],
+        };
+        Self { ports: interfaces.into_iter().map(|index| (index, port.clone())).collect(), ..Self::default() }
+    }
+
     /// The interface of a pod.
     #[must_use]
     pub fn interface_of(&self, pod: &ObjectKey) -> Option<(u32, &Port)> {

@@ -142,6 +142,19 @@ impl Guard {
         guard
     }
 
+    /// The interfaces that are guarded and may send nothing.
+    #[must_use]
+    pub fn closed(&self) -> BTreeSet<u32> {
+        let interfaces = |elements: &Elements, set: &str| -> BTreeSet<u32> {
+            let first = |element: &String| element.split(' ').next().and_then(|index| index.parse().ok());
+            elements.get(set).into_iter().flatten().filter_map(first).collect()
+        };
+        let of = |elements| -> BTreeSet<u32> {
+            &interfaces(elements, "guarded") - &interfaces(elements, "frames")
+        };
+        &of(&self.bridge) | &of(&self.netdev)
+    }
+
     /// Both tables anew, in one transaction that replaces what is there.
     #[must_use]
     pub fn whole(&self) -> String {

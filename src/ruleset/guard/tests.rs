@@ -270,3 +270,18 @@ fn on_a_link_of_its_own_nothing_passes_because_a_set_is_empty() {
     assert!(bridge.contains("iif != @guarded accept"), "{bridge}");
     assert!(!netdev.contains("!= @guarded accept"), "{netdev}");
 }
+
+#[test]
+fn an_interface_that_a_former_process_had_closed_stays_so_until_a_pod_is_behind_it() {
+    let before = fresh(
+        &[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])],
+        &[pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])],
+    );
+    let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])];
+    let after = bound(&veths, &[pod("b", &["10.244.1.3"])], &[], &[], &before);
+    let closed = Guard::new(&after).closed();
+    assert_eq!(closed, BTreeSet::from([3]));
+    let next = bound(&veths, &[pod("b", &["10.244.1.3"])], &[], &[], &Bindings::retired(closed));
+    assert_eq!((&next.ports[&3].mac, next.ports[&3].addresses.len()), (&None, 0));
+    assert_eq!(owner(&next, 4), Some("b"));
+}
