@@ -6,6 +6,7 @@ mod connections;
 mod foreign;
 mod ground;
 mod handover;
+mod identity;
 mod kill;
 mod limits;
 mod luck;

@@ -1,0 +1,95 @@
+//! A pod that may change its interfaces tries to be somebody else, or nobody that policy knows.
+
+use std::{net::IpAddr, thread, time::Duration};
+
+use towpath::{
+    lab::{Probe, Transport},
+    model::Family,
+};
+
+use crate::ground::{Ground, TIMEOUT, for_both_variants, namespace, policy, wait_until};
+
+/// Longer than a new interface is read for.
+const READ: Duration = Duration::from_millis(600);
+
+impl Ground {
+    /// Gives a pod this address in place of its own, as one of its processes with `CAP_NET_ADMIN` can.
+    fn becomes(&self, pod: &str, address: &str) {
+        let pod = self.lab.pod(self.pod(pod)).unwrap();
+        let lines = [
+            "addr flush dev eth0 scope global",
+            "addr add ADDRESS/24 dev eth0",
+            "route add default via 10.244.1.1",
+        ];
+        pod.netns().ip(&lines.map(|line| line.replace("ADDRESS", address))).unwrap();
+    }
+
+    /// Whether `from` reaches `to` by IPv4 now, from whatever address it has.
+    fn gets_to(&self, from: &str, to: &str) -> bool {
+        let to: IpAddr = self.address(to, Family::V4);
+        let probe = Probe::new(self.end(from), to, Transport::Tcp(80));
+        self.lab.probe_all(&[probe], TIMEOUT).unwrap()[0].is_open()
+    }
+
+    fn write_pods(&self, pods: &[&str]) {
+        let documents = pods.iter().map(|pod| self.manifest(pod, "app: any"));
+        self.write(
+            "pods.yaml",
+            &[namespace("shop", "team: shop")].into_iter().chain(documents).collect::<Vec<_>>(),
+        );
+    }
+}
+
+#[test]
+fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhere() {
+    for_both_variants(|variant| {
+        let ground = Ground::new(variant, &[("shop/open", 0), ("shop/rogue", 0)]);
+        ground.write_pods(&["shop/open"]);
+        let daemon = ground.run(&[]);
+        thread::sleep(READ);
+        // No object speaks of it yet: it may use the address that its plugin gave it, and no other.
+        assert!(ground.gets_to("shop/rogue", "shop/open"), "{}", daemon.log());
+        let own = ground.address("shop/rogue", Family::V4).to_string();
+        ground.becomes("shop/rogue", "10.244.1.200");
+        thread::sleep(READ);
+        assert!(!ground.gets_to("shop/rogue", "shop/open"));
+        // Its object arrives, with a policy that closes it.
+        ground.write_pods(&["shop/open", "shop/rogue"]);
+        ground.write("deny.yaml", &[policy("shop/deny", "podSelector: {}, policyTypes: [Egress]")]);
+        wait_until("the policy", Duration::from_secs(10), || ground.ours(Family::V4).contains("TP-PE-"));
+        assert!(!ground.gets_to("shop/rogue", "shop/open"));
+        ground.becomes("shop/rogue", &own);
+        thread::sleep(READ);
+        assert!(!ground.gets_to("shop/rogue", "shop/open"), "policy closes its own address");
+        ground.objects().remove("deny.yaml");
+        wait_until("its own address", Duration::from_secs(10), || ground.gets_to("shop/rogue", "shop/open"));
+        // The next process knows what the first one knew.
+        ground.becomes("shop/rogue", "10.244.1.201");
+        assert!(daemon.terminate().success());
+        let next = ground.run(&[]);
+        thread::sleep(READ);
+        assert!(!ground.gets_to("shop/rogue", "shop/open"), "{}", next.log());
+        ground.becomes("shop/rogue", &own);
+        wait_until("its own address again", Duration::from_secs(10), || {
+            ground.gets_to("shop/rogue", "shop/open")
+        });
+    });
+}
+
+#[test]
+fn a_pod_whose_object_is_deleted_while_it_runs_sends_nothing_any_more() {
+    for_both_variants(|variant| {
+        let ground = Ground::new(variant, &[("shop/open", 0), ("shop/forced", 0)]);
+        ground.write_pods(&["shop/open", "shop/forced"]);
+        let daemon = ground.run(&[]);
+        wait_until("its network", Duration::from_secs(10), || ground.gets_to("shop/forced", "shop/open"));
+        ground.write_pods(&["shop/open"]);
+        wait_until("its end", Duration::from_secs(10), || !ground.gets_to("shop/forced", "shop/open"));
+        assert!(daemon.terminate().success());
+        let next = ground.run(&[]);
+        thread::sleep(READ);
+        assert!(!ground.gets_to("shop/forced", "shop/open"), "{}", next.log());
+        ground.write_pods(&["shop/open", "shop/forced"]);
+        wait_until("its return", Duration::from_secs(10), || ground.gets_to("shop/forced", "shop/open"));
+    });
+}
