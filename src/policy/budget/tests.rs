@@ -1,7 +1,7 @@
 //! What is closed, and what is not.
 
 use super::*;
-use crate::model::{Change, Standing};
+use crate::model::{Change, Requirement, Standing};
 use crate::policy::resolve::{Resolved, Resolver};
 
 const NODE: &str = "n1";
@@ -125,7 +125,7 @@ fn what_binds_no_pod_of_the_node_costs_nothing() {
 
 #[test]
 fn every_distinct_list_of_policies_costs_by_itself() {
-    let subject = |name: &str| LabelSelector::new([crate::model::Requirement::equals("app", name)]);
+    let subject = |name: &str| LabelSelector::new([Requirement::equals("app", name)]);
     let of = |pods: u8, distinct: bool| {
         let mut changes = vec![Change::SetPolicy(policy("a", "all", blocks(100)))];
         for at in 0..pods {
@@ -146,7 +146,7 @@ fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_op
     let budgets = Budgets { namespace_members: 30, ..Budgets::default() };
     let everybody = |at: u32| {
         let not = Operator::NotIn([at.to_string().into()].into());
-        let pods = LabelSelector::new([crate::model::Requirement { key: "x".into(), operator: not }]);
+        let pods = LabelSelector::new([Requirement { key: "x".into(), operator: not }]);
         Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods })
     };
     let mut cluster = crate::model::Cluster::new();
@@ -172,4 +172,42 @@ fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_op
     assert_eq!(many.last(), Some(1), "80 members, of 64 that eight addresses allow");
     let fewer = (2..=8).map(|at| tell(Change::RemovePod(ObjectKey::new("a", format!("p{at}")))));
     assert_eq!(fewer.last(), Some(0));
+}
+
+#[test]
+fn selectors_that_demand_no_label_close_their_namespace_while_the_cluster_has_too_many_pods_for_them() {
+    let everywhere = || Scope::Matching(LabelSelector::everything());
+    let peer = |at: u32| {
+        let values = ["web".into(), "db".into(), format!("v{at}").into()].into();
+        let pods = LabelSelector::new([Requirement { key: "app".into(), operator: Operator::NotIn(values) }]);
+        Peer::Pods(PodPeer { scope: everywhere(), pods })
+    };
+    let own_label = |at: u32| {
+        let pods = LabelSelector::new([Requirement::equals("app", format!("v{at}"))]);
+        Peer::Pods(PodPeer { scope: everywhere(), pods })
+    };
+    // 400 comparisons.
+    let budgets = Budgets { namespace_members: 5, ..Budgets::default() };
+    let mut cluster = crate::model::Cluster::new();
+    let mut resolver = Resolver::new(NODE).with_budgets(budgets);
+    let mut take = |change: Change| {
+        if let Some(delta) = cluster.apply(change) {
+            resolver.update(&cluster, &delta);
+        }
+        let now = resolver.resolve(&cluster);
+        let anew = Resolver::of(NODE, &cluster).with_budgets(budgets).resolve(&cluster);
+        assert_eq!(now.over_budget, anew.over_budget);
+        assert_eq!(now.selections, anew.selections);
+        (now.over_budget.iter().map(ToString::to_string).collect::<Vec<_>>(), rules(&now, "web"))
+    };
+    take(Change::SetPod(pod("a", "web", 1)));
+    let selectors =
+        |peer: &dyn Fn(u32) -> Peer| Change::SetPolicy(policy("a", "many", (0..300).map(peer).collect()));
+    assert_eq!(take(selectors(&peer)), (vec![], Some(1)), "one pod");
+    let closed = "namespace a needs 600 comparisons of pods with selectors, over the budget of the namespace (400): its \
+                  pods stay isolated, and no policy of the namespace allows anything here";
+    assert_eq!(take(Change::SetPod(pod("b", "db", 2))), (vec![closed.into()], Some(0)), "two pods");
+    assert_eq!(take(selectors(&own_label)), (vec![], Some(1)), "each demands a label");
+    assert_eq!(take(selectors(&peer)), (vec![closed.into()], Some(0)));
+    assert_eq!(take(Change::RemovePod(ObjectKey::new("b", "db"))), (vec![], Some(1)), "one pod again");
 }

@@ -62,9 +62,13 @@ struct Buckets {
 
 /// Peers by a key, with any value or with one.
 #[derive(Debug, Default)]
-struct ByLabel(HashMap<Arc<str>, (Vec<usize>, ByValue)>);
+struct ByLabel(HashMap<Arc<str>, OfKey>);
 
-type ByValue = HashMap<Arc<str>, Vec<usize>>;
+#[derive(Debug, Default)]
+struct OfKey {
+    any: Vec<usize>,
+    values: HashMap<Arc<str>, Vec<usize>>,
+}
 
 /// Where a peer can be found: every pod that it chooses has one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,7 +183,7 @@ impl Buckets {
             Place::Pod(key, value) => (&mut self.pods, key, value),
             Place::Namespace(key, value) => (&mut self.namespaces, key, value),
         };
-        let (any, values) = labels.0.entry(key.clone()).or_default();
+        let OfKey { any, values } = labels.0.entry(key.clone()).or_default();
         match value {
             None => any,
             Some(value) => values.entry(value.clone()).or_default(),
@@ -193,7 +197,7 @@ impl ByLabel {
         labels
             .iter()
             .filter_map(|(key, value)| Some((self.0.get(key)?, value)))
-            .flat_map(|((any, values), value)| [Some(any), values.get(value)].into_iter().flatten())
+            .flat_map(|(OfKey { any, values }, value)| [Some(any), values.get(value)].into_iter().flatten())
     }
 }
 
