@@ -273,7 +273,7 @@ fn a_hundred_thousand_labels_and_names_at_their_longest_stall_nobody() {
 #[test]
 fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let shape = SHAPES.iter().find(|shape| shape.name.starts_with("1 policy of 30,000")).unwrap();
+    let shape = SHAPES.iter().find(|shape| shape.name.starts_with("3 policies of 11,000")).unwrap();
     write(folder.path(), &(shape.files)());
     let pods = [("evil/pod", [10, 244, 1, 9]), ("shop/client", [10, 244, 1, 8])];
     let pods = pods.map(|(name, address)| local_pod(name, IpAddr::from(address))).concat();
@@ -284,7 +284,7 @@ fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
     };
     let lint = towpath(&["lint"]);
     let text = String::from_utf8(lint.stdout).unwrap();
-    assert!(text.contains("warning: with the default budgets policy evil/p needs "), "{text}");
+    assert!(text.contains("warning: with the default budgets policy evil/p0 needs "), "{text}");
     assert_eq!(lint.status.code(), Some(0));
     let explained = towpath(&["explain", "--from", "evil/pod", "--to", "shop/client", "-f"]);
     let note = String::from_utf8(explained.stderr).unwrap();
