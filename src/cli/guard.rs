@@ -296,7 +296,7 @@ impl Worker {
                     }
                 }
                 let due = Instant::now() >= check_at;
-                if due || std::mem::take(&mut foreign) {
+                if std::mem::take(&mut foreign) || due {
                     self.check();
                 }
                 if due {

@@ -93,7 +93,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = sysctl::PROC_SYS_NET, env = "TOWPATH_PROC_SYS_NET")]
     proc_sys_net: PathBuf,
     /// How often to look whether the kernel still holds all that was written, in seconds. What others do to the
-    /// filter table is heard of at once; this is for the rest.
+    /// filter table is noticed at once; this is for the rest.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "TOWPATH_CHECK_INTERVAL")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     check_interval: u64,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{Bindings, MOST_ADDRESSES, Mac, Port, Unbound, Veth, is_link_local};
 use crate::{
-    model::{Direction, Family, ObjectKey},
+    model::{Direction, Family},
     policy::{
         members::{Member, Members},
         resolve::LocalPod,
@@ -40,9 +40,7 @@ impl Known<'_> {
             || self.all_pods.of(family).contains(&member)
             || self.nodes.of(family).contains(&member)
     }
-}
 
-impl Known<'_> {
     /// Whether an interface has an address from which only pods of this node have theirs.
     fn is_pods(&self, veth: &Veth) -> bool {
         veth.evidence().any(|address| self.pod_cidrs.iter().any(|block| block.contains(&address)))
@@ -63,13 +61,17 @@ impl Known<'_> {
 #[must_use]
 pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
     let mut owners = keep(veths, known.pods, before);
-    let mut unbound = BTreeMap::new();
+    let mut ambiguous = BTreeSet::new();
     let mut waiting: Vec<&LocalPod> =
         known.pods.iter().filter(|pod| !owners.values().any(|owner| owner.key == pod.key)).collect();
     let is_retired =
         |index: u32| before.ports.get(&index).is_some_and(|port| port.retired || port.pod.is_some());
     for (exactly, retired) in [(true, false), (false, false), (true, true), (false, true)] {
         waiting.retain(|pod| {
+            // Another interface can be this pod's, so that of a pod that is gone is not.
+            if retired && ambiguous.contains(&pod.key) {
+                return true;
+            }
             match candidates(veths, pod, exactly, &owners, |index| is_retired(index) == retired).as_slice() {
                 [] => true,
                 [index] => {
@@ -85,7 +87,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
                             false
                         }
                         _ => {
-                            unbound.insert(pod.key.clone(), Unbound::Ambiguous);
+                            ambiguous.insert(&pod.key);
                             true
                         }
                     }
@@ -93,9 +95,10 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
             }
         });
     }
-    for pod in waiting {
-        unbound.entry(pod.key.clone()).or_insert(Unbound::NoInterface);
-    }
+    let reason = |pod: &LocalPod| {
+        if ambiguous.contains(&pod.key) { Unbound::Ambiguous } else { Unbound::NoInterface }
+    };
+    let unbound = waiting.into_iter().map(|pod| (pod.key.clone(), reason(pod))).collect();
     let mut ports = BTreeMap::new();
     for veth in veths {
         let pod = owners.get(&veth.index).copied();
@@ -237,11 +240,5 @@ impl Bindings {
             isolated: [false; 2],
         };
         Self { ports: interfaces.into_iter().map(|index| (index, port.clone())).collect(), ..Self::default() }
-    }
-
-    /// The interface of a pod.
-    #[must_use]
-    pub fn interface_of(&self, pod: &ObjectKey) -> Option<(u32, &Port)> {
-        self.ports.iter().find(|(_, port)| port.pod.as_ref() == Some(pod)).map(|(index, port)| (*index, port))
     }
 }

@@ -394,7 +394,7 @@ icmpv6 type {{ 134, 137 }} counter name router drop
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 133 goto router-solicit
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 135 goto neighbour-solicit
 ip6 nexthdr icmpv6 ip6 hoplimit 255 icmpv6 type 136 goto neighbour-advert
-icmpv6 type {{ 131, 132, 143 }} ip6 hoplimit 1 ip6 daddr ff02::/16 goto listener
+icmpv6 type {{ 131, 132, 143 }} ip6 hoplimit 1 ip6 daddr ff02::/16 goto from-own-or-no-address
 counter name discovery drop
 }}
 chain router-solicit {{
@@ -417,9 +417,6 @@ iif . @th,64,128 != @targets6 counter name discovery drop
 ip6 length 24 iif . ether saddr . ip6 saddr @sources6 accept
 ip6 length 32 @th,192,16 0x0201 iif . @th,208,48 @macs iif . ether saddr . ip6 saddr @sources6 accept
 counter name discovery drop
-}}
-chain listener {{
-goto from-own-or-no-address
 }}
 chain from-own-or-no-address {{
 iif . ether saddr . ip6 saddr @sources6 accept

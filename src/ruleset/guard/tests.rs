@@ -147,6 +147,28 @@ fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tell
 }
 
 #[test]
+fn the_interface_of_a_pod_that_is_gone_is_not_taken_because_two_others_are_ambiguous() {
+    let gone = fresh(&[veth(3, &["10.244.1.2"])], &[pod("gone", &["10.244.1.2"])]);
+    let veths = [3, 4, 5].map(|index| veth(index, &["10.244.1.2"]));
+    let next = bound(&veths, &[pod("next", &["10.244.1.2"])], &[], &[], &gone);
+    assert_eq!([3, 4, 5].map(|index| owner(&next, index)), [None; 3]);
+    assert!(next.ports[&3].retired);
+    assert_eq!(next.unbound.get(&ObjectKey::new("shop", "next")), Some(&Unbound::Ambiguous));
+}
+
+#[test]
+fn a_pod_that_is_bound_is_not_listed_as_ambiguous_too() {
+    // Nothing has exactly the addresses of either pod. Once b has its interface, only one is left for a.
+    let veths = [veth(3, &["10.244.1.2", "10.244.1.8"]), veth(4, &["10.244.1.2", "10.244.1.3"])];
+    let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
+    let first = fresh(&veths, &pods);
+    assert_eq!((owner(&first, 3), owner(&first, 4)), (None, Some("b")));
+    let second = bound(&veths, &pods, &[], &[], &first);
+    assert_eq!((owner(&second, 3), owner(&second, 4)), (Some("a"), Some("b")));
+    assert!(second.unbound.is_empty());
+}
+
+#[test]
 fn two_pods_that_report_one_address_are_both_bound() {
     let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"])];
     let bindings = fresh(&veths, &[pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.2"])]);
