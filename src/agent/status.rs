@@ -148,7 +148,13 @@ impl Status {
         };
         View {
             readiness: state.effective(),
-            reasons: own.into_iter().chain(state.impediments.values()).chain(&lag).cloned().collect(),
+            reasons: own
+                .into_iter()
+                .chain(state.impediments.values())
+                .chain(&lag)
+                .chain(&state.unbound())
+                .cloned()
+                .collect(),
             started: state.started,
             since: state.since,
             refused: state.refused.values().cloned().collect(),
@@ -157,6 +163,18 @@ impl Status {
             over_budget: state.over_budget.clone(),
             waiting: state.age(),
         }
+    }
+
+    /// What is closed because it costs too much.
+    #[must_use]
+    pub fn over_budget(&self) -> Arc<[OverBudget]> {
+        self.state().over_budget.clone()
+    }
+
+    /// That pods are closed because no interface is known to be theirs, if there are any.
+    #[must_use]
+    pub fn unbound(&self) -> Option<String> {
+        self.state().unbound()
     }
 
     /// How long the oldest change has waited that a source received and that is not in the kernel. The loop need not do
@@ -282,6 +300,13 @@ impl State {
         late.then(|| format!("changes of the last {} s are not in the kernel yet", age.as_secs()))
     }
 
+    /// That pods are closed because no interface is known to be theirs, if there are any. Their names are for those who
+    /// may ask for all of the status.
+    fn unbound(&self) -> Option<String> {
+        let pods = self.guard.unbound.len();
+        (pods > 0).then(|| format!("{pods} pods of this node are closed: no interface is known to be theirs"))
+    }
+
     /// The loop's own state, with what other parts say is in the way.
     fn effective(&self) -> Readiness {
         let lag = self.lag();
@@ -342,6 +367,19 @@ mod tests {
         assert_eq!(status.readiness(), Readiness::Failing("bridged packets pass by".to_owned()));
         status.set_impediment("bridge", None);
         assert_eq!(status.readiness(), Readiness::Ready);
+    }
+
+    #[test]
+    fn pods_without_a_known_interface_are_said_and_leave_the_node_ready() {
+        let status = Status::starting("the objects");
+        status.set(Readiness::Ready);
+        assert_eq!(status.unbound(), None);
+        let unbound = vec![(ObjectKey::new("shop", "db"), "no interface".to_owned())];
+        status.set_guard(GuardState { unbound, ..GuardState::default() });
+        assert_eq!(status.readiness(), Readiness::Ready);
+        let said = status.unbound().unwrap();
+        assert!(said.starts_with("1 pods of this node are closed") && !said.contains("db"), "{said}");
+        assert_eq!(status.view().reasons, [said]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod client;
 mod compile;
 mod cutter;
 pub mod demo;
+mod events;
 pub mod explain;
 mod guard;
 mod lint;

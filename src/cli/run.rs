@@ -32,7 +32,7 @@ use tracing::{error, info, warn};
 use super::{
     BackendArg, BudgetArgs, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
-    cutter, guard,
+    cutter, events, guard,
     source::Ends,
 };
 use crate::{
@@ -46,6 +46,7 @@ use crate::{
             sysctl::{self, Bridge},
         },
     },
+    k8s::events::EventWriter,
     metrics::Metrics,
     ruleset::{Match, Rule, Target, compile::Options},
     web::{About, Web},
@@ -77,6 +78,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = LAG_LIMIT.as_secs(), env = "TOWPATH_READY_LAG")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
     ready_lag: u64,
+    /// Whether to write a Kubernetes Event into a namespace whose policies are closed because they cost too much.
+    #[arg(long, value_enum, default_value_t = Events::Auto, env = "TOWPATH_EVENTS")]
+    events: Events,
     /// What becomes of an established connection that policy no longer allows.
     #[arg(long, value_enum, default_value_t = Established::Cut, env = "TOWPATH_ESTABLISHED")]
     established: Established,
@@ -111,6 +115,14 @@ enum Established {
     Cut,
     /// It goes on until it ends by itself.
     Keep,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Events {
+    /// Write them if the API server is the source of objects and lets this process create Events.
+    Auto,
+    /// Write none.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -174,6 +186,10 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let web = Web { about, metrics: metrics.clone(), status: status.clone() };
     runtime.spawn(web.serve(listener));
     runtime.spawn(warn_of_lag(status.clone()));
+    if args.events == Events::Auto && args.file.is_empty() {
+        let writer = EventWriter::new(args.cluster.access(), args.node.node_name.clone());
+        runtime.spawn(events::report(writer, status.clone()));
+    }
 
     let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };

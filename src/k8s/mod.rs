@@ -11,12 +11,14 @@
 //! | many files | one set of objects | [`assemble`] |
 //!
 //! [`manifest`] does this once, for a command; [`files`] does it for as long as the daemon runs, with [`store`].
-//! [`watch`] follows the API server, whose objects are converted as they come.
+//! [`watch`] follows the API server, whose objects are converted as they come. [`events`] is the one part that writes to
+//! it.
 
 pub mod assemble;
 pub mod chunk;
 pub mod convert;
 pub mod deserialize;
+pub mod events;
 pub mod fault;
 mod file_worker;
 pub mod files;

@@ -148,6 +148,17 @@ pub enum Closed {
     Namespace(Arc<str>),
 }
 
+impl Closed {
+    /// The namespace whose pods are closed.
+    #[must_use]
+    pub fn namespace(&self) -> &Arc<str> {
+        match self {
+            Self::Policy(key) => &key.namespace,
+            Self::Namespace(name) => name,
+        }
+    }
+}
+
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -197,10 +208,7 @@ impl OverBudget {
     /// The namespace whose pods are closed.
     #[must_use]
     pub fn namespace(&self) -> &Arc<str> {
-        match &self.closed {
-            Closed::Policy(key) => &key.namespace,
-            Closed::Namespace(name) => name,
-        }
+        self.closed.namespace()
     }
 }
 

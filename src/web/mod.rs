@@ -157,10 +157,17 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
 }
 
 /// 200 once the first full sync is in the kernel, while the last round did not fail and no change waits for too long;
-/// else 503 and the reason.
+/// else 503 and the reason. It mentions pods that are closed because their interfaces are not known, and stays 200: a
+/// pod could bring that about.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
     match web.status.readiness() {
-        Readiness::Ready => (StatusCode::OK, "ok\n".to_owned()),
+        Readiness::Ready => (
+            StatusCode::OK,
+            match web.status.unbound() {
+                Some(reason) => format!("ok, but {reason}\n"),
+                None => "ok\n".to_owned(),
+            },
+        ),
         Readiness::Degraded(reason) => (StatusCode::OK, format!("ok, but {reason}\n")),
         Readiness::Starting(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("starting: {reason}\n")),
         Readiness::Failing(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failing: {reason}\n")),

@@ -7,6 +7,7 @@
 #![expect(clippy::panic, reason = "as above")]
 
 mod clock;
+mod events;
 mod harness;
 mod kill;
 mod manifests;

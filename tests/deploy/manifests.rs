@@ -363,6 +363,15 @@ fn every_component_has_an_overlay_that_adds_it_to_the_base() {
                 assert_eq!(environment(&container)["TOWPATH_IPTABLES_BACKEND"]["value"], "nft");
                 assert_eq!(listen(&overlay), listen(&base));
             }
+            "events" => {
+                assert_eq!((more.len(), less.len()), (1, 1));
+                let rules =
+                    |objects: &[Value]| one(objects, "ClusterRole")["rules"].as_array().unwrap().clone();
+                let (ours, base) = (rules(&overlay), rules(&base));
+                let create =
+                    json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]});
+                assert_eq!(ours, [base, vec![create]].concat());
+            }
             "dual-stack" => {
                 assert_eq!((more.len(), less.len()), (1, 1));
                 assert_eq!(listen(&overlay), "[::]:9586");

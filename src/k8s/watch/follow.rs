@@ -44,8 +44,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// nodes that came back together after an outage do not come back together ever after.
 const WATCH_SECONDS: Range<u64> = 300..600;
 
-/// Objects of a page, where the server has no streaming lists.
-const PAGE: u32 = 500;
+/// Objects of a page, where the server has no streaming lists. A page is held as text while it is read, and an object may
+/// have 1.5 MB, so more of them would let one tenant take all memory.
+const PAGE: u32 = 100;
 
 /// The first and the longest wait after a failure; each is up to twice as long, by chance, so that nodes do not come back
 /// all at once. A server that comes back refuses for a moment what it will not refuse then, so that two of the longest

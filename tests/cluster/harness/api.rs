@@ -162,9 +162,12 @@ impl Api {
         for kind in ["pods", "secrets", "configmaps", "serviceaccounts"] {
             self.delete(&format!("{path}/{kind}"));
         }
-        for (group, kind) in
-            [("networking.k8s.io", "networkpolicies"), ("apps", "daemonsets"), ("batch", "jobs")]
-        {
+        for (group, kind) in [
+            ("networking.k8s.io", "networkpolicies"),
+            ("apps", "daemonsets"),
+            ("batch", "jobs"),
+            ("events.k8s.io", "events"),
+        ] {
             self.delete(&format!("/apis/{group}/v1/namespaces/{name}/{kind}"));
         }
         let mut namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
