@@ -107,7 +107,12 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
         let folder = examples();
         let manifests = folder.path().join("manifests");
         let daemon = Daemon::start(manifests.to_str().unwrap(), &["--bridge-netfilter", "ignore"]);
-        wait_for("readiness", || get("/readyz") == Some((200, "ok\n".to_owned())));
+        // No interface is that of one of its pods here.
+        wait_for("readiness", || {
+            get("/readyz").is_some_and(|(status, text)| {
+                status == 200 && text.ends_with("are closed: no interface is known to be theirs\n")
+            })
+        });
         assert_eq!(get("/livez"), Some((200, "ok\n".to_owned())));
         assert_eq!(get("/nothing").unwrap().0, 404);
         let metrics = get("/metrics").unwrap().1;

@@ -59,7 +59,7 @@ const PODS: [&str; 4] = ["shop/client", "shop/server", "shop/other", "evil/pod"]
 
 impl Ground {
     /// A node with the honest tenant's pods and one of the hostile tenant, and a daemon that starts with all objects.
-    fn new(shape: &Shape, more: &[&str]) -> Self {
+    fn new(shape: &Shape, variant: Variant) -> Self {
         let options =
             LabOptions { topology: Topology::Bridge, families: Families::V4, nodes: 1, flannel_rules: None };
         let mut lab = Lab::new(options).unwrap();
@@ -78,8 +78,7 @@ impl Ground {
         );
         let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
         command
-            .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", Variant::Nft.name()])
-            .args(more)
+            .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", variant.name()])
             .arg("-f")
             .arg(folder.path())
             .arg("--run-dir")
@@ -158,10 +157,16 @@ fn apart(test: impl FnOnce() + Send + 'static) {
 /// The honest tenant is served although the hostile one does what `shape` says, and that one is closed if it is over its
 /// budget.
 fn honest_tenant_is_served_beside(name: &str) {
+    for variant in Variant::BOTH {
+        honest_tenant_is_served_in(variant, name);
+    }
+}
+
+fn honest_tenant_is_served_in(variant: Variant, name: &str) {
     let shape = *SHAPES.iter().find(|shape| shape.name == name).unwrap();
     apart(move || {
         let start = Instant::now();
-        let mut ground = Ground::new(&shape, &[]);
+        let mut ground = Ground::new(&shape, variant);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             if shape.restless {
@@ -209,7 +214,7 @@ fn honest_tenant_is_served_beside(name: &str) {
             assert!(log.contains("over budget; closed"), "{log}");
         }
         let memory = most_memory(ground.daemon.id());
-        println!("{}: {} MiB, {:?}", shape.name, memory / 1024, start.elapsed());
+        println!("{}, {}: {} MiB, {:?}", shape.name, variant.name(), memory / 1024, start.elapsed());
         assert!(memory > 0 && memory < MEMORY, "{memory} KiB");
         ground.daemon.kill().unwrap();
     });
