@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use towpath::{
-    k8s::watch::{Access, ApiSource, Cause, Kind, SILENCE, WatchEvent},
-    model::Change,
+    k8s::watch::{Access, ApiSource, Cause, Kind, MemoryLimits, SILENCE, WatchEvent},
+    model::{Change, NetworkPolicy, Standing},
 };
 
 /// How long an event may take, on a busy machine: one for which silence is borne, and others.
@@ -49,19 +49,28 @@ struct Watched {
 impl Watched {
     /// With a node and nothing else but what `pods` says of pods, each time that it is asked.
     fn new(pods: impl FnMut(Asked) -> Answer + Send + 'static) -> Self {
+        Self::of("/pods?", MemoryLimits::default(), pods)
+    }
+
+    /// With a node and nothing else but what `answers` says of the objects of one kind, which are in `place`.
+    fn of(
+        place: &'static str,
+        limits: MemoryLimits,
+        answers: impl FnMut(Asked) -> Answer + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (pods, asked) = (Arc::new(Mutex::new(pods)), Arc::new(Mutex::new(Vec::new())));
+        let (answers, asked) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(Vec::new())));
         let noted = asked.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (pods, noted) = (pods.clone(), noted.clone());
+                let (answers, noted) = (answers.clone(), noted.clone());
                 thread::spawn(move || {
                     let answer = |path: &str| {
                         let what = asked_for(path);
-                        if path.contains("/pods?") {
+                        if path.contains(place) {
                             noted.lock().unwrap().push(what);
-                            return (pods.lock().unwrap())(what);
+                            return (answers.lock().unwrap())(what);
                         }
                         let node = path.contains("/nodes?").then(|| event("ADDED", &object("n1")));
                         node.into_iter().chain([list_ends("1")]).collect()
@@ -84,7 +93,7 @@ impl Watched {
         let source = {
             let _inside = runtime.enter();
             let deliver = Arc::new(move |event| drop(told.send(event)));
-            ApiSource::start(Access::new(Some(kubeconfig), None), "n1".into(), deliver)
+            ApiSource::start(Access::new(Some(kubeconfig), None), "n1".into(), limits, deliver)
         };
         Self { events, asked, _source: source, _runtime: runtime, _folder: folder }
     }
@@ -245,4 +254,48 @@ fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet(
     quiet.wait(missed);
     quiet.wait(|event| matches!(event, WatchEvent::Mended(Kind::Pod)).then_some(()));
     quiet.wait(|event| matches!(event, WatchEvent::Heard(Kind::Pod)).then_some(()));
+}
+
+/// What is told of the policy `shop/a`, until it is as `is` says.
+#[track_caller]
+fn until_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
+    watched.wait(|event| {
+        let WatchEvent::Changes { changes, .. } = event else { return None };
+        changes.into_iter().find_map(|change| match change {
+            Change::SetPolicy(policy) if &*policy.key.name == "a" && is(&policy) => Some(()),
+            _ => None,
+        })
+    });
+}
+
+#[test]
+fn rules_for_which_there_was_no_memory_come_with_another_list_once_there_is() {
+    let policy = |name: &str, ports: u16| {
+        let ports: Vec<Value> = (1..=ports).map(|port| json!({ "port": port })).collect();
+        let mut policy = object(name);
+        policy["spec"] = json!({ "podSelector": {}, "ingress": [{ "ports": ports }] });
+        policy
+    };
+    let mut lists = 0;
+    let limits = MemoryLimits { namespace: 40_000, ..MemoryLimits::default() };
+    let watched = Watched::of("/networkpolicies?", limits, move |asked| {
+        lists += usize::from(asked == Asked::StreamingList);
+        let added =
+            |ports| [("a", 1000), ("b", ports)].map(|(name, ports)| event("ADDED", &policy(name, ports)));
+        match (asked, lists) {
+            (Asked::StreamingList, 1) => {
+                let smaller = event("MODIFIED", &policy("b", 1));
+                added(1000).into_iter().chain([list_ends("5"), smaller]).collect()
+            }
+            (Asked::StreamingList, _) => added(1).into_iter().chain([list_ends("9")]).collect(),
+            _ => Vec::new(),
+        }
+    });
+    until_a(&watched, |a| {
+        a.ingress.as_ref().is_some_and(Vec::is_empty) && matches!(a.standing, Standing::TooLarge(_))
+    });
+    until_a(&watched, |a| {
+        a.ingress.as_ref().is_some_and(|rules| rules.len() == 1) && a.standing == Standing::Accepted
+    });
+    assert_eq!(*watched.asked.lock().unwrap(), [Asked::StreamingList; 2]);
 }

@@ -65,6 +65,7 @@ fn write_policy(text: &mut String, policy: &NetworkPolicy, direction: Direction,
     let rules = policy.rules(direction).unwrap_or_default();
     let comment = match policy.standing {
         Standing::Refused => " could not be read, and allows nothing",
+        Standing::TooLarge(_) => " is too large to be kept, and allows nothing",
         Standing::Accepted if rules.is_empty() => " has no rule, and allows nothing",
         Standing::Accepted => "",
     };

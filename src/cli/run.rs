@@ -46,7 +46,7 @@ use crate::{
             sysctl::{self, Bridge},
         },
     },
-    k8s::events::EventWriter,
+    k8s::{events::EventWriter, watch::MemoryLimits},
     metrics::Metrics,
     ruleset::{Match, Rule, Target, compile::Options},
     web::{About, Web},
@@ -74,6 +74,8 @@ pub(super) struct RunArgs {
     enforcement: EnforcementArgs,
     #[command(flatten)]
     budgets: BudgetArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// The node is not ready while a change waits for longer than this to get into the kernel, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = LAG_LIMIT.as_secs(), env = "TOWPATH_READY_LAG")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
@@ -115,6 +117,29 @@ enum Established {
     Cut,
     /// It goes on until it ends by itself.
     Keep,
+}
+
+/// How much memory policies may take, whichever pods they are for.
+#[derive(Debug, Args)]
+struct MemoryArgs {
+    /// Memory that the policies of one namespace may take, in MiB. If they take more, their rules are not kept, and all
+    /// of them only isolate.
+    #[arg(long, value_name = "MIB", default_value_t = MemoryLimits::default().namespace / MIB)]
+    #[arg(env = "TOWPATH_NAMESPACE_MEMORY", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    namespace_memory: u64,
+    /// Memory that the policies of all namespaces of the cluster may take; beyond, the largest namespaces close first.
+    #[arg(long, value_name = "MIB", default_value_t = MemoryLimits::default().all / MIB)]
+    #[arg(env = "TOWPATH_CLUSTER_MEMORY", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    cluster_memory: u64,
+}
+
+/// A mebibyte, in bytes.
+const MIB: u64 = 1024 * 1024;
+
+impl MemoryArgs {
+    fn limits(&self) -> MemoryLimits {
+        MemoryLimits { namespace: self.namespace_memory * MIB, all: self.cluster_memory * MIB }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -281,7 +306,7 @@ impl Daemon<'_> {
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
         let mut kernel = kernel;
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
-        let budgets = self.args.budgets.budgets();
+        let (budgets, limits) = (self.args.budgets.budgets(), self.args.memory.limits());
         let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
         let (facts, wanted, commands) =
             (self.inputs.clone(), self.args.interface_guard, self.commands.clone());
@@ -293,7 +318,7 @@ impl Daemon<'_> {
             // A daemon that waits for another one watches nothing: who would take in what it hears?
             let source = files.unwrap_or_else(|| {
                 let _runtime = runtime.enter();
-                ends.api(access, node.clone())
+                ends.api(access, node.clone(), limits)
             });
             let options = what_can_be_logged(options, &mut kernel);
             let tunnels = move |tunnels| {

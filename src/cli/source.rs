@@ -15,7 +15,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceEvent},
-        watch::{Access, ApiSource, Cause, Kind, Refusal, SILENCE, Trouble, WatchEvent},
+        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Refusal, SILENCE, Trouble, WatchEvent},
     },
     metrics::Metrics,
     model::Change,
@@ -73,13 +73,13 @@ impl Ends {
     }
 
     /// Watches the API server. Needs a tokio runtime around it.
-    pub(super) fn api(self, access: Access, node: Arc<str>) -> Source {
+    pub(super) fn api(self, access: Access, node: Arc<str>, limits: MemoryLimits) -> Source {
         for kind in Kind::ALL {
             self.metrics.heard(kind.name());
         }
         let joint = Joint { ends: self, state: Mutex::default() };
         let deliver = Arc::new(move |event| joint.take(event));
-        Source::Api { _watches: ApiSource::start(access, node, deliver) }
+        Source::Api { _watches: ApiSource::start(access, node, limits, deliver) }
     }
 }
 

@@ -10,7 +10,11 @@ pub struct Interner {
     strings: HashSet<Arc<str>>,
     labels: HashSet<Labels>,
     sweep_at: usize,
+    forget_labels_at: usize,
 }
+
+/// So many are held before the first are forgotten.
+const FEW: usize = 1024;
 
 impl Interner {
     /// One that holds nothing yet.
@@ -32,23 +36,24 @@ impl Interner {
 
     /// The shared copy of these labels.
     pub fn labels<'a>(&mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Labels {
-        let labels: Labels =
-            pairs.into_iter().map(|(key, value)| (self.string(key), self.string(value))).collect();
+        let labels: Labels = pairs.into_iter().collect();
         if let Some(shared) = self.labels.get(&labels) {
             return shared.clone();
+        }
+        if self.labels.len() >= self.forget_labels_at.max(FEW) {
+            // Those that somebody holds are held here a second time.
+            self.labels.retain(Labels::is_shared);
+            self.forget_labels_at = self.labels.len() * 2;
         }
         self.labels.insert(labels.clone());
         labels
     }
 
-    /// Forgets what nobody else holds, each time that the number of strings has doubled. Labels are forgotten all at
-    /// once: what is still in use stays shared among those who hold it.
+    /// Forgets what nobody else holds, each time that the number of strings has doubled.
     fn sweep(&mut self) {
-        const FEW: usize = 1024;
         if self.strings.len() < self.sweep_at.max(FEW) {
             return;
         }
-        self.labels.clear();
         self.strings.retain(|string| Arc::strong_count(string) > 1);
         self.sweep_at = self.strings.len() * 2;
     }
@@ -65,6 +70,19 @@ mod tests {
         let (one, other) = (names.labels([("app", "web")]), names.labels([("app", "web")]));
         let value = |labels: &Labels| labels.get("app").map(str::as_ptr);
         assert_eq!(value(&one), value(&other));
+    }
+
+    #[test]
+    fn labels_that_nobody_holds_are_forgotten() {
+        let mut names = Interner::new();
+        let kept = names.labels([("app", "kept")]);
+        for n in 0..10_000 {
+            names.labels([("app", &*n.to_string())]);
+        }
+        assert!(names.labels.len() < 2000, "{}", names.labels.len());
+        assert!(names.strings.is_empty());
+        let value = |labels: &Labels| labels.get("app").map(str::as_ptr);
+        assert_eq!(value(&kept), value(&names.labels([("app", "kept")])));
     }
 
     #[test]

@@ -1,39 +1,105 @@
 //! Labels and the selectors that choose by them.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 /// The labels of one object: keys with one value each, sorted by key.
 ///
-/// A clone is a reference: the pods of one workload can share one allocation.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
+/// A clone is a reference: the pods of one workload can share one allocation. They take little more memory than their
+/// text, since the owner of a pod may give it tens of thousands.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct Labels(Arc<Content>);
+
+/// Keys and values one behind the other, sorted by key.
+#[derive(PartialEq, Eq, Hash, Default)]
+struct Content {
+    text: Box<str>,
+    /// Where each key and each value ends in the text.
+    ends: Box<[[u32; 2]]>,
+}
 
 impl Labels {
     /// The value under `key`; `Some("")` differs from `None`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        let at = self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
-        self.0.get(at).map(|(_, value)| &**value)
+        let (mut from, mut to) = (0, self.0.ends.len());
+        while from < to {
+            let middle = from + (to - from) / 2;
+            let (found, value) = self.at(middle);
+            match found.cmp(key) {
+                Ordering::Equal => return Some(value),
+                Ordering::Less => from = middle + 1,
+                Ordering::Greater => to = middle,
+            }
+        }
+        None
     }
 
     /// Every key with its value, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (&**k, &**v))
+        (0..self.0.ends.len()).map(|index| self.at(index))
     }
 
     /// Whether there is no label at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.ends.is_empty()
+    }
+
+    /// Whether somebody else holds the same allocation.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    fn at(&self, index: usize) -> (&str, &str) {
+        let Content { text, ends } = &*self.0;
+        let end = |end: u32| usize::try_from(end).unwrap_or(usize::MAX);
+        let start =
+            index.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |[_, value]| end(*value));
+        let Some([key, value]) = ends.get(index) else { return ("", "") };
+        let part = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
+        (part(start, end(*key)), part(end(*key), end(*value)))
     }
 }
 
-/// Collects pairs; of two pairs with one key the later one counts.
-impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Labels {
+impl PartialOrd for Labels {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Labels {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.iter().cmp(other.iter())
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// Collects pairs; of two pairs with one key the later one counts. What is behind the first 4 GiB is lost: an object has
+/// 1.5 MiB at most.
+impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
-        let sorted: std::collections::BTreeMap<Arc<str>, Arc<str>> =
-            pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        Self(sorted.into_iter().collect())
+        let mut pairs: Vec<(K, V)> = pairs.into_iter().collect();
+        // Stable, so that of equal keys the last one is the later one.
+        pairs.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        for (at, (key, value)) in pairs.iter().enumerate() {
+            let is_repeated = pairs.get(at + 1).is_some_and(|(next, _)| next.as_ref() == key.as_ref());
+            if is_repeated {
+                continue;
+            }
+            let end = [key.as_ref(), value.as_ref()].map(|part| {
+                text.push_str(part);
+                u32::try_from(text.len()).unwrap_or(u32::MAX)
+            });
+            ends.push(end);
+        }
+        Self(Arc::new(Content { text: text.into(), ends: ends.into() }))
     }
 }
 
@@ -171,6 +237,36 @@ mod tests {
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().copied().collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn labels_are_a_map_in_which_the_later_of_two_equal_keys_counts(
+            pairs in proptest::collection::vec(("[a-c]{0,3}", "[a-c]{0,3}"), 0..12),
+            sought in "[a-c]{0,3}",
+        ) {
+            let map: std::collections::BTreeMap<String, String> = pairs.iter().cloned().collect();
+            let labels: Labels = pairs.iter().cloned().collect();
+            let found: Vec<(&str, &str)> = labels.iter().collect();
+            let expected: Vec<(&str, &str)> = map.iter().map(|(k, v)| (&**k, &**v)).collect();
+            proptest::prop_assert_eq!(&found, &expected);
+            proptest::prop_assert_eq!(labels.get(&sought), map.get(&sought).map(|value| &**value));
+            proptest::prop_assert_eq!(labels.is_empty(), map.is_empty());
+            proptest::prop_assert_eq!(&labels, &expected.into_iter().collect::<Labels>());
+        }
+
+        #[test]
+        fn labels_are_equal_and_in_order_as_their_pairs_are(
+            a in proptest::collection::vec(("[a-b]{0,2}", "[a-b]{0,2}"), 0..3),
+            b in proptest::collection::vec(("[a-b]{0,2}", "[a-b]{0,2}"), 0..3),
+        ) {
+            let map = |pairs: &[(String, String)]| -> std::collections::BTreeMap<String, String> {
+                pairs.iter().cloned().collect()
+            };
+            let labels = |pairs: &[(String, String)]| pairs.iter().cloned().collect::<Labels>();
+            proptest::prop_assert_eq!(labels(&a).cmp(&labels(&b)), map(&a).cmp(&map(&b)));
+            proptest::prop_assert_eq!(labels(&a) == labels(&b), map(&a) == map(&b));
+        }
     }
 
     fn requirement(key: &str, operator: Operator) -> LabelSelector {

@@ -17,7 +17,9 @@ pub use cluster::{Change, Cluster, Delta, Handover, Namespace, Node};
 pub use flow::{Direction, Endpoint, Flow, Transport};
 pub use labels::{LabelSelector, Labels, Operator, Requirement};
 pub use net::{Family, IpBlock, IpBlockError, PortRange, Protocol};
-pub use network_policy::{NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, Ports, Scope, Standing};
+pub use network_policy::{
+    MemoryExcess, NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, Ports, Scope, Standing,
+};
 pub use pod::{ContainerPort, Phase, Pod};
 
 use std::{fmt, str::FromStr, sync::Arc};

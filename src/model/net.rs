@@ -184,7 +184,8 @@ impl fmt::Display for PortRange {
 #[derive(Clone, PartialEq, Eq)]
 pub struct IpBlock {
     cidr: IpNet,
-    except: Arc<Excepts>,
+    /// Absent if there is none: a policy may have tens of thousands of blocks without.
+    except: Option<Arc<Excepts>>,
 }
 
 /// The excepts of a block: sorted, without repetition.
@@ -224,8 +225,8 @@ impl IpBlock {
         excepts.sort();
         excepts.dedup();
         let digest = (excepts.len() > FEW_EXCEPTS).then(|| digest(&excepts));
-        let except = Excepts { nets: excepts.into(), digest };
-        Ok(Self { cidr, except: Arc::new(except) })
+        let except = (!excepts.is_empty()).then(|| Arc::new(Excepts { nets: excepts.into(), digest }));
+        Ok(Self { cidr, except })
     }
 
     /// The block, without host bits.
@@ -237,7 +238,7 @@ impl IpBlock {
     /// What is taken out of it, sorted.
     #[must_use]
     pub fn except(&self) -> &[IpNet] {
-        &self.except.nets
+        self.except.as_ref().map_or(&[], |except| &except.nets)
     }
 
     /// Whether `address` is in the block and in none of its excepts.
@@ -267,11 +268,9 @@ impl PartialOrd for IpBlock {
 
 impl Ord for IpBlock {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.cidr.cmp(&other.cidr).then_with(|| {
-            if Arc::ptr_eq(&self.except, &other.except) {
-                return Ordering::Equal;
-            }
-            self.except().cmp(other.except())
+        self.cidr.cmp(&other.cidr).then_with(|| match (&self.except, &other.except) {
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => Ordering::Equal,
+            _ => self.except().cmp(other.except()),
         })
     }
 }
@@ -279,7 +278,7 @@ impl Ord for IpBlock {
 impl Hash for IpBlock {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.cidr.hash(state);
-        match &self.except.digest {
+        match self.except.as_ref().and_then(|except| except.digest.as_ref()) {
             None => self.except().hash(state),
             Some(digest) => (self.except().len(), digest).hash(state),
         }
@@ -288,7 +287,7 @@ impl Hash for IpBlock {
 
 impl fmt::Debug for IpBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IpBlock").field("cidr", &self.cidr).field("except", &self.except.nets).finish()
+        f.debug_struct("IpBlock").field("cidr", &self.cidr).field("except", &self.except()).finish()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Direction, IpBlock, LabelSelector, ObjectKey, PortRange, Protocol};
+use super::{Direction, IpBlock, LabelSelector, ObjectKey, Operator, PortRange, Protocol, Requirement};
 
 /// A NetworkPolicy.
 ///
@@ -22,7 +22,7 @@ pub struct NetworkPolicy {
     pub standing: Standing,
 }
 
-/// Whether an object could be read.
+/// Whether a policy is what its author wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Standing {
     /// It was read whole.
@@ -30,6 +30,20 @@ pub enum Standing {
     Accepted,
     /// It was refused: this stands in for it, isolates the pods of its podSelector, and allows nothing.
     Refused,
+    /// Its rules are not kept, since the policies of its namespace take too much memory: it isolates the pods of its
+    /// podSelector, and allows nothing.
+    TooLarge(MemoryExcess),
+}
+
+/// How much memory the policies of a namespace take that is too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryExcess {
+    /// What all policies of the namespace take, in bytes.
+    pub bytes: u64,
+    /// What they may take, or what those of all namespaces may take together, in bytes.
+    pub budget: u64,
+    /// Whether that budget is the one of all namespaces together.
+    pub is_of_all: bool,
 }
 
 /// One entry of `spec.ingress` or `spec.egress`: allows what matches both its peers and its ports.
@@ -107,5 +121,80 @@ impl NetworkPolicy {
             Direction::Ingress => self.ingress.as_deref(),
             Direction::Egress => self.egress.as_deref(),
         }
+    }
+
+    /// The memory that it takes, in bytes, by estimate: the same for equal policies. What it shares with other objects
+    /// counts as its own.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let rules = Direction::BOTH.into_iter().filter_map(|direction| self.rules(direction)).flatten();
+        let rules = rules.map(PolicyRule::bytes).sum::<usize>();
+        let names = text(&self.key.namespace) + text(&self.key.name);
+        let bytes = size_of::<Self>() + names + self.subject.bytes() + rules;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// The same policy without its rules: it isolates the same pods in the same directions, and allows nothing.
+    #[must_use]
+    pub fn without_rules(self, excess: MemoryExcess) -> Self {
+        let nothing = |rules: Option<Vec<PolicyRule>>| rules.map(|_| Vec::new());
+        let (ingress, egress) = (nothing(self.ingress), nothing(self.egress));
+        Self { ingress, egress, standing: Standing::TooLarge(excess), ..self }
+    }
+}
+
+/// What an allocation takes besides its content: the allocator's own, and the counts of an [`Arc`].
+const ALLOCATION: usize = 32;
+
+fn text(text: &Arc<str>) -> usize {
+    text.len() + ALLOCATION
+}
+
+impl PolicyRule {
+    fn bytes(&self) -> usize {
+        let peer = |peer: &Peer| {
+            size_of::<Peer>()
+                + match peer {
+                    Peer::Pods(PodPeer { scope: Scope::Matching(namespaces), pods }) => {
+                        namespaces.bytes() + pods.bytes()
+                    }
+                    Peer::Pods(PodPeer { scope: Scope::Own(_), pods }) => pods.bytes(),
+                    Peer::Block(block) if block.except().is_empty() => 0,
+                    Peer::Block(block) => 2 * ALLOCATION + size_of_val(block.except()),
+                }
+        };
+        let port = |port: &Port| {
+            size_of::<Port>()
+                + match port {
+                    Port::Named(_, name) => text(name),
+                    Port::All(_) | Port::Range(..) => 0,
+                }
+        };
+        let peers = match &self.peers {
+            Peers::Any => 0,
+            Peers::Of(peers) => ALLOCATION + peers.iter().map(peer).sum::<usize>(),
+        };
+        let ports = match &self.ports {
+            Ports::Any => 0,
+            Ports::Of(ports) => ALLOCATION + ports.iter().map(port).sum::<usize>(),
+        };
+        size_of::<Self>() + peers + ports
+    }
+}
+
+impl LabelSelector {
+    fn bytes(&self) -> usize {
+        let requirement = |requirement: &Requirement| {
+            size_of::<Requirement>()
+                + text(&requirement.key)
+                + match &requirement.operator {
+                    Operator::In(values) | Operator::NotIn(values) => {
+                        let values = values.iter().map(|value| size_of::<Arc<str>>() + text(value));
+                        ALLOCATION + values.sum::<usize>()
+                    }
+                    Operator::Exists | Operator::DoesNotExist => 0,
+                }
+        };
+        ALLOCATION + self.requirements().iter().map(requirement).sum::<usize>()
     }
 }

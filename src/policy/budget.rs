@@ -126,6 +126,8 @@ pub enum Resource {
     Members,
     /// Comparisons of pods with selectors that demand no label, or all the same one.
     Comparisons,
+    /// Memory for the policies themselves, on whichever pods they bear.
+    Memory,
 }
 
 impl fmt::Display for Resource {
@@ -135,6 +137,7 @@ impl fmt::Display for Resource {
             Self::Sets => "sets",
             Self::Members => "addresses of selected pods",
             Self::Comparisons => "comparisons of pods with selectors",
+            Self::Memory => "bytes of memory for its policies",
         })
     }
 }

@@ -15,7 +15,7 @@ use super::{
     program::{Program, Selection},
     resolve::LocalPod,
 };
-use crate::model::{Cluster, Direction, NetworkPolicy, ObjectKey, Pod, Port, Ports};
+use crate::model::{Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, Pod, Port, Ports, Standing};
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
 #[derive(Debug)]
@@ -125,6 +125,8 @@ pub(super) struct Tenant {
     over_budget: Vec<OverBudget>,
     /// How many different policies bind its pods.
     bound: usize,
+    /// Why the rules of its policies are not kept, if they are not.
+    too_large: Option<MemoryExcess>,
 }
 
 impl Subject {
@@ -193,6 +195,9 @@ impl Tenant {
         for policy in tenant.pods.iter().flat_map(|pod| pod.policies.iter()) {
             if seen.insert(Arc::as_ptr(policy)) {
                 tenant.over_budget.extend(costs.of(policy, budgets).over_budget.clone());
+                if let Standing::TooLarge(excess) = policy.standing {
+                    tenant.too_large = Some(excess);
+                }
             }
         }
         tenant.bound = seen.len();
@@ -318,7 +323,17 @@ impl Tenant {
             let closed = Closed::Namespace(namespace.clone());
             (cost > budget).then_some(OverBudget { closed, scale: Scale::Namespace, resource, cost, budget })
         };
-        over(Resource::Units, self.cost.units, budgets.namespace)
+        // Closed as a whole from the first policy on whose rules are missing: which one is first depends on the order in
+        // which they came.
+        let too_large = self.too_large.map(|MemoryExcess { bytes, budget, is_of_all }| OverBudget {
+            closed: Closed::Namespace(namespace.clone()),
+            scale: if is_of_all { Scale::Node } else { Scale::Namespace },
+            resource: Resource::Memory,
+            cost: bytes,
+            budget,
+        });
+        too_large
+            .or_else(|| over(Resource::Units, self.cost.units, budgets.namespace))
             .or_else(|| over(Resource::Sets, self.cost.sets, budgets.namespace_sets))
     }
 }

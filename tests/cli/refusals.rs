@@ -97,7 +97,9 @@ fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
     };
     let works = setpriv().arg("true").output().is_ok_and(|output| output.status.success());
     let program = folder.join("towpath");
-    fs::copy(TOWPATH, &program).unwrap();
+    // Not by this process: a program that another test starts meanwhile would hold the copy open for writing, and nothing
+    // can run it then.
+    assert!(Command::new("cp").arg(TOWPATH).arg(&program).status().unwrap().success());
     let mut command = setpriv();
     command.arg(program).args(arguments);
     works.then_some(command)

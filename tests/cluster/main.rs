@@ -16,4 +16,5 @@ mod packets;
 mod rights;
 mod scale;
 mod stored;
+mod tenants;
 mod tokens;

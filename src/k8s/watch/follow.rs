@@ -59,6 +59,9 @@ const STEADY: Duration = Duration::from_secs(30);
 /// A watch that ends sooner than this is no watch: it is not begun again at once.
 const TOO_SHORT: Duration = Duration::from_secs(1);
 
+/// Because of memory, all is listed again no more often than this.
+const RELIST_EVERY: Duration = Duration::from_mins(1);
+
 /// The annotation of the bookmark that ends a streaming list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
@@ -77,18 +80,25 @@ pub(super) struct Follower<S> {
     failed: Option<Cause>,
     /// Whether the watch runs: all was listed, and what comes now are changes.
     is_live: bool,
+    /// When all was last listed.
+    listed_at: Instant,
+    /// When to list all again, for rules that were not kept and can be now, or the other way round.
+    relist_at: Option<Instant>,
 }
 
 impl<S: Watched> Follower<S> {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let inventory = Inventory::bounded(shared.limits);
         Self {
             shared,
-            inventory: Inventory::new(),
+            inventory,
             client: None,
             version: None,
             streams_lists: true,
             failed: None,
             is_live: false,
+            listed_at: Instant::now(),
+            relist_at: None,
         }
     }
 
@@ -166,7 +176,13 @@ impl<S: Watched> Follower<S> {
             self.mended();
         }
         loop {
-            let event = within(SILENCE, &server, events.try_next()).await?;
+            let event = tokio::select! {
+                event = within(SILENCE, &server, events.try_next()) => event?,
+                () = until(self.relist_at.filter(|_| !self.inventory.is_listing())) => {
+                    self.version = None;
+                    return Ok(());
+                }
+            };
             let Some(event) = event.map_err(|error| Trouble::of_stream(&error, S::KIND, &server))? else {
                 return if self.inventory.is_listing() { Err(Trouble::cut_short(&server)) } else { Ok(()) };
             };
@@ -255,6 +271,7 @@ impl<S: Watched> Follower<S> {
     /// The list is complete, and of this version.
     fn listed(&mut self, version: String) {
         let told = self.inventory.end_list();
+        (self.listed_at, self.relist_at) = (Instant::now(), None);
         self.version = Some(version);
         if self.failed == Some(Cause::Quiet) && told.came_or_went > 0 {
             warn!(
@@ -296,7 +313,8 @@ impl<S: Watched> Follower<S> {
         }
     }
 
-    fn deliver_told(&self, Told { changes, refused, .. }: Told) {
+    fn deliver_told(&mut self, Told { changes, refused, relist, .. }: Told) {
+        self.relist_at = if relist { self.relist_at.or(Some(self.listed_at + RELIST_EVERY)) } else { None };
         if !changes.is_empty() {
             self.tell(WatchEvent::Changes { received: Instant::now(), changes });
         }
@@ -345,6 +363,14 @@ pub(super) async fn pages<S: Watched>(
 fn any_of(numbers: Range<u64>) -> u32 {
     let span = numbers.end - numbers.start;
     u32::try_from(numbers.start + RandomState::new().hash_one(()) % span).unwrap_or(u32::MAX)
+}
+
+/// Ends at this time; never, if there is none.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What comes within this time.

@@ -19,9 +19,10 @@ use super::{
         types::Meta,
     },
     kinds::{Key, Kind, Watched},
+    memory::{Memory, MemoryLimits},
     received::{Received, Unreadable},
 };
-use crate::model::Change;
+use crate::model::{Change, Labels, Pod};
 
 /// An object that cannot be enforced as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,9 @@ pub(super) struct Told {
     pub(super) came_or_went: usize,
     /// Every refusal there is now, if that is not what it was.
     pub(super) refused: Option<Vec<Refusal>>,
+    /// Whether the objects have to be listed again, since rules that were not kept could be kept now, or the other way
+    /// round.
+    pub(super) relist: bool,
 }
 
 /// What the model holds of an object that exists.
@@ -71,6 +75,8 @@ pub(super) struct Inventory<S> {
     held: HashMap<Key, Held>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
     listing: Option<Listing>,
+    /// Absent where all is kept, whatever it takes.
+    memory: Option<Memory>,
     kind: PhantomData<fn() -> S>,
 }
 
@@ -82,6 +88,7 @@ struct Listing {
     removed: HashSet<Key>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
     changes: Vec<Change>,
+    memory: Option<Memory>,
 }
 
 /// One object, judged.
@@ -99,8 +106,14 @@ impl<S: Watched> Inventory<S> {
             held: HashMap::new(),
             refusals: BTreeMap::new(),
             listing: None,
+            memory: None,
             kind: PhantomData,
         }
+    }
+
+    /// One that keeps no more than enforcement needs, and no more rules than there is memory for.
+    pub(super) fn bounded(limits: MemoryLimits) -> Self {
+        Self { memory: Some(Memory::new(limits)), ..Self::new() }
     }
 
     /// Whether no object is known.
@@ -110,7 +123,8 @@ impl<S: Watched> Inventory<S> {
 
     /// A list begins. One that was not ended is void.
     pub(super) fn begin_list(&mut self) {
-        self.listing = Some(Listing::default());
+        let memory = self.memory.as_ref().map(Memory::for_list);
+        self.listing = Some(Listing { memory, ..Listing::default() });
     }
 
     /// Whether a list has begun and not ended.
@@ -120,9 +134,10 @@ impl<S: Watched> Inventory<S> {
 
     /// The list is complete: what is not in it is gone.
     pub(super) fn end_list(&mut self) -> Told {
-        let Some(Listing { held, removed: _, refusals, mut changes }) = self.listing.take() else {
+        let Some(Listing { held, removed: _, refusals, mut changes, memory }) = self.listing.take() else {
             return Told::default();
         };
+        self.memory = memory.map(Memory::end_list);
         let before = std::mem::replace(&mut self.held, held);
         let came = self.held.keys().filter(|key| !before.contains_key(*key)).count();
         let gone: Vec<Key> = before.into_keys().filter(|key| !self.held.contains_key(key)).collect();
@@ -130,7 +145,7 @@ impl<S: Watched> Inventory<S> {
         changes.extend(gone.into_iter().map(S::remove));
         let differs = self.refusals != refusals;
         self.refusals = refusals;
-        Told { changes, came_or_went, refused: differs.then(|| self.refused()) }
+        Told { changes, came_or_went, refused: differs.then(|| self.refused()), relist: self.relist() }
     }
 
     /// An object is there, and is this.
@@ -138,6 +153,7 @@ impl<S: Watched> Inventory<S> {
         let Some(Judged { key, held, change, refusals }) = self.judge(received) else {
             return Told::default();
         };
+        let change = self.bound(&key, change);
         if let Some(listing) = &mut self.listing {
             listing.changes.extend(change);
             listing.refusals.remove(&key);
@@ -156,7 +172,52 @@ impl<S: Watched> Inventory<S> {
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);
         let refused = differs.then(|| self.refused());
-        Told { changes: change.into_iter().collect(), refused, ..Told::default() }
+        Told { changes: change.into_iter().collect(), refused, relist: self.relist(), ..Told::default() }
+    }
+
+    /// A change without what is not kept.
+    fn bound(&mut self, key: &Key, change: Option<Change>) -> Option<Change> {
+        let Some(memory) = &mut self.memory else { return change };
+        let policy = match change {
+            Some(Change::SetPolicy(policy)) => policy,
+            // A pod that has no address yet is nobody's peer, and one gets its address by a change that has all of it.
+            // Of its ports only those with a name are asked for.
+            Some(Change::SetPod(pod)) if pod.addresses.is_empty() => {
+                return Some(Change::SetPod(Pod { labels: Labels::default(), ports: Vec::new(), ..pod }));
+            }
+            Some(Change::SetPod(mut pod)) => {
+                pod.ports.retain(|port| port.name.is_some());
+                pod.ports.shrink_to_fit();
+                return Some(Change::SetPod(pod));
+            }
+            None if S::KIND == Kind::NetworkPolicy => {
+                // The version before it stays.
+                if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.memory.as_mut()) {
+                    listing.keep(key, memory);
+                }
+                return None;
+            }
+            other => return other,
+        };
+        let Some(listing) = &mut self.listing else {
+            return Some(Change::SetPolicy(memory.set(key, policy)));
+        };
+        let memory = listing.memory.as_mut()?;
+        let policy = memory.set(key, policy);
+        for (namespace, excess) in memory.take_new() {
+            for change in &mut listing.changes {
+                if let Change::SetPolicy(policy) = change
+                    && policy.key.namespace == namespace
+                {
+                    *policy = policy.clone().without_rules(excess);
+                }
+            }
+        }
+        Some(Change::SetPolicy(policy))
+    }
+
+    fn relist(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| !memory.is_settled())
     }
 
     /// An object is gone.
@@ -170,13 +231,19 @@ impl<S: Watched> Inventory<S> {
             listing.held.remove(&key);
             listing.refusals.remove(&key);
             listing.removed.insert(key.clone());
+            if let Some(memory) = &mut listing.memory {
+                memory.remove(&key);
+            }
             // What the list said of it before does not count, and what was known of it has to go.
             listing.changes.push(S::remove(key));
             return Told::default();
         }
         self.held.remove(&key);
+        if let Some(memory) = &mut self.memory {
+            memory.remove(&key);
+        }
         let refused = self.refusals.remove(&key).map(|_| self.refused());
-        Told { changes: vec![S::remove(key)], refused, ..Told::default() }
+        Told { changes: vec![S::remove(key)], refused, relist: self.relist(), ..Told::default() }
     }
 
     /// What the model holds of an object, or will hold when the list that comes is complete.

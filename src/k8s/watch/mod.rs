@@ -10,6 +10,7 @@
 //! | requests | objects and the version that they are of | `follow` |
 //! | the text of an object | a slim value, or why it cannot be read | `received` |
 //! | values | changes of the model, and refusals | `inventory`, [`kinds`] |
+//! | policies | the same without rules, if they take too much memory | `memory` |
 //! | errors | what an operator has to do | [`trouble`] |
 //! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
 //!
@@ -20,6 +21,7 @@ pub mod access;
 mod follow;
 mod inventory;
 pub mod kinds;
+mod memory;
 mod received;
 mod snapshot;
 #[cfg(test)]
@@ -37,6 +39,7 @@ pub use access::{Access, AccessError};
 pub use follow::SILENCE;
 pub use inventory::Refusal;
 pub use kinds::Kind;
+pub use memory::MemoryLimits;
 pub use snapshot::snapshot;
 pub use trouble::{Cause, Trouble};
 
@@ -82,8 +85,9 @@ impl ApiSource {
     ///
     /// [`WatchEvent::Synced`] waits for the object of the node itself: with a name that is not the node's, no pod would
     /// be one of this node, and all rules would be taken down.
-    pub fn start(access: Access, node: Arc<str>, deliver: Deliver) -> Self {
-        let shared = Arc::new(Shared { access, node, deliver, missing: Mutex::new(Kind::ALL.to_vec()) });
+    pub fn start(access: Access, node: Arc<str>, limits: MemoryLimits, deliver: Deliver) -> Self {
+        let shared =
+            Arc::new(Shared { access, node, limits, deliver, missing: Mutex::new(Kind::ALL.to_vec()) });
         let mut watches = JoinSet::new();
         watches.spawn(Follower::<types::Namespace>::new(shared.clone()).run());
         watches.spawn(Follower::<types::Node>::new(shared.clone()).run());
@@ -97,6 +101,7 @@ impl ApiSource {
 struct Shared {
     access: Access,
     node: Arc<str>,
+    limits: MemoryLimits,
     deliver: Deliver,
     /// The kinds that have not been listed yet.
     missing: Mutex<Vec<Kind>>,
