@@ -241,12 +241,6 @@ pub fn local_pods(family: Family) -> SetName {
     set(family, SetRole::LocalPods, "")
 }
 
-/// All addresses of nodes that are known: a set that former versions wrote.
-#[must_use]
-pub fn nodes(family: Family) -> SetName {
-    set(family, SetRole::Nodes, "")
-}
-
 /// The addresses of all pods of the cluster.
 #[must_use]
 pub fn all_pods(family: Family) -> SetName {
@@ -345,7 +339,7 @@ mod tests {
                     isolated(family, direction, &OrdSet::new()),
                     drops(family),
                     local_pods(family),
-                    nodes(family),
+                    set(family, SetRole::Nodes, ""),
                     all_pods(family),
                     tunnel_ends(family),
                     pods(family, &digest),
@@ -442,7 +436,7 @@ mod tests {
             let made = [
                 drops(family),
                 local_pods(family),
-                nodes(family),
+                set(family, SetRole::Nodes, ""),
                 all_pods(family),
                 tunnel_ends(family),
                 isolated(family, Direction::Ingress, &members),
