@@ -10,13 +10,17 @@ use std::{
 };
 
 use towpath::{
-    lab::frame::{Tcp, protocol, tcp_flag},
+    lab::{
+        LabError,
+        frame::{Tcp, protocol, tcp_flag},
+    },
     model::Family,
 };
 
 use crate::{
     bed::Bed,
     cast::{NODE, OPEN, VICTIM},
+    sip,
     table::{Expect, Seen, observed},
 };
 
@@ -24,14 +28,33 @@ use crate::{
 const NAMED: u16 = 40_021;
 
 pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
-    Family::BOTH.into_iter().flat_map(|family| ftp(bed, family)).collect()
+    let mut rows: Vec<Seen> = Family::BOTH.into_iter().flat_map(|family| ftp(bed, family)).collect();
+    rows.extend(sip::rows(bed));
+    rows
+}
+
+/// Somebody else's rule on the node: what goes to this port is given to that helper.
+pub(crate) fn hand_to_helper(
+    bed: &Bed,
+    family: Family,
+    (protocol, port): (&str, u16),
+    helper: &str,
+) -> Result<String, LabError> {
+    let port = port.to_string();
+    let of = ["-p", protocol, "--dport", &port];
+    let rule =
+        [&["-w", "-t", "raw", "-A", "PREROUTING"], &of[..], &["-j", "CT", "--helper", helper]].concat();
+    bed.netns(NODE).succeed(&bed.setting.variant.program(family, ""), &rule, "")
+}
+
+/// What the node's kernel expects.
+pub(crate) fn expectations(bed: &Bed) -> String {
+    let text = bed.netns(NODE).run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack_expect"));
+    text.expect("the node").unwrap_or_default()
 }
 
 fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
-    let program = bed.setting.variant.program(family, "");
-    let rule =
-        ["-w", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "21", "-j", "CT", "--helper", "ftp"];
-    bed.netns(NODE).succeed(&program, &rule, "").expect("the rule for the helper");
+    hand_to_helper(bed, family, ("tcp", 21), "ftp").expect("the rule for the helper");
     let server = SocketAddr::new(bed.address(OPEN, family), 21);
     let listener = bed.netns(OPEN).run(move || TcpListener::bind(server)).expect("the pod");
     let listener = listener.expect("a listener");
@@ -52,11 +75,7 @@ fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
         assert_eq!(received, line);
     }
     // Without an expectation there is no attack.
-    let expected = bed
-        .netns(NODE)
-        .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack_expect"))
-        .expect("the node")
-        .is_ok_and(|text| text.contains(&format!("dport={NAMED}")));
+    let expected = expectations(bed).contains(&format!("dport={NAMED}"));
     let token = bed.token();
     let ip = bed.ip(OPEN, VICTIM, family);
     let head = Tcp { source: 20, destination: NAMED, sequence: 1, acknowledged: 0, flags: tcp_flag::SYN };

@@ -19,6 +19,7 @@ mod changes;
 mod conntrack;
 mod deaths;
 mod frames;
+mod full;
 mod fuzz;
 mod helpers;
 #[path = "../kernel/manifests.rs"]
@@ -26,6 +27,7 @@ mod manifests;
 mod mirror;
 mod punch;
 mod sightings;
+mod sip;
 mod table;
 mod topics;
 
@@ -57,6 +59,7 @@ fn attack(topology: Topology, variant: Variant) {
     seen.extend(mirror::rows(&bed));
     seen.extend(helpers::rows(&bed));
     seen.extend(changes::rows(&bed));
+    seen.extend(full::rows(&bed));
     bed.kill_daemons();
     seen.extend(deaths::dead(&bed));
     bed.start_daemons();

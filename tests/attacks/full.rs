@@ -1,0 +1,268 @@
+//! A node whose table of connections is full.
+//!
+//! A pod that may send fills it: at first with datagrams that nobody answers, of which the kernel forgets one for each
+//! connection that is new; then somebody outside answers, and these are connections that the kernel keeps. What is
+//! denied must not arrive, neither then nor after the table is empty again.
+//!
+//! The limit is the machine's, and a namespace can only read it; but each namespace is counted for itself. So the node's
+//! table is filled up to the machine's limit, and nobody else on the machine notices.
+
+use std::{net::Ipv4Addr, ops::Range, time::Duration};
+
+use towpath::{
+    lab::{
+        Topology,
+        frame::{Ip, Link, Tcp, Token, protocol, tcp_flag},
+    },
+    model::Family,
+};
+
+use crate::{
+    bed::{Bed, PORT, Who, source_port, udp},
+    cast::{ATTACKER, FAR_FRIEND, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, NODE, OPEN, OUTSIDE, SHY, VICTIM},
+    conntrack,
+    table::{Expect, Seen, Stage, Table, observed},
+};
+
+const TOPIC: &str = "full connection table";
+
+/// A larger table is not filled: that would take minutes.
+const LARGEST: u64 = 1 << 19;
+
+/// How many connections the pod has with one address.
+const PER_ADDRESS: u64 = 60_000;
+
+/// How many connections the pod tries, to learn whether any more get in.
+const SAMPLE: u64 = 2_000;
+
+/// How many more it opens while they do, and how often.
+const MORE: u64 = 16_000;
+const ROUNDS: usize = 20;
+
+/// The kernel keeps a connection of UDP that was answered and has gone on for two seconds.
+const LASTS_AFTER: Duration = Duration::from_millis(2_200);
+
+/// Far longer than all of this takes, so that nothing runs out on a slow machine.
+const TIMEOUTS: [(&str, &str); 2] =
+    [("netfilter/nf_conntrack_udp_timeout", "1800"), ("netfilter/nf_conntrack_udp_timeout_stream", "1800")];
+
+/// Who had a connection before.
+const TALKERS: [(Who, Who); 5] =
+    [(FRIEND, SHY), (FREE, OPEN), (OPEN, ATTACKER), (FREE, FAR_OPEN), (FAR_FRIEND, SHY)];
+
+const DENIED: [(Who, Who); 6] = [
+    (FREE, VICTIM),
+    (FREE, SHY),
+    (ATTACKER, OPEN),
+    (FREE, FAR_VICTIM),
+    (FAR_OPEN, VICTIM),
+    (OUTSIDE, VICTIM),
+];
+
+const ALLOWED: [(Who, Who); 5] =
+    [(FRIEND, SHY), (VICTIM, FRIEND), (FREE, OPEN), (OPEN, FAR_OPEN), (FAR_FRIEND, SHY)];
+
+pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+    let limit = number(bed, "nf_conntrack_max");
+    if limit == 0 || limit > LARGEST {
+        println!("skipped: a full connection table, since net.netfilter.nf_conntrack_max is {limit}");
+        return Vec::new();
+    }
+    let before =
+        TIMEOUTS.map(|(name, _)| (name, number(bed, name.trim_start_matches("netfilter/")).to_string()));
+    bed.netns(NODE).sysctl(&TIMEOUTS).expect("the node's own timeouts");
+    let talks = begin(bed);
+    let (mut rows, opened) = unanswered(bed, limit);
+    rows.extend(answered(bed, opened, &talks));
+    conntrack::forget(bed.netns(NODE));
+    rows.extend(tries(bed, "empty again").run());
+    let back = before.each_ref().map(|(name, value)| (*name, value.as_str()));
+    bed.netns(NODE).sysctl(&back).expect("the node's own timeouts");
+    rows
+}
+
+/// Full of what nobody answered; also how many connections that took.
+fn unanswered(bed: &Bed, limit: u64) -> (Vec<Seen>, u64) {
+    let evicted = statistic(bed, "early_drop");
+    let is_full = || statistic(bed, "early_drop") >= evicted + SAMPLE / 2;
+    let mut numbers = 0..limit;
+    flood(bed, FREE, numbers.clone());
+    // When the table is nearly full, the kernel may forget some by itself.
+    while !is_full() && numbers.end < 2 * limit {
+        numbers = numbers.end..numbers.end + SAMPLE;
+        flood(bed, FREE, numbers.clone());
+    }
+    let name = "the kernel forgets unanswered connections for new ones";
+    let mut rows = vec![observed(bed, TOPIC, name, (NODE, NODE), (Expect::Arrives, is_full()))];
+    rows.extend(tries(bed, "full of unanswered connections").run());
+    (rows, numbers.end)
+}
+
+/// Full of what the kernel keeps.
+fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
+    let mut numbers = 0..opened;
+    flood(bed, OUTSIDE, numbers.clone());
+    flood(bed, FREE, numbers.clone());
+    let mut is_full = false;
+    for _ in 0..ROUNDS {
+        // Others have connections that the kernel does not keep; they make room for some more.
+        numbers = numbers.end..numbers.end + MORE;
+        let refused = statistic(bed, "drop");
+        flood(bed, FREE, numbers.start..numbers.start + SAMPLE);
+        let refused = statistic(bed, "drop") - refused;
+        is_full = refused >= SAMPLE / 10 * 9;
+        if is_full {
+            break;
+        }
+        flood(bed, FREE, numbers.clone());
+        flood(bed, OUTSIDE, numbers.clone());
+        std::thread::sleep(LASTS_AFTER);
+        flood(bed, FREE, numbers.clone());
+    }
+    let name = "the kernel drops what is new";
+    let mut rows = vec![observed(bed, TOPIC, name, (NODE, NODE), (Expect::Arrives, is_full))];
+    let mut table = tries(bed, "full of answered connections");
+    for row in &mut table.rows {
+        if row.expect == Expect::Arrives {
+            row.expect = Expect::Undefended;
+        }
+    }
+    table.send();
+    // These go on; so they also tell when everything that was sent before has arrived wherever it does.
+    rows.extend(talks.iter().flat_map(|talk| talk.go_on(bed)));
+    rows.extend(table.rows.into_iter().map(|attack| {
+        let arrived = bed.seen(attack.token).contains(&attack.to);
+        Seen { attack, arrived }
+    }));
+    let verdict = (Expect::Undefended, bed.is_guarded());
+    rows.push(observed(bed, TOPIC, "the daemon answers the node that asks it", (NODE, NODE), verdict));
+    rows
+}
+
+/// Makes a packet for a header.
+type Message = fn(&Ip, Token) -> Vec<u8>;
+
+/// What is tried each time.
+fn tries<'a>(bed: &'a Bed, when: &str) -> Table<'a> {
+    const MESSAGES: [(&str, Message); 4] = [
+        ("UDP", |ip, token| udp(ip, token, PORT, &[])),
+        ("TCP SYN", |ip, token| segment(ip, token, tcp_flag::SYN)),
+        ("TCP ACK", |ip, token| segment(ip, token, tcp_flag::ACK)),
+        ("ping", |ip, token| ip.ping(source_port(token), &token.bytes())),
+    ];
+    let mut table = Table::new(bed);
+    for family in Family::BOTH {
+        table.section(TOPIC, Some(family), Stage::Calm);
+        for (name, message) in MESSAGES {
+            let name = format!("{when}: {name}");
+            let frames =
+                |from, to, token| vec![bed.link(from, to).ip(&message(&bed.ip(from, to, family), token))];
+            for (from, to) in DENIED {
+                table.never(&name, from, to, |_, token| frames(from, to, token));
+            }
+            for (from, to) in ALLOWED {
+                table.arrives(&name, from, to, |_, token| frames(from, to, token));
+            }
+        }
+    }
+    table
+}
+
+fn segment(ip: &Ip, token: Token, flags: u8) -> Vec<u8> {
+    let head = Tcp { source: source_port(token), destination: 80, sequence: 1000, acknowledged: 0, flags };
+    ip.packet(protocol::TCP, &ip.tcp(head, &token.bytes()))
+}
+
+/// A connection that stood before.
+struct Talk {
+    from: Who,
+    to: Who,
+    family: Family,
+    port: u16,
+}
+
+/// Opens connections that the kernel keeps.
+fn begin(bed: &Bed) -> Vec<Talk> {
+    let talk = |family, (from, to)| Talk { from, to, family, port: source_port(bed.token()) };
+    let of = |family| TALKERS.map(|pair| talk(family, pair));
+    let talks: Vec<Talk> = Family::BOTH.into_iter().flat_map(of).collect();
+    let send = |forth| {
+        for talk in &talks {
+            talk.send(bed, forth, b"for the record");
+        }
+        bed.settle();
+    };
+    send(true);
+    send(false);
+    std::thread::sleep(LASTS_AFTER);
+    send(true);
+    talks
+}
+
+impl Talk {
+    fn send(&self, bed: &Bed, forth: bool, payload: &[u8]) {
+        let (from, to) = if forth { (self.from, self.to) } else { (self.to, self.from) };
+        let (source, destination) = if forth { (self.port, PORT) } else { (PORT, self.port) };
+        let ip = bed.ip(from, to, self.family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(source, destination, payload));
+        bed.send(from, &bed.link(from, to).ip(&packet));
+    }
+
+    /// Whether both directions still pass.
+    fn go_on(&self, bed: &Bed) -> [Seen; 2] {
+        // Nobody answers a tunnel's own packets: the kernel forgets their connection for a new one.
+        let is_tunnelled =
+            bed.setting.topology == Topology::Vxlan && bed.node_of(self.from) != bed.node_of(self.to);
+        let (expect, attempts) = if is_tunnelled { (Expect::Undefended, 1) } else { (Expect::Arrives, 20) };
+        [true, false].map(|forth| {
+            let (from, to) = if forth { (self.from, self.to) } else { (self.to, self.from) };
+            let token = bed.token();
+            let arrived = (0..attempts).any(|_| {
+                self.send(bed, forth, &token.bytes());
+                (0..50).any(|_| {
+                    std::thread::sleep(Duration::from_millis(10));
+                    bed.seen(token).contains(&to)
+                })
+            });
+            let name = format!("a connection that stood before, {:?}", self.family);
+            observed(bed, TOPIC, name, (from, to), (expect, arrived))
+        })
+    }
+}
+
+/// One datagram of each of these connections of a pod with addresses outside: the pod's, or the answer.
+fn flood(bed: &Bed, from: Who, numbers: Range<u64>) {
+    let link = Link { source: bed.mac(from), destination: bed.gateway(from) };
+    let own = bed.v4(FREE);
+    let mut frame = Vec::new();
+    for number in numbers {
+        if frame.is_empty() || number % PER_ADDRESS == 0 {
+            let last = u8::try_from(1 + number / PER_ADDRESS).expect("few addresses");
+            let other = Ipv4Addr::new(198, 51, 100, last);
+            let (source, destination) = if from == FREE { (own, other) } else { (other, own) };
+            // Without a checksum, as IPv4 allows, since each port is written over.
+            let datagram = [0, 0, 0, 0, 0, 8, 0, 0];
+            frame = link.ip(&Ip::new(source.into(), destination.into()).packet(protocol::UDP, &datagram));
+        }
+        let other = u16::try_from(1_024 + number % PER_ADDRESS).expect("a port");
+        let (source, destination) = if from == FREE { (PORT, other) } else { (other, PORT) };
+        frame[34..36].copy_from_slice(&source.to_be_bytes());
+        frame[36..38].copy_from_slice(&destination.to_be_bytes());
+        bed.send(from, &frame);
+    }
+}
+
+fn number(bed: &Bed, name: &str) -> u64 {
+    let path = format!("/proc/sys/net/netfilter/{name}");
+    let text = bed.netns(NODE).run(|| std::fs::read_to_string(path)).expect("the node").expect("a number");
+    text.trim().parse().expect("a number")
+}
+
+/// What the node's connection tracking counted, over all processors.
+fn statistic(bed: &Bed, name: &str) -> u64 {
+    let text = bed.netns(NODE).run(|| std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack"));
+    let text = text.expect("the node").expect("the statistics of connection tracking");
+    let mut lines = text.lines().map(str::split_whitespace);
+    let at = lines.next().and_then(|mut head| head.position(|word| word == name)).expect("a column");
+    lines.map(|mut line| u64::from_str_radix(line.nth(at).expect("a column"), 16).expect("a number")).sum()
+}

@@ -1,0 +1,153 @@
+//! The helper for SIP: what one datagram has the kernel expect.
+//!
+//! A rule of somebody else on the node hands SIP to the kernel's helper. A pod that nobody may reach then calls somebody,
+//! names a port for the voice (`INVITE` with SDP), and registers another one for calls to itself (`REGISTER`): what
+//! comes from the other side to these ports is "related", and no policy allows it.
+
+use towpath::{
+    lab::frame::{Token, protocol},
+    model::Family,
+};
+
+use crate::{
+    bed::{Bed, Who, source_port},
+    cast::{FREE, NODE, OPEN, VICTIM},
+    helpers::{expectations, hand_to_helper},
+    table::{Expect, Seen, observed},
+};
+
+const PORT: u16 = 5060;
+
+/// One call: who makes it, what it says about itself, and what must become of what the other side sends then.
+struct Call {
+    family: Family,
+    from: Who,
+    expected: Expect,
+    /// Names the method, and of which port the kernel must take note.
+    method: &'static str,
+    named: u16,
+    asked: Token,
+    answered: Token,
+    followed: Token,
+}
+
+pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+    for family in Family::BOTH {
+        // The rule is that for FTP but for the port and the name, and that one stands: so it is the name.
+        if let Err(error) = hand_to_helper(bed, family, ("udp", PORT), "sip") {
+            println!(
+                "skipped: the helper for SIP, which this kernel does not have (nf_conntrack_sip): {error}"
+            );
+            return Vec::new();
+        }
+    }
+    // The pod that anybody may reach is the control: the same words, and all of it arrives.
+    let who = [(VICTIM, Expect::Never), (FREE, Expect::Arrives)];
+    let methods = ["INVITE", "REGISTER"];
+    let mut named = (40_060..).step_by(2);
+    let mut calls = Vec::new();
+    for family in Family::BOTH {
+        for (from, expected) in who {
+            for method in methods {
+                let named = named.next().expect("a port");
+                let [asked, answered, followed] = [bed.token(), bed.token(), bed.token()];
+                calls.push(Call { family, from, expected, method, named, asked, answered, followed });
+            }
+        }
+    }
+    for call in &calls {
+        call.send(bed, true, (source_port(call.asked), PORT), &call.request(bed));
+    }
+    bed.settle();
+    for call in &calls {
+        call.send(bed, false, (PORT, source_port(call.asked)), &call.answer(bed));
+    }
+    bed.settle();
+    let expectations = expectations(bed);
+    for call in &calls {
+        call.send(bed, false, (source_port(call.followed), call.named), &call.followed.bytes());
+    }
+    bed.settle();
+    calls.iter().flat_map(|call| call.judge(bed, &expectations)).collect()
+}
+
+impl Call {
+    /// Sends a datagram of the caller's, or one of the other side's.
+    fn send(&self, bed: &Bed, forth: bool, (source, destination): (u16, u16), payload: &[u8]) {
+        let (from, to) = if forth { (self.from, OPEN) } else { (OPEN, self.from) };
+        let ip = bed.ip(from, to, self.family);
+        let packet = ip.packet(protocol::UDP, &ip.udp(source, destination, payload));
+        bed.send(from, &bed.link(from, to).ip(&packet));
+    }
+
+    fn address(&self, bed: &Bed, who: Who) -> String {
+        let address = bed.address(who, self.family);
+        if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
+    }
+
+    /// What stands in the request and in its answer alike.
+    fn lines(&self, bed: &Bed) -> String {
+        let (own, other) = (self.address(bed, self.from), self.address(bed, OPEN));
+        let (method, named, port) = (self.method, self.named, source_port(self.asked));
+        let contact = if method == "REGISTER" { named } else { port };
+        format!(
+            "Via: SIP/2.0/UDP {own}:{port};branch=z9hG4bK{named}\r\n\
+             From: <sip:caller@{own}>;tag=1\r\n\
+             To: <sip:other@{other}>\r\n\
+             Call-ID: {named}@example.org\r\n\
+             CSeq: 1 {method}\r\n\
+             Contact: <sip:caller@{own}:{contact}>\r\n",
+        )
+    }
+
+    fn request(&self, bed: &Bed) -> Vec<u8> {
+        let lines = self.lines(bed);
+        let other = self.address(bed, OPEN);
+        let (start, more) = if self.method == "REGISTER" {
+            (format!("REGISTER sip:{other} SIP/2.0"), "Expires: 3600\r\n\r\n".to_owned())
+        } else {
+            let bare = bed.address(self.from, self.family);
+            let kind = if bare.is_ipv6() { "IP6" } else { "IP4" };
+            let sdp = format!(
+                "v=0\r\no=- 1 1 IN {kind} {bare}\r\ns=-\r\nc=IN {kind} {bare}\r\nt=0 0\r\n\
+                 m=audio {} RTP/AVP 0\r\n",
+                self.named
+            );
+            (
+                format!("INVITE sip:other@{other} SIP/2.0"),
+                format!("Content-Type: application/sdp\r\n\r\n{sdp}"),
+            )
+        };
+        [format!("{start}\r\n{lines}{more}").as_bytes(), &self.asked.bytes()].concat()
+    }
+
+    /// A registration that is granted, and a call that rings.
+    fn answer(&self, bed: &Bed) -> Vec<u8> {
+        let lines = self.lines(bed);
+        let text = if self.method == "REGISTER" {
+            format!("SIP/2.0 200 OK\r\n{lines}Expires: 3600\r\n\r\n")
+        } else {
+            format!("SIP/2.0 180 Ringing\r\n{lines}\r\n")
+        };
+        [text.as_bytes(), &self.answered.bytes()].concat()
+    }
+
+    fn judge(&self, bed: &Bed, expectations: &str) -> [Seen; 4] {
+        let dport = format!("dport={} ", self.named);
+        // A registration that nobody granted is noted as well, and lets nothing be expected yet.
+        let noted = expectations.lines().any(|line| line.contains(&dport) && !line.contains("INACTIVE"));
+        let row = |name: &str, (from, to): (Who, Who), expect: Expect, arrived: bool| {
+            let name = format!("SIP {}, {name}, {:?}", self.method, self.family);
+            observed(bed, "connection helpers", name, (from, to), (expect, arrived))
+        };
+        let (forth, back) = ((self.from, OPEN), (OPEN, self.from));
+        let seen = |token, who| bed.seen(token).contains(&who);
+        [
+            row("the request", forth, Expect::Arrives, seen(self.asked, OPEN)),
+            row("the answer", back, Expect::Arrives, seen(self.answered, self.from)),
+            // Without an expectation there is no attack.
+            row("the kernel expects what was named", (NODE, self.from), Expect::Arrives, noted),
+            row("what the kernel expects", back, self.expected, seen(self.followed, self.from)),
+        ]
+    }
+}
