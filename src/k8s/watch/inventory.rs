@@ -43,6 +43,12 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Errors of one object that are kept. One object may have a hundred thousand, and each is held and logged.
+const ERRORS: usize = 10;
+
+/// Refusals that are told of one kind. They are told all together each time that one changes.
+const REFUSALS: usize = 1000;
+
 /// What one event, or one list, comes to.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -255,7 +261,7 @@ impl<S: Watched> Inventory<S> {
     }
 
     fn refused(&self) -> Vec<Refusal> {
-        self.refusals.values().flatten().cloned().collect()
+        self.refusals.values().flatten().take(REFUSALS).cloned().collect()
     }
 
     /// What an object comes to. `None` if there is nothing that it could be known by.
@@ -284,8 +290,10 @@ impl<S: Watched> Inventory<S> {
             _ => (before.unwrap_or(Held::Nothing), None),
         };
         let id = id::<S>(&key);
-        let refusals =
-            errors.into_iter().map(|problem| Refusal { object: Some(id.clone()), problem }).collect();
+        let more = errors.len().saturating_sub(ERRORS);
+        let more = (more > 0).then(|| Problem::error(FieldPath::root(), format!("and {more} more errors")));
+        let refusals = errors.into_iter().take(ERRORS).chain(more);
+        let refusals = refusals.map(|problem| Refusal { object: Some(id.clone()), problem }).collect();
         Some(Judged { key, held, change, refusals })
     }
 

@@ -242,3 +242,29 @@ fn of_a_pod_on_the_host_network_only_its_nodes_addresses_are_kept() {
     assert_eq!(kept.node_addresses.len(), 1);
     assert_eq!(pods.set(&pod("a", &host("Pending"))).changes, told.changes, "nothing of it ever changes");
 }
+
+#[test]
+fn of_an_object_with_very_many_errors_ten_are_told_and_how_many_more_there_are() {
+    let blocks: Vec<_> = (0..5000).map(|_| json!({"ipBlock": {"cidr": "010.0.0.0/8"}})).collect();
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.begin_list();
+    policies.end_list();
+    let told = policies.set(&policy("odd", &json!({"podSelector": {}, "ingress": [{"from": blocks}]})));
+    assert_eq!(standing(&told), Some(Standing::Refused));
+    let texts: Vec<String> = told.refused.unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 11);
+    assert!(texts[9].contains("ingress[0].from[9]"), "{texts:?}");
+    assert!(texts[10].contains("and 4990 more errors"), "{texts:?}");
+}
+
+#[test]
+fn of_very_many_objects_that_are_refused_a_thousand_errors_are_told() {
+    let bad = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "010.0.0.0/8"}}]}]});
+    let mut policies = Inventory::<types::NetworkPolicy>::new();
+    policies.begin_list();
+    for at in 0..1500 {
+        policies.set(&policy(&format!("odd-{at}"), &bad));
+    }
+    let told = policies.end_list();
+    assert_eq!((told.changes.len(), told.refused.map(|refused| refused.len())), (1500, Some(1000)));
+}
