@@ -365,3 +365,6 @@ fn named_rule(protocol: Protocol, name: Arc<str>, who: Who) -> Rule {
     let peers = PeerMatch::NamedPorts(Arc::new(selection));
     Rule { peers, ports: PortMatch::Any, action: Action::Allow }
 }
+
+#[cfg(test)]
+mod tests;
