@@ -238,8 +238,7 @@ impl Tenant {
                     policies.push(Identity(policy.clone()));
                 }
                 // Names are looked for in each pod.
-                let of_names = if sought > 0 { budget::of_names(sought, body) } else { 0 };
-                self.cost.units = self.cost.units.saturating_add(of_names);
+                self.cost.units = self.cost.units.saturating_add(budget::of_names(sought, body));
                 within(self.cost)?;
                 let named = if sought > 0 { numbers(&policies, body) } else { Vec::new() };
                 let key = ProgramKey { direction, policies, named };
@@ -386,7 +385,7 @@ pub(super) fn close(
     }
     // Counting members takes the comparisons, so these come first.
     let comparisons = open.iter().map(|(namespace, tenant)| ((*namespace).clone(), tenant.comparisons));
-    let comparisons = comparisons.filter(|(_, comparisons)| *comparisons > 0).collect();
+    let comparisons = comparisons.filter(|(_, comparisons)| *comparisons != 0).collect();
     for excess in counts.over_comparisons(comparisons, budgets) {
         open.remove(excess.namespace());
         over.push(excess);
@@ -444,3 +443,6 @@ pub(super) fn largest(costs: BTreeMap<&Arc<str>, u64>, budget: u64) -> Vec<(&Arc
     }
     gone
 }
+
+#[cfg(test)]
+mod tests;

@@ -211,3 +211,55 @@ fn selectors_that_demand_no_label_close_their_namespace_while_the_cluster_has_to
     assert_eq!(take(selectors(&peer)), (vec![closed.into()], Some(0)));
     assert_eq!(take(Change::RemovePod(ObjectKey::new("b", "db"))), (vec![], Some(1)), "one pod again");
 }
+
+#[test]
+fn what_is_equal_to_its_budget_is_within_it() {
+    let web = LabelSelector::new([Requirement::equals("app", "web")]);
+    let mut peers = blocks(20);
+    peers.push(Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods: web }));
+    let changes = [Change::SetPod(pod("a", "web", 1)), Change::SetPolicy(policy("a", "p", peers))];
+    let over = |budgets: Budgets| resolved(changes.clone(), budgets).over_budget.first().cloned();
+    for (scale, resource, with) in [
+        (
+            Scale::Policy,
+            Resource::Units,
+            (|budgets, policy| Budgets { policy, ..budgets }) as fn(Budgets, u64) -> Budgets,
+        ),
+        (Scale::Namespace, Resource::Units, |budgets, namespace| Budgets { namespace, ..budgets }),
+        (Scale::Node, Resource::Units, |budgets, node| Budgets { node, ..budgets }),
+        (Scale::Namespace, Resource::Sets, |budgets, namespace_sets| Budgets { namespace_sets, ..budgets }),
+        (Scale::Node, Resource::Sets, |budgets, node_sets| Budgets { node_sets, ..budgets }),
+    ] {
+        let of = |budget| over(with(Budgets::UNLIMITED, budget));
+        // Counting ends when the budget is exceeded, so that what is reported may be less than it costs.
+        let mut cost = 0;
+        while let Some(excess) = of(cost) {
+            assert_eq!((excess.scale, excess.resource, excess.budget), (scale, resource, cost));
+            assert!(excess.cost > cost, "{excess}");
+            cost = excess.cost;
+        }
+        let excess = of(cost - 1).unwrap();
+        assert_eq!((excess.cost, excess.budget), (cost, cost - 1), "{excess}");
+    }
+}
+
+#[test]
+fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
+    use crate::model::{ContainerPort, Protocol};
+    let with_ports = |how_many: u16| {
+        let port = |number| ContainerPort { name: None, protocol: Protocol::Tcp, number };
+        Pod { ports: (1..=how_many).map(port).collect(), ..pod("a", "web", 1) }
+    };
+    let cost = |names: u32, pod: Pod| {
+        let names = (0..names).map(|at| Port::Named(Protocol::Tcp, format!("p{at}").into()));
+        let rules = Some(vec![PolicyRule { peers: Peers::Any, ports: Ports::Of(names.collect()) }]);
+        let policy = NetworkPolicy { ingress: rules, ..policy("a", "p", Vec::new()) };
+        let changes = [Change::SetPod(pod), Change::SetPolicy(policy)];
+        let over = resolved(changes, Budgets { node: 0, ..Budgets::UNLIMITED }).over_budget;
+        over.first().unwrap().cost
+    };
+    let names_alone = cost(8, with_ports(0));
+    assert_eq!(cost(8, with_ports(15)), names_alone);
+    assert_eq!(cost(8, with_ports(16)), names_alone + 8);
+    assert_eq!(cost(8, with_ports(48)), names_alone + 24);
+}
