@@ -420,3 +420,6 @@ fn members(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selec
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! What a resolver keeps, forgets and tells while the cluster changes.
+
+use super::*;
+use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Standing};
+
+const HERE: &str = "n1";
+
+struct World {
+    cluster: Cluster,
+    resolver: Resolver,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { cluster: Cluster::new(), resolver: Resolver::new(HERE) }
+    }
+
+    fn take(&mut self, change: Change) {
+        if let Some(delta) = self.cluster.apply(change) {
+            self.resolver.update(&self.cluster, &delta);
+        }
+    }
+
+    fn resolve(&mut self) -> Resolved {
+        self.resolver.resolve(&self.cluster)
+    }
+
+    /// What moved, and whether it closes first.
+    fn moves(&mut self) -> Vec<(Vec<IpAddr>, bool)> {
+        let moves = self.resolver.take_moves();
+        moves.into_iter().map(|step| (step.addresses, step.close_first)).collect()
+    }
+}
+
+fn address(last: u8) -> IpAddr {
+    [10, 244, 1, last].into()
+}
+
+fn pod(node: &str, name: &str, last: u8) -> Change {
+    let labels = [("app", name)].into_iter().collect();
+    let addresses = vec![address(last)];
+    Change::SetPod(Pod { labels, node: Some(node.into()), addresses, ..Pod::new(ObjectKey::new("a", name)) })
+}
+
+/// Every pod may only be reached by the pods that are called `friend`.
+fn policy() -> Change {
+    let pods = LabelSelector::new([Requirement::equals("app", "friend")]);
+    let peers = Peers::Of(vec![Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods })]);
+    Change::SetPolicy(NetworkPolicy {
+        key: ObjectKey::new("a", "p"),
+        subject: LabelSelector::everything(),
+        ingress: Some(vec![PolicyRule { peers, ports: Ports::Any }]),
+        egress: None,
+        standing: Standing::Accepted,
+    })
+}
+
+#[test]
+fn nothing_moves_before_anything_was_resolved_and_everything_does_from_then_on() {
+    let mut world = World::new();
+    world.take(policy());
+    world.take(pod(HERE, "web", 1));
+    world.take(pod("n2", "friend", 2));
+    assert_eq!(world.moves(), []);
+    world.resolve();
+    world.take(pod("n2", "friend", 3));
+    assert_eq!(world.moves(), [(vec![address(2), address(3)], false)]);
+    // A pod of this node has to be resolved anew; what others do until then is told all the same.
+    world.take(pod(HERE, "db", 4));
+    world.take(pod("n2", "friend", 5));
+    assert_eq!(world.moves(), [(vec![address(4)], false), (vec![address(3), address(5)], false)]);
+}
+
+#[test]
+fn a_pod_moves_also_while_no_program_selects_any() {
+    let mut world = World::new();
+    world.take(pod(HERE, "web", 1));
+    assert!(world.resolve().selections.is_empty());
+    world.take(pod("n2", "friend", 2));
+    assert_eq!(world.moves(), [(vec![address(2)], false)]);
+}
+
+#[test]
+fn changes_that_came_as_one_are_one_move_that_closes_first() {
+    let mut world = World::new();
+    world.resolve();
+    world.take(pod("n2", "friend", 1));
+    let before = world.resolver.moves();
+    assert_eq!(before, 1);
+    world.resolver.join_moves(before);
+    assert_eq!(world.resolver.moves(), 1, "nothing came, so nothing moves");
+    world.take(pod("n2", "friend", 2));
+    world.take(pod("n2", "other", 1));
+    world.resolver.join_moves(before);
+    let together = vec![address(1), address(2), address(1)];
+    assert_eq!(world.moves(), [(vec![address(1)], false), (together, true)]);
+}
+
+#[test]
+fn the_addresses_of_nodes_are_those_that_their_objects_and_their_pods_say() {
+    let node = |last: Option<u8>| {
+        let addresses = last.map(|last| [192, 168, 0, last].into()).into_iter().collect();
+        Change::SetNode(Node { name: "n2".into(), addresses, pod_cidrs: Vec::new() })
+    };
+    let expected = |lasts: &[u8]| {
+        lasts.iter().map(|last| Member::Address([192, 168, 0, *last].into())).collect::<Vec<_>>()
+    };
+    let mut world = World::new();
+    let mut nodes = |change: Change| {
+        world.take(change);
+        let now: Vec<Member> = world.resolve().nodes.v4.iter().copied().collect();
+        let anew = Resolver::of(HERE, &world.cluster).resolve(&world.cluster).nodes;
+        assert_eq!(anew.v4.into_iter().collect::<Vec<_>>(), now);
+        now
+    };
+    assert_eq!(nodes(node(Some(2))), expected(&[2]));
+    let node_addresses = vec![[192, 168, 0, 3].into()];
+    let elsewhere = Pod { node: Some("n3".into()), node_addresses, ..Pod::new(ObjectKey::new("a", "far")) };
+    assert_eq!(nodes(Change::SetPod(elsewhere)), expected(&[2, 3]));
+    assert_eq!(nodes(node(Some(4))), expected(&[3, 4]));
+    assert_eq!(nodes(Change::RemovePod(ObjectKey::new("a", "far"))), expected(&[4]));
+    assert_eq!(nodes(node(None)), []);
+}
+
+#[test]
+fn a_namespace_without_pods_of_this_node_is_forgotten() {
+    let mut world = World::new();
+    world.take(policy());
+    world.take(pod(HERE, "web", 1));
+    world.resolve();
+    assert_eq!(world.resolver.tenants.len(), 1);
+    world.take(Change::RemovePod(ObjectKey::new("a", "web")));
+    world.resolve();
+    assert!(world.resolver.tenants.is_empty());
+}
