@@ -377,3 +377,6 @@ fn common_prefix(leaves: &[(IpAddr, ChainName)]) -> u8 {
 fn shortened(text: &str) -> Arc<str> {
     text.chars().take(255).collect::<String>().into()
 }
+
+#[cfg(test)]
+mod tests;
