@@ -140,7 +140,7 @@ fn pieces(family: Family, first: u128, last: u128) -> impl Iterator<Item = IpNet
     std::iter::from_fn(move || {
         let first = next?;
         let mut host_bits = first.trailing_zeros().min(bits);
-        while host_bits > 0 && end(first, host_bits) > last {
+        while host_bits != 0 && end(first, host_bits) > last {
             host_bits -= 1;
         }
         next = end(first, host_bits).checked_add(1).filter(|next| *next <= last);
