@@ -167,6 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cover_is_preferred_as_long_as_it_is_no_larger_than_what_the_block_says() {
+        // Every second network of 256 addresses; of the last ones only the half, which leaves a piece more for each.
+        let of = |halves: u8| {
+            let prefix = |at: u8| if at < 128 - halves { 24 } else { 25 };
+            let excepts = (0..128).map(|at| IpNet::new_assert([10, 0, 2 * at + 1, 0].into(), prefix(at)));
+            let block = IpBlock::new("10.0.0.0/16".parse().unwrap(), excepts).unwrap();
+            let areas = areas(Family::V4, &[block]);
+            let [area] = &areas[..] else { panic!("{areas:?}") };
+            (area.within.len(), area.without.len())
+        };
+        assert_eq!(of(0), (128, 0));
+        assert_eq!(of(1), (129, 0), "the block and 128 excepts");
+        assert_eq!(of(2), (1, 128));
+    }
+
+    #[test]
     fn excepts_that_make_up_a_network_are_one_entry_and_none_is_left_of_a_block_that_they_fill() {
         let every_one: Vec<IpNet> =
             (0..=255_u8).map(|n| IpNet::new_assert([10, 0, n, 0].into(), 24)).collect();

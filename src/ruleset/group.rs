@@ -144,11 +144,11 @@ impl Place {
         matches!(self.within, Within::All) && self.without.is_none()
     }
 
-    /// Its networks, if they are few and nothing is taken out of them.
-    fn few(&self) -> Option<Vec<IpNet>> {
+    /// Its networks, if they are at most `most` and nothing is taken out of them.
+    fn few(&self, most: usize) -> Option<Vec<IpNet>> {
         match (&self.within, &self.without) {
             (Within::One(network), None) => Some(vec![*network]),
-            (Within::Set(_, members), None) if members.len() <= JOINED_ENTRIES => {
+            (Within::Set(_, members), None) if members.len() <= most => {
                 let network = |member: &Member| match member {
                     Member::Network(network) => Some(*network),
                     _ => None,
@@ -406,7 +406,7 @@ fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
     if numbers > JOINED_ENTRIES {
         return None;
     }
-    let networks = place.few().filter(|networks| networks.len() * numbers <= JOINED_ENTRIES)?;
+    let networks = place.few(JOINED_ENTRIES.checked_div(numbers)?)?;
     let endpoints = |network: IpNet| {
         ports.iter().flat_map(move |(protocol, ranges)| {
             let numbers = ranges.iter().flat_map(|range| range.first()..=range.last());
@@ -417,60 +417,4 @@ fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::program::Tier;
-
-    /// The rules and sets of a program of one rule for everybody.
-    fn group(ranges: &[(u16, u16)]) -> Arc<Group> {
-        let range = |(first, last): &(u16, u16)| (Protocol::Tcp, PortRange::new(*first, *last).unwrap());
-        let ports = PortMatch::Of(ranges.iter().map(range).collect());
-        let rule = program::Rule { peers: PeerMatch::Any, ports, action: Action::Allow };
-        let tiers = vec![Tier { rules: vec![rule] }];
-        let program = Program { tiers, default: Action::Deny, digest: digest(&"x") };
-        Cache::new().group(Family::V4, &Options::default(), Direction::Egress, &program)
-    }
-
-    fn ports_of(group: &Group) -> Vec<Vec<PortRange>> {
-        let ports = |m: &Match| match m {
-            Match::Ports(Protocol::Tcp, ranges) => Some(ranges.clone()),
-            _ => None,
-        };
-        group.chain.rules.iter().flat_map(|rule| &rule.matches).filter_map(ports).collect()
-    }
-
-    #[test]
-    fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
-        let single: Vec<_> = (0..20).map(|n| (10 * n, 10 * n)).collect();
-        let of_single = group(&single);
-        assert_eq!(of_single.sets.len(), 1);
-        assert_eq!(of_single.sets[0].1.members.len(), 20);
-        assert!(ports_of(&of_single).is_empty());
-
-        // 8 of two slots each are one too many for one rule, and 24,008 numbers too many for a set.
-        let wide: Vec<_> = (0..8).map(|n| (5000 * n, 5000 * n + 3000)).collect();
-        let of_wide = group(&wide);
-        assert!(of_wide.sets.is_empty());
-        let parts = ports_of(&of_wide);
-        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [7, 1]);
-        let together: Vec<_> = parts.concat().iter().map(|range| (range.first(), range.last())).collect();
-        assert_eq!(together, wide);
-
-        // As many as there can be are fewer entries than rules.
-        let every_second: Vec<_> = (0..16_000).map(|n| (4 * n, 4 * n + 1)).collect();
-        let of_all = group(&every_second);
-        assert_eq!((of_all.sets.len(), of_all.sets[0].1.members.len()), (1, 32_000));
-    }
-
-    #[test]
-    fn no_part_has_more_slots_than_a_rule() {
-        let ranges: Vec<PortRange> =
-            (0..100_u16).map(|n| PortRange::new(10 * n, 10 * n + n % 3).unwrap()).collect();
-        let parts = slotted(&ranges);
-        let slots = |part: &[PortRange]| -> usize {
-            part.iter().map(|range| if range.first() == range.last() { 1 } else { 2 }).sum()
-        };
-        assert!(parts.iter().all(|part| (1..=PORT_SLOTS).contains(&slots(part))));
-        assert_eq!(parts.concat(), ranges);
-    }
-}
+mod tests;
