@@ -198,14 +198,14 @@ fn of_pod<'a>(
     let members = all.filter_map(|(one, by_labels)| {
         Some((one, of_selection(index.selections().get(one)?, pod, by_labels)))
     });
-    members.filter(|(_, members)| *members > 0)
+    members.filter(|(_, members)| *members != 0)
 }
 
 /// How many members `selection` takes from `pod`, which one of its peers chooses or none.
 fn of_selection(selection: &Selection, pod: &Pod, by_labels: bool) -> u64 {
     match &selection.chosen {
-        Chosen::Pods(_) if by_labels => count(pod.addresses.len()),
-        Chosen::Pods(_) => 0,
+        // These it takes by labels only.
+        Chosen::Pods(_) => count(pod.addresses.len()),
         Chosen::NamedPort { protocol, name, of } => {
             let numbers = count(pod.named_port(name, *protocol).len());
             if numbers == 0 {
@@ -241,3 +241,6 @@ fn counted(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selec
     }
     totals
 }
+
+#[cfg(test)]
+mod tests;

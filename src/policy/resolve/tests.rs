@@ -44,10 +44,14 @@ fn pod(node: &str, name: &str, last: u8) -> Change {
 
 /// Every pod may only be reached by the pods that are called `friend`.
 fn policy() -> Change {
-    let pods = LabelSelector::new([Requirement::equals("app", "friend")]);
+    policy_for("friend")
+}
+
+fn policy_for(friend: &str) -> Change {
+    let pods = LabelSelector::new([Requirement::equals("app", friend)]);
     let peers = Peers::Of(vec![Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods })]);
     Change::SetPolicy(NetworkPolicy {
-        key: ObjectKey::new("a", "p"),
+        key: ObjectKey::new("a", friend),
         subject: LabelSelector::everything(),
         ingress: Some(vec![PolicyRule { peers, ports: Ports::Any }]),
         egress: None,
@@ -132,4 +136,18 @@ fn a_namespace_without_pods_of_this_node_is_forgotten() {
     world.take(Change::RemovePod(ObjectKey::new("a", "web")));
     world.resolve();
     assert!(world.resolver.tenants.is_empty());
+}
+
+#[test]
+fn a_selection_that_came_later_has_the_pods_that_come_after_it() {
+    let mut world = World::new();
+    world.take(pod(HERE, "web", 1));
+    for (friend, last) in [("friend", 2), ("other", 3)] {
+        world.take(policy_for(friend));
+        world.resolve();
+        world.take(pod("n2", friend, last));
+        let now = world.resolve().selections;
+        assert_eq!(now, Resolver::of(HERE, &world.cluster).resolve(&world.cluster).selections);
+        assert!(now.values().any(|members| members.v4.contains(&Member::Address(address(last)))), "{friend}");
+    }
 }

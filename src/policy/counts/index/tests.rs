@@ -87,7 +87,25 @@ fn only_peers_without_a_label_of_their_own_are_compared_with_all_pods() {
     assert_eq!(comparisons(&many(4_000, |at| vec![common(), own(at)])), 0);
     assert_eq!(comparisons(&many(4_000, |at| vec![absent(at)])), 4_000);
     assert_eq!(comparisons(&many(4_000, |at| vec![common(), absent(at)])), 4_000);
-    assert_eq!(comparisons(&many(64, |at| vec![absent(at)])), 0);
+    // A few of them count nothing, be it few without a label or few with the same.
+    assert_eq!([64, 65].map(|count| comparisons(&many(count, |at| vec![absent(at)]))), [0, 65]);
+    let same = |count| comparisons(&many(count, |at| vec![common(), absent(at)]));
+    assert_eq!([256, 257].map(same), [0, 257]);
+    // Sixteen values are as much work as one more.
+    let values = |at: usize| {
+        let operator = Operator::NotIn((0..32).map(|n| n.to_string().into()).collect());
+        Requirement { key: format!("k{at}").into(), operator }
+    };
+    assert_eq!(comparisons(&many(100, |at| vec![values(at)])), 300);
+    // Values that nobody else asks for find a peer as long as they are few; beyond that only the key does.
+    let one_of = |at: usize, values: usize| {
+        let operator = Operator::In((0..values).map(|n| format!("v{at}-{n}").into()).collect());
+        Requirement { key: "k".into(), operator }
+    };
+    let of_values = |values| comparisons(&many(300, |at| vec![one_of(at, values)]));
+    assert_eq!([FEW_VALUES, FEW_VALUES + 1].map(of_values), [0, 600]);
+    // What asks for one of no values finds nobody, and is found by what else it asks for.
+    assert_eq!(comparisons(&many(100, |at| vec![one_of(at, 0), own(at)])), 0);
 }
 
 /// Prints what peers that match nobody take: `cargo test --release --lib -- --ignored --nocapture peers_of_nobody`.
