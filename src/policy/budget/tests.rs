@@ -263,3 +263,122 @@ fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
     assert_eq!(cost(8, with_ports(16)), names_alone + 8);
     assert_eq!(cost(8, with_ports(48)), names_alone + 24);
 }
+
+#[test]
+fn what_a_policy_costs_is_worked_out_rule_by_rule() {
+    use crate::model::Protocol::{Sctp, Tcp, Udp};
+    let rule = |peers, ports| PolicyRule { peers, ports };
+    let requirement = |operator| Requirement { key: "k".into(), operator };
+    let peer = |scope, requirements: Vec<Requirement>| {
+        Peer::Pods(PodPeer { scope, pods: LabelSelector::new(requirements) })
+    };
+    let own = || Scope::Own("a".into());
+    let labelled = || Scope::Matching(LabelSelector::new([requirement(Operator::Exists)]));
+    let named = |name: &str| Port::Named(Tcp, name.into());
+    let single = |number| Port::Range(Tcp, PortRange::single(number));
+    let costs = |subject: Vec<Requirement>, rules: Vec<PolicyRule>| {
+        let subject = LabelSelector::new(subject);
+        let policy = NetworkPolicy {
+            subject,
+            egress: Some(rules.clone()),
+            ingress: Some(rules),
+            ..policy("a", "p", vec![])
+        };
+        let both = Direction::BOTH.map(|direction| of_policy(&policy, direction));
+        assert_eq!(of_both(&policy), both.iter().sum::<u64>());
+        let one = NetworkPolicy { egress: None, ..policy };
+        assert_eq!(of_both(&one), of_policy(&one, Direction::Ingress));
+        [Direction::Ingress, Direction::Egress]
+            .map(|direction| both[usize::from(Direction::BOTH[0] != direction)])
+    };
+    let same = |cost: u64| [cost; 2];
+    assert_eq!(costs(vec![], vec![]), same(1));
+    // Of the subject, each requirement, and each four of its values.
+    let eight = Operator::NotIn((0..8).map(|n| n.to_string().into()).collect());
+    assert_eq!(costs(vec![requirement(eight), requirement(Operator::Exists)], vec![]), same(1 + (4 + 2) + 4));
+    // A rule in both families.
+    assert_eq!(costs(vec![], vec![rule(Peers::Any, Ports::Any)]), same(1 + 2 * 2));
+    assert_eq!(
+        costs(vec![], vec![rule(Peers::Any, Ports::Any), rule(Peers::Any, Ports::Any)]),
+        same(1 + 4 + 4)
+    );
+    // Two peers and two blocks, for three protocols with a port each.
+    let mut peers = vec![
+        peer(own(), vec![requirement(Operator::DoesNotExist)]),
+        peer(labelled(), vec![requirement(Operator::Exists)]),
+    ];
+    peers.extend(blocks(2));
+    let ports = Ports::Of(vec![single(80), Port::All(Sctp), Port::Range(Udp, PortRange::single(53))]);
+    let (of_peers, of_rules) = ((8 + 4) + (8 + 4 + 4), 4 * 3 * 2);
+    assert_eq!(
+        costs(vec![], vec![rule(Peers::Of(peers), ports)]),
+        same(1 + 3 + of_rules + of_peers + 2 + 2 * 3)
+    );
+    // Of many pairs of a block and a port no more than can become entries.
+    let many = rule(Peers::Of(blocks(20)), Ports::Of(vec![single(80)]));
+    assert_eq!(costs(vec![], vec![many]), same(1 + 1 + 4 + 20 + 16));
+    // To a pod its names are numbers. From a pod each name is a rule with a copy of all peers.
+    let names = Ports::Of(vec![named("http"), named("admin"), single(80)]);
+    let mut peers = vec![peer(own(), vec![])];
+    peers.extend(blocks(1));
+    let merged = 1 + 4 * 2 + 8 + 1 + 1;
+    assert_eq!(
+        costs(vec![], vec![rule(Peers::Of(peers), names)]),
+        [1 + merged + 2, 1 + merged + 2 * (4 + 8 + 8 + 64)]
+    );
+}
+
+#[test]
+fn the_sets_that_programs_need_are_counted_once_for_each_family_that_needs_them() {
+    use crate::model::Protocol::{Tcp, Udp};
+    use crate::policy::program::{Action, Chosen, Selection, Tier};
+    let cost = |rules: Vec<(Option<&str>, &[&str], PortMatch)>| {
+        let rule = |(pods, nets, ports): (Option<&str>, &[&str], PortMatch)| {
+            let block = |net: &&str| {
+                let (net, except) =
+                    net.split_once(" but ").map_or((*net, None), |(net, not)| (net, Some(not)));
+                let except = except.into_iter().map(|except| except.parse().unwrap());
+                IpBlock::new(net.parse().unwrap(), except).unwrap()
+            };
+            let pods = pods.map(|app| {
+                let pods = LabelSelector::new([Requirement::equals("app", app)]);
+                Arc::new(Selection::new(Chosen::Pods(vec![PodPeer { scope: Scope::Own("a".into()), pods }])))
+            });
+            let blocks = nets.iter().map(block).collect();
+            Rule { peers: PeerMatch::Of { pods, blocks }, ports, action: Action::Allow }
+        };
+        let tiers = vec![Tier { rules: rules.into_iter().map(rule).collect() }];
+        let program = Arc::new(Program { tiers, default: Action::Deny, digest: String::new() });
+        let Cost { units, sets } = of_programs([&program, &program.clone()]);
+        (units, sets)
+    };
+    let ranges = |protocol, ranges: &[(u16, u16)]| {
+        let range = |(first, last): &(u16, u16)| (protocol, PortRange::new(*first, *last).unwrap());
+        PortMatch::Of(ranges.iter().map(range).collect())
+    };
+    let pods = |app| (Some(app), &[][..], PortMatch::Any);
+    assert_eq!(cost(vec![]), (0, 0));
+    assert_eq!(cost(vec![pods("x"), pods("y"), pods("x")]), (0, 2 * 2));
+    // One block alone is no set. Several are one in each family that they speak of, and so is one with excepts, which may
+    // be a set themselves.
+    let nets = |nets: &'static [&'static str]| (None, nets, PortMatch::Any);
+    assert_eq!(cost(vec![nets(&["10.0.0.0/8"])]), (0, 0));
+    assert_eq!(cost(vec![nets(&["10.0.0.0/8", "192.0.2.0/24"])]), (0, 1));
+    assert_eq!(
+        cost(vec![nets(&["10.0.0.0/8", "2001:db8::/32"]), nets(&["10.0.0.0/8", "192.0.2.0/24"])]),
+        (0, 2 + 1)
+    );
+    assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16"])]), (0, 1 + 1));
+    assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16", "192.0.2.0/24"])]), (0, 1 + 1));
+    // Ports are a set where a rule has no room for them: fifteen numbers, or seven ranges and a number.
+    let everybody = |ports| (None, &[][..], ports);
+    let singles = |count: u16| (0..count).map(|at| (10 * at, 10 * at)).collect::<Vec<_>>();
+    let wide = |count: u16| (0..count).map(|at| (10 * at, 10 * at + 2)).collect::<Vec<_>>();
+    assert_eq!(cost(vec![everybody(ranges(Tcp, &singles(15)))]), (0, 0));
+    assert_eq!(cost(vec![everybody(ranges(Tcp, &singles(16)))]), (2 * 16, 2));
+    assert_eq!(cost(vec![everybody(ranges(Tcp, &[wide(7), vec![(100, 100)]].concat()))]), (0, 0));
+    assert_eq!(cost(vec![everybody(ranges(Tcp, &wide(8)))]), (2 * 8 * 3, 2));
+    // Of two protocols it is the same set.
+    let both = [everybody(ranges(Tcp, &singles(16))), everybody(ranges(Udp, &singles(16)))];
+    assert_eq!(cost(both.into()), (2 * 16, 2));
+}
