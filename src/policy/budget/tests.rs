@@ -274,7 +274,7 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
     };
     let own = || Scope::Own("a".into());
     let labelled = || Scope::Matching(LabelSelector::new([requirement(Operator::Exists)]));
-    let named = |name: &str| Port::Named(Tcp, name.into());
+    let by_name = |name: &str| Port::Named(Tcp, name.into());
     let single = |number| Port::Range(Tcp, PortRange::single(number));
     let costs = |subject: Vec<Requirement>, rules: Vec<PolicyRule>| {
         let subject = LabelSelector::new(subject);
@@ -318,7 +318,7 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
     let many = rule(Peers::Of(blocks(20)), Ports::Of(vec![single(80)]));
     assert_eq!(costs(vec![], vec![many]), same(1 + 1 + 4 + 20 + 16));
     // To a pod its names are numbers. From a pod each name is a rule with a copy of all peers.
-    let names = Ports::Of(vec![named("http"), named("admin"), single(80)]);
+    let names = Ports::Of(vec![by_name("http"), by_name("admin"), single(80)]);
     let mut peers = vec![peer(own(), vec![])];
     peers.extend(blocks(1));
     let merged = 1 + 4 * 2 + 8 + 1 + 1;
