@@ -303,8 +303,11 @@ impl State {
     /// That pods are closed because no interface is known to be theirs, if there are any. Their names are for those who
     /// may ask for all of the status.
     fn unbound(&self) -> Option<String> {
-        let pods = self.guard.unbound.len();
-        (pods > 0).then(|| format!("{pods} pods of this node are closed: no interface is known to be theirs"))
+        match self.guard.unbound.len() {
+            0 => None,
+            1 => Some("1 pod of this node is closed: no interface is known to be its own".to_owned()),
+            pods => Some(format!("{pods} pods of this node are closed: no interface is known to be theirs")),
+        }
     }
 
     /// The loop's own state, with what other parts say is in the way.
@@ -378,7 +381,7 @@ mod tests {
         status.set_guard(GuardState { unbound, ..GuardState::default() });
         assert_eq!(status.readiness(), Readiness::Ready);
         let said = status.unbound().unwrap();
-        assert!(said.starts_with("1 pods of this node are closed") && !said.contains("db"), "{said}");
+        assert!(said.starts_with("1 pod of this node is closed") && !said.contains("db"), "{said}");
         assert_eq!(status.view().reasons, [said]);
     }
 
