@@ -137,24 +137,25 @@ impl Metrics {
             register(&registry, HistogramVec::new(options, &[label]))
         };
         Ok(Self {
-            syncs: counters("towpath_syncs_total", "Rounds that compared and wrote, by result.", "result")?,
+            syncs: counters(
+                "towpath_syncs_total",
+                "Syncs that compared the kernel with the wanted rules and wrote the difference, by result.",
+                "result",
+            )?,
             sync_duration: seconds(
                 "towpath_sync_duration_seconds",
-                "Time that each stage of a round took.",
+                "Duration of each stage of a sync.",
                 "stage",
             )?,
             enforcement_latency: seconds(
                 "towpath_enforcement_latency_seconds",
-                "Time from a change's arrival until the kernel enforced it, by kind of object.",
+                "Time from receiving a change until the kernel enforced it, by kind of object.",
                 "kind",
             )?,
             failures: register(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new(
-                        "towpath_failures_total",
-                        "Failures, by the stage in which they happened and why.",
-                    ),
+                    Opts::new("towpath_failures_total", "Failures, by stage and reason."),
                     &["stage", "reason"],
                 ),
             )?,
@@ -162,13 +163,13 @@ impl Metrics {
                 &registry,
                 Gauge::new(
                     "towpath_last_success_timestamp_seconds",
-                    "When the kernel last was as it ought to be, in seconds since 1970.",
+                    "Unix time of the last successful sync.",
                 ),
             )?,
-            objects: gauges("towpath_objects", "Objects that are known, by kind.", "kind")?,
+            objects: gauges("towpath_objects", "Known objects, by kind.", "kind")?,
             refused_objects: int_gauge(
                 "towpath_refused_objects",
-                "Faults of objects that could not be read.",
+                "Errors in objects that could not be read.",
             )?,
             refused_object: register(
                 &registry,
@@ -183,12 +184,12 @@ impl Metrics {
             refused_shown: Mutex::default(),
             policies: gauges(
                 "towpath_policies",
-                "Policies that apply to pods of this node, by direction.",
+                "Policies that apply to pods on this node, by direction.",
                 "direction",
             )?,
             isolated_pods: gauges(
                 "towpath_isolated_pods",
-                "Pods of this node that policy isolates, by direction.",
+                "Isolated pods on this node, by direction.",
                 "direction",
             )?,
             chains: gauges("towpath_chains", "Chains in the kernel, by family.", "family")?,
@@ -201,18 +202,18 @@ impl Metrics {
             )?,
             broken_objects: int_gauge(
                 "towpath_broken_objects",
-                "Chains and sets that the kernel refused; what they would allow is closed.",
+                "Chains and sets that the kernel refused; traffic that they would allow is denied.",
             )?,
             drift_repairs: int_counter(
                 "towpath_drift_repairs_total",
-                "How often somebody else had changed what is ours and it was put right.",
+                "Repairs after another program had changed our rules, tables or kernel settings.",
             )?,
             watch_restarts: register(
                 &registry,
                 IntCounterVec::new(
                     Opts::new(
                         "towpath_watch_restarts_total",
-                        "Watches of the API server that were begun again, by kind and by why they had ended.",
+                        "Restarted API server watches, by kind and reason.",
                     ),
                     &["kind", "reason"],
                 ),
@@ -222,7 +223,7 @@ impl Metrics {
                 GaugeVec::new(
                     Opts::new(
                         "towpath_watch_staleness_seconds",
-                        "Time since the API server was last heard on a watch, by kind.",
+                        "Time since the last event or bookmark on a watch, by kind.",
                     ),
                     &["kind"],
                 ),
@@ -230,7 +231,7 @@ impl Metrics {
             heard: Mutex::default(),
             connections_cut: int_counter(
                 "towpath_connections_cut_total",
-                "Established connections that were cut because policy no longer allows them.",
+                "Established connections cut because policy no longer allows them.",
             )?,
             guarded_interfaces: int_gauge(
                 "towpath_guarded_interfaces",
@@ -238,15 +239,15 @@ impl Metrics {
             )?,
             unknown_interfaces: int_gauge(
                 "towpath_unknown_interfaces",
-                "Guarded interfaces behind which no pod is known.",
+                "Guarded interfaces without a known pod.",
             )?,
             unguarded_pods: int_gauge(
                 "towpath_unguarded_pods",
-                "Pods of this node whose interface is not known, so that no interface may use their addresses.",
+                "Pods on this node without a known interface; no interface may use their addresses.",
             )?,
             guard_drops: counters(
                 "towpath_guard_drops_total",
-                "Frames from pods' interfaces that the guard dropped, by reason.",
+                "Frames that the interface guard dropped, by reason.",
                 "reason",
             )?,
             started: OnceLock::new(),
@@ -254,28 +255,28 @@ impl Metrics {
                 &registry,
                 Gauge::new(
                     "towpath_oldest_pending_change_seconds",
-                    "Time since the oldest change was received that the kernel does not enforce yet.",
+                    "Age of the oldest received change that the kernel does not enforce yet.",
                 ),
             )?,
             pending_age: OnceLock::new(),
             over_budget: int_gauge(
                 "towpath_over_budget",
-                "Policies and namespaces that are closed on this node because they cost too much.",
+                "Policies and namespaces over budget on this node; they allow nothing.",
             )?,
             over_budget_by_namespace: gauges(
                 "towpath_over_budget_namespace",
-                "What of a namespace is closed because it costs too much; at most 100 namespaces.",
+                "Policies and namespaces over budget, by namespace; at most 100 namespaces.",
                 "namespace",
             )?,
             deferred_sets: int_gauge(
                 "towpath_deferred_sets",
-                "Large sets that are being filled; what they would allow is closed until then.",
+                "Large sets still being filled; traffic that they would allow is denied until then.",
             )?,
             connections_unjudged: int_gauge(
                 "towpath_connections_unjudged",
-                "Tracked connections that the last walk left for the next one.",
+                "Tracked connections not yet checked against the current rules.",
             )?,
-            commands: int_counter("towpath_commands_total", "Commands that this process has started.")?,
+            commands: int_counter("towpath_commands_total", "Commands started by this process.")?,
             registry,
         })
     }

@@ -110,6 +110,6 @@ fn a_daemon_that_dies_ends_the_demo_with_its_log() {
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(3), "{errors}");
-    assert!(errors.contains("SIGKILL") && errors.contains("towpath starts"), "{errors}");
+    assert!(errors.contains("SIGKILL") && errors.contains("starting towpath"), "{errors}");
     assert_no_trace(folder.path(), &before);
 }

@@ -242,13 +242,13 @@ impl<D: Dataplane> Agent<D> {
                 self.deferred.note_complete(&mut observed);
                 self.kernel = Some(observed);
                 if self.deferred.is_empty() {
-                    info!("all sets that were deferred are filled");
+                    info!("deferred sets are complete");
                 }
                 self.dirty |= self.deferred.wants_round();
             }
             Err(ApplyError::Refused(refusals)) => {
                 for refusal in refusals {
-                    error!(object = %refusal.object, reason = refusal.reason, "refused; what it would allow stays closed");
+                    error!(object = %refusal.object, reason = refusal.reason, "kernel refused an object; traffic that it would allow stays denied");
                     self.metrics.failed("sets", crate::dataplane::Reason::Refused.label());
                     self.broken.insert(refusal.object);
                 }

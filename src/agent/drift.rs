@@ -96,14 +96,14 @@ impl Lookout {
             return;
         }
         for finding in findings.iter().take(TOLD) {
-            warn!(finding, "somebody else changed what is ours; putting it right");
+            warn!(finding, "another program changed our rules; repairing them");
         }
         let more = findings.len().saturating_sub(TOLD);
         if more > 0 || self.untold > 0 {
             warn!(
                 more,
                 repairs = self.untold,
-                "there are more differences, or there were more repairs meanwhile"
+                "not all drift is logged: more differences, or more repairs since the last line"
             );
         }
         self.told = Some(Instant::now());
@@ -137,15 +137,13 @@ impl<D: Dataplane> Agent<D> {
                 !drift.findings.is_empty()
             }
             Err(error) => {
-                warn!(%error, "could not look whether the kernel still holds our rules");
+                warn!(%error, "drift check failed");
                 self.metrics.failed("check", error.reason().label());
                 self.lookout.failures = self.lookout.failures.saturating_add(1);
                 self.lookout.whole_at = Instant::now() + self.pace.check.min(RETRY);
                 if self.lookout.failures >= FAILURES {
-                    let text = format!(
-                        "whether the kernel still holds our rules could not be looked at {} times in a row: {error}",
-                        self.lookout.failures
-                    );
+                    let text =
+                        format!("the drift check failed {} times in a row: {error}", self.lookout.failures);
                     self.status.set_impediment(PART, Some(text));
                 }
                 false

@@ -311,7 +311,7 @@ impl<D: Dataplane> Agent<D> {
                 }
             }
             Input::Synced => {
-                self.status.wait_for("the first round has not been written yet");
+                self.status.wait_for("the first sync has not finished");
                 self.synced = true;
                 self.dirty = true;
             }
@@ -348,7 +348,7 @@ impl<D: Dataplane> Agent<D> {
                         format!("{}{ending}", pod.key)
                     };
                     let pods: Vec<String> = pods.iter().map(name).collect();
-                    warn!(%address, pods = pods.join(", "), "several pods report one address");
+                    warn!(%address, pods = pods.join(", "), "several pods report the same address");
                 }
             }
         }

@@ -58,7 +58,7 @@ impl<D: Dataplane> Agent<D> {
         self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
         if self.broken.is_empty() {
             if self.failures > 0 {
-                info!(after = self.failures, "the kernel is as it ought to be again");
+                info!(failures = self.failures, "sync works again");
             }
             self.failures = 0;
             self.retry_at = None;
@@ -67,7 +67,7 @@ impl<D: Dataplane> Agent<D> {
             if starting {
                 let sets = self.deferred.len();
                 self.status.wait_for(&format!(
-                    "{sets} large sets are being filled; what they allow is closed until then"
+                    "{sets} large sets are still being filled; traffic that they allow is denied until then"
                 ));
             } else {
                 self.status.set(Readiness::Ready);
@@ -80,7 +80,7 @@ impl<D: Dataplane> Agent<D> {
     }
 
     pub(super) fn failed(&mut self, error: &DataplaneError) {
-        error!(%error, "could not write to the kernel; what it held before stays enforced");
+        error!(%error, "sync failed; rules written before stay in force");
         self.metrics.syncs.with_label_values(&["failure"]).inc();
         self.status.set(Readiness::Failing(error.to_string()));
         self.kernel = None;
@@ -161,7 +161,7 @@ impl<D: Dataplane> Agent<D> {
         };
         let sent = guard.send(owners).is_ok();
         if sent && !self.settled && written.recv_timeout(GUARD_PATIENCE).is_err() {
-            warn!("the interface guard is late; writing rules without it");
+            warn!("interface guard not written in time; writing rules without it");
         }
         self.guarded = Some((resolved.pods.clone(), resolved.all_pods.clone(), resolved.nodes.clone()));
     }
@@ -182,7 +182,7 @@ impl<D: Dataplane> Agent<D> {
                 Ok(()) => observed.note(step),
                 Err(ApplyError::Refused(refusals)) => {
                     if let Step::Tidy(edits) = step {
-                        debug!(sets = refusals.len(), "sets are still in use; trying again later");
+                        debug!(sets = refusals.len(), "sets still in use; retrying later");
                         let is_left = |edit: &SetEdit| {
                             refusals.iter().any(|refusal| refusal.object == Object::Set(edit.set().clone()))
                         };
@@ -204,7 +204,7 @@ impl<D: Dataplane> Agent<D> {
                     }
                     let known = self.broken.len();
                     for refusal in refusals {
-                        error!(object = %refusal.object, reason = refusal.reason, "refused; what it would allow stays closed");
+                        error!(object = %refusal.object, reason = refusal.reason, "kernel refused an object; traffic that it would allow stays denied");
                         self.metrics.failed(stage, Reason::Refused.label());
                         self.broken.insert(refusal.object);
                     }
@@ -289,12 +289,12 @@ impl<D: Dataplane> Agent<D> {
         if news.len() > NAMED {
             warn!(
                 more = news.len() - NAMED,
-                "more is over budget and closed; towpath status names all of it"
+                "more policies or namespaces are over budget; towpath status lists all"
             );
         }
         let is = |one: &OverBudget| now.binary_search_by(|other| other.closed.cmp(&one.closed)).is_ok();
         for one in before.iter().filter(|one| !is(one)).take(NAMED) {
-            info!(namespace = %one.namespace(), closed = %one.closed, "within its budget again");
+            info!(namespace = %one.namespace(), closed = %one.closed, "within budget again");
         }
         let namespaces = now.iter().map(|one| one.namespace().to_string());
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();

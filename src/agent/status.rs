@@ -297,7 +297,7 @@ impl State {
     fn lag(&self) -> Option<String> {
         let age = self.age();
         let late = age > self.lag_limit && !matches!(self.readiness, Readiness::Starting(_));
-        late.then(|| format!("changes of the last {} s are not in the kernel yet", age.as_secs()))
+        late.then(|| format!("changes have been pending for {} s", age.as_secs()))
     }
 
     /// That pods are closed because no interface is known to be theirs, if there are any. Their names are for those who
@@ -348,7 +348,7 @@ mod tests {
         assert!(status.waiting() >= Duration::from_secs(5));
         assert_eq!(status.readiness(), Readiness::Ready);
         status.set_lag_limit(Duration::from_secs(4));
-        assert!(matches!(status.readiness(), Readiness::Failing(reason) if reason.contains("last 5 s")));
+        assert!(matches!(status.readiness(), Readiness::Failing(reason) if reason.contains("for 5 s")));
         status.taken(Some(ago(30)));
         assert!(status.waiting() >= Duration::from_secs(30));
         status.taken(None);

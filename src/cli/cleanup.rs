@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Ended, print, run::told_to_stop};
+use super::{Ended, print, run::stop_signal};
 use crate::dataplane::{command::Commands, kernel};
 
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ pub(super) fn cleanup(args: &CleanupArgs) -> Result<(), Ended> {
     }
     if args.wait {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(told_to_stop())?;
+        runtime.block_on(stop_signal())?;
     }
     Ok(())
 }

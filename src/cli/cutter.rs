@@ -196,7 +196,7 @@ fn cut(ruleset: &Ruleset, metrics: &Metrics, walk: &mut Walk<'_>, until: Instant
             metrics.connections_cut.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         }
         Err(error) => {
-            error!(%error, "could not cut connections that policy no longer allows");
+            error!(%error, "cannot cut connections that policy no longer allows");
             metrics.failed("conntrack", error.reason().label());
         }
     }

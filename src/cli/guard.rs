@@ -131,7 +131,7 @@ impl Ready {
         let interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
         let former = self.tables.take_over(&interfaces).and_then(|()| self.tables.former());
         let former = former.unwrap_or_else(|error| {
-            warn!(%error, "cannot read the interface guard of a former process");
+            warn!(%error, "cannot read the interface guard of the previous process");
             BTreeMap::new()
         });
         let reading = |link: &Link| {
@@ -184,7 +184,7 @@ pub(super) fn start(
 ) -> io::Result<Sender<Owners>> {
     let (owners, new_owners) = mpsc::channel::<Owners>();
     let (inputs, inbox) = mpsc::channel::<Input>();
-    status.set_impediment(PART, Some("the interface guard has not been written yet".to_owned()));
+    status.set_impediment(PART, Some("the interface guard is not written yet".to_owned()));
     follow_links(inputs.clone())?;
     follow_tables(ready.tables.changes(), inputs.clone())?;
     thread::Builder::new().name("guard-owners".to_owned()).spawn(move || {
@@ -321,14 +321,14 @@ impl Worker {
         match result {
             Ok(_) => {
                 if std::mem::take(&mut self.failing) {
-                    info!("the interface guard is in the kernel again");
+                    info!("interface guard written again");
                 }
                 self.status.set_impediment(PART, None);
                 self.publish();
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    error!(%error, "cannot write the interface guard; what it held before stays");
+                    error!(%error, "cannot write the interface guard; rules written before stay in force");
                 }
                 self.metrics.failed("guard", error.reason().label());
                 self.status
@@ -355,7 +355,7 @@ impl Worker {
                 match self.links.veth(link) {
                     Ok(Some(veth)) => reading.take(veth, now),
                     Ok(None) => {}
-                    Err(error) => debug!(interface = link.name, %error, "cannot read the other end"),
+                    Err(error) => debug!(interface = link.name, %error, "cannot read the peer of a veth"),
                 }
             }
             reading.veth.name.clone_from(&link.name);
@@ -386,7 +386,7 @@ impl Worker {
         let bindings = bind(&veths, &known, &self.bindings);
         for (pod, why) in &bindings.unbound {
             if !self.bindings.unbound.contains_key(pod) {
-                info!(%pod, reason = %why, "no interface is bound to the pod yet");
+                info!(%pod, reason = %why, "no interface bound to the pod yet");
             }
         }
         let settling = self.readings.values().any(|reading| !reading.is_final && reading.has_address());
@@ -429,7 +429,7 @@ impl Worker {
         match self.tables.check(&self.interfaces) {
             Ok(true) => {}
             Ok(false) => {
-                warn!("the interface guard's tables were changed by another program; writing them anew");
+                warn!("another program changed the interface guard's tables; rewriting them");
                 self.metrics.drift_repairs.inc();
                 self.tables.distrust();
                 self.sync();

@@ -17,7 +17,7 @@ pub(super) fn prepare(args: &PrepareArgs) -> Result<(), Ended> {
         Ok(true) => print("loaded the kernel module br_netfilter\n"),
         Ok(false) => print("the kernel has br_netfilter already\n"),
         Err(error) if args.best_effort => {
-            tracing::warn!("{error}");
+            tracing::warn!(%error, "cannot prepare the node; going on");
             Ok(())
         }
         Err(error) => Err(error.into()),

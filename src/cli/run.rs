@@ -193,12 +193,12 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let metrics = Arc::new(Metrics::new()?);
     let counted = commands.clone();
     metrics.count_commands(move || counted.started());
-    let status = Arc::new(Status::starting("the objects have not been read yet"));
+    let status = Arc::new(Status::starting("waiting for the initial lists"));
     status.set_lag_limit(Duration::from_secs(args.ready_lag));
     let waiting = status.clone();
     metrics.show_pending(move || waiting.waiting());
     let kernel = Kernel::new(commands.clone(), args.iptables_backend.into())?;
-    info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "towpath starts");
+    info!(node = %args.node.node_name, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "starting towpath");
     if args.interface_guard == InterfaceGuard::Require {
         guard::probe(&commands)?;
     }
@@ -223,33 +223,32 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         let _runtime = runtime.enter();
         daemon.start(kernel, inbox)?
     };
-    let told = runtime.block_on(async {
+    let signal = runtime.block_on(async {
         tokio::select! {
-            told = told_to_stop() => told.map(|()| true),
-            _ = &mut ended => Ok(false),
+            signal = stop_signal() => signal.map(Some),
+            _ = &mut ended => Ok(None),
         }
     })?;
-    if !told {
-        return Err(Ended::Failed(anyhow::anyhow!("the loop ended by itself; the rules stay")));
-    }
-    info!("told to stop; the rules stay");
-    // Nobody hears it if the loop is gone already.
+    let Some(signal) = signal else {
+        return Err(Ended::Failed(anyhow::anyhow!("the sync loop ended unexpectedly; rules stay in place")));
+    };
+    info!(signal, "stopping; rules stay in place");
+    // The loop may be gone already.
     let _ = inputs.send(Input::Stop);
     if runtime.block_on(async { tokio::time::timeout(FAREWELL, ended).await }).is_err() {
-        warn!("a command is still at work; leaving it to end by itself");
+        warn!("a command is still running; not waiting for it");
     }
     runtime.shutdown_background();
     Ok(())
 }
 
-/// Ends when SIGTERM or SIGINT asks for the end.
-pub(super) async fn told_to_stop() -> std::io::Result<()> {
+/// Waits for SIGTERM or SIGINT, and returns its name.
+pub(super) async fn stop_signal() -> std::io::Result<&'static str> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
 }
 
 /// How often to look whether changes wait for too long.
@@ -267,14 +266,14 @@ async fn warn_of_lag(status: Arc<Status>) {
         let (waiting, limit) = (status.waiting(), status.lag_limit());
         if waiting <= limit {
             if told.take().is_some() {
-                info!("no change waits for too long any more");
+                info!("pending changes are written in time again");
             }
         } else if told.is_none_or(|told| told.elapsed() >= LAG_TOLD_EVERY) {
             let busy = status.silence().as_secs();
             warn!(
                 seconds = waiting.as_secs(),
                 loop_busy_seconds = busy,
-                "changes wait too long to get into the kernel"
+                "changes have been pending for too long"
             );
             told = Some(Instant::now());
         }
@@ -392,7 +391,7 @@ impl Daemon<'_> {
             match bridge.ensure(&commands) {
                 Ok(changes) => {
                     for change in changes {
-                        info!("{change}");
+                        info!(%change, "changed a kernel setting");
                     }
                     if is_repair {
                         metrics.drift_repairs.inc();
@@ -400,7 +399,7 @@ impl Daemon<'_> {
                     status.set_impediment(BRIDGE, None);
                 }
                 Err(error) => {
-                    error!(%error, "packets between pods of this node are not seen by iptables");
+                    error!(%error, "packets between pods of this node bypass iptables");
                     status.set_impediment(BRIDGE, Some(error.to_string()));
                 }
             }
@@ -416,7 +415,7 @@ impl Daemon<'_> {
             let services = ipvs::services(Path::new(ipvs::PROC_IP_VS));
             let found = services > 0 && !ignored;
             if found && !reported {
-                error!(services, "IPVS balances Services: pods' packets to them are not policed");
+                error!(services, "IPVS serves Services: traffic from pods to them is not policed");
             }
             reported = found;
             status.set_impediment(
@@ -433,19 +432,19 @@ impl Daemon<'_> {
     }
 }
 
-/// Waits until no other daemon writes in this network namespace.
+/// Waits until no other daemon holds the writer lock of this network namespace.
 fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
     let waiting = |holder: Option<u32>| {
         let holder = holder.map_or(String::new(), |pid| format!(" (process {pid})"));
-        status.wait_for(&format!("another towpath{holder} writes in this network namespace"));
+        status.wait_for(&format!("another towpath{holder} holds the writer lock of this network namespace"));
     };
     match WriterLock::acquire(folder, waiting) {
         Ok(lock) => {
-            status.wait_for("the objects have not been read yet");
+            status.wait_for("waiting for the initial lists");
             Some(lock)
         }
         Err(error) => {
-            error!(%error, "cannot make sure that no other towpath writes here; writing nothing");
+            error!(%error, "cannot take the writer lock; not writing any rules");
             status.wait_for(&error.to_string());
             None
         }
@@ -466,7 +465,7 @@ fn interface_guard(
             Ok(ready) => return Ok(Some(ready)),
             Err(error) if wanted == InterfaceGuard::Require => return Err(error),
             Err(error) => {
-                warn!(%error, "no interface guard: forged addresses and tagged frames of pods are not dropped");
+                warn!(%error, "no interface guard: spoofed addresses and tagged frames from pods are not dropped");
                 error.to_string()
             }
         }
@@ -482,13 +481,13 @@ fn what_can_be_logged(options: Options, kernel: &mut Kernel) -> Options {
     match kernel.takes(&Rule::new([Match::Limit { per_second: 1 }], target)) {
         Ok(false) => {
             warn!(
-                "this kernel cannot log denied packets: load the module xt_NFLOG; policy is enforced without it"
+                "kernel cannot log denied packets: load the module xt_NFLOG; enforcing policy without the log"
             );
             Options { log_group: None, ..options }
         }
         Ok(true) => options,
         Err(error) => {
-            warn!(%error, "could not try whether this kernel can log denied packets");
+            warn!(%error, "cannot check whether the kernel can log denied packets");
             options
         }
     }

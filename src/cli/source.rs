@@ -62,9 +62,9 @@ impl Ends {
                 self.status.set_refused("files", errors.map(refused).collect(), &self.metrics);
                 for fault in &faults {
                     if fault.is_error() {
-                        error!("{fault}; the last good version stays enforced");
+                        error!(%fault, "cannot read an object; its last good version stays enforced");
                     } else {
-                        warn!("{fault}");
+                        warn!(%fault, "an object may not mean what it says");
                     }
                 }
             }
@@ -114,14 +114,14 @@ impl Joint {
             WatchEvent::Refused(kind, refusals) => {
                 let known = self.state().refused.insert(kind, refusals.clone()).unwrap_or_default();
                 for refusal in refusals.iter().filter(|refusal| !known.contains(refusal)) {
-                    error!("{refusal}; what can be read of it, or its last good version, stays enforced");
+                    error!(%refusal, "cannot read an object; what can be read, or its last good version, stays enforced");
                 }
                 let refused =
                     refusals.iter().map(|refusal| refused(refusal.object.as_ref(), refusal.to_string()));
                 status.set_refused(kind.name(), refused.collect(), metrics);
             }
             WatchEvent::Synced => {
-                info!("everything has been listed");
+                info!("initial lists complete");
                 self.state().synced = true;
                 drop(inputs.send(Input::Synced));
             }
@@ -140,7 +140,7 @@ impl Joint {
             WatchEvent::Mended(kind) => {
                 let mut state = self.state();
                 if let Some((since, _)) = state.troubles.remove(&kind) {
-                    info!(%kind, after = ?since.elapsed(), "the watch runs again");
+                    info!(%kind, after = ?since.elapsed(), "watch recovered");
                     state.unproven.insert(kind, since);
                 }
                 self.say(&state);
@@ -155,7 +155,7 @@ impl Joint {
                         "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
                     )
                 };
-                warn!("{text}");
+                warn!(%node, reason = text, "no Node object for this node");
                 status.set_impediment(NODE, Some(text));
             }
         }
@@ -164,7 +164,7 @@ impl Joint {
     /// Nothing was heard on a watch that ran, which need not mean anything: what is listed next will tell. If it does
     /// mean something, that began when the watch was last heard.
     fn quiet(&self, kind: Kind, trouble: &Trouble) {
-        info!(%kind, "{trouble}; listing anew");
+        info!(%kind, reason = %trouble, "watch was quiet; relisting");
         self.state().unproven.entry(kind).or_insert_with(|| ago(SILENCE));
     }
 
@@ -173,9 +173,9 @@ impl Joint {
         let before = state.unproven.remove(&kind).or(state.troubles.get(&kind).map(|(since, _)| *since));
         let is_known = state.troubles.values().any(|(_, known)| known.text == trouble.text);
         if is_known {
-            debug!(%kind, "{trouble}; what is known stays enforced, trying again");
+            debug!(%kind, error = %trouble, "watch failed; known objects stay enforced; retrying");
         } else {
-            warn!(%kind, "{trouble}; what is known stays enforced, trying again");
+            warn!(%kind, error = %trouble, "watch failed; known objects stay enforced; retrying");
         }
         // Silence has lasted when it is noticed.
         let silence = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
@@ -193,7 +193,7 @@ impl Joint {
             let texts: BTreeSet<&str> = lasting.iter().map(|(_, trouble)| &*trouble.text).collect();
             let texts = texts.into_iter().collect::<Vec<_>>().join("; ");
             if state.synced {
-                format!("changes have not been heard of for {seconds} s or more, and what is known stays enforced: {texts}")
+                format!("no changes received for {seconds} s or more; known objects stay enforced: {texts}")
             } else {
                 texts
             }

@@ -102,7 +102,7 @@ impl Commands {
             status = output.status,
             input_bytes = input.len(),
             microseconds = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            "ran"
+            "command finished"
         );
         Ok(output)
     }

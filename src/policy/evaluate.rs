@@ -3,7 +3,7 @@
 //! Where the standard leaves something open, or says it without saying how to tell, this is how it is read here:
 //!
 //! - An address stands for the pod that reports it, else for the node that has it, else for the world outside.
-//! - While several pods report one address, nobody can tell whose packets are which: a flow passes only if the policies
+//! - While several pods report the same address, nobody can tell whose packets are which: a flow passes only if the policies
 //!   of each of them allow it, and a selector chooses the address as a peer only if it chooses each of them.
 //! - A pod on its node's network is its node: only an ipBlock matches it, and it has no named ports.
 //! - A node is recognised by its addresses and by its pods on the host network; node to own pod and pod to own node

@@ -52,9 +52,9 @@ pub struct Report {
     pub over_budget: Vec<OverBudgetReport>,
     /// How long the oldest change has waited that is not in the kernel yet, in seconds.
     pub oldest_pending_seconds: u64,
-    /// Large sets that are being filled; what they would allow is closed until then.
+    /// Large sets still being filled; traffic that they would allow is denied until then.
     pub deferred_sets: i64,
-    /// How often somebody else had changed what is ours and it was put right.
+    /// Repairs after another program had changed our rules, tables or kernel settings.
     pub drift_repairs: u64,
     /// Rounds that failed.
     pub failed_rounds: u64,

@@ -137,7 +137,7 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
 
         let (status, log) = daemon.stop();
         assert_eq!(status, Some(0), "{log}");
-        assert!(log.contains("the rules stay"), "{log}");
+        assert!(log.contains("stopping; rules stay in place"), "{log}");
         assert_eq!(chains(), last);
 
         let cleaned = run(&["cleanup"]);
@@ -205,7 +205,7 @@ fn status_says_what_is_enforced_and_what_is_wrong() {
         let mut waits = run(&["status", "--addr", "127.0.0.1:9587"]);
         wait_for("the second one", || {
             waits = run(&["status", "--addr", "127.0.0.1:9587"]);
-            waits.stdout.contains("writes in this network namespace")
+            waits.stdout.contains("holds the writer lock of this network namespace")
         });
         assert_eq!(waits.status, 1, "{waits:?}");
         drop((second, daemon));

@@ -88,7 +88,7 @@ fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
         meanwhile(&other.api);
         assert_as_before(&world);
         // One that is away for long is told of, with the time.
-        let said = daemon.wait_unready(READY + SOON, &["changes have not been heard of for", "100.100.0.1"]);
+        let said = daemon.wait_unready(READY + SOON, &["no changes received for", "100.100.0.1"]);
         println!("without an API server for long: {}", said.trim());
         let staleness = r#"towpath_watch_staleness_seconds{kind="Pod"}"#;
         assert!(daemon.metric(staleness) > 20.0, "{}", daemon.metric(staleness));
@@ -227,7 +227,7 @@ fn the_api_server_hangs(plane: Lease) {
     world.plane.pause();
     wait_until("it gives up waiting", DEAD, || daemon.restarts("quiet") > 0);
     // It lists anew, and nobody answers.
-    daemon.wait_unready(Duration::from_secs(30), &["changes have not been heard of for", "the API server"]);
+    daemon.wait_unready(Duration::from_secs(30), &["no changes received for", "the API server"]);
     world.cable(0).forget(&world.plane);
     assert_as_before(&world);
     world.plane.resume();

@@ -108,7 +108,7 @@ fn of_two_pods_with_one_address_the_running_one_counts() {
         // Two that run: somebody's objects are behind. It is said.
         ground.write("finished.yaml", &[finished]);
         wait_until("a warning", Duration::from_secs(3), || {
-            daemon.log().contains("several pods report one address")
+            daemon.log().contains("several pods report the same address")
         });
         let log = daemon.log();
         let warning = log.lines().find(|line| line.contains("several pods")).unwrap();

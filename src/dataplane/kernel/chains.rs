@@ -209,7 +209,7 @@ impl Filter<'_> {
             if let Some(rule) = there.foreign_uses.get(name) {
                 tracing::warn!(
                     family = %self.family, chain = %name, rule,
-                    "a chain is left behind empty: a foreign rule uses it"
+                    "chain emptied but not removed: a rule of another program uses it"
                 );
                 held.push(name.clone());
             }

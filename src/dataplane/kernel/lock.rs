@@ -52,11 +52,11 @@ impl WriterLock {
                 let holder = holder(&mut file);
                 tracing::warn!(
                     file = %path.display(), holder,
-                    "another towpath writes in this network namespace: waiting until it ends"
+                    "another towpath holds the writer lock; waiting for it to exit"
                 );
                 waiting(holder);
                 file.lock().map_err(failed)?;
-                tracing::info!("the other towpath and its commands ended: taking over");
+                tracing::info!("writer lock acquired; taking over");
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }

@@ -85,7 +85,7 @@ impl Kernel {
                     remedy: "install ip6tables and load the module ip6table_filter, or turn IPv6 off on the node",
                 });
             }
-            tracing::info!("this kernel has no IPv6");
+            tracing::info!("IPv6 is not available");
         }
         let journal = (tools.variant == Variant::Nft).then(journal).flatten();
         Ok(Self { commands, tools, families, journal, prints: Prints::default() })
@@ -137,7 +137,7 @@ impl Kernel {
         };
         watch
             .inspect_err(
-                |error| tracing::warn!(%error, "foreign changes are only seen by the periodic check"),
+                |error| tracing::warn!(%error, "no change notifications from nftables; relying on the periodic check"),
             )
             .ok()
     }
@@ -209,11 +209,11 @@ impl Dataplane for Kernel {
         if removed.chains > 0 {
             tracing::info!(
                 chains = removed.chains,
-                "removed what a former run left in the tables of the other variant of iptables"
+                "removed rules of a previous run from the other iptables variant"
             );
         }
         for left in removed.left {
-            tracing::warn!("could not remove what a former run left: {left}");
+            tracing::warn!(left = %left, "cannot remove what a previous run left");
         }
     }
 
@@ -252,7 +252,7 @@ impl Dataplane for Kernel {
 
 fn journal() -> Option<Arc<Journal>> {
     Journal::open()
-        .inspect_err(|error| tracing::warn!(%error, "foreign changes are only seen by the periodic check"))
+        .inspect_err(|error| tracing::warn!(%error, "no change notifications from nftables; relying on the periodic check"))
         .ok()
         .map(Arc::new)
 }
@@ -311,11 +311,15 @@ fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
     match commands.ask(&tools.main(family), "filter", "-S FORWARD 1") {
         Ok(output) if output.success => true,
         Ok(output) => {
-            tracing::warn!(command = output.command, error = output.stderr, "the IPv6 table cannot be used");
+            tracing::warn!(
+                command = output.command,
+                error = output.stderr,
+                "cannot use the IPv6 filter table"
+            );
             false
         }
         Err(error) => {
-            tracing::warn!(%error, "the IPv6 table cannot be used");
+            tracing::warn!(%error, "cannot use the IPv6 filter table");
             false
         }
     }

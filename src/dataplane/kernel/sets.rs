@@ -187,7 +187,7 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
         };
         let (text, edit) = lines.remove(line);
         let set = edit.set();
-        tracing::warn!(%set, edit = text, reason, "an edit of a set was refused");
+        tracing::warn!(%set, edit = text, reason, "kernel refused a set edit");
         let reasons = refused.entry(set).or_default();
         reasons.push(format!("{text}: {reason}"));
         tries += 1;
@@ -201,7 +201,7 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
             tracing::warn!(
                 sets = given_up.len(),
                 reason,
-                "too many edits were refused; giving up the sets behind them"
+                "too many set edits refused; giving up on the remaining sets"
             );
             for set in &given_up {
                 refused

@@ -205,12 +205,12 @@ pub(super) fn choose(commands: &Commands, backend: Backend) -> Result<Tools, Dat
         });
     }
     if let [only] = &*installed {
-        tracing::info!(variant = %only.variant, "the only variant of iptables that is installed");
+        tracing::info!(variant = %only.variant, reason = "it is the only one installed", "chose the iptables variant");
         return Ok(only.clone());
     }
     for tools in &installed {
         if has_hint(commands, tools)? {
-            tracing::info!(variant = %tools.variant, "the variant of iptables that kubelet uses");
+            tracing::info!(variant = %tools.variant, reason = "kubelet uses it", "chose the iptables variant");
             return Ok(tools.clone());
         }
     }
@@ -221,11 +221,11 @@ pub(super) fn choose(commands: &Commands, backend: Backend) -> Result<Tools, Dat
     let most = counts.iter().map(|(rules, _)| *rules).max().unwrap_or(0);
     let mut leading = counts.iter().filter(|(rules, _)| *rules == most);
     if let (Some((_, only)), None) = (leading.next(), leading.next()) {
-        tracing::info!(variant = %only.variant, rules = most, "the variant of iptables with more rules");
+        tracing::info!(variant = %only.variant, rules = most, reason = "it has more rules", "chose the iptables variant");
         return Ok((*only).clone());
     }
     let variant = if commands.has("iptables") { plain(commands)? } else { Variant::Nft };
-    tracing::info!(%variant, "what plain iptables is, as nothing tells the variants apart");
+    tracing::info!(%variant, reason = "both are empty, and `iptables` is this one", "chose the iptables variant");
     Ok(installed.into_iter().find(|tools| tools.variant == variant).unwrap_or_else(|| Tools::of(variant)))
 }
 

@@ -102,7 +102,7 @@ impl Prints {
         let output = filter.restore(&render::chains(filter.family, &batch))?;
         if !output.success {
             // What they name is gone, say. That is told already, or it is a difference in itself.
-            tracing::debug!(error = output.stderr, "could not try how rules are printed");
+            tracing::debug!(error = output.stderr, "cannot check how iptables prints rules");
             return Ok(());
         }
         let printed = filter.read();

@@ -119,7 +119,7 @@ impl<S: Watched> Follower<S> {
             }
             let trouble = self.judge(trouble);
             let cause = trouble.cause;
-            debug!(kind = %S::KIND, %trouble, "a watch ended");
+            debug!(kind = %S::KIND, %trouble, "watch ended");
             if !cause.is_routine() {
                 self.failed = Some(cause);
                 // The next attempt reads the token, the certificates and the kubeconfig again.
@@ -162,7 +162,7 @@ impl<S: Watched> Follower<S> {
         }
         let mut events = match self.watch(&client, &server).await {
             Err(trouble) if self.version.is_none() && trouble.cause == Cause::Unsupported => {
-                debug!(kind = %S::KIND, %trouble, "no streaming lists; asking for pages");
+                debug!(kind = %S::KIND, %trouble, "server has no streaming lists; listing in pages");
                 self.streams_lists = false;
                 self.list(&client, &server).await?;
                 self.watch(&client, &server).await?
@@ -277,8 +277,8 @@ impl<S: Watched> Follower<S> {
             warn!(
                 kind = %S::KIND,
                 objects = told.came_or_went,
-                "objects came or went of which the watch did not tell, although it seemed to run: its connection was \
-                 dead, or something on the way holds back what the API server sends"
+                "the watch missed changes although it seemed to run: its connection was dead, or something on the way \
+                 holds back events"
             );
         }
         self.deliver_told(told);

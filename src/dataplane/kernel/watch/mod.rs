@@ -47,7 +47,7 @@ impl Watch {
         let (stopped, stop) = io::pipe()?;
         let run = move || {
             if let Err(error) = listen(&mut listener, &stopped, notify) {
-                tracing::error!(%error, "foreign changes are no longer heard of: only the periodic check sees them");
+                tracing::error!(%error, "no more change notifications from nftables; relying on the periodic check");
             }
         };
         let thread = thread::Builder::new().name("rules-watch".to_owned()).spawn(run)?;

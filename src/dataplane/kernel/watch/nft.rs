@@ -102,7 +102,7 @@ impl Entries {
         let mut id = None;
         let answer = self.netlink.request(GET_GENERATION, 0, 0, &[], |message| id = generation(message));
         if let Err(error) = answer {
-            tracing::debug!(%error, "the generation of nftables cannot be read");
+            tracing::debug!(%error, "cannot read the nftables generation");
         }
         id
     }
