@@ -26,8 +26,8 @@ use crate::{
 pub(super) struct BugreportArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// Where to write it: a folder, a file whose name ends with .tar.gz, or - for standard output, as from a container
-    /// that has nowhere to write to.
+    /// Where to write it: a folder, a file name that ends with .tar.gz, or - for standard output, for a container
+    /// without a writable folder.
     #[arg(long, value_name = "DIR|FILE|-", default_value = ".", env = "TOWPATH_BUGREPORT_OUTPUT")]
     output: PathBuf,
 }

@@ -7,7 +7,7 @@ use crate::dataplane::{command::Commands, kernel};
 
 #[derive(Debug, Args)]
 pub(super) struct CleanupArgs {
-    /// Once all is removed, wait to be told to stop: the pods of a `DaemonSet` are started again when they end.
+    /// After removing everything, wait for SIGTERM: the pods of a `DaemonSet` are restarted when they exit.
     #[arg(long, env = "TOWPATH_WAIT")]
     wait: bool,
 }

@@ -31,7 +31,7 @@ pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, String> {
 /// Where the daemon is.
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
-    /// Where the daemon listens. Without it: where `TOWPATH_LISTEN` says, else 127.0.0.1:9586.
+    /// The address of the daemon. Default: that of `TOWPATH_LISTEN`, or 127.0.0.1:9586.
     #[arg(long, value_name = "ADDR:PORT", env = "TOWPATH_ADDR")]
     addr: Option<String>,
 }

@@ -24,11 +24,11 @@ pub(super) struct CompileArgs {
     enforcement: EnforcementArgs,
     #[command(flatten)]
     budgets: BudgetArgs,
-    /// For which variant of iptables; both read the same text.
+    /// The variant of iptables; both read the same text.
     #[arg(long, visible_alias = "iptables-backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     backend: BackendArg,
-    /// How to print it.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
     output: Text,
 }

@@ -51,7 +51,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "towpath", version, max_term_width = 110)]
 struct Arguments {
-    /// Say more on standard error; twice for everything.
+    /// Log more to standard error; twice for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, env = "TOWPATH_VERBOSE")]
     verbose: u8,
     #[command(subcommand)]
@@ -60,28 +60,28 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The daemon: enforces, on this node, what the objects say. Needs root.
+    /// Runs the daemon, which enforces NetworkPolicy for the pods of this node. Needs root.
     #[command(after_help = "Example: towpath run --node-name n1 --kubeconfig /etc/towpath/kubeconfig\n\
                       Example: towpath run --node-name n1 -f /etc/towpath/objects --listen 127.0.0.1:9586")]
     Run(run::RunArgs),
-    /// Prints what `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
+    /// Prints the rules that `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
     #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
     Compile(compile::CompileArgs),
-    /// Who may talk to whom.
+    /// Shows which pods may connect to which.
     #[command(
         after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9"
     )]
     Matrix(MatrixArgs),
-    /// Whether one flow may pass, and which policies and rules decide that.
+    /// Explains whether a connection is allowed, and which policies and rules decide it.
     #[command(
         after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432"
     )]
     Explain(ExplainArgs),
-    /// Every fault of the objects in files, with line and column; exit status 1 if there are errors.
+    /// Checks manifests and reports every error with its line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
-    /// What the daemon of this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3 if it
-    /// cannot be reached.
+    /// Shows what the daemon on this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3
+    /// if it cannot be reached.
     #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
     Status(status::StatusArgs),
     /// Collects into one .tar.gz what a bug report needs: the daemon's status and metrics, the filter tables, our sets,
@@ -91,11 +91,13 @@ enum Command {
     /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup(cleanup::CleanupArgs),
-    /// Loads the kernel module that bridged packets need, `br_netfilter`, if it is not there. `run` does so itself where
-    /// it may; this is for a container that runs before it, so that the daemon's own need not be allowed to. Root.
+    /// Loads the kernel module `br_netfilter`, which makes bridged packets pass through iptables. `run` loads it too if
+    /// it may; this command is for an init container, so that the daemon itself needs no right to load modules. Needs
+    /// root.
     #[command(after_help = "Example: towpath prepare --best-effort")]
     Prepare(prepare::PrepareArgs),
-    /// A story in real packets: two simulated nodes, and after each step what is expected beside what is seen. Root.
+    /// Runs a story with real packets on two simulated nodes, and shows after each step what is expected and what is
+    /// seen. Needs root.
     #[command(after_help = "Example: towpath demo --pause")]
     Demo(demo::DemoArgs),
 }
@@ -122,7 +124,7 @@ struct QuestionArgs {
 /// Which API server to ask, where no file is named.
 #[derive(Debug, Args)]
 struct ClusterArgs {
-    /// The kubeconfig that says where the API server is. Without it and --context: in a pod, its service account;
+    /// The kubeconfig for the API server. Default: in a pod, the pod's service account, unless `--context` is given;
     /// elsewhere $KUBECONFIG or ~/.kube/config.
     #[arg(long, value_name = "FILE", env = "TOWPATH_KUBECONFIG", conflicts_with = "file")]
     kubeconfig: Option<PathBuf>,
@@ -140,17 +142,17 @@ impl ClusterArgs {
 /// How packets are denied and what else is a matter of taste.
 #[derive(Debug, Args)]
 struct EnforcementArgs {
-    /// What the sender of a denied packet learns.
+    /// What to do with a denied packet.
     #[arg(long, value_enum, default_value_t = Deny::Drop, env = "TOWPATH_DENY_ACTION")]
     deny_action: Deny,
-    /// Let egress policy also hold for packets of a pod to its own node.
+    /// Apply egress policy to packets from a pod to its own node as well.
     #[arg(long, env = "TOWPATH_ENFORCE_POD_TO_NODE")]
     enforce_pod_to_node: bool,
-    /// The netlink log group that gets copies of denied packets, ten a second for each program; 0 for none.
+    /// The netlink log group that receives copies of denied packets, ten per second for each group of pods; 0 for none.
     #[arg(long, value_name = "GROUP", default_value_t = 100, env = "TOWPATH_NFLOG_GROUP")]
     nflog_group: u16,
-    /// A UDP port of VXLAN endpoints, to which pods may send at other pods only. Those of the node's own interfaces are
-    /// found.
+    /// A UDP port that VXLAN endpoints listen on. Pods may send to it only if the destination is a pod. Ports of the
+    /// node's own VXLAN interfaces are detected.
     #[arg(long, value_name = "PORT", default_value_t = 8472, env = "TOWPATH_VXLAN_PORT")]
     vxlan_port: u16,
 }
@@ -174,28 +176,29 @@ impl EnforcementArgs {
 /// How much the policies of one tenant may cost this node.
 #[derive(Debug, Args)]
 struct BudgetArgs {
-    /// Set entries and rules that one policy may need. One that needs more isolates its pods and allows nothing.
+    /// Set entries and rules that one policy may need. A policy that needs more isolates its pods and allows nothing.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().policy, env = "TOWPATH_POLICY_BUDGET")]
     policy_budget: u64,
     /// Set entries and rules that the policies of one namespace may need on this node. If they need more, all of them
-    /// only isolate here.
+    /// isolate their pods and allow nothing.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace, env = "TOWPATH_NAMESPACE_BUDGET")]
     namespace_budget: u64,
-    /// Set entries and rules that all namespaces may need on this node; beyond, the largest close first.
+    /// Set entries and rules that all namespaces together may need on this node. Beyond that, the largest namespaces
+    /// are closed first.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().node, env = "TOWPATH_NODE_BUDGET")]
     node_budget: u64,
     /// Sets that one namespace may need on this node.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace_sets, env = "TOWPATH_NAMESPACE_SETS")]
     namespace_sets: u64,
-    /// Sets that all namespaces may need on this node. The kernel has 65,534 for everybody.
+    /// Sets that all namespaces together may need on this node. The kernel has 65,534 for all programs.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().node_sets, env = "TOWPATH_NODE_SETS")]
     node_sets: u64,
-    /// Addresses of pods that the selectors of one namespace may select in all, or eight times those of the whole
-    /// cluster if that is more. Selectors that demand no label may be compared with 80 times as many addresses.
+    /// Pod addresses that the selectors of one namespace may select in total, or eight times those of the whole cluster
+    /// if that is more. Selectors that require no label may be compared with 80 times as many addresses.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().namespace_members)]
     #[arg(env = "TOWPATH_NAMESPACE_MEMBERS")]
     namespace_members: u64,
-    /// The same for all namespaces on this node, or sixteen times those of the whole cluster.
+    /// The same for all namespaces on this node, or sixteen times those of the whole cluster if that is more.
     #[arg(long, value_name = "N", default_value_t = Budgets::default().node_members, env = "TOWPATH_NODE_MEMBERS")]
     node_members: u64,
 }
@@ -216,15 +219,15 @@ impl BudgetArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Deny {
-    /// Nothing: the packet vanishes.
+    /// Drop it silently.
     Drop,
-    /// A TCP reset, or an ICMP error.
+    /// Answer with a TCP reset or an ICMP error.
     Reject,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum BackendArg {
-    /// The one that kubelet and kube-proxy use; without them, the one with more rules.
+    /// The one that kubelet and kube-proxy use; if they leave no trace, the one with more rules.
     Auto,
     /// iptables on `nf_tables`.
     Nft,
@@ -246,14 +249,14 @@ impl From<BackendArg> for Backend {
 struct MatrixArgs {
     #[command(flatten)]
     objects: QuestionArgs,
-    /// A port to ask about: PORT for TCP, or PORT/PROTOCOL; may be repeated. Without it: every port that a pod
-    /// declares and every number that a policy names.
+    /// A port to check: PORT for TCP, or PORT/PROTOCOL; may be repeated. Default: every port that a pod declares and
+    /// every port number in a policy.
     #[arg(long, value_name = "PORT[/PROTOCOL]", env = "TOWPATH_PORT", value_delimiter = ',')]
     port: Vec<Transport>,
-    /// An address outside of the cluster to ask about; may be repeated.
+    /// An address outside the cluster to include; may be repeated.
     #[arg(long, value_name = "IP", env = "TOWPATH_EXTERNAL", value_delimiter = ',')]
     external: Vec<IpAddr>,
-    /// How to print it.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = Table::Table, env = "TOWPATH_OUTPUT")]
     output: Table,
 }
@@ -278,16 +281,16 @@ enum Text {
 struct ExplainArgs {
     #[command(flatten)]
     objects: QuestionArgs,
-    /// Who sends: NAMESPACE/POD or an IP address.
+    /// The sender: NAMESPACE/POD or an IP address.
     #[arg(long, value_name = "X", value_parser = endpoint, env = "TOWPATH_FROM")]
     from: Endpoint,
-    /// Who receives: NAMESPACE/POD or an IP address.
+    /// The receiver: NAMESPACE/POD or an IP address.
     #[arg(long, value_name = "Y", value_parser = endpoint, env = "TOWPATH_TO")]
     to: Endpoint,
     /// The receiver's port: PORT for TCP, or PORT/PROTOCOL.
     #[arg(long, value_name = "PORT[/PROTOCOL]", default_value = "80/TCP", env = "TOWPATH_PORT")]
     port: Transport,
-    /// How to print it.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
     output: Text,
 }
@@ -441,9 +444,9 @@ fn print(text: &str) -> Result<(), Ended> {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
-    /// A line for people.
+    /// Lines for people.
     Text,
-    /// An object a line, for collectors.
+    /// One JSON object per line, for collectors.
     Json,
 }
 
@@ -471,7 +474,7 @@ fn log_to_stderr(format: LogFormat, verbosity: u8) {
 /// The name of a node, as Kubernetes knows it.
 #[derive(Debug, Args)]
 struct NodeArgs {
-    /// The name of this node, as `spec.nodeName` of its pods says it.
+    /// The name of this node, as in `spec.nodeName` of its pods.
     #[arg(long, value_name = "NODE", env = "TOWPATH_NODE_NAME")]
     node_name: Arc<str>,
 }

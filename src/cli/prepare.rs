@@ -7,7 +7,7 @@ use crate::dataplane::{command::Commands, kernel::sysctl::Bridge};
 
 #[derive(Debug, Args)]
 pub(super) struct PrepareArgs {
-    /// Exit status 0 also if it could not be done: `run` then says so, is not ready, and enforces what it can.
+    /// Exit with status 0 even on failure: `run` then is not ready, says why, and enforces what it can.
     #[arg(long, env = "TOWPATH_BEST_EFFORT")]
     best_effort: bool,
 }

@@ -54,19 +54,18 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// A folder or a file with the objects, which is watched; may be repeated. Without it the objects are those of the
-    /// API server.
+    /// A file or folder with the objects, which is watched for changes; may be repeated. Default: the API server.
     #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE")]
     file: Vec<PathBuf>,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
     node: NodeArgs,
-    /// Which variant of iptables to write to.
+    /// The variant of iptables to use.
     #[arg(long, visible_alias = "backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     iptables_backend: BackendArg,
-    /// Where to answer /metrics, /status, /livez and /readyz.
+    /// The address to serve /metrics, /status, /livez and /readyz on.
     #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_ADDRESS, env = "TOWPATH_LISTEN")]
     #[arg(value_parser = address_and_port)]
     listen: SocketAddr,
@@ -76,58 +75,59 @@ pub(super) struct RunArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     memory: MemoryArgs,
-    /// The node is not ready while a change waits for longer than this to get into the kernel, in seconds.
+    /// The node is not ready while a change has been pending for longer than this, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = LAG_LIMIT.as_secs(), env = "TOWPATH_READY_LAG")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
     ready_lag: u64,
-    /// Whether to write a Kubernetes Event into a namespace whose policies are closed because they cost too much.
+    /// Whether to write a Kubernetes Event into a namespace whose policies are over budget.
     #[arg(long, value_enum, default_value_t = Events::Auto, env = "TOWPATH_EVENTS")]
     events: Events,
-    /// What becomes of an established connection that policy no longer allows.
+    /// What to do with an established connection that policy no longer allows.
     #[arg(long, value_enum, default_value_t = Established::Cut, env = "TOWPATH_ESTABLISHED")]
     established: Established,
-    /// Whether bridged packets have to pass through iptables: as on a bridge CNI, flannel's included.
+    /// Whether packets between pods on one bridge must pass through iptables, as with flannel and other bridge CNIs.
     #[arg(long, value_enum, default_value_t = BridgeNetfilter::Require, env = "TOWPATH_BRIDGE_NETFILTER")]
     bridge_netfilter: BridgeNetfilter,
-    /// What to do where IPVS balances Services: what pods send to these is not policed.
+    /// What to do if IPVS serves Services: traffic from pods to them is not policed.
     #[arg(long, value_enum, default_value_t = IpvsServices::Refuse, env = "TOWPATH_IPVS")]
     ipvs: IpvsServices,
-    /// Whether to check what enters through pods' interfaces: their own addresses, and nothing but IPv4, IPv6 and ARP.
+    /// Whether to check what pods send: only from their own addresses, and only IPv4, IPv6 and ARP.
     #[arg(long, value_enum, default_value_t = InterfaceGuard::Auto, env = "TOWPATH_INTERFACE_GUARD")]
     interface_guard: InterfaceGuard,
-    /// Where the kernel's switches of networking are. A container sees the usual place read-only.
+    /// The directory of the network sysctls. A container sees the usual one read-only.
     #[arg(long, value_name = "DIR", default_value = sysctl::PROC_SYS_NET, env = "TOWPATH_PROC_SYS_NET")]
     proc_sys_net: PathBuf,
-    /// How often to look whether the kernel still holds all that was written, in seconds. What others do to the
-    /// filter table is noticed at once; this is for the rest.
+    /// How often to compare everything in the kernel with what was written, in seconds. Changes to the filter table are
+    /// noticed at once; this is for the rest.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "TOWPATH_CHECK_INTERVAL")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     check_interval: u64,
-    /// The folder of the lock that lets one daemon at a time write in a network namespace.
+    /// The folder of the lock file that lets only one daemon write rules in a network namespace.
     #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
     run_dir: PathBuf,
-    /// How to write the log.
+    /// The format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "TOWPATH_LOG_FORMAT")]
     pub(super) log_format: LogFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Established {
-    /// It is cut at once.
+    /// Cut it at once.
     Cut,
-    /// It goes on until it ends by itself.
+    /// Let it go on until it ends by itself.
     Keep,
 }
 
 /// How much memory policies may take, whichever pods they are for.
 #[derive(Debug, Args)]
 struct MemoryArgs {
-    /// Memory that the policies of one namespace may take, in MiB. If they take more, their rules are not kept, and all
-    /// of them only isolate.
+    /// Memory that the policies of one namespace may take, in MiB. If they take more, all of them isolate their pods
+    /// and allow nothing.
     #[arg(long, value_name = "MIB", default_value_t = MemoryLimits::default().namespace / MIB)]
     #[arg(env = "TOWPATH_NAMESPACE_MEMORY", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     namespace_memory: u64,
-    /// Memory that the policies of all namespaces of the cluster may take; beyond, the largest namespaces close first.
+    /// Memory that the policies of all namespaces together may take, in MiB. Beyond that, the largest namespaces are
+    /// closed first.
     #[arg(long, value_name = "MIB", default_value_t = MemoryLimits::default().all / MIB)]
     #[arg(env = "TOWPATH_CLUSTER_MEMORY", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     cluster_memory: u64,
@@ -144,33 +144,33 @@ impl MemoryArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Events {
-    /// Write them if the API server is the source of objects and lets this process create Events.
+    /// Write Events if the API server is the source of objects and permits it.
     Auto,
-    /// Write none.
+    /// Write no Events.
     Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum BridgeNetfilter {
-    /// Load `br_netfilter`, set its switches, watch them, and be not ready while they are wrong.
+    /// Load `br_netfilter`, set its sysctls and watch them; not ready while they are wrong.
     Require,
-    /// Leave them alone: no pod is on a bridge.
+    /// Change nothing: no pod is on a bridge.
     Ignore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum InterfaceGuard {
-    /// Check it where the kernel can; where it cannot, say so and enforce policy without.
+    /// Check if the kernel supports it; otherwise log a warning and enforce policy without.
     Auto,
-    /// Check it; end with an error where the kernel cannot.
+    /// Check; exit with an error if the kernel does not support it.
     Require,
-    /// Leave it to others, and remove the tables of a former run.
+    /// Do not check, and remove the tables of a previous run.
     Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum IpvsServices {
-    /// Be not ready while there are any.
+    /// Not ready while there are any.
     Refuse,
     /// Enforce policy on everything else.
     Ignore,

@@ -12,7 +12,7 @@ use crate::web::{Isolation, RefusedObject, Report};
 pub(super) struct StatusArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
-    /// How to print it.
+    /// The output format.
     #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
     output: Text,
 }

@@ -96,7 +96,9 @@ fn docs_metrics_has_every_metric_and_no_other() {
 fn docs_operations_has_every_flag_of_run_with_its_variable() {
     let operations = text("docs/operations.md");
     let help = run(&["run", "-h"]).stdout;
-    let flags = help.lines().filter_map(|line| {
+    // What is further to the right is text about a flag.
+    let is_flag = |line: &&str| line.len() - line.trim_start().len() <= 6;
+    let flags = help.lines().filter(is_flag).filter_map(|line| {
         let line = line.trim_start();
         let long = line.split(", ").find(|word| word.starts_with("--"))?;
         (line.starts_with('-')).then(|| long.split([' ', '.']).next().unwrap_or_default())
