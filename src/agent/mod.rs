@@ -303,7 +303,14 @@ impl<D: Dataplane> Agent<D> {
                 self.split(&changes);
                 let (together, before) = (changes.len() > 1, self.resolver.moves());
                 for change in changes {
-                    self.change(change, received);
+                    match change {
+                        Change::DropRules(namespace, excess) => {
+                            for change in self.cluster.without_rules(&namespace, excess) {
+                                self.change(change, received);
+                            }
+                        }
+                        change => self.change(change, received),
+                    }
                 }
                 self.status.taken(self.oldest());
                 if together {
@@ -381,7 +388,7 @@ impl<D: Dataplane> Agent<D> {
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(&*self.node);
         let was_local = |key: &ObjectKey| self.cluster.pod(key).is_some_and(|pod| is_local(pod));
         let chains = match change {
-            Change::SetPolicy(_) | Change::RemovePolicy(_) => true,
+            Change::SetPolicy(_) | Change::RemovePolicy(_) | Change::DropRules(..) => true,
             Change::SetNamespace(_)
             | Change::RemoveNamespace(_)
             | Change::SetNode(_)

@@ -25,27 +25,26 @@ const REPEAT: Duration = Duration::from_mins(30);
 /// At most so many Events about one namespace within [`REPEAT`].
 const OF_A_NAMESPACE: usize = 10;
 
-/// How long to wait after a failure, and after one for lack of the right.
+/// How long to wait before an Event that failed is tried again, and before any is if the right to create them is missing.
 const RETRY: Duration = Duration::from_mins(1);
 const RETRY_FORBIDDEN: Duration = Duration::from_mins(10);
 
 /// Writes Events about what `status` says is over budget, for as long as the process runs.
 pub(super) async fn report(mut writer: EventWriter, status: Arc<Status>) {
     let mut reported = Reported::default();
-    let mut forbidden = false;
+    let mut failing = false;
     loop {
         tokio::time::sleep(INTERVAL).await;
         let over_budget = status.over_budget();
         let now = Instant::now();
         reported.forget(now);
         let Some(next) = reported.next(&over_budget) else { continue };
-        match writer.warn(&regarding(&next.closed), "OverBudget", "Close", &next.to_string()).await {
-            Ok(()) => {
-                forbidden = false;
-                reported.insert(next.closed.clone(), now);
-            }
+        let result = writer.warn(&regarding(&next.closed), "OverBudget", "Close", &next.to_string()).await;
+        let had_failed = std::mem::replace(&mut failing, result.is_err());
+        match result {
+            Ok(()) => reported.insert(next.closed.clone(), now),
             Err(EventError::Forbidden(reason)) => {
-                if !std::mem::replace(&mut forbidden, true) {
+                if !had_failed {
                     info!(
                         reason,
                         "no right to create Events; deploy/components/events grants it, --events=off ends this"
@@ -58,8 +57,12 @@ pub(super) async fn report(mut writer: EventWriter, status: Arc<Status>) {
                 reported.insert(next.closed.clone(), now);
             }
             Err(error) => {
-                warn!(%error, "cannot write an Event");
-                tokio::time::sleep(RETRY).await;
+                if !had_failed {
+                    warn!(%error, "cannot write an Event");
+                }
+                // It may fail in this namespace alone: the others come first.
+                let ago = REPEAT.saturating_sub(RETRY);
+                reported.insert(next.closed.clone(), now.checked_sub(ago).unwrap_or(now));
             }
         }
     }

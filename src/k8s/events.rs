@@ -106,8 +106,10 @@ impl EventWriter {
         let event = event_of(&self.node, regarding, reason, action, note);
         let created = tokio::time::timeout(WITHIN, events.create(&PostParams::default(), &event)).await;
         let created = created.unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into())));
-        self.client = created.is_ok().then_some(client);
-        created.map(drop).map_err(EventError::of_request)
+        let result = created.map(drop).map_err(EventError::of_request);
+        let is_of_use = !matches!(result, Err(EventError::Access(_) | EventError::Unreachable(_)));
+        self.client = is_of_use.then_some(client);
+        result
     }
 }
 

@@ -13,6 +13,9 @@ pub struct Interner {
     forget_labels_at: usize,
 }
 
+/// Labels that take more bytes than this are not held: hardly two objects have the same.
+const LARGE: usize = 4096;
+
 /// So many are held before the first are forgotten.
 const FEW: usize = 1024;
 
@@ -37,6 +40,9 @@ impl Interner {
     /// The shared copy of these labels.
     pub fn labels<'a>(&mut self, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Labels {
         let labels: Labels = pairs.into_iter().collect();
+        if labels.bytes() > LARGE {
+            return labels;
+        }
         if let Some(shared) = self.labels.get(&labels) {
             return shared.clone();
         }

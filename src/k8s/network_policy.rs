@@ -77,6 +77,13 @@ pub fn network_policy(
     Conversion { readable: policy, problems }
 }
 
+/// All of these, in no more memory than they need: a policy may have tens of thousands of rules with one peer each.
+fn exactly<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.collect();
+    items.shrink_to_fit();
+    items
+}
+
 /// What stands in for a policy that was refused for `problems`: it isolates the pods of its podSelector for its
 /// policyTypes, and allows nothing.
 ///
@@ -218,14 +225,14 @@ impl Rules<'_> {
             None | Some([]) => Peers::Any,
             Some(peers) => {
                 let peers = peers.iter().enumerate();
-                Peers::Of(peers.filter_map(|(index, peer)| self.peer(peer, &peers_at.index(index))).collect())
+                Peers::Of(exactly(peers.filter_map(|(index, peer)| self.peer(peer, &peers_at.index(index)))))
             }
         };
         let ports = match ports {
             None | Some([]) => Ports::Any,
             Some(ports) => {
                 let ports = ports.iter().enumerate();
-                Ports::Of(ports.filter_map(|(index, port)| self.port(port, &ports_at.index(index))).collect())
+                Ports::Of(exactly(ports.filter_map(|(index, port)| self.port(port, &ports_at.index(index)))))
             }
         };
         PolicyRule { peers, ports }

@@ -197,7 +197,9 @@ mod tests {
                 Change::RemovePolicy(key) => format!("no policy {}", key.name),
                 Change::SetNamespace(namespace) => format!("namespace {}", namespace.name),
                 Change::RemoveNamespace(name) => format!("no namespace {name}"),
-                Change::SetNode(_) | Change::RemoveNode(_) => unreachable!("no file speaks of nodes"),
+                Change::SetNode(_) | Change::RemoveNode(_) | Change::DropRules(..) => {
+                    unreachable!("no file speaks of nodes, and all of a file is kept")
+                }
             });
             let told = told.collect();
             for change in difference.changes {

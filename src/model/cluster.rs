@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Labels, NetworkPolicy, ObjectKey, Pod};
+use super::{Labels, MemoryExcess, NetworkPolicy, ObjectKey, Pod};
 
 /// A namespace, as far as policy cares.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub enum Change {
     SetPolicy(NetworkPolicy),
     /// The policy is gone.
     RemovePolicy(ObjectKey),
+    /// The policies of a namespace take too much memory: all of them lose their rules, and isolate.
+    DropRules(Arc<str>, MemoryExcess),
     /// The node exists, and is this.
     SetNode(Node),
     /// The node is gone.
@@ -125,29 +127,38 @@ impl Cluster {
         Self::default()
     }
 
-    /// Takes in one change; `None` if nothing differs afterwards.
+    /// Takes in one change; `None` if nothing differs afterwards. What is equal stays the same allocation: a list that
+    /// comes again must not bring a second copy of each object, and others compare objects by identity.
     pub fn apply(&mut self, change: Change) -> Option<Delta> {
         match change {
             Change::SetPod(pod) => self.replace_pod(&pod.key.clone(), Some(Arc::new(pod))),
             Change::RemovePod(key) => self.replace_pod(&key, None),
             Change::SetNamespace(namespace) => {
+                if self.namespace(&namespace.name).is_some_and(|before| **before == namespace) {
+                    return None;
+                }
                 let after = Arc::new(namespace);
                 let before = self.namespaces.insert(after.name.clone(), after.clone());
-                (before.as_ref() != Some(&after)).then_some(Delta::Namespace { before, after: Some(after) })
+                Some(Delta::Namespace { before, after: Some(after) })
             }
             Change::RemoveNamespace(name) => {
                 let before = self.namespaces.remove(&name)?;
                 Some(Delta::Namespace { before: Some(before), after: None })
             }
             Change::SetPolicy(policy) => {
+                if self.policy(&policy.key).is_some_and(|before| **before == policy) {
+                    return None;
+                }
                 let after = Arc::new(policy);
                 let before = insert(&mut self.policies, &after.key, after.clone());
-                (before.as_ref() != Some(&after)).then_some(Delta::Policy { before, after: Some(after) })
+                Some(Delta::Policy { before, after: Some(after) })
             }
             Change::RemovePolicy(key) => {
                 let before = remove(&mut self.policies, &key)?;
                 Some(Delta::Policy { before: Some(before), after: None })
             }
+            // Not one change but many: see `without_rules`.
+            Change::DropRules(..) => None,
             Change::SetNode(node) => self.replace_node(&node.name.clone(), Some(Arc::new(node))),
             Change::RemoveNode(name) => self.replace_node(&name, None),
         }
@@ -236,14 +247,21 @@ impl Cluster {
         self.node_addresses.keys().copied()
     }
 
+    /// The changes that leave the policies of a namespace without their rules.
+    #[must_use]
+    pub fn without_rules(&self, namespace: &str, excess: MemoryExcess) -> Vec<Change> {
+        let policies = self.policies_in(namespace);
+        policies.map(|policy| Change::SetPolicy(policy.without_rules(excess))).collect()
+    }
+
     fn replace_node(&mut self, name: &Arc<str>, after: Option<Arc<Node>>) -> Option<Delta> {
+        if after.is_some() && self.nodes.get(name) == after.as_ref() {
+            return None;
+        }
         let before = match &after {
             Some(node) => self.nodes.insert(name.clone(), node.clone()),
             None => Some(self.nodes.remove(name)?),
         };
-        if before == after {
-            return None;
-        }
         if let Some(node) = &before {
             self.forget_node(name, &node.addresses);
         }
@@ -275,13 +293,13 @@ impl Cluster {
     }
 
     fn replace_pod(&mut self, key: &ObjectKey, after: Option<Arc<Pod>>) -> Option<Delta> {
+        if after.is_some() && self.pod(key) == after.as_ref() {
+            return None;
+        }
         let before = match &after {
             Some(pod) => insert(&mut self.pods, key, pod.clone()),
             None => Some(remove(&mut self.pods, key)?),
         };
-        if before == after {
-            return None;
-        }
         let touched: BTreeSet<IpAddr> =
             [&before, &after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
         if let Some(pod) = &before {
@@ -391,6 +409,67 @@ mod tests {
         assert!(cluster.apply(Change::SetPod(pod("a", "10.0.0.1"))).is_some());
         assert_eq!(cluster.apply(Change::SetPod(pod("a", "10.0.0.1"))), None);
         assert_eq!(cluster.apply(Change::RemovePod(ObjectKey::new("ns", "b"))), None);
+    }
+
+    #[test]
+    fn what_is_set_to_what_it_is_stays_the_same_allocation() {
+        let policy = || NetworkPolicy {
+            key: ObjectKey::new("ns", "p"),
+            subject: crate::model::LabelSelector::everything(),
+            ingress: Some(Vec::new()),
+            egress: None,
+            standing: crate::model::Standing::Accepted,
+        };
+        let namespace = || Namespace { name: "ns".into(), labels: Labels::default() };
+        let node = || Node { name: "n1".into(), addresses: Vec::new(), pod_cidrs: Vec::new() };
+        let mut cluster = Cluster::new();
+        let mut all = || {
+            for change in [
+                Change::SetPod(pod("a", "10.0.0.1")),
+                Change::SetPolicy(policy()),
+                Change::SetNamespace(namespace()),
+                Change::SetNode(node()),
+            ] {
+                cluster.apply(change);
+            }
+            cluster.clone()
+        };
+        let (before, after) = (all(), all());
+        let key = ObjectKey::new("ns", "a");
+        assert!(Arc::ptr_eq(before.pod(&key).unwrap(), after.pod(&key).unwrap()));
+        assert!(Arc::ptr_eq(before.pod(&key).unwrap(), &after.claimants("10.0.0.1".parse().unwrap())[0]));
+        let key = ObjectKey::new("ns", "p");
+        assert!(Arc::ptr_eq(before.policy(&key).unwrap(), after.policy(&key).unwrap()));
+        assert!(Arc::ptr_eq(before.namespace("ns").unwrap(), after.namespace("ns").unwrap()));
+        assert!(Arc::ptr_eq(before.node("n1").unwrap(), after.node("n1").unwrap()));
+    }
+
+    #[test]
+    fn the_policies_of_a_namespace_without_their_rules_isolate_as_before() {
+        let rule =
+            || crate::model::PolicyRule { peers: crate::model::Peers::Any, ports: crate::model::Ports::Any };
+        let policy = |namespace: &str, egress: bool| NetworkPolicy {
+            key: ObjectKey::new(namespace, "p"),
+            subject: crate::model::LabelSelector::everything(),
+            ingress: Some(vec![rule()]),
+            egress: egress.then(|| vec![rule()]),
+            standing: crate::model::Standing::Accepted,
+        };
+        let mut cluster = Cluster::new();
+        cluster.apply(Change::SetPolicy(policy("evil", true)));
+        cluster.apply(Change::SetPolicy(policy("shop", false)));
+        let excess = MemoryExcess { bytes: 2, budget: 1, is_of_all: false };
+        for change in cluster.without_rules("evil", excess) {
+            assert!(cluster.apply(change).is_some());
+        }
+        let found: Vec<(&str, usize, Option<usize>)> = cluster
+            .policies()
+            .map(|policy| {
+                let count = |rules: &Option<Vec<_>>| rules.as_ref().map(Vec::len);
+                (&*policy.key.namespace, count(&policy.ingress).unwrap(), count(&policy.egress))
+            })
+            .collect();
+        assert_eq!(found, [("evil", 0, Some(0)), ("shop", 1, None)]);
     }
 
     #[test]

@@ -45,6 +45,12 @@ impl Labels {
         self.0.ends.is_empty()
     }
 
+    /// How many bytes the keys and values have.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.text.len()
+    }
+
     /// Whether somebody else holds the same allocation.
     #[must_use]
     pub fn is_shared(&self) -> bool {

@@ -134,14 +134,25 @@ impl NetworkPolicy {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
-    /// The same policy without its rules: it isolates the same pods in the same directions, and allows nothing.
+    /// The same policy without its rules: it isolates the same pods in the same directions, and allows nothing. If its
+    /// podSelector is large as well, it isolates all pods of its namespace.
     #[must_use]
-    pub fn without_rules(self, excess: MemoryExcess) -> Self {
-        let nothing = |rules: Option<Vec<PolicyRule>>| rules.map(|_| Vec::new());
-        let (ingress, egress) = (nothing(self.ingress), nothing(self.egress));
-        Self { ingress, egress, standing: Standing::TooLarge(excess), ..self }
+    pub fn without_rules(&self, excess: MemoryExcess) -> Self {
+        let nothing = |rules: &Option<Vec<PolicyRule>>| rules.as_ref().map(|_| Vec::new());
+        let is_large = self.subject.bytes() > LARGE_SELECTOR;
+        let subject = if is_large { LabelSelector::everything() } else { self.subject.clone() };
+        Self {
+            key: self.key.clone(),
+            subject,
+            ingress: nothing(&self.ingress),
+            egress: nothing(&self.egress),
+            standing: Standing::TooLarge(excess),
+        }
     }
 }
+
+/// A podSelector that takes more bytes than this is not kept without the rules.
+const LARGE_SELECTOR: usize = 2048;
 
 /// What an allocation takes besides its content: the allocator's own, and the counts of an [`Arc`].
 const ALLOCATION: usize = 32;

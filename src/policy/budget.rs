@@ -218,10 +218,15 @@ impl OverBudget {
 impl fmt::Display for OverBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { closed, scale, resource, cost, budget } = self;
-        write!(
-            f,
-            "{closed} needs {cost} {resource}, over the budget of the {scale} ({budget}): its pods stay isolated, "
-        )?;
+        write!(f, "{closed} needs {cost} {resource}, ")?;
+        // What is over is not this namespace by itself.
+        match (resource, scale) {
+            (Resource::Memory, Scale::Node) => {
+                write!(f, "one of the largest while those of all namespaces need more than {budget}: ")?;
+            }
+            _ => write!(f, "over the budget of the {scale} ({budget}): ")?,
+        }
+        f.write_str("its pods stay isolated, ")?;
         match closed {
             Closed::Policy(_) => f.write_str("and this policy allows nothing"),
             Closed::Namespace(_) => f.write_str("and no policy of the namespace allows anything here"),

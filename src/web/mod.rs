@@ -160,15 +160,16 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
 /// else 503 and the reason. It mentions pods that are closed because their interfaces are not known, and stays 200: a
 /// pod could bring that about.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
+    let unbound = web.status.unbound();
+    let reasons =
+        |degraded: Option<String>| degraded.into_iter().chain(unbound).collect::<Vec<_>>().join("; ");
+    let ok = |reasons: String| match &*reasons {
+        "" => (StatusCode::OK, "ok\n".to_owned()),
+        reasons => (StatusCode::OK, format!("ok, but {reasons}\n")),
+    };
     match web.status.readiness() {
-        Readiness::Ready => (
-            StatusCode::OK,
-            match web.status.unbound() {
-                Some(reason) => format!("ok, but {reason}\n"),
-                None => "ok\n".to_owned(),
-            },
-        ),
-        Readiness::Degraded(reason) => (StatusCode::OK, format!("ok, but {reason}\n")),
+        Readiness::Ready => ok(reasons(None)),
+        Readiness::Degraded(reason) => ok(reasons(Some(reason))),
         Readiness::Starting(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("starting: {reason}\n")),
         Readiness::Failing(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failing: {reason}\n")),
     }

@@ -196,7 +196,9 @@ impl World {
                 Some(manifests::policy(policy)),
             ),
             Change::RemovePolicy(key) => (format!("policy-{}-{}", key.namespace, key.name), None),
-            Change::SetNode(_) | Change::RemoveNode(_) => unreachable!("no file speaks of nodes"),
+            Change::SetNode(_) | Change::RemoveNode(_) | Change::DropRules(..) => {
+                unreachable!("no file has these")
+            }
         };
         let objects = self.folder.path().join("objects");
         let path = objects.join(format!("{name}.json"));

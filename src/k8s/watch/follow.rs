@@ -32,6 +32,7 @@ use super::{
     received::{Page, Received},
     trouble::Cause,
 };
+use crate::model::MemoryExcess;
 
 /// After so long without an event or a bookmark, all is listed anew. The API server sends bookmarks once a minute, if
 /// there is anything new that they could say.
@@ -44,9 +45,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// nodes that came back together after an outage do not come back together ever after.
 const WATCH_SECONDS: Range<u64> = 300..600;
 
-/// Objects of a page, where the server has no streaming lists. A page is held as text while it is read, and an object may
-/// have 1.5 MB, so more of them would let one tenant take all memory.
-const PAGE: u32 = 100;
+/// Objects of a page, where the server has no streaming lists. A page is held as text twice while it is read, and an object
+/// may have 1.5 MB: more of them would let one tenant take all memory.
+const PAGE: u32 = 40;
 
 /// The first and the longest wait after a failure; each is up to twice as long, by chance, so that nodes do not come back
 /// all at once. A server that comes back refuses for a moment what it will not refuse then, so that two of the longest
@@ -59,8 +60,9 @@ const STEADY: Duration = Duration::from_secs(30);
 /// A watch that ends sooner than this is no watch: it is not begun again at once.
 const TOO_SHORT: Duration = Duration::from_secs(1);
 
-/// Because of memory, all is listed again no more often than this.
+/// Because of memory, all is listed again no more often than this, and so many seconds later.
 const RELIST_EVERY: Duration = Duration::from_mins(1);
+const RELIST_SPREAD: Range<u64> = 0..30;
 
 /// The annotation of the bookmark that ends a streaming list.
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
@@ -180,7 +182,7 @@ impl<S: Watched> Follower<S> {
                 event = within(SILENCE, &server, events.try_next()) => event?,
                 () = until(self.relist_at.filter(|_| !self.inventory.is_listing())) => {
                     self.version = None;
-                    return Ok(());
+                    return Err(Trouble::relist());
                 }
             };
             let Some(event) = event.map_err(|error| Trouble::of_stream(&error, S::KIND, &server))? else {
@@ -230,12 +232,13 @@ impl<S: Watched> Follower<S> {
         let patience = self.patience();
         let (inventory, shared) = (&mut self.inventory, &self.shared);
         let fields = S::KIND.fields(&shared.node);
-        let version = pages(client, server, fields, patience, |page: &[Received<S>]| {
-            shared.tell(WatchEvent::Heard(S::KIND));
-            for received in page {
-                inventory.set(received);
-            }
-        });
+        let version =
+            pages(client, server, fields, patience, |page: &mut dyn Iterator<Item = Received<S>>| {
+                shared.tell(WatchEvent::Heard(S::KIND));
+                for received in page {
+                    inventory.set(&received);
+                }
+            });
         let version = version.await?;
         self.listed(version);
         Ok(())
@@ -313,8 +316,19 @@ impl<S: Watched> Follower<S> {
         }
     }
 
-    fn deliver_told(&mut self, Told { changes, refused, relist, .. }: Told) {
-        self.relist_at = if relist { self.relist_at.or(Some(self.listed_at + RELIST_EVERY)) } else { None };
+    fn deliver_told(&mut self, Told { changes, refused, closed, relist, .. }: Told) {
+        for (namespace, MemoryExcess { bytes, budget, is_of_all }) in closed {
+            let limit = if is_of_all { "--cluster-memory" } else { "--namespace-memory" };
+            warn!(%namespace, bytes, budget, limit, "policies take too much memory; dropping their rules");
+        }
+        if relist && self.relist_at.is_none() {
+            // Not all nodes at once.
+            let by_chance = Duration::from_secs(any_of(RELIST_SPREAD).into());
+            let earliest = self.listed_at + RELIST_EVERY;
+            self.relist_at = Some(earliest.max(Instant::now()) + by_chance);
+        } else if !relist {
+            self.relist_at = None;
+        }
         if !changes.is_empty() {
             self.tell(WatchEvent::Changes { received: Instant::now(), changes });
         }
@@ -341,21 +355,20 @@ pub(super) async fn pages<S: Watched>(
     server: &str,
     fields: Option<String>,
     mut patience: Duration,
-    mut page: impl FnMut(&[Received<S>]),
+    mut page: impl FnMut(&mut dyn Iterator<Item = Received<S>>),
 ) -> Result<String, Trouble> {
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
         let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-        let answer = within(patience, server, client.request::<Page<S>>(request)).await?;
+        let answer = within(patience, server, client.request::<Page>(request)).await?;
         patience = SILENCE;
-        let Page { metadata, items } =
-            answer.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
-        page(items.as_deref().unwrap_or_default());
-        if metadata.next.is_empty() {
-            return Ok(metadata.resource_version);
+        let mut answer = answer.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        page(&mut answer.objects());
+        if answer.metadata.next.is_empty() {
+            return Ok(answer.metadata.resource_version);
         }
-        params.continue_token = Some(metadata.next);
+        params.continue_token = Some(answer.metadata.next);
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     memory::{Memory, MemoryLimits},
     received::{Received, Unreadable},
 };
-use crate::model::{Change, Labels, Pod};
+use crate::model::{Change, Labels, MemoryExcess, Pod, Standing};
 
 /// An object that cannot be enforced as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ impl fmt::Display for Refusal {
 /// Errors of one object that are kept. One object may have a hundred thousand, and each is held and logged.
 const ERRORS: usize = 10;
 
-/// Refusals that are told of one kind. They are told all together each time that one changes.
-const REFUSALS: usize = 1000;
+/// Objects of one kind whose errors are kept. They are told all together each time that one changes.
+const REFUSED: usize = 200;
 
 /// What one event, or one list, comes to.
 #[derive(Debug, Default)]
@@ -58,8 +58,9 @@ pub(super) struct Told {
     pub(super) came_or_went: usize,
     /// Every refusal there is now, if that is not what it was.
     pub(super) refused: Option<Vec<Refusal>>,
-    /// Whether the objects have to be listed again, since rules that were not kept could be kept now, or the other way
-    /// round.
+    /// The namespaces whose policies take too much memory from now on.
+    pub(super) closed: Vec<(Arc<str>, MemoryExcess)>,
+    /// Whether the objects have to be listed again, for rules that were dropped and fit into memory now.
     pub(super) relist: bool,
 }
 
@@ -93,8 +94,23 @@ struct Listing {
     /// What was removed while the list came, and is not there again.
     removed: HashSet<Key>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
+    /// One for each object: the last one.
     changes: Vec<Change>,
+    /// Where the change of each object is.
+    places: HashMap<Key, usize>,
     memory: Option<Memory>,
+}
+
+impl Listing {
+    /// Takes in what becomes of an object, in the place of what was to become of it before.
+    fn change(&mut self, key: &Key, change: Change) {
+        if let Some(before) = self.places.get(key).and_then(|place| self.changes.get_mut(*place)) {
+            *before = change;
+        } else {
+            self.places.insert(key.clone(), self.changes.len());
+            self.changes.push(change);
+        }
+    }
 }
 
 /// One object, judged.
@@ -140,28 +156,44 @@ impl<S: Watched> Inventory<S> {
 
     /// The list is complete: what is not in it is gone.
     pub(super) fn end_list(&mut self) -> Told {
-        let Some(Listing { held, removed: _, refusals, mut changes, memory }) = self.listing.take() else {
+        let Some(Listing { held, removed: _, refusals, mut changes, places: _, memory }) =
+            self.listing.take()
+        else {
             return Told::default();
         };
-        self.memory = memory.map(Memory::end_list);
+        let closed = self.end_memory(memory, &mut changes);
         let before = std::mem::replace(&mut self.held, held);
         let came = self.held.keys().filter(|key| !before.contains_key(*key)).count();
         let gone: Vec<Key> = before.into_keys().filter(|key| !self.held.contains_key(key)).collect();
         let came_or_went = came + gone.len();
         changes.extend(gone.into_iter().map(S::remove));
+        changes
+            .extend(closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess)));
         let differs = self.refusals != refusals;
         self.refusals = refusals;
-        Told { changes, came_or_went, refused: differs.then(|| self.refused()), relist: self.relist() }
+        Told {
+            changes,
+            came_or_went,
+            refused: differs.then(|| self.refused()),
+            closed,
+            relist: self.relist(),
+        }
     }
 
     /// An object is there, and is this.
     pub(super) fn set(&mut self, received: &Received<S>) -> Told {
-        let Some(Judged { key, held, change, refusals }) = self.judge(received) else {
-            return Told::default();
+        let Some(Judged { key, held, change, mut refusals }) = self.judge(received) else {
+            return Told { relist: self.relist(), ..Told::default() };
         };
         let change = self.bound(&key, change);
+        let known = self.listing.as_ref().map_or(&self.refusals, |listing| &listing.refusals);
+        if known.len() >= REFUSED && !known.contains_key(&key) {
+            refusals.clear();
+        }
         if let Some(listing) = &mut self.listing {
-            listing.changes.extend(change);
+            if let Some(change) = change {
+                listing.change(&key, change);
+            }
             listing.refusals.remove(&key);
             if !refusals.is_empty() {
                 listing.refusals.insert(key.clone(), refusals);
@@ -178,7 +210,41 @@ impl<S: Watched> Inventory<S> {
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);
         let refused = differs.then(|| self.refused());
-        Told { changes: change.into_iter().collect(), refused, relist: self.relist(), ..Told::default() }
+        self.told(change, refused)
+    }
+
+    /// An object is gone.
+    pub(super) fn remove(&mut self, received: &Received<S>) -> Told {
+        let key = match received {
+            Received::Readable(object) => self.key(object.meta()),
+            Received::Unreadable(unreadable) => self.read_leniently(unreadable).0,
+        };
+        let Some(key) = key else { return Told { relist: self.relist(), ..Told::default() } };
+        if let Some(listing) = &mut self.listing {
+            listing.held.remove(&key);
+            listing.refusals.remove(&key);
+            listing.removed.insert(key.clone());
+            if let Some(memory) = &mut listing.memory {
+                memory.remove(&key);
+            }
+            // What the list said of it before does not count, and what was known of it has to go.
+            listing.change(&key, S::remove(key.clone()));
+            return Told::default();
+        }
+        self.held.remove(&key);
+        if let Some(memory) = &mut self.memory {
+            memory.remove(&key);
+        }
+        let refused = self.refusals.remove(&key).map(|_| self.refused());
+        self.told(Some(S::remove(key)), refused)
+    }
+
+    /// What one change comes to, outside of a list. A removal can close a namespace as well: another one than before.
+    fn told(&mut self, change: Option<Change>, refused: Option<Vec<Refusal>>) -> Told {
+        let closed = self.memory.as_mut().map(Memory::take_new).unwrap_or_default();
+        let dropped = closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess));
+        let changes = dropped.chain(change).collect();
+        Told { changes, refused, closed, relist: self.relist(), ..Told::default() }
     }
 
     /// A change without what is not kept.
@@ -197,9 +263,12 @@ impl<S: Watched> Inventory<S> {
                 return Some(Change::SetPod(pod));
             }
             None if S::KIND == Kind::NetworkPolicy => {
-                // The version before it stays.
-                if let Some(listing) = self.listing.as_mut().and_then(|listing| listing.memory.as_mut()) {
-                    listing.keep(key, memory);
+                // The version before it stays; that is one that the list brought, or one from before the list.
+                if let Some(listing) = &mut self.listing
+                    && let Some(of_list) = &mut listing.memory
+                    && !listing.removed.contains(key)
+                {
+                    of_list.keep(key, memory);
                 }
                 return None;
             }
@@ -215,41 +284,36 @@ impl<S: Watched> Inventory<S> {
                 if let Change::SetPolicy(policy) = change
                     && policy.key.namespace == namespace
                 {
-                    *policy = policy.clone().without_rules(excess);
+                    *policy = policy.without_rules(excess);
                 }
             }
         }
         Some(Change::SetPolicy(policy))
     }
 
-    fn relist(&self) -> bool {
-        self.memory.as_ref().is_some_and(|memory| !memory.is_settled())
+    /// Takes over the memory of a list that is complete. The namespaces that are closed from now on.
+    fn end_memory(
+        &mut self,
+        memory: Option<Memory>,
+        changes: &mut [Change],
+    ) -> Vec<(Arc<str>, MemoryExcess)> {
+        let (Some(mut memory), Some(before)) = (memory, self.memory.take()) else { return Vec::new() };
+        let closed = memory.end_list(&before);
+        for change in changes {
+            // How much it is was not known yet.
+            if let Change::SetPolicy(policy) = change
+                && let Standing::TooLarge(excess) = &mut policy.standing
+                && let Some(now) = memory.excess(&policy.key.namespace)
+            {
+                *excess = now;
+            }
+        }
+        self.memory = Some(memory);
+        closed
     }
 
-    /// An object is gone.
-    pub(super) fn remove(&mut self, received: &Received<S>) -> Told {
-        let key = match received {
-            Received::Readable(object) => self.key(object.meta()),
-            Received::Unreadable(unreadable) => self.read_leniently(unreadable).0,
-        };
-        let Some(key) = key else { return Told::default() };
-        if let Some(listing) = &mut self.listing {
-            listing.held.remove(&key);
-            listing.refusals.remove(&key);
-            listing.removed.insert(key.clone());
-            if let Some(memory) = &mut listing.memory {
-                memory.remove(&key);
-            }
-            // What the list said of it before does not count, and what was known of it has to go.
-            listing.changes.push(S::remove(key));
-            return Told::default();
-        }
-        self.held.remove(&key);
-        if let Some(memory) = &mut self.memory {
-            memory.remove(&key);
-        }
-        let refused = self.refusals.remove(&key).map(|_| self.refused());
-        Told { changes: vec![S::remove(key)], refused, relist: self.relist(), ..Told::default() }
+    fn relist(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| !memory.is_settled())
     }
 
     /// What the model holds of an object, or will hold when the list that comes is complete.
@@ -257,11 +321,15 @@ impl<S: Watched> Inventory<S> {
         let listed = self.listing.as_ref().and_then(|listing| {
             if listing.removed.contains(key) { Some(None) } else { listing.held.get(key).copied().map(Some) }
         });
-        listed.unwrap_or_else(|| self.held.get(key).copied())
+        let held = listed.unwrap_or_else(|| self.held.get(key).copied());
+        let of_list = self.listing.as_ref().and_then(|listing| listing.memory.as_ref()?.has_rules(key));
+        let has_rules = of_list.or_else(|| self.memory.as_ref()?.has_rules(key)).unwrap_or(true);
+        // A version whose rules were dropped is no better than what stands in for it.
+        if has_rules || held != Some(Held::Good) { held } else { Some(Held::StandIn) }
     }
 
     fn refused(&self) -> Vec<Refusal> {
-        self.refusals.values().flatten().take(REFUSALS).cloned().collect()
+        self.refusals.values().flatten().cloned().collect()
     }
 
     /// What an object comes to. `None` if there is nothing that it could be known by.

@@ -1,10 +1,9 @@
-//! How much memory policies take, and whose rules are not kept because they take too much.
+//! How much memory policies take, and whose rules are dropped because they take too much.
 //!
 //! Every node holds the policies of the whole cluster, since any pod may come to it. So whoever may write policies in one
 //! namespace could take the memory of every node, with policies that select none of its pods. The rules of a namespace
-//! whose policies take too much are not kept: its policies isolate, and allow nothing. Which namespaces these are follows
-//! from what all policies take. When that changes, the policies are listed again, because what was dropped is not there
-//! to be taken up again.
+//! whose policies take too much are dropped: its policies isolate, and allow nothing. Which namespaces these are follows
+//! from what all policies take. Rules that were dropped and fit again have to be listed again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,9 +23,10 @@ pub struct MemoryLimits {
 }
 
 impl Default for MemoryLimits {
-    /// Together with what else a node needs within the 512 MiB of the manifest.
+    /// Together with what else a node needs within the 512 MiB of the manifest. While a list comes, the policies before
+    /// it are there as well.
     fn default() -> Self {
-        Self { namespace: 32 << 20, all: 96 << 20 }
+        Self { namespace: 32 << 20, all: 64 << 20 }
     }
 }
 
@@ -36,11 +36,14 @@ pub(super) struct Memory {
     limits: MemoryLimits,
     policies: HashMap<Key, Entry>,
     namespaces: BTreeMap<Arc<str>, Usage>,
-    total: u64,
-    /// The namespaces whose rules are not kept.
+    /// The namespaces whose rules are dropped.
     closed: BTreeMap<Arc<str>, MemoryExcess>,
-    /// Those of them that were closed since this was last asked for, while a list comes.
+    /// Those of them that were closed since [`Self::take_new`] was last called.
     new: Vec<Arc<str>>,
+    /// What the policies of all other namespaces take.
+    open: u64,
+    /// How many policies lack their rules.
+    without_rules: usize,
     /// While a list comes, a namespace that was closed stays so: what it will take in all is not known yet.
     is_listing: bool,
 }
@@ -48,18 +51,16 @@ pub(super) struct Memory {
 /// A policy.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    /// With its rules, whether or not these were dropped.
     bytes: u64,
-    /// Whether its rules were kept.
     has_rules: bool,
 }
 
 /// What the policies of one namespace take.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
-    /// With their rules, whether or not these are kept.
     bytes: u64,
-    /// Policies with their rules, and without them.
-    with_rules: usize,
+    policies: usize,
     without_rules: usize,
 }
 
@@ -69,9 +70,10 @@ impl Memory {
             limits,
             policies: HashMap::new(),
             namespaces: BTreeMap::new(),
-            total: 0,
             closed: BTreeMap::new(),
             new: Vec::new(),
+            open: 0,
+            without_rules: 0,
             is_listing: false,
         }
     }
@@ -81,56 +83,77 @@ impl Memory {
         Self { closed: self.closed.clone(), is_listing: true, ..Self::new(self.limits) }
     }
 
-    /// The list is complete: what is closed follows from what it has.
-    pub(super) fn end_list(mut self) -> Self {
+    /// The list is complete: what is closed follows from what it has. Returns the namespaces that were not closed
+    /// `before`, and those of which the model may still hold rules, because it keeps a version from before the list.
+    pub(super) fn end_list(&mut self, before: &Self) -> Vec<(Arc<str>, MemoryExcess)> {
         self.is_listing = false;
         self.decide();
-        self
+        self.new.clear();
+        let closed = self.closed.iter().map(|(namespace, excess)| (namespace.clone(), *excess));
+        let closed: Vec<_> = closed
+            .filter(|(namespace, _)| {
+                let has_rules = |usage: &Usage| usage.without_rules < usage.policies;
+                !before.closed.contains_key(namespace)
+                    || self.namespaces.get(namespace).is_some_and(has_rules)
+            })
+            .collect();
+        for (namespace, _) in &closed {
+            self.drop_all(namespace);
+        }
+        closed
     }
 
     /// Takes in a policy, and returns what is kept of it.
     pub(super) fn set(&mut self, key: &Key, policy: NetworkPolicy) -> NetworkPolicy {
-        let namespace = policy.key.namespace.clone();
         self.replace(key, Some(Entry { bytes: policy.bytes(), has_rules: true }));
-        let Some(excess) = self.closed.get(&namespace).copied() else { return policy };
-        self.drop_rules(key, &namespace);
+        let Some(excess) = self.closed.get(&policy.key.namespace).copied() else { return policy };
+        self.drop_rules(key);
         policy.without_rules(excess)
     }
 
-    /// Takes over what `before` has of a policy, which stays as it was. Listing it again would not change that, so it
-    /// counts as it has to be.
+    /// The model keeps the version of a policy that `before` knows. If its rules were dropped then, no list brings them
+    /// back, so that they do not count as missing.
     pub(super) fn keep(&mut self, key: &Key, before: &Self) {
         let Some(Entry { bytes, .. }) = before.policies.get(key) else { return };
-        let is_closed = key.0.as_ref().is_some_and(|namespace| self.closed.contains_key(namespace));
-        self.replace(key, Some(Entry { bytes: *bytes, has_rules: !is_closed }));
+        if !self.policies.contains_key(key) {
+            self.replace(key, Some(Entry { bytes: *bytes, has_rules: true }));
+        }
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
         self.replace(key, None);
     }
 
-    /// The namespaces that were closed while a list comes. The rules of all their policies so far have to be dropped.
+    /// Why a namespace is closed, if it is.
+    pub(super) fn excess(&self, namespace: &str) -> Option<MemoryExcess> {
+        self.closed.get(namespace).copied()
+    }
+
+    /// Whether a policy has its rules; `None` if it is not known.
+    pub(super) fn has_rules(&self, key: &Key) -> Option<bool> {
+        self.policies.get(key).map(|entry| entry.has_rules)
+    }
+
+    /// The namespaces that were closed since the last call. What the caller holds of their policies has to lose its
+    /// rules.
     pub(super) fn take_new(&mut self) -> Vec<(Arc<str>, MemoryExcess)> {
         let new = std::mem::take(&mut self.new);
         for namespace in &new {
-            let of_namespace = |key: &&Key| key.0.as_ref() == Some(namespace);
-            let keys: Vec<Key> = self.policies.keys().filter(of_namespace).cloned().collect();
-            for key in keys {
-                self.drop_rules(&key, namespace);
-            }
+            self.drop_all(namespace);
         }
-        new.into_iter()
-            .filter_map(|name| self.closed.get(&name).map(|excess| (name.clone(), *excess)))
-            .collect()
+        let excess = |name: Arc<str>| self.closed.get(&name).map(|excess| (name.clone(), *excess));
+        new.into_iter().filter_map(excess).collect()
     }
 
-    /// Whether exactly those policies are without their rules that have to be.
+    /// Whether only policies of closed namespaces lack their rules.
     pub(super) fn is_settled(&self) -> bool {
-        self.namespaces.iter().all(|(namespace, usage)| {
-            if self.closed.contains_key(namespace) { usage.with_rules == 0 } else { usage.without_rules == 0 }
-        })
+        let lacks = |(namespace, usage): (&Arc<str>, &Usage)| {
+            usage.without_rules > 0 && !self.closed.contains_key(namespace)
+        };
+        self.without_rules == 0 || !self.namespaces.iter().any(lacks)
     }
 
+    /// Replaces what is known of a policy, or forgets it.
     fn replace(&mut self, key: &Key, entry: Option<Entry>) {
         // Every policy has a namespace.
         let Some(namespace) = &key.0 else { return };
@@ -139,31 +162,45 @@ impl Memory {
             None => self.policies.remove(key),
         };
         let usage = self.namespaces.entry(namespace.clone()).or_default();
-        if let Some(before) = before {
-            self.total -= before.bytes;
-            usage.bytes -= before.bytes;
-            *usage.count(before.has_rules) -= 1;
+        let is_closed = self.closed.contains_key(namespace);
+        if let Some(Entry { bytes, has_rules }) = before {
+            usage.bytes -= bytes;
+            usage.policies -= 1;
+            usage.without_rules -= usize::from(!has_rules);
+            self.without_rules -= usize::from(!has_rules);
+            self.open -= if is_closed { 0 } else { bytes };
         }
-        if let Some(entry) = entry {
-            self.total += entry.bytes;
-            usage.bytes += entry.bytes;
-            *usage.count(entry.has_rules) += 1;
+        if let Some(Entry { bytes, has_rules }) = entry {
+            usage.bytes += bytes;
+            usage.policies += 1;
+            usage.without_rules += usize::from(!has_rules);
+            self.without_rules += usize::from(!has_rules);
+            self.open += if is_closed { 0 } else { bytes };
         }
-        let is_within = usage.bytes <= self.limits.namespace && self.total <= self.limits.all;
-        if usage.with_rules + usage.without_rules == 0 {
+        let is_over = !is_closed && usage.bytes > self.limits.namespace || self.open > self.limits.all;
+        if usage.policies == 0 {
             self.namespaces.remove(namespace);
         }
-        if !is_within || !self.closed.is_empty() {
+        // What is closed may open again by any change, but not while a list comes.
+        if is_over || !self.is_listing && !self.closed.is_empty() {
             self.decide();
         }
     }
 
-    fn drop_rules(&mut self, key: &Key, namespace: &Arc<str>) {
+    fn drop_rules(&mut self, key: &Key) {
         let Some(entry) = self.policies.get_mut(key).filter(|entry| entry.has_rules) else { return };
         entry.has_rules = false;
-        if let Some(usage) = self.namespaces.get_mut(namespace) {
-            usage.with_rules -= 1;
+        self.without_rules += 1;
+        if let Some(usage) = key.0.as_ref().and_then(|namespace| self.namespaces.get_mut(namespace)) {
             usage.without_rules += 1;
+        }
+    }
+
+    fn drop_all(&mut self, namespace: &Arc<str>) {
+        let of_namespace = |key: &&Key| key.0.as_ref() == Some(namespace);
+        let keys: Vec<Key> = self.policies.keys().filter(of_namespace).cloned().collect();
+        for key in keys {
+            self.drop_rules(&key);
         }
     }
 
@@ -192,21 +229,14 @@ impl Memory {
                 closed.insert(namespace.clone(), MemoryExcess { bytes, budget: all, is_of_all: true });
             }
         }
+        self.open = open;
+        self.new.retain(|namespace| closed.contains_key(namespace) || self.is_listing);
+        self.new.extend(closed.keys().filter(|name| !self.closed.contains_key(*name)).cloned());
         if self.is_listing {
-            for (namespace, excess) in closed {
-                if self.closed.insert(namespace.clone(), excess).is_none() {
-                    self.new.push(namespace);
-                }
-            }
+            self.closed.extend(closed);
         } else {
             self.closed = closed;
         }
-    }
-}
-
-impl Usage {
-    fn count(&mut self, has_rules: bool) -> &mut usize {
-        if has_rules { &mut self.with_rules } else { &mut self.without_rules }
     }
 }
 
@@ -300,16 +330,165 @@ mod tests {
         }
     }
 
+    /// The namespaces of which the model drops all rules.
+    fn dropped(told: &Told) -> Vec<&str> {
+        let dropped = told.changes.iter().filter_map(|change| match change {
+            Change::DropRules(namespace, _) => Some(&**namespace),
+            _ => None,
+        });
+        dropped.collect()
+    }
+
     #[test]
-    fn what_exceeds_the_limit_is_dropped_at_once_and_the_rest_by_another_list() {
+    fn a_namespace_that_exceeds_the_limit_loses_its_rules_at_once() {
         let mut policies = policies();
         list(&mut policies, &[("evil/a", 40), ("evil/b", 40)]);
         let told = policies.set(&policy("evil/c", 40));
-        assert_eq!(without_rules(&told), closed(&["evil/c"], false));
-        assert!(told.relist, "the rules of the others are still there");
-        let told = list(&mut policies, &[("evil/a", 40), ("evil/b", 40), ("evil/c", 40)]);
-        assert_eq!(without_rules(&told), closed(&["evil/a", "evil/b", "evil/c"], false));
+        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["evil/c"], false), vec!["evil"]));
         assert!(!told.relist);
+        let told = policies.set(&policy("evil/d", 1));
+        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["evil/d"], false), vec![]), "only once");
+    }
+
+    #[test]
+    fn the_largest_namespace_loses_its_rules_at_once_if_all_exceed_their_limit() {
+        let mut policies = policies();
+        list(&mut policies, &[("a/p", 97), ("b/p", 80)]);
+        assert_eq!(dropped(&policies.set(&policy("c/p", 60))), Vec::<&str>::new());
+        let told = policies.set(&policy("c/q", 30));
+        assert_eq!((without_rules(&told), dropped(&told)), (Vec::new(), vec!["a"]));
+        assert!(!told.relist);
+        // Another one is the largest now, so that one opens that lost its rules before.
+        let told = policies.set(&policy("b/q", 20));
+        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["b/q"], true), vec!["b"]));
+        assert!(told.relist);
+    }
+
+    #[test]
+    fn what_is_exactly_at_a_limit_is_within_it() {
+        let size = |key: &str, kib: usize| {
+            let told = Policies::new().set(&policy(key, kib));
+            let [Change::SetPolicy(policy)] = &*told.changes else { panic!("{told:?}") };
+            policy.bytes()
+        };
+        let (one, two) = (size("a/p", 10), size("b/p", 10));
+        let limits = MemoryLimits { namespace: one, all: one + two };
+        for (limits, expected) in [
+            (limits, Vec::new()),
+            (MemoryLimits { namespace: one - 1, ..limits }, closed(&["a/p", "b/p"], false)),
+            (MemoryLimits { all: one + two - 1, ..limits }, closed(&["a/p"], true)),
+        ] {
+            let told = list(&mut Inventory::bounded(limits), &[("a/p", 10), ("b/p", 10)]);
+            assert_eq!(without_rules(&told), expected);
+        }
+    }
+
+    /// A version of a policy that cannot be read.
+    fn refused(key: &str) -> Received<types::NetworkPolicy> {
+        let (namespace, name) = key.split_once('/').unwrap();
+        let peer = json!({ "ipBlock": { "cidr": "10.0.0.0/33" } });
+        let spec = json!({ "podSelector": {}, "ingress": [{ "from": [peer] }] });
+        let object = json!({ "metadata": { "namespace": namespace, "name": name }, "spec": spec });
+        serde_json::from_str(&object.to_string()).unwrap()
+    }
+
+    #[test]
+    fn the_rules_of_a_last_good_version_are_dropped_with_those_of_its_namespace() {
+        let mut policies = policies();
+        list(&mut policies, &[("evil/a", 40)]);
+        policies.begin_list();
+        policies.set(&refused("evil/a"));
+        policies.set(&policy("evil/b", 80));
+        let told = policies.end_list();
+        assert_eq!(without_rules(&told), closed(&["evil/b"], false));
+        assert_eq!(dropped(&told), ["evil"], "the model holds the rules of a");
+        assert!(!told.relist);
+    }
+
+    #[test]
+    fn a_version_without_its_rules_gives_way_to_what_stands_in_for_one_that_cannot_be_read() {
+        let mut policies = policies();
+        list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
+        let told = policies.set(&refused("evil/a"));
+        let [Change::SetPolicy(stand_in)] = &*told.changes else { panic!("{told:?}") };
+        assert_eq!(stand_in.standing, Standing::Refused);
+        assert!(told.relist, "the other one fits now");
+        let mut policies = self::policies();
+        list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
+        let mut list_again = || {
+            policies.begin_list();
+            policies.set(&refused("evil/a"));
+            policies.set(&policy("evil/b", 60));
+            policies.end_list()
+        };
+        assert!(list_again().relist);
+        let told = list_again();
+        assert!(!told.relist);
+        let standings: Vec<Standing> = told
+            .changes
+            .iter()
+            .map(|change| match change {
+                Change::SetPolicy(policy) => policy.standing,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(standings, [Standing::Refused, Standing::Accepted]);
+    }
+
+    #[test]
+    fn a_version_that_the_list_brought_counts_although_a_later_one_cannot_be_read() {
+        let mut policies = policies();
+        list(&mut policies, &[("evil/a", 1), ("evil/b", 60)]);
+        policies.begin_list();
+        policies.set(&policy("evil/a", 60));
+        policies.set(&refused("evil/a"));
+        policies.set(&policy("evil/b", 60));
+        assert_eq!(without_rules(&policies.end_list()), closed(&["evil/a", "evil/b"], false));
+        // One list tells that they fit again, the next one has the rules.
+        for expected in [(closed(&["evil/b"], false), true), (Vec::new(), false)] {
+            policies.begin_list();
+            policies.set(&policy("evil/b", 60));
+            policies.remove(&policy("evil/a", 0));
+            let told = policies.end_list();
+            assert_eq!((without_rules(&told), told.relist), expected);
+        }
+    }
+
+    #[test]
+    fn of_a_large_pod_selector_it_is_kept_that_the_policy_isolates() {
+        let values: Vec<String> = (0..5000).map(|at| format!("v{at}")).collect();
+        let selector = json!({ "matchExpressions": [{ "key": "x", "operator": "NotIn", "values": values }] });
+        let object =
+            json!({ "metadata": { "namespace": "evil", "name": "a" }, "spec": { "podSelector": selector } });
+        let large: Received<types::NetworkPolicy> = serde_json::from_str(&object.to_string()).unwrap();
+        let told = policies().set(&large);
+        let policy = told.changes.iter().find_map(|change| match change {
+            Change::SetPolicy(policy) => Some(policy),
+            _ => None,
+        });
+        let policy = policy.unwrap();
+        assert!(policy.subject.is_everything() && policy.bytes() < 1000, "{policy:?}");
+        assert_eq!(policy.ingress.as_deref(), Some(&[][..]));
+    }
+
+    #[test]
+    fn of_a_pod_without_an_address_labels_and_ports_come_with_the_address() {
+        let pod = |address: Option<&str>| -> Received<types::Pod> {
+            let ports = json!([{ "name": "http", "containerPort": 80 }, { "containerPort": 81 }]);
+            let ips: Vec<Value> = address.iter().map(|ip| json!({ "ip": ip })).collect();
+            let object = json!({
+                "metadata": { "namespace": "shop", "name": "web", "labels": { "app": "web" } },
+                "spec": { "containers": [{ "name": "main", "image": "x", "ports": ports }] },
+                "status": { "phase": "Running", "podIPs": ips },
+            });
+            serde_json::from_str(&object.to_string()).unwrap()
+        };
+        let mut pods = Inventory::<types::Pod>::bounded(MemoryLimits::default());
+        for (address, labels, ports) in [(None, 0, 0), (Some("10.244.1.7"), 1, 1), (None, 0, 0)] {
+            let told = pods.set(&pod(address));
+            let [Change::SetPod(pod)] = &*told.changes else { panic!("{told:?}") };
+            assert_eq!((pod.labels.iter().count(), pod.ports.len()), (labels, ports), "{address:?}");
+        }
     }
 
     #[test]
@@ -323,21 +502,6 @@ mod tests {
         assert_eq!((without_rules(&told), told.relist), (Vec::new(), false));
         list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
         assert!(policies.remove(&policy("evil/a", 0)).relist);
-    }
-
-    #[test]
-    fn what_is_kept_in_place_of_an_unreadable_version_asks_for_no_further_list() {
-        let mut policies = policies();
-        list(&mut policies, &[("evil/a", 40)]);
-        let bad = json!({ "metadata": { "namespace": "evil", "name": "a" }, "spec": { "podSelector": {},
-            "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/33" } }] }] } });
-        let bad: Received<types::NetworkPolicy> = serde_json::from_str(&bad.to_string()).unwrap();
-        policies.begin_list();
-        policies.set(&bad);
-        policies.set(&policy("evil/b", 80));
-        let told = policies.end_list();
-        assert_eq!(without_rules(&told), closed(&["evil/b"], false));
-        assert!(!told.relist);
     }
 
     #[test]

@@ -24,24 +24,36 @@ pub(super) struct Unreadable {
 impl<'de, S: DeserializeOwned> Deserialize<'de> for Received<S> {
     /// Takes whatever is there as text first: what comes after it in the stream can then be read in any case.
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Box::<RawValue>::deserialize(deserializer)?;
-        Ok(match serde_json::from_str(text.get()) {
+        Ok(Self::of(Box::<RawValue>::deserialize(deserializer)?))
+    }
+}
+
+impl<S: DeserializeOwned> Received<S> {
+    fn of(text: Box<RawValue>) -> Self {
+        match serde_json::from_str(text.get()) {
             Ok(object) => Self::Readable(object),
             Err(error) => {
                 let text: Box<str> = text.into();
                 Self::Unreadable(Unreadable { text, error: error.to_string() })
             }
-        })
+        }
     }
 }
 
-/// A page of a list.
+/// A page of a list. Its objects stay text until they are asked for one by one: as values they may take ten times as
+/// much.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Page<S: DeserializeOwned> {
+pub(super) struct Page {
     pub(super) metadata: PageMeta,
     /// The API server writes `null` where there are none.
-    #[serde(bound(deserialize = ""))]
-    pub(super) items: Option<Vec<Received<S>>>,
+    items: Option<Vec<Box<RawValue>>>,
+}
+
+impl Page {
+    /// Its objects.
+    pub(super) fn objects<S: DeserializeOwned>(&mut self) -> impl Iterator<Item = Received<S>> {
+        self.items.take().unwrap_or_default().into_iter().map(Received::of)
+    }
 }
 
 /// `metadata` of a list.

@@ -35,9 +35,9 @@ async fn list<S: Watched>(access: &Access) -> Result<Told, Trouble> {
     let mut inventory = Inventory::<S>::new();
     inventory.begin_list();
     let fields = S::KIND.fields("");
-    pages(&client, &server, fields, SILENCE, |page: &[Received<S>]| {
+    pages(&client, &server, fields, SILENCE, |page: &mut dyn Iterator<Item = Received<S>>| {
         for received in page {
-            inventory.set(received);
+            inventory.set(&received);
         }
     })
     .await?;

@@ -90,6 +90,11 @@ impl Trouble {
         Self { cause: Cause::Ended, text: "the API server ended the watch".to_owned() }
     }
 
+    /// All is listed again, for rules that were dropped and fit into memory now.
+    pub(super) fn relist() -> Self {
+        Self { cause: Cause::Ended, text: "listing again, for rules that fit into memory now".to_owned() }
+    }
+
     /// The server closed the connection before the list was complete.
     pub(super) fn cut_short(server: &str) -> Self {
         let text = format!("the API server at {server} closed the connection before its list was complete");
