@@ -82,7 +82,8 @@ pub(super) struct Follower<S> {
     failed: Option<Cause>,
     /// Whether the watch runs: all was listed, and what comes now are changes.
     is_live: bool,
-    /// When all was last listed.
+    /// When the last list began, and when it was complete.
+    list_began: Instant,
     listed_at: Instant,
     /// When to list all again, for rules that were not kept and can be now, or the other way round.
     relist_at: Option<Instant>,
@@ -99,6 +100,7 @@ impl<S: Watched> Follower<S> {
             streams_lists: true,
             failed: None,
             is_live: false,
+            list_began: Instant::now(),
             listed_at: Instant::now(),
             relist_at: None,
         }
@@ -172,7 +174,7 @@ impl<S: Watched> Follower<S> {
             events => events?,
         };
         if self.version.is_none() {
-            self.inventory.begin_list();
+            self.begin_list();
         } else {
             self.is_live = true;
             self.mended();
@@ -228,7 +230,7 @@ impl<S: Watched> Follower<S> {
 
     /// Lists page by page.
     async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
-        self.inventory.begin_list();
+        self.begin_list();
         let patience = self.patience();
         let (inventory, shared) = (&mut self.inventory, &self.shared);
         let fields = S::KIND.fields(&shared.node);
@@ -271,6 +273,11 @@ impl<S: Watched> Follower<S> {
         Ok(())
     }
 
+    fn begin_list(&mut self) {
+        self.list_began = Instant::now();
+        self.inventory.begin_list();
+    }
+
     /// The list is complete, and of this version.
     fn listed(&mut self, version: String) {
         let told = self.inventory.end_list();
@@ -284,7 +291,8 @@ impl<S: Watched> Follower<S> {
                  holds back events"
             );
         }
-        self.deliver_told(told);
+        // What it brought was received since it began.
+        self.deliver_told(told, self.list_began);
         self.mended();
         // A complete list is proof that the server is there, whatever comes next.
         self.tell(WatchEvent::Heard(S::KIND));
@@ -301,7 +309,7 @@ impl<S: Watched> Follower<S> {
         {
             self.version = Some(version.clone());
         }
-        self.deliver_told(told);
+        self.deliver_told(told, Instant::now());
         if S::KIND == Kind::Node {
             self.complete();
         }
@@ -316,7 +324,7 @@ impl<S: Watched> Follower<S> {
         }
     }
 
-    fn deliver_told(&mut self, Told { changes, refused, closed, relist, .. }: Told) {
+    fn deliver_told(&mut self, Told { changes, refused, closed, relist, .. }: Told, received: Instant) {
         for (namespace, MemoryExcess { bytes, budget, is_of_all }) in closed {
             let limit = if is_of_all { "--cluster-memory" } else { "--namespace-memory" };
             warn!(%namespace, bytes, budget, limit, "policies take too much memory; dropping their rules");
@@ -330,7 +338,7 @@ impl<S: Watched> Follower<S> {
             self.relist_at = None;
         }
         if !changes.is_empty() {
-            self.tell(WatchEvent::Changes { received: Instant::now(), changes });
+            self.tell(WatchEvent::Changes { received, changes });
         }
         if let Some(refused) = refused {
             self.tell(WatchEvent::Refused(S::KIND, refused));

@@ -52,7 +52,7 @@ use crate::model::Change;
 pub enum WatchEvent {
     /// Objects that are new, other or gone. Those of one list come as one.
     Changes {
-        /// When the last of them was received.
+        /// When the first of them was received.
         received: Instant,
         /// The changes.
         changes: Vec<Change>,
