@@ -88,7 +88,7 @@ enum Command {
     /// versions and settings. Prints the file's name. Needs root for the tables and sets.
     #[command(after_help = "Example: towpath bugreport --output /tmp")]
     Bugreport(bugreport::BugreportArgs),
-    /// Removes every chain, rule and set of towpath in this network namespace, and nothing else. Needs root.
+    /// Removes every chain, rule, set and table of towpath in this network namespace, and nothing else. Needs root.
     #[command(after_help = "Example: towpath cleanup")]
     Cleanup(cleanup::CleanupArgs),
     /// Loads the kernel module `br_netfilter`, which makes bridged packets pass through iptables. `run` loads it too if
