@@ -1,4 +1,4 @@
-# Everything that a person or CI does with this repository. `make` alone lists it.
+# All tasks of developers and CI in this repository. `make` without a target lists them.
 
 SHELL := /bin/bash
 CARGO ?= cargo
@@ -15,30 +15,30 @@ help: ## This list
 build: ## The release binary: target/release/towpath
 	$(CARGO) build --release --locked
 
-demo: packages ## Two simulated nodes, real packets, a story (root)
+demo: packages ## A demo on two simulated nodes with real packets (root)
 	$(CARGO) build --release --locked
 	target/release/towpath demo $(DEMO_ARGS)
 
-test: packages fmt clippy doc unit ## Everything that must hold: fmt, clippy, docs, all tests (root runs the kernel's too)
+test: packages fmt clippy doc unit ## All checks: fmt, clippy, docs, all tests (as root also the kernel tests)
 
-fmt: ## Whether the source is formatted
+fmt: ## Checks that the source is formatted
 	$(CARGO) fmt --all --check
 
 clippy: ## Lints, warnings denied
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-doc: ## The documentation builds without a warning
+doc: ## Checks that the documentation builds without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-unit: packages ## All tests; those that need root or a control plane say so when they are skipped
+unit: packages ## All tests; those that need root or a control plane report when they are skipped
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked
 
 kernel: packages ## Only the tests with real packets and the real kernel (root)
 	$(CARGO) test --locked --test dataplane --test lab --test kernel -- --nocapture
 
-# The table is printed also when an attack arrived: it says which.
-attacks: packages ## What a hostile pod may try, on every topology and variant, as a table (root)
+# The table is printed even if an attack got through: it shows which one.
+attacks: packages ## Attacks by a hostile pod, on every topology and variant, as a table (root)
 	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-target/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
 	$(CARGO) test --locked --test attacks -- --nocapture; status=$$?; \
 	[ ! -e "$$TOWPATH_ATTACK_TABLE" ] || cat "$$TOWPATH_ATTACK_TABLE"; exit $$status
@@ -46,7 +46,7 @@ attacks: packages ## What a hostile pod may try, on every topology and variant, 
 cluster: packages control-plane ## Only the tests with a real kube-apiserver (root)
 	$(CARGO) test --locked --test cluster -- --nocapture
 
-control-plane: ## Builds etcd, kube-apiserver and kubectl once (Go), unless KUBEBUILDER_ASSETS has them; says where
+control-plane: ## Builds etcd, kube-apiserver and kubectl once (Go), unless KUBEBUILDER_ASSETS has them; prints where
 	@./scripts/control-plane
 
 scenarios: ## Only the truth tables of the standard's clauses
@@ -62,16 +62,16 @@ bench: ## Criterion benches of the core: three sizes, and the worst policies
 bench-node: packages ## A whole node, end to end, with real packets (root)
 	$(CARGO) bench --locked --bench node
 
-bench-cluster: packages control-plane ## From the API to the packet, with a real kube-apiserver; memory (root)
+bench-cluster: packages control-plane ## From an API change to the packets, with a real kube-apiserver; memory (root)
 	$(CARGO) bench --locked --bench cluster
 
-bench-tenants: packages ## What one tenant's policies can do to another's packets; memory (root)
+bench-tenants: packages ## How one tenant's policies can affect another's packets; memory (root)
 	$(CARGO) bench --locked --bench tenants
 
-bench-guard: packages ## What the interface guard costs a packet, and what else would (root)
+bench-guard: packages ## The interface guard's cost per packet, and that of alternatives (root)
 	$(CARGO) bench --locked --bench guard
 
-bench-smoke: packages ## Every bench runs once, unoptimised
+bench-smoke: packages ## Runs every bench once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants \
 		--bench guard -- --test
@@ -79,38 +79,38 @@ bench-smoke: packages ## Every bench runs once, unoptimised
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"
 
-soak: ## A million flows of random clusters, and many more restarts and packets
+soak: ## A million flows in random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture
 	TOWPATH_CLUSTERS=10 TOWPATH_FRAMES=10000 $(CARGO) test --release --locked --test attacks fuzz -- --nocapture
 
-mutants: packages ## Changes the source place by place and says which changes no test notices (cargo-mutants; hours)
+mutants: packages ## Mutates the source place by place and reports mutants that no test detects (cargo-mutants; hours)
 	./scripts/mutants
 
-mutants-sample: packages ## A handful of these changes, others with each commit; at most half an hour
+mutants-sample: packages ## A few of these mutants, different ones for each commit; at most half an hour
 	./scripts/mutants --sample
 
-manifests: ## Writes deploy/towpath.yaml anew from deploy/ (needs kubectl)
+manifests: ## Renders deploy/towpath.yaml from deploy/ (needs kubectl)
 	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 IMAGE ?= ghcr.io/towpath/towpath:$(VERSION)
 
-image: ## The container image (needs docker or the like: DOCKER=podman)
+image: ## The container image (needs docker or a compatible tool: DOCKER=podman)
 	$(or $(DOCKER),docker) build -f deploy/Dockerfile -t $(IMAGE) .
 
-image-rootfs: build ## What is in the image, in target/image/root, without docker; its size, which must be under 40 MiB
+image-rootfs: build ## The image's root filesystem in target/image/root, without docker; its size must be under 40 MiB
 	./deploy/rootfs target/image/root target/release/towpath
 	@bytes=$$(du -s --apparent-size --block-size=1 target/image/root | cut -f1); \
 	packed=$$(tar -C target/image/root -c . | gzip -9 | wc -c); \
 	echo "image: $$bytes bytes, packed $$packed bytes"; \
 	[ $$bytes -lt $$((40 * 1024 * 1024)) ] || { echo "image: more than 40 MiB" >&2; exit 1; }
 
-# What the kernel tests, the demo and the daemon call. Installs what is missing when it may, and says what to install
-# when it may not.
+# The programs that the kernel tests, the demo and the daemon run. Installs missing ones if permitted, and otherwise
+# prints what to install.
 packages:
 	@./scripts/packages
 
-clean: ## Removes what was built
+clean: ## Removes build output
 	$(CARGO) clean
