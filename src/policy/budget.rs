@@ -234,8 +234,8 @@ impl fmt::Display for OverBudget {
     }
 }
 
-/// A rule of one family, with what writing it costs.
-const RULE: u64 = 2;
+/// A rule in both families, with what writing it costs.
+const RULE: u64 = 4;
 
 /// A peer by labels is compared with every pod that changes anywhere in the cluster.
 const PEER: u64 = 8;
@@ -359,13 +359,13 @@ fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
     let ways = if peers > 0 && blocks > 0 { 2 } else { 1 };
     // A few blocks with a few ports may become an entry for each pair.
     let pairs = blocks.saturating_mul(numbers).min(JOINED);
-    let merged = numbers + RULE * FAMILIES * protocols * ways + peers.saturating_add(blocks) + pairs;
+    let merged = numbers + RULE * protocols * ways + peers.saturating_add(blocks) + pairs;
     let of_names = match direction {
         // The pod that is reached has the names: they become numbers of this rule.
         Direction::Ingress => names,
         // Each name is a rule of its own, with a set and a copy of all peers.
         Direction::Egress => {
-            let one = RULE * FAMILIES + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS));
+            let one = RULE + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS));
             one.saturating_mul(names)
         }
     };

@@ -262,6 +262,8 @@ fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
     assert_eq!(cost(8, with_ports(15)), names_alone);
     assert_eq!(cost(8, with_ports(16)), names_alone + 8);
     assert_eq!(cost(8, with_ports(48)), names_alone + 24);
+    // Each name is looked for, and becomes a number of the rule.
+    assert_eq!(cost(16, with_ports(0)), names_alone + 8 * (1 + 1));
 }
 
 #[test]
@@ -302,6 +304,8 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
         costs(vec![], vec![rule(Peers::Any, Ports::Any), rule(Peers::Any, Ports::Any)]),
         same(1 + 4 + 4)
     );
+    let everybody = || Peers::Of(vec![peer(own(), vec![])]);
+    assert_eq!(costs(vec![], vec![rule(everybody(), Ports::Any)]), same(1 + 4 + 8));
     // Two peers and two blocks, for three protocols with a port each.
     let mut peers = vec![
         peer(own(), vec![requirement(Operator::DoesNotExist)]),
