@@ -82,7 +82,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
                     // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
                     let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
                     match several.first() {
-                        Some(index) if same >= several.len() && same > 1 => {
+                        Some(index) if same >= several.len() => {
                             owners.insert(*index, pod);
                             false
                         }

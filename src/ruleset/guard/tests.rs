@@ -240,6 +240,26 @@ fn of_two_interfaces_with_one_hardware_address_the_one_that_was_bound_first_keep
 }
 
 #[test]
+fn who_lost_a_hardware_address_to_another_does_not_take_it_in_the_next_round() {
+    let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
+    let first = veth(5, &["10.244.1.3"]);
+    let before = fresh(std::slice::from_ref(&first), &pods);
+    let veths = [Veth { mac: first.mac, ..veth(4, &["10.244.1.2"]) }, first];
+    let after = bound(&veths, &pods, &[], &[], &before);
+    assert_eq!((owner(&after, 4), owner(&after, 5)), (Some("a"), Some("b")));
+    assert_eq!([4, 5].map(|index| after.ports[&index].mac), [None, Some(veths[1].mac)]);
+    assert_eq!(bound(&veths, &pods, &[], &[], &after), after);
+}
+
+#[test]
+fn a_port_that_comes_to_a_bridge_while_the_last_pod_of_it_goes_is_guarded() {
+    let there = veth(3, &["10.244.1.2"]);
+    let before = fresh(std::slice::from_ref(&there), &[pod("a", &["10.244.1.2"])]);
+    let after = bound(&[there, veth(4, &[])], &[], &[], &[], &before);
+    assert!(after.ports.contains_key(&4));
+}
+
+#[test]
 fn a_difference_of_two_guards_names_only_what_differs() {
     let deny = Program::of_policies(Direction::Egress, [], &Pod::new(ObjectKey::new("shop", "b")));
     let pods =
