@@ -1,0 +1,241 @@
+//! Which sets wait, for how long, and in which pieces they are filled.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::*;
+use crate::{
+    model::ObjectKey,
+    policy::{
+        digest::digest,
+        program::{Action, Program},
+        resolve::LocalPod,
+    },
+    ruleset::{Chain, Field, Match, Member, Rule, SetKind, Target},
+};
+
+/// A set of pods with so many members; sets of another `label` have another name.
+fn pods(label: &str, entries: usize) -> (SetName, IpSet) {
+    let member = |at: u32| Member::Address(IpAddr::from((0x0a00_0000 + at).to_be_bytes()));
+    let members = (0..u32::try_from(entries).unwrap()).map(member).collect();
+    (names::pods(Family::V4, &digest(&label)), IpSet { kind: SetKind::Addresses, members })
+}
+
+fn name(label: &str) -> SetName {
+    pods(label, 0).0
+}
+
+fn object(label: &str) -> Object {
+    Object::Set(name(label))
+}
+
+/// What is wanted, what there is, and what waits.
+#[derive(Default)]
+struct World {
+    whole: Ruleset,
+    resolved: Resolved,
+    observed: Observed,
+    broken: BTreeSet<Object>,
+    deferred: Deferred,
+}
+
+impl World {
+    fn want(&mut self, sets: impl IntoIterator<Item = (SetName, IpSet)>) {
+        self.whole.v4.sets.extend(sets);
+    }
+
+    fn there(&mut self, (name, set): (SetName, IpSet)) {
+        self.observed.v4.sets.insert(name, set);
+    }
+
+    /// A pod of this namespace whose program asks the sets with these labels.
+    fn namespace_asks(&mut self, namespace: &str, labels: &[&str]) {
+        let program = Program { tiers: Vec::new(), default: Action::Deny, digest: digest(&namespace) };
+        let ask = |label: &&str| Match::Set { set: name(label), field: Field::Source };
+        let chain: Chain = labels.iter().map(|label| Rule::new([ask(label)], Target::Return)).collect();
+        self.whole.v4.chains.insert(names::group(Direction::Ingress, &program.digest), chain);
+        let pod = LocalPod {
+            key: ObjectKey::new(namespace, "web"),
+            addresses: Vec::new(),
+            shared: Vec::new(),
+            ingress: Some(Arc::new(program)),
+            egress: None,
+            policies: [].into(),
+        };
+        self.resolved.pods = self.resolved.pods.iter().cloned().chain([pod]).collect();
+    }
+
+    /// Begins a round, and says what waits then, in order.
+    fn round(&mut self) -> Vec<Object> {
+        let Self { whole, resolved, observed, broken, deferred } = self;
+        deferred.choose(observed, whole, resolved, broken, Instant::now());
+        assert_eq!(deferred.len(), deferred.objects().count());
+        assert_eq!(deferred.is_empty(), deferred.len() == 0);
+        deferred.objects().collect()
+    }
+
+    /// Writes a piece, and says how many edits each set got.
+    fn fill(&mut self) -> Vec<(SetName, usize)> {
+        let edits = self.deferred.edits(&self.observed);
+        let of = edits.chunk_by(|a, b| a.set() == b.set()).map(|edits| (edits[0].set().clone(), edits.len()));
+        let of = of.collect();
+        self.observed.note(&Step::Sets(edits));
+        self.deferred.note_complete(&mut self.observed);
+        of
+    }
+}
+
+#[test]
+fn what_one_round_can_write_does_not_wait_and_of_more_than_that_the_largest_does() {
+    let half = OF_A_ROUND / 2 - OF_A_SET;
+    let mut world = World::default();
+    world.want([pods("a", half), pods("b", half)]);
+    assert_eq!(world.round(), []);
+    world.want([pods("b", half + 1)]);
+    assert_eq!(world.round(), [object("b")]);
+    // Behind one for which there was no room, there is none for any.
+    world.want([pods("c", half + 2)]);
+    assert_eq!(world.round(), [object("b"), object("c")]);
+}
+
+#[test]
+fn a_set_that_the_kernel_refused_does_not_wait_and_keeps_no_other_waiting() {
+    let mut world = World::default();
+    world.want([pods("refused", OF_A_ROUND), pods("a", 1000)]);
+    world.broken.insert(object("refused"));
+    assert_eq!(world.round(), []);
+    world.want([pods("large", OF_A_ROUND)]);
+    assert_eq!(world.round(), [object("large")]);
+}
+
+#[test]
+fn a_set_that_rules_may_ask_already_never_waits_whatever_it_lacks() {
+    let mut world = World::default();
+    world.want([pods("asked", 3 * OF_A_ROUND), pods("new", 2 * OF_A_ROUND)]);
+    world.there(pods("asked", 10));
+    assert_eq!(world.round(), [object("new")]);
+    // What waited goes on waiting while one round cannot write what it lacks.
+    world.there(pods("new", OF_A_ROUND - 1));
+    assert_eq!(world.round(), [object("new")]);
+    world.there(pods("new", OF_A_ROUND));
+    assert_eq!(world.round(), []);
+    // It is asked from then on.
+    world.there(pods("new", 10));
+    assert_eq!(world.round(), []);
+}
+
+#[test]
+fn a_set_of_another_kind_is_a_new_one() {
+    let mut world = World::default();
+    world.want([pods("a", OF_A_ROUND)]);
+    assert_eq!(world.round(), [object("a")]);
+    let (name, set) = pods("a", OF_A_ROUND);
+    world.there((name, IpSet { kind: SetKind::Ports, ..set }));
+    assert_eq!(world.round(), [object("a")]);
+}
+
+#[test]
+fn what_has_waited_longest_is_first_and_the_start_is_over_once_that_of_the_first_round_is_filled() {
+    let mut world = World::default();
+    world.want([pods("first", 2 * OF_A_ROUND)]);
+    world.round();
+    let since = world.deferred.oldest();
+    assert!(world.deferred.is_starting() && since.is_some());
+    world.want([pods("second", OF_A_ROUND)]);
+    assert_eq!(world.round(), [object("first"), object("second")]);
+    assert_eq!(world.deferred.oldest(), since);
+    world.there(pods("first", 2 * OF_A_ROUND));
+    assert_eq!(world.round(), [object("second")]);
+    assert!(!world.deferred.is_starting());
+    assert!(world.deferred.oldest() > since);
+}
+
+#[test]
+fn room_goes_to_the_namespaces_that_need_least_and_what_is_complete_needs_none() {
+    let mut world = World::default();
+    world.namespace_asks("modest", &["middle"]);
+    world.namespace_asks("large", &["least", "huge"]);
+    world.want([pods("middle", 15_000), pods("least", 10_000), pods("huge", 60_000)]);
+    assert_eq!(world.round(), [object("least"), object("huge")]);
+
+    let mut world = World::default();
+    world.namespace_asks("modest", &["small", "common"]);
+    world.namespace_asks("large", &["common", "huge", "filled"]);
+    // The common one is written for the modest namespace.
+    world.want([pods("small", 9_000), pods("common", 10_000), pods("huge", 60_000)]);
+    assert_eq!(world.round(), [object("huge")]);
+    world.want([pods("small", 30_000), pods("filled", 90_000)]);
+    assert_eq!(world.round(), [object("huge"), object("small"), object("filled")]);
+    // Written member by member, as a copy of its own.
+    world.there(pods("filled", 90_000));
+    assert_eq!(world.round(), [object("huge"), object("small")]);
+}
+
+#[test]
+fn a_piece_is_of_one_set_or_of_several_and_no_larger_than_a_piece() {
+    let mut world = World::default();
+    // Two that one round writes, so that the others wait.
+    world.want(["a", "b"].map(|label| pods(label, OF_A_ROUND / 2 - OF_A_SET)));
+    let wait = OF_A_PIECE - OF_A_SET;
+    world.want([pods("c", wait), pods("d", wait + 500)]);
+    assert_eq!(world.round(), [object("c"), object("d")]);
+    // Making a set is an edit, too.
+    assert_eq!(world.fill(), [(name("c"), wait)]);
+    assert_eq!(world.deferred.len(), 2);
+    let rest = OF_A_PIECE - 1 - OF_A_SET;
+    assert_eq!(world.fill(), [(name("c"), 1), (name("d"), rest)]);
+    assert_eq!(world.deferred.objects().collect::<Vec<_>>(), [object("d")]);
+    assert_eq!(world.fill(), [(name("d"), 1 + wait + 500 - rest)]);
+    assert!(world.deferred.is_empty());
+}
+
+#[test]
+fn where_no_room_is_left_no_other_set_is_begun() {
+    let mut world = World::default();
+    world.want([pods("a", OF_A_ROUND), pods("b", OF_A_ROUND + 1)]);
+    assert_eq!(world.round(), [object("a"), object("b")]);
+    // Behind the first there is room to make the second, and none for a member.
+    let first = OF_A_PIECE - OF_A_SET;
+    world.there(pods("a", OF_A_ROUND - first));
+    assert_eq!(world.fill(), [(name("a"), first)]);
+    assert_eq!(world.deferred.objects().collect::<Vec<_>>(), [object("b")]);
+}
+
+#[test]
+fn a_round_is_wanted_once_a_set_is_complete_at_once_if_none_is_left_and_now_and_then_otherwise() {
+    let mut world = World::default();
+    world.want([pods("a", OF_A_ROUND), pods("b", OF_A_ROUND + 1)]);
+    assert_eq!(world.round(), [object("a"), object("b")]);
+    let long_ago = Instant::now().checked_sub(2 * ROUND_EVERY);
+    world.deferred.last_round = long_ago;
+    world.fill();
+    assert!(!world.deferred.wants_round(), "none is complete");
+    world.there(pods("a", OF_A_ROUND));
+    world.deferred.note_complete(&mut world.observed);
+    assert!(world.deferred.wants_round());
+    world.deferred.last_round = Some(Instant::now());
+    assert!(!world.deferred.wants_round(), "the last one was just now");
+    world.there(pods("b", OF_A_ROUND + 1));
+    world.deferred.note_complete(&mut world.observed);
+    assert!(world.deferred.wants_round(), "nothing is left to wait for");
+    world.round();
+    assert!(!world.deferred.wants_round());
+}
+
+#[test]
+fn nothing_can_be_filled_while_nothing_waits_or_the_kernels_state_is_not_known() {
+    let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
+    let status = Arc::new(crate::agent::Status::starting("the objects"));
+    let (options, pace) = (crate::ruleset::compile::Options::default(), crate::agent::Pace::default());
+    let fake = crate::dataplane::fake::Fake::default();
+    let mut agent = Agent::new("n1", fake, options, pace, metrics, status, None);
+    assert!(!agent.can_fill());
+    agent.kernel = Some(Observed::default());
+    assert!(!agent.can_fill());
+    let mut world = World::default();
+    world.want([pods("a", OF_A_ROUND)]);
+    world.round();
+    agent.deferred = world.deferred;
+    assert!(agent.can_fill());
+    agent.kernel = None;
+    assert!(!agent.can_fill());
+}
