@@ -336,3 +336,6 @@ fn may_deny(step: &Step) -> bool {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

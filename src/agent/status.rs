@@ -398,4 +398,57 @@ mod tests {
         status.set(Readiness::Ready);
         assert_eq!(status.readiness(), Readiness::Failing("no answer".to_owned()));
     }
+    #[test]
+    fn what_is_shown_is_what_was_last_said() {
+        let status = Status::starting("the objects");
+        let before = status.view();
+        assert_eq!((status.lag_limit(), status.silence()), (LAG_LIMIT, Duration::ZERO));
+        status.set_lag_limit(Duration::from_secs(4));
+        assert_eq!(status.lag_limit(), Duration::from_secs(4));
+        // As long as exactly that is not too long: only what is longer is late.
+        status.state().lag_limit = Duration::MAX;
+        status.set(Readiness::Ready);
+        status.waits_since(Some(ago(3600)));
+        assert_eq!(status.readiness(), Readiness::Ready);
+        status.waits_since(None);
+        status.beat();
+        status.state().beat = Some(ago(7));
+        assert!(status.silence() >= Duration::from_secs(7));
+        status.beat();
+        assert!(status.silence() < Duration::from_secs(7));
+
+        let key = ObjectKey::new("shop", "web");
+        let pod = LocalPod {
+            key,
+            addresses: Vec::new(),
+            shared: Vec::new(),
+            ingress: None,
+            egress: None,
+            policies: [].into(),
+        };
+        status.show([pod].into(), [].into());
+        let view = status.view();
+        assert_eq!((view.pods.len(), view.started), (1, before.started));
+        assert!(view.reasons.is_empty() && before.reasons == ["the objects"]);
+    }
+
+    #[test]
+    fn the_time_of_a_state_is_when_it_began_and_not_when_it_was_said_again() {
+        let status = Status::starting("the objects");
+        let long_ago = SystemTime::UNIX_EPOCH;
+        status.state().since = long_ago;
+        status.wait_for("the first round");
+        assert_eq!(
+            (status.view().since, status.readiness()),
+            (long_ago, Readiness::Starting("the first round".to_owned()))
+        );
+        status.set(Readiness::Ready);
+        assert!(status.view().since > long_ago);
+        status.state().since = long_ago;
+        status.set(Readiness::Ready);
+        status.wait_for("nothing any more");
+        assert_eq!((status.view().since, status.readiness()), (long_ago, Readiness::Ready));
+        status.set_impediment("bridge", Some("passed by".to_owned()));
+        assert!(status.view().since > long_ago);
+    }
 }

@@ -85,8 +85,10 @@ mod tests {
         waiting.add("Pod", start + Duration::from_secs(1));
         waiting.add("Namespace", start + Duration::from_secs(1));
         assert_eq!(waiting.0["Pod"].len(), 2);
+        assert_eq!(waiting.oldest(), Some(start));
         waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(2));
         waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(9));
+        assert_eq!(waiting.oldest(), None);
         let (pods, seconds) = count(&metrics, "Pod");
         assert_eq!(pods, 100_001);
         assert!((seconds - 200_001.0).abs() < 1e-6, "{seconds}");
@@ -102,6 +104,13 @@ mod tests {
         }
         assert!(waiting.0["Pod"].len() <= MOST_ARRIVALS);
         assert_eq!(waiting.0["Pod"][0].received, start);
+        let kept = |arrivals: usize| {
+            let mut waiting = Waiting::default();
+            (0..).take(arrivals).for_each(|second| waiting.add("Pod", start + Duration::from_secs(second)));
+            waiting.0["Pod"].len()
+        };
+        assert_eq!(kept(MOST_ARRIVALS), MOST_ARRIVALS);
+        assert_eq!(kept(MOST_ARRIVALS + 1), MOST_ARRIVALS / 2 + 1);
         waiting.enforced(&metrics.enforcement_latency, start + Duration::from_secs(10_000));
         assert_eq!(count(&metrics, "Pod").0, 10_000);
     }

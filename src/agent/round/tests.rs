@@ -1,0 +1,234 @@
+//! What is left behind by a round: times, what others are told, and what is shown.
+
+use std::sync::mpsc::channel;
+
+use super::*;
+use crate::{
+    agent::{Pace, Status},
+    dataplane::{Drift, Look, fake::Fake},
+    metrics::Metrics,
+    model::{Change, LabelSelector, NetworkPolicy, Pod, Standing},
+    ruleset::{IpSet, Member, SetKind, SetName, compile::Options, plan::ChainBatch},
+};
+
+/// A fake that counts how often it was told that all is in it.
+#[derive(Default)]
+struct Counting {
+    fake: Fake,
+    settled: usize,
+}
+
+impl Dataplane for Counting {
+    fn observe(&mut self) -> Result<Observed, DataplaneError> {
+        self.fake.observe()
+    }
+
+    fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+        self.fake.apply(step)
+    }
+
+    fn settled(&mut self) {
+        self.settled += 1;
+    }
+
+    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+        self.fake.check(expected, look)
+    }
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn agent() -> Agent<Counting> {
+    let pace =
+        Pace { debounce: HOUR, retry_first: HOUR, retry_most: 10 * HOUR, tidy: HOUR, ..Pace::default() };
+    let (metrics, status) = (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
+    Agent::new("n1", Counting::default(), Options::default(), pace, metrics, status, None)
+}
+
+fn take(agent: &mut Agent<Counting>, change: Change) {
+    agent.change(change, Instant::now());
+}
+
+fn pod(name: &str, last: u8) -> Change {
+    let pod = Pod::new(ObjectKey::new("shop", name));
+    Change::SetPod(Pod { node: Some("n1".into()), addresses: vec![[10, 244, 1, last].into()], ..pod })
+}
+
+fn deny_all() -> Change {
+    Change::SetPolicy(NetworkPolicy {
+        key: ObjectKey::new("shop", "deny"),
+        subject: LabelSelector::everything(),
+        ingress: Some(Vec::new()),
+        egress: None,
+        standing: Standing::Accepted,
+    })
+}
+
+fn failure() -> DataplaneError {
+    DataplaneError::Locked { command: "iptables-restore".to_owned() }
+}
+
+#[test]
+fn after_a_round_changes_gather_before_the_next() {
+    let mut agent = agent();
+    let before = Instant::now();
+    agent.round(false);
+    assert!(agent.not_before >= before + HOUR);
+}
+
+#[test]
+fn the_dataplane_hears_once_that_all_is_in_it_and_not_while_the_sets_of_the_start_are_being_filled() {
+    let mut agent = agent();
+    take(&mut agent, pod("web", 1));
+    agent.round(false);
+    assert_eq!(agent.dataplane.settled, 1);
+    take(&mut agent, deny_all());
+    agent.round(false);
+    assert_eq!(agent.dataplane.settled, 1);
+
+    let mut agent = self::agent();
+    let members = (0..30_000_u32).map(|at| Member::Address(at.to_be_bytes().into())).collect();
+    let large = (names::pods(Family::V4, "aaaaaaaaaaaaaaaa"), IpSet { kind: SetKind::Addresses, members });
+    let (whole, since) = (Ruleset { v4: table(large), ..Ruleset::default() }, Instant::now());
+    agent.deferred.choose(&Observed::default(), &whole, &Resolved::default(), &BTreeSet::new(), since);
+    assert!(agent.deferred.is_starting());
+    agent.succeeded();
+    assert_eq!(agent.dataplane.settled, 0);
+    assert!(matches!(agent.status.readiness(), Readiness::Starting(_)));
+    agent.deferred = super::super::Deferred::default();
+    agent.succeeded();
+    assert_eq!(agent.dataplane.settled, 1);
+    assert_eq!(agent.status.readiness(), Readiness::Ready);
+}
+
+fn table((name, set): (SetName, IpSet)) -> crate::ruleset::Table {
+    crate::ruleset::Table { sets: [(name, set)].into(), ..crate::ruleset::Table::default() }
+}
+
+#[test]
+fn each_failure_waits_twice_as_long_as_the_last_one_up_to_a_limit_and_success_forgets_them() {
+    let mut agent = agent();
+    for hours in [1, 2, 4, 8, 10, 10] {
+        let before = Instant::now();
+        agent.failed(&failure());
+        let wait = hours * HOUR;
+        let at = agent.retry_at.unwrap();
+        assert!(before + wait <= at && at <= Instant::now() + wait);
+        assert_eq!(agent.not_before, at, "no round before that");
+        // As long as it waits, another failure changes nothing.
+        agent.failed(&failure());
+        assert_eq!(agent.retry_at, Some(at));
+        agent.retry_at = None;
+    }
+    agent.succeeded();
+    agent.failed(&failure());
+    assert!(agent.retry_at.unwrap() <= Instant::now() + HOUR);
+}
+
+#[test]
+fn the_guard_is_told_whose_address_is_whose_when_that_changes_and_waited_for_at_the_start_only() {
+    let (sender, told) = channel();
+    let mut agent = agent().with_guard(Some(sender));
+    take(&mut agent, pod("web", 1));
+    let guard = std::thread::spawn(move || {
+        let first: Owners = told.recv().unwrap();
+        first.done.as_ref().unwrap().send(()).unwrap();
+        (first.pods.len(), told)
+    });
+    agent.round(false);
+    let (pods, told) = guard.join().unwrap();
+    assert_eq!(pods, 1);
+    agent.round(false);
+    assert!(told.try_recv().is_err(), "nothing changed");
+    take(&mut agent, pod("db", 2));
+    agent.round(false);
+    let next = told.try_recv().unwrap();
+    assert_eq!((next.pods.len(), next.done.is_none()), (2, true));
+    // A pod elsewhere, and a node.
+    let elsewhere = Pod { node: Some("n2".into()), ..Pod::new(ObjectKey::new("shop", "far")) };
+    take(&mut agent, Change::SetPod(Pod { addresses: vec![[10, 244, 2, 1].into()], ..elsewhere.clone() }));
+    agent.round(false);
+    assert_eq!(told.try_recv().unwrap().all_pods.v4.len(), 3);
+    take(&mut agent, Change::SetPod(Pod { node_addresses: vec![[192, 168, 0, 2].into()], ..elsewhere }));
+    agent.round(false);
+    assert_eq!(told.try_recv().unwrap().nodes.v4.len(), 1);
+}
+
+#[test]
+fn only_what_can_deny_cuts_connections() {
+    let (address, some) = (Member::Address([10, 244, 1, 1].into()), "aaaaaaaaaaaaaaaa");
+    let add = |set: SetName| may_deny(&Step::Sets(vec![SetEdit::Add(set, address)]));
+    let remove = |set: SetName| may_deny(&Step::Sets(vec![SetEdit::Remove(set, address)]));
+    let isolated = || names::isolated(Family::V4, Direction::Ingress, &[address].into_iter().collect());
+    let pods = || names::pods(Family::V4, some);
+    // More of the isolated and fewer of the allowed deny; the reverse allows.
+    assert!(add(isolated()) && !remove(isolated()));
+    assert!(remove(pods()) && !add(pods()));
+    // Whose tunnel packets pass is no connection's matter.
+    for set in [names::all_pods(Family::V4), names::tunnel_ends(Family::V4)] {
+        assert!(!add(set.clone()) && !remove(set));
+    }
+    assert!(!may_deny(&Step::Sets(vec![SetEdit::Create(pods(), SetKind::Addresses)])));
+    assert!(!may_deny(&Step::Sets(vec![SetEdit::Destroy(pods())])));
+    assert!(!may_deny(&Step::Tidy(vec![SetEdit::Destroy(pods())])));
+    assert!(may_deny(&Step::Chains(Family::V4, ChainBatch::default())));
+}
+
+#[test]
+fn of_many_objects_ten_are_named() {
+    let objects = |count: u32| -> BTreeSet<Object> {
+        (0..count)
+            .map(|at| Object::Set(names::pods(Family::V4, &crate::policy::digest::digest(&at))))
+            .collect()
+    };
+    assert_eq!(named(&objects(1)), objects(1).first().unwrap().to_string());
+    let ten = named(&objects(10));
+    assert_eq!((ten.matches("tp4-pods-").count(), ten.contains("more")), (10, false));
+    let more = named(&objects(13));
+    assert_eq!(more.matches("tp4-pods-").count(), 10);
+    assert!(more.ends_with(" and 3 more"), "{more}");
+}
+
+#[test]
+fn metrics_show_what_is_written_and_whom_it_isolates() {
+    let mut agent = agent();
+    let metrics = agent.metrics.clone();
+    take(&mut agent, pod("web", 1));
+    take(&mut agent, deny_all());
+    agent.round(false);
+    let of = |gauge: &prometheus::IntGaugeVec, label: &str| gauge.with_label_values(&[label]).get();
+    let written = agent.dataplane.fake.ruleset().v4.clone();
+    let size = |length: usize| i64::try_from(length).unwrap();
+    assert_eq!(of(&metrics.chains, "IPv4"), size(written.chains.len()));
+    assert_eq!(
+        of(&metrics.rules, "IPv4"),
+        size(written.chains.values().map(|chain| chain.rules.len()).sum())
+    );
+    assert_eq!(of(&metrics.sets, "IPv4"), size(written.sets.len()));
+    assert_eq!(
+        of(&metrics.set_entries, "IPv4"),
+        size(written.sets.values().map(|set| set.members.len()).sum())
+    );
+    for (direction, count) in [("ingress", 1), ("egress", 0)] {
+        assert_eq!(of(&metrics.policies, direction), count, "{direction}");
+        assert_eq!(of(&metrics.isolated_pods, direction), count, "{direction}");
+    }
+    assert_eq!(metrics.broken_objects.get(), 0);
+}
+
+#[test]
+fn whoever_cuts_connections_hears_of_rounds_that_wrote_and_of_no_others() {
+    let (sender, told) = channel();
+    let mut agent = agent();
+    agent.applied = Some(sender);
+    take(&mut agent, pod("web", 1));
+    agent.round(false);
+    assert!(told.try_recv().is_ok());
+    agent.round(false);
+    assert!(told.try_recv().is_err(), "nothing was written");
+    take(&mut agent, deny_all());
+    agent.round(false);
+    let applied = told.try_recv().unwrap();
+    assert!(applied.narrowed);
+    assert_eq!(applied.ruleset.v4.chains, agent.dataplane.fake.ruleset().v4.chains);
+}
