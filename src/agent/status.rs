@@ -433,6 +433,24 @@ mod tests {
     }
 
     #[test]
+    fn what_sources_cannot_read_and_what_the_guard_does_is_shown() {
+        let (status, metrics) = (Status::starting("the objects"), Metrics::new().unwrap());
+        let refused = |name: &str| Refused {
+            object: Some(["Pod".to_owned(), "shop".to_owned(), name.to_owned()]),
+            reason: "no address".to_owned(),
+        };
+        status.set_refused("files", vec![refused("a"), refused("b")], &metrics);
+        status.set_refused("watch", vec![refused("c")], &metrics);
+        status.set_refused("files", vec![refused("d")], &metrics);
+        let shown = status.view().refused.concat();
+        assert_eq!(shown, [refused("d"), refused("c")]);
+        assert!(metrics.text().contains("towpath_refused_objects 2\n"));
+        let guard = GuardState { interfaces: 3, unknown: 1, ..GuardState::default() };
+        status.set_guard(guard.clone());
+        assert_eq!(status.view().guard, guard);
+    }
+
+    #[test]
     fn the_time_of_a_state_is_when_it_began_and_not_when_it_was_said_again() {
         let status = Status::starting("the objects");
         let long_ago = SystemTime::UNIX_EPOCH;

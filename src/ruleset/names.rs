@@ -314,6 +314,32 @@ fn set(family: Family, role: SetRole, digest: &str) -> SetName {
 mod tests {
     use super::*;
 
+    /// One of each role, and whether it closes, grows early, may break, and is named after its members.
+    #[test]
+    fn what_may_happen_to_a_set_follows_from_its_role() {
+        let some = digest(&"x");
+        let family = Family::V4;
+        for (set, [closing, early, breakable, after_members]) in [
+            (drops(family), [false, true, true, false]),
+            (local_pods(family), [true, true, false, false]),
+            (nodes(family), [true, true, false, false]),
+            (all_pods(family), [false, false, false, false]),
+            (tunnel_ends(family), [false, false, false, false]),
+            (isolated(family, Direction::Ingress, &OrdSet::new()), [true, true, false, true]),
+            (pods(family, &some), [false, false, true, false]),
+            (named_ports(family, &some), [false, false, true, false]),
+            (networks(family, &some), [false, true, true, true]),
+            (excepts(family, &some), [true, true, true, true]),
+            (network_ports(family, &some), [false, true, true, true]),
+            (ports(family, &some), [false, true, true, true]),
+        ] {
+            assert_eq!(closes(&set), closing, "{set}");
+            assert_eq!(grows_early(&set), early, "{set}");
+            assert_eq!(may_break(&set), breakable, "{set}");
+            assert_eq!(is_named_after_members(&set), after_members, "{set}");
+        }
+    }
+
     #[test]
     fn excepts_close_are_filled_early_and_may_go_with_their_rule() {
         let set = excepts(Family::V4, &digest(&"x"));

@@ -69,7 +69,7 @@ impl World {
         let Self { whole, resolved, observed, broken, deferred } = self;
         deferred.choose(observed, whole, resolved, broken, Instant::now());
         assert_eq!(deferred.len(), deferred.objects().count());
-        assert_eq!(deferred.is_empty(), deferred.len() == 0);
+        assert_eq!(deferred.is_empty(), deferred.objects().next().is_none());
         deferred.objects().collect()
     }
 

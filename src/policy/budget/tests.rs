@@ -322,12 +322,12 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
     let many = rule(Peers::Of(blocks(20)), Ports::Of(vec![single(80)]));
     assert_eq!(costs(vec![], vec![many]), same(1 + 1 + 4 + 20 + 16));
     // To a pod its names are numbers. From a pod each name is a rule with a copy of all peers.
-    let names = Ports::Of(vec![by_name("http"), by_name("admin"), single(80)]);
+    let ports = Ports::Of(vec![by_name("http"), by_name("admin"), single(80)]);
     let mut peers = vec![peer(own(), vec![])];
     peers.extend(blocks(1));
     let merged = 1 + 4 * 2 + 8 + 1 + 1;
     assert_eq!(
-        costs(vec![], vec![rule(Peers::Of(peers), names)]),
+        costs(vec![], vec![rule(Peers::Of(peers), ports)]),
         [1 + merged + 2, 1 + merged + 2 * (4 + 8 + 8 + 64)]
     );
 }
