@@ -131,7 +131,7 @@ fn the_guard_is_told_whose_address_is_whose_when_that_changes_and_waited_for_at_
     let mut agent = agent().with_guard(Some(sender));
     take(&mut agent, pod("web", 1));
     let guard = std::thread::spawn(move || {
-        let first: Owners = told.recv().unwrap();
+        let first: Owners = told.recv_timeout(GUARD_PATIENCE).unwrap();
         first.done.as_ref().unwrap().send(()).unwrap();
         (first.pods.len(), told)
     });
