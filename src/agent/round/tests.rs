@@ -5,17 +5,19 @@ use std::sync::mpsc::channel;
 use super::*;
 use crate::{
     agent::{Pace, Status},
-    dataplane::{Drift, Look, fake::Fake},
+    dataplane::{Drift, Look, Refusal, fake::Fake},
     metrics::Metrics,
     model::{Change, LabelSelector, NetworkPolicy, Pod, Standing},
+    policy::budget::Budgets,
     ruleset::{IpSet, Member, SetKind, SetName, compile::Options, plan::ChainBatch},
 };
 
-/// A fake that counts how often it was told that all is in it.
+/// A fake that counts how often it was told that all is in it, and a set of which somebody else uses.
 #[derive(Default)]
 struct Counting {
     fake: Fake,
     settled: usize,
+    in_use: Option<SetName>,
 }
 
 impl Dataplane for Counting {
@@ -24,7 +26,11 @@ impl Dataplane for Counting {
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
-        self.fake.apply(step)
+        let (Step::Tidy(edits), Some(in_use)) = (step, &self.in_use) else { return self.fake.apply(step) };
+        let others = edits.iter().filter(|edit| edit.set() != in_use).cloned().collect();
+        self.fake.apply(&Step::Tidy(others))?;
+        let refusal = Refusal { object: Object::Set(in_use.clone()), reason: "in use".to_owned() };
+        Err(ApplyError::Refused(vec![refusal]))
     }
 
     fn settled(&mut self) {
@@ -231,4 +237,76 @@ fn whoever_cuts_connections_hears_of_rounds_that_wrote_and_of_no_others() {
     let applied = told.try_recv().unwrap();
     assert!(applied.narrowed);
     assert_eq!(applied.ruleset.v4.chains, agent.dataplane.fake.ruleset().v4.chains);
+}
+
+#[test]
+fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_later() {
+    let mut agent = agent();
+    take(&mut agent, pod("web", 1));
+    agent.round(false);
+    let isolated = |agent: &Agent<Counting>| -> BTreeSet<SetName> {
+        let sets = agent.dataplane.fake.ruleset().v4.sets.keys().cloned();
+        sets.filter(|set| matches!(set.role(), SetRole::Isolated(_))).collect()
+    };
+    let old: Vec<SetName> = isolated(&agent).into_iter().collect();
+    let [stays, goes] = &old[..] else { panic!("{old:?}") };
+    let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
+    take(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
+    assert_eq!(agent.tidy_at, None);
+    let before = Instant::now();
+    agent.round(false);
+    let at = agent.tidy_at.unwrap();
+    assert!(before + HOUR <= at && at <= Instant::now() + HOUR);
+    assert_eq!(isolated(&agent).len(), 4);
+    agent.round(false);
+    assert_eq!(agent.tidy_at, Some(at), "as long after the round that freed them, however many come");
+
+    agent.dataplane.in_use = Some(stays.clone());
+    let before = Instant::now();
+    agent.round(true);
+    let at = agent.tidy_at.unwrap();
+    assert!(before + 2 * HOUR <= at && at <= Instant::now() + 2 * HOUR);
+    assert_eq!(agent.status.readiness(), Readiness::Ready, "nothing is wrong with that");
+    let there = isolated(&agent);
+    assert!(there.contains(stays) && !there.contains(goes));
+    let observed = agent.kernel.as_ref().unwrap();
+    assert!(observed.v4.sets.contains_key(stays) && !observed.v4.sets.contains_key(goes));
+
+    agent.dataplane.in_use = None;
+    agent.round(true);
+    assert_eq!((isolated(&agent).len(), agent.tidy_at), (2, None));
+}
+
+#[test]
+fn members_are_held_once_and_not_once_as_written_and_once_as_wanted() {
+    let mut agent = agent();
+    take(&mut agent, pod("web", 1));
+    agent.round(false);
+    take(&mut agent, pod("db", 2));
+    agent.round(false);
+    let (wanted, set) = (agent.resolver.resolve(&agent.cluster), names::all_pods(Family::V4));
+    let there = &agent.kernel.as_ref().unwrap().v4.sets[&set].members;
+    assert_eq!(there.len(), 2);
+    assert!(there.ptr_eq(wanted.all_pods.of(Family::V4)));
+}
+
+#[test]
+fn metrics_show_how_much_is_over_its_budget_and_where() {
+    let mut agent = agent().with_budgets(Budgets { policy: 0, ..Budgets::default() });
+    let metrics = agent.metrics.clone();
+    let shows = |count: usize| {
+        let text = metrics.text();
+        text.contains(&format!("towpath_over_budget {count}\n"))
+            && text.contains(&format!("towpath_over_budget_namespace{{namespace=\"shop\"}} {count}\n"))
+    };
+    take(&mut agent, pod("web", 1));
+    let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
+    let also = ObjectKey::new("shop", "also");
+    take(&mut agent, deny_all());
+    take(&mut agent, Change::SetPolicy(NetworkPolicy { key: also.clone(), ..policy }));
+    agent.round(false);
+    assert!(shows(2));
+    take(&mut agent, Change::RemovePolicy(also));
+    agent.round(false);
+    assert!(shows(1));
 }
