@@ -127,6 +127,7 @@ impl<D: Dataplane> Agent<D> {
             });
             match self.carry_out(observed, &steps, tidy) {
                 Ok(()) => {
+                    self.share_members(&desired);
                     self.moves.clear();
                     self.kernel.iter_mut().for_each(|observed| observed.share(&desired));
                     self.publish(&resolved, &desired, whole, &steps);
@@ -223,6 +224,19 @@ impl<D: Dataplane> Agent<D> {
         }
         self.kernel = Some(observed);
         Ok(())
+    }
+
+    /// Holds the members of sets once: what was noted edit by edit is what was wanted, so that no comparison is needed.
+    fn share_members(&mut self, written: &Ruleset) {
+        let Some(observed) = &mut self.kernel else { return };
+        for family in Family::BOTH {
+            let there = &mut observed.table_mut(family).sets;
+            for (name, set) in &written.table(family).sets {
+                if let Some(there) = there.get_mut(name) {
+                    there.members.clone_from(&set.members);
+                }
+            }
+        }
     }
 
     /// `written` is in the kernel; `meant` is what ought to be, without the loss of what the kernel refused.

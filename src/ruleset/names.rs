@@ -322,7 +322,7 @@ mod tests {
         for (set, [closing, early, breakable, after_members]) in [
             (drops(family), [false, true, true, false]),
             (local_pods(family), [true, true, false, false]),
-            (nodes(family), [true, true, false, false]),
+            (set(family, SetRole::Nodes, ""), [true, true, false, false]),
             (all_pods(family), [false, false, false, false]),
             (tunnel_ends(family), [false, false, false, false]),
             (isolated(family, Direction::Ingress, &OrdSet::new()), [true, true, false, true]),
