@@ -14,17 +14,17 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, proto::MetricFamily,
 };
 
-/// Bounds of the buckets of everything that is timed, in seconds: from an idle round to a very large first sync.
+/// Bucket bounds for everything that is timed, in seconds: from an idle sync to a very large first one.
 const SECONDS: [f64; 14] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// So many refused objects have a series of their own: enough to see who is meant, and no more however many there are.
+/// How many refused objects have their own series: enough to see which are affected, and bounded.
 const REFUSED_SERIES: usize = 100;
 
-/// Namespaces that have a series of their own because something in them costs too much.
+/// How many namespaces have their own series because something in them is over budget.
 const OVER_BUDGET_SERIES: usize = 100;
 
-/// Where a time is kept that is only looked up when somebody asks.
+/// The source of a duration that is read only on demand.
 struct Age(Box<dyn Fn() -> Duration + Send + Sync>);
 
 impl fmt::Debug for Age {
@@ -33,7 +33,7 @@ impl fmt::Debug for Age {
     }
 }
 
-/// Where a count is kept that is only looked up when somebody asks.
+/// The source of a count that is read only on demand.
 struct Count(Box<dyn Fn() -> u64 + Send + Sync>);
 
 impl fmt::Debug for Count {
@@ -80,9 +80,9 @@ pub struct Metrics {
     pub drift_repairs: IntCounter,
     /// `towpath_watch_restarts_total`, by kind and reason.
     pub watch_restarts: IntCounterVec,
-    /// `towpath_watch_staleness_seconds`, by kind; brought up to date when somebody looks.
+    /// `towpath_watch_staleness_seconds`, by kind; updated when the metrics are read.
     watch_staleness: GaugeVec,
-    /// When the API server was last heard, by kind.
+    /// When the API server last sent something, by kind.
     heard: Mutex<BTreeMap<&'static str, Instant>>,
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
@@ -97,7 +97,7 @@ pub struct Metrics {
     /// `towpath_commands_total`.
     pub commands: IntCounter,
     started: OnceLock<Count>,
-    /// `towpath_oldest_pending_change_seconds`; brought up to date when somebody looks.
+    /// `towpath_oldest_pending_change_seconds`; updated when the metrics are read.
     pending: Gauge,
     pending_age: OnceLock<Age>,
     over_budget: IntGauge,
@@ -112,7 +112,7 @@ impl Metrics {
     /// All metrics, at zero.
     ///
     /// # Errors
-    /// If two had one name, which a test rules out.
+    /// If two had the same name, which a test rules out.
     #[expect(clippy::too_many_lines, reason = "a line or two for each metric")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
@@ -281,20 +281,20 @@ impl Metrics {
         })
     }
 
-    /// Counts a failure: of a stage of a round, or of another part of the daemon, for a reason of a small closed set.
+    /// Counts a failure: of a stage of a sync, or of another part of the daemon, for a reason of a small closed set.
     pub fn failed(&self, stage: &str, reason: &str) {
         self.failures.with_label_values(&[stage, reason]).inc();
     }
 
-    /// Shows what is refused now: `faults` of objects in all, and the objects that can be named by kind, namespace and
-    /// name, of which the first hundred get a series each.
+    /// Shows the current refusals: the number of `faults` in all objects, and the objects that can be named by kind,
+    /// namespace and name, of which the first hundred get their own series.
     pub fn set_refused(&self, faults: usize, objects: &BTreeSet<[String; 3]>) {
         self.refused_objects.set(i64::try_from(faults).unwrap_or(i64::MAX));
         let now: BTreeSet<[String; 3]> = objects.iter().take(REFUSED_SERIES).cloned().collect();
         let mut shown = self.refused_shown.lock().unwrap_or_else(PoisonError::into_inner);
-        // One by one, so that no scrape misses what stays.
+        // One by one, so that no scrape misses a series that stays.
         for gone in shown.difference(&now) {
-            // It was shown, so it is there.
+            // It was shown, so it exists.
             let _ = self.refused_object.remove_label_values(gone);
         }
         for object in &now {
@@ -303,14 +303,14 @@ impl Metrics {
         *shown = now;
     }
 
-    /// Shows what is closed because it costs too much: how much in all, and by namespace, of which the first hundred
-    /// get a series each.
+    /// Shows what is closed for being over budget: the total, and by namespace, of which the first hundred get their
+    /// own series.
     pub fn set_over_budget(&self, total: usize, namespaces: &BTreeMap<String, usize>) {
         self.over_budget.set(i64::try_from(total).unwrap_or(i64::MAX));
         let shown: BTreeMap<&String, &usize> = namespaces.iter().take(OVER_BUDGET_SERIES).collect();
         for gone in Self::by_label(&self.over_budget_by_namespace).keys() {
             if !shown.contains_key(gone) {
-                // It was shown, so it is there.
+                // It was shown, so it exists.
                 let _ = self.over_budget_by_namespace.remove_label_values(&[gone]);
             }
         }
@@ -320,17 +320,17 @@ impl Metrics {
         }
     }
 
-    /// Says where the age of the oldest change is kept that is not enforced. Only the first one counts.
+    /// Sets the source of the age of the oldest pending change. Only the first call counts.
     pub fn show_pending(&self, age: impl Fn() -> Duration + Send + Sync + 'static) {
         let _ = self.pending_age.set(Age(Box::new(age)));
     }
 
-    /// The API server was heard on the watch of `kind`, or that watch is about to begin.
+    /// The API server sent something on the watch of `kind`, or that watch is about to start.
     pub fn heard(&self, kind: &'static str) {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, Instant::now());
     }
 
-    /// Says where the number of started commands is kept. Only the first one counts.
+    /// Sets the source of the number of started commands. Only the first call counts.
     pub fn count_commands(&self, started: impl Fn() -> u64 + Send + Sync + 'static) {
         let _ = self.started.set(Count(Box::new(started)));
     }
@@ -375,7 +375,7 @@ impl Metrics {
             self.watch_staleness.with_label_values(&[kind]).set(heard.elapsed().as_secs_f64());
         }
         let mut text = Vec::new();
-        // Encoding into memory cannot fail but for a metric without a name.
+        // Encoding into memory can only fail for a metric without a name.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
         String::from_utf8_lossy(&text).into_owned()
     }

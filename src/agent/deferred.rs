@@ -1,10 +1,10 @@
-//! Large new sets: which wait, and how they are filled.
+//! Large new sets: which of them wait, and how they are filled.
 //!
-//! One tool writes one step, and while it runs nothing else is written. So a round writes no more new sets than take a
-//! moment. Those that are left over are deferred: the round is written without the rules that need them, which closes
-//! what they would allow and nothing else. All isolation and all small changes are in the kernel then. Between inputs
-//! the deferred sets are created and filled in pieces. No rule asks them yet, so it is of no meaning in which order, or
-//! where a process is killed. The round after the last piece of a set puts its rules in.
+//! Each step is written by one tool, and nothing else is written while it runs. So a sync writes no more new sets than
+//! take a moment. The remaining ones are deferred: the sync leaves out the rules that need them, which closes what
+//! those would allow and nothing else. All isolation and all small changes are in the kernel then. Between inputs the
+//! deferred sets are created and filled in pieces. No rule refers to them yet, so the order does not matter, nor where
+//! a process is killed. The sync after the last piece of a set adds its rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,16 +25,16 @@ use crate::{
     },
 };
 
-/// New entries that one round writes, a set counted as [`OF_A_SET`] of them: a tenth of a second's worth.
+/// How many new entries one sync writes, a set counted as [`OF_A_SET`] of them: a tenth of a second's worth.
 const OF_A_ROUND: usize = 20_000;
 
-/// New entries that one piece has.
+/// How many new entries one piece has.
 const OF_A_PIECE: usize = 10_000;
 
-/// Making a set takes as long as so many entries: the kernel compares its name with that of each other set.
+/// Creating a set takes as long as this many entries: the kernel compares its name with that of every other set.
 const OF_A_SET: usize = 100;
 
-/// While sets are being filled all the time, the rules of those that are complete go in this often.
+/// While sets are being filled continuously, the rules of complete ones are added this often.
 const ROUND_EVERY: Duration = Duration::from_millis(500);
 
 /// The sets that wait to be filled.
@@ -42,11 +42,11 @@ const ROUND_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct Deferred {
     /// In the order in which they are filled.
     queue: Vec<Waits>,
-    /// How many rounds have deferred sets.
+    /// How many syncs have deferred sets.
     turn: u64,
-    /// When a set last became complete whose rules are not in yet.
+    /// When the first set became complete whose rules are not written yet.
     complete_since: Option<Instant>,
-    /// When a round was last written.
+    /// When the last sync was written.
     last_round: Option<Instant>,
 }
 
@@ -55,13 +55,13 @@ pub(super) struct Deferred {
 struct Waits {
     name: SetName,
     want: IpSet,
-    /// The round that deferred it.
+    /// The sync that deferred it.
     turn: u64,
     /// When the oldest change was received that may need it.
     since: Instant,
 }
 
-/// A set that is not in the kernel, or not complete.
+/// A set that is missing in the kernel, or incomplete.
 struct Lacking<'a> {
     name: &'a SetName,
     want: &'a IpSet,
@@ -70,11 +70,11 @@ struct Lacking<'a> {
 }
 
 impl Deferred {
-    /// Decides which sets of `whole` wait: all that the kernel lacks and one round cannot write. A set that rules may
-    /// ask already never waits.
+    /// Decides which sets of `whole` wait: those that the kernel lacks and one sync cannot write. A set that rules may
+    /// already refer to never waits.
     ///
-    /// What a round has room for goes to the namespaces that need least, so that one that needs much is behind all
-    /// others. Among those that wait, the one that has waited longest is filled first.
+    /// The room in a sync goes to the namespaces that need least, so that one that needs much comes after all others.
+    /// Among the waiting sets, the one that has waited longest is filled first.
     pub(super) fn choose(
         &mut self,
         observed: &Observed,
@@ -94,7 +94,7 @@ impl Deferred {
                 continue;
             }
             let lacks = match observed.table(name.family()).sets.get(name) {
-                // No rule asks it: it was still waiting when the last round was written.
+                // No rule refers to it: it was still waiting when the last sync was written.
                 Some(there) if before.contains_key(name) && there.kind == want.kind => {
                     let differs = !there.members.ptr_eq(&want.members) && there.members != want.members;
                     differs.then(|| want.members.len().abs_diff(there.members.len()).max(1))
@@ -124,7 +124,7 @@ impl Deferred {
         self.queue.sort_by_key(|waits| waits.turn);
     }
 
-    /// The sets that wait, as objects that a round is written without.
+    /// The waiting sets, as objects that a sync leaves out.
     pub(super) fn objects(&self) -> impl Iterator<Item = Object> {
         self.queue.iter().map(|waits| Object::Set(waits.name.clone()))
     }
@@ -137,7 +137,7 @@ impl Deferred {
         self.queue.len()
     }
 
-    /// Whether sets still wait that the first round deferred.
+    /// Whether sets still wait since the first sync that deferred any.
     pub(super) fn is_starting(&self) -> bool {
         self.queue.iter().any(|waits| waits.turn <= 1)
     }
@@ -147,7 +147,7 @@ impl Deferred {
         self.queue.iter().map(|waits| waits.since).min()
     }
 
-    /// The next edits, of one set or of several.
+    /// The next edits, of one or several sets.
     fn edits(&self, observed: &Observed) -> Vec<SetEdit> {
         let mut edits = Vec::new();
         let mut left = OF_A_PIECE;
@@ -164,14 +164,14 @@ impl Deferred {
         edits
     }
 
-    /// Takes what is complete out of the queue.
+    /// Removes complete sets from the queue.
     fn note_complete(&mut self, observed: &mut Observed) {
         let before = self.queue.len();
         self.queue.retain(|waits| {
             let sets = &mut observed.table_mut(waits.name.family()).sets;
             let complete = sets.get(&waits.name).is_some_and(|there| *there == waits.want);
             if complete {
-                // Held once, and not once as it was read and once as it is wanted.
+                // Share the members, instead of holding them as observed and as desired.
                 sets.insert(waits.name.clone(), waits.want.clone());
             }
             !complete
@@ -181,14 +181,14 @@ impl Deferred {
         }
     }
 
-    /// Whether it is time for a round that puts in the rules of what is complete.
+    /// Whether it is time for a sync that adds the rules of complete sets.
     fn wants_round(&self) -> bool {
         let often = self.last_round.is_none_or(|at| at.elapsed() >= ROUND_EVERY);
         self.complete_since.is_some() && (self.queue.is_empty() || often)
     }
 }
 
-/// What the smallest namespace that uses a set lacks in all, for each set that is lacking.
+/// For each lacking set, the least that a namespace that uses it lacks in all.
 fn needs_of_namespaces<'a>(
     whole: &Ruleset,
     resolved: &Resolved,
@@ -229,7 +229,7 @@ fn needs_of_namespaces<'a>(
 }
 
 impl<D: Dataplane> Agent<D> {
-    /// Writes one piece of the sets that wait, if there is one to write and the kernel's state is known.
+    /// Writes one piece of the waiting sets, if there is one to write and the kernel's state is known.
     pub(super) fn fill(&mut self) {
         if self.deferred.is_empty() {
             return;
@@ -252,7 +252,7 @@ impl<D: Dataplane> Agent<D> {
                     self.metrics.failed("sets", crate::dataplane::Reason::Refused.label());
                     self.broken.insert(refusal.object);
                 }
-                // What of the step was carried out is not known: the round looks.
+                // It is not known which part of the step was carried out: the next sync observes the kernel.
                 self.dirty = true;
             }
             Err(ApplyError::Failed(error)) => {

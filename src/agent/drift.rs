@@ -1,10 +1,10 @@
-//! When to look whether the kernel still holds what was written, and what to do if not.
+//! When to check whether the kernel still holds what was written, and what to do if not.
 //!
-//! A difference is put right at once. Where another program undoes it again and again, the two fight, and each turn
-//! costs a look and a round, both of which hold the lock that every writer of the tables waits for. A pause that grows
-//! with every turn would end that, and leave the node open for as long. So the pause goes by what a turn costs: twice
-//! as long as it took. A fight then takes a third of one core and of the lock, however long it lasts, and with few rules
-//! a hole is closed within a tenth of a second.
+//! Drift is repaired at once. If another program undoes the repair again and again, the two fight, and each turn costs
+//! a check and a sync, both of which hold the lock that every writer of the tables waits for. A pause that grows with
+//! every turn would end that, but leave the node open for as long. So the pause depends on what a turn costs: twice as
+//! long as it took. A fight then takes a third of one core and of the lock, however long it lasts, and with few rules a
+//! hole is closed within a tenth of a second.
 
 use std::time::{Duration, Instant};
 
@@ -13,39 +13,39 @@ use tracing::warn;
 use super::{Agent, Pace};
 use crate::dataplane::{Dataplane, Look};
 
-/// However little a look costs, there is so much time between two.
+/// The shortest pause between two checks, however little they cost.
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
 
-/// However much it costs, what seems to have been meddled with is looked at after so long.
+/// However much a check costs, suspected drift is checked after this at the latest.
 const PAUSE_MOST: Duration = Duration::from_secs(5);
 
-/// A look that failed is repeated after so long, or after the usual time if that is shorter.
+/// A failed check is repeated after this, or after the usual time if that is shorter.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// So many looks in a row may fail before the node is not ready: then nobody knows what it enforces.
+/// After this many failed checks in a row the node is not ready: then it is not known what it enforces.
 const FAILURES: u32 = 3;
 
-/// The same fight is told of no more often than this.
+/// During a fight, drift is logged no more often than this.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// So many differences are told one by one.
+/// How many differences are logged one by one.
 const TOLD: usize = 5;
 
-/// The part that speaks of looks.
+/// The part of the daemon that reports failed checks.
 const PART: &str = "check";
 
-/// When to look.
+/// When to check.
 #[derive(Debug)]
 pub(super) struct Lookout {
-    /// When to look at everything.
+    /// When to check everything.
     whole_at: Instant,
-    /// When to look because somebody may have changed something.
+    /// When to check briefly, because another program may have changed something.
     brief_at: Option<Instant>,
-    /// Until then nothing is looked at in brief.
+    /// No brief check before this.
     rest_until: Instant,
-    /// How many looks in a row have failed.
+    /// How many checks in a row have failed.
     failures: u32,
-    /// When a difference was last told of, and how many were put right since without a word.
+    /// When drift was last logged, and how many repairs were not logged since.
     told: Option<Instant>,
     untold: u64,
 }
@@ -62,17 +62,17 @@ impl Lookout {
         }
     }
 
-    /// Somebody may have changed something.
+    /// Another program may have changed something.
     pub(super) fn suspect(&mut self) {
         self.brief_at.get_or_insert(self.rest_until);
     }
 
-    /// When to look next.
+    /// When to check next.
     pub(super) fn next(&self) -> Instant {
         self.brief_at.map_or(self.whole_at, |at| at.min(self.whole_at))
     }
 
-    /// How closely to look now, if at all.
+    /// How closely to check now, if at all.
     fn due(&mut self, now: Instant, pace: Pace) -> Option<Look> {
         if now >= self.whole_at {
             self.whole_at = now + pace.check;
@@ -82,14 +82,14 @@ impl Lookout {
         self.brief_at.take_if(|at| now >= *at).map(|_| Look::Brief)
     }
 
-    /// A look, and the round that it brought about, took from `start` until `end`.
+    /// A check, and the sync that it caused, took from `start` until `end`.
     fn rest(&mut self, start: Instant, end: Instant) {
         self.rest_until = end + (2 * end.saturating_duration_since(start)).clamp(PAUSE_LEAST, PAUSE_MOST);
-        // What was heard of meanwhile may have come after the look.
+        // A change reported meanwhile may have come after the check.
         self.brief_at = self.brief_at.map(|at| at.max(self.rest_until));
     }
 
-    /// Tells of differences, unless that was done a moment ago.
+    /// Logs differences, unless that was done recently.
     fn tell(&mut self, findings: &[String]) {
         if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
             self.untold += 1;
@@ -112,7 +112,7 @@ impl Lookout {
 }
 
 impl<D: Dataplane> Agent<D> {
-    /// Looks if it is time to, and puts right what differs.
+    /// Checks if it is time to, and repairs drift.
     pub(super) fn look(&mut self, now: Instant) {
         let Some(look) = self.lookout.due(now, self.pace) else { return };
         if self.differs(look) {
@@ -123,7 +123,7 @@ impl<D: Dataplane> Agent<D> {
         self.lookout.rest(now, Instant::now());
     }
 
-    /// Whether the kernel holds something else than what was written.
+    /// Whether the kernel holds something other than what was written.
     fn differs(&mut self, look: Look) -> bool {
         let Some(expected) = &self.kernel else { return false };
         match self.dataplane.check(expected, look) {

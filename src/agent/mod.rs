@@ -1,14 +1,14 @@
-//! The loop: change, dirty, resolve, compile, plan, apply, publish, retry.
+//! The sync loop: change, dirty, resolve, compile, plan, apply, publish, retry.
 //!
-//! It runs on a thread of its own, gets its inputs from a channel, and knows neither where they come from nor who
-//! looks at its [`Status`]. It writes nothing before every source has delivered its first list.
+//! It runs on its own thread, receives its inputs from a channel, and knows neither where they come from nor who reads
+//! its [`Status`]. It writes nothing before every source has delivered its first list.
 //!
 //! ```text
-//! round      one round, and what becomes of its outcome
+//! round      one sync, and how its outcome is handled
 //! deferred   large new sets: filled in pieces, between inputs
-//! drift      when to look whether the kernel still holds what was written
+//! drift      when to check whether the kernel still holds what was written
 //! waiting    changes that are not enforced yet, and since when
-//! status     what the loop tells the outside of itself
+//! status     the state of the loop that others can read
 //! ```
 
 mod deferred;
@@ -50,23 +50,23 @@ use crate::{
     },
 };
 
-/// What the loop is told.
+/// An input of the loop.
 #[derive(Debug)]
 pub enum Input {
     /// Objects changed.
     Changes {
-        /// When the source heard of it.
+        /// When the source received them.
         received: Instant,
-        /// What changed, in its order. It is one state: no round parts it.
+        /// What changed, in order. It is one state: no sync splits it.
         changes: Vec<Change>,
     },
     /// Every source has delivered its first list.
     Synced,
-    /// Somebody else may have changed what is ours.
+    /// Another program may have changed our rules or sets.
     Suspicion,
     /// The tunnels that end on this node.
     Tunnels(Tunnels),
-    /// End; what is in the kernel stays.
+    /// Stop; what is in the kernel stays.
     Stop,
 }
 
@@ -78,18 +78,18 @@ impl Input {
     }
 }
 
-/// The loop's own times.
+/// The loop's intervals.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// After a round, the next one waits until so long after its start: changes gather meanwhile.
+    /// The next sync starts no sooner than this after the start of the last one: changes gather meanwhile.
     pub debounce: Duration,
     /// The first wait after a failure; it doubles with every further one.
     pub retry_first: Duration,
     /// The longest wait after a failure.
     pub retry_most: Duration,
-    /// How often to look whether the kernel still holds what was written.
+    /// How often to check whether the kernel still holds what was written.
     pub check: Duration,
-    /// Sets that went out of use are destroyed so long after the round that freed them.
+    /// Unused sets are destroyed this long after the sync that freed them.
     pub tidy: Duration,
 }
 
@@ -105,22 +105,22 @@ impl Default for Pace {
     }
 }
 
-/// So long inputs are taken in before a round, if they do not end by themselves.
+/// How long inputs are taken in before a sync, if they keep arriving.
 const TAKING: Duration = Duration::from_millis(100);
 
-/// The loop shows itself at least so often.
+/// The loop sends a heartbeat at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// What policy wants of the kernel, once it is written: told to whoever cuts connections that it denies.
+/// The rules that policy wants, once they are written: sent to the cutter of the connections that they deny.
 #[derive(Debug, Clone)]
 pub struct Applied {
-    /// What the kernel ought to hold. What single objects it refused is closed there, but no connection is cut for it.
+    /// The desired rules. What the kernel refused is closed in the kernel, but no connection is cut for it.
     pub ruleset: Ruleset,
     /// Whether something may be denied that was allowed before.
     pub narrowed: bool,
 }
 
-/// What the interface guard has to know: which addresses belong to the pods of this node, and which to others.
+/// What the interface guard must know: which addresses belong to the pods of this node, and which to others.
 #[derive(Debug)]
 pub struct Owners {
     /// The pods of this node that have an address, with whether policy isolates them.
@@ -131,11 +131,11 @@ pub struct Owners {
     pub nodes: Members,
     /// The blocks from which pods of this node get their addresses, as far as they are known.
     pub pod_cidrs: Arc<[IpNet]>,
-    /// Sent to once the guard is in the kernel; absent unless somebody waits for it.
+    /// Sent to once the guard is in the kernel; `None` unless the agent waits for it.
     pub done: Option<SyncSender<()>>,
 }
 
-/// The loop and all that it owns.
+/// The loop and everything that it owns.
 #[derive(Debug)]
 pub struct Agent<D> {
     node: Arc<str>,
@@ -146,37 +146,37 @@ pub struct Agent<D> {
     status: Arc<Status>,
     applied: Option<Sender<Applied>>,
     guard: Option<Sender<Owners>>,
-    /// What the guard was told last.
+    /// What was last sent to the guard.
     guarded: Option<(Arc<[LocalPod]>, Members, Members)>,
     cluster: Cluster,
     resolver: Resolver,
     kernel: Option<Observed>,
     broken: BTreeSet<Object>,
-    /// New sets that are too large for a round.
+    /// New sets that are too large for one sync.
     deferred: Deferred,
     /// What was last found to be over its budget.
     over_budget: Arc<[OverBudget]>,
     moves: Vec<Move>,
     synced: bool,
-    /// Whether a round has succeeded.
+    /// Whether a sync has succeeded and all sets that it deferred are filled.
     settled: bool,
-    /// Whether something changed since the last round.
+    /// Whether something changed since the last sync.
     dirty: bool,
-    /// Of which kind all changes since the last round are.
+    /// The kind of all changes since the last sync.
     kind: Option<Kind>,
-    /// How many more rounds changes of another kind may bring about before the batch is through.
+    /// How many more syncs changes of another kind may cause before the batch is done.
     splits_left: usize,
     /// Changes that are not enforced yet.
     waiting: Waiting,
     not_before: Instant,
-    /// When to try again what failed.
+    /// When to retry what failed.
     retry_at: Option<Instant>,
     lookout: Lookout,
     tidy_at: Option<Instant>,
     failures: u32,
 }
 
-/// What a change can change in the kernel.
+/// What a change may affect in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Only members of sets.
@@ -185,11 +185,11 @@ enum Kind {
     Chains,
 }
 
-/// At most so many rounds are put in because changes of both kinds arrived together.
+/// How many extra syncs changes of both kinds may cause if they arrive together.
 const SPLITS: usize = 4;
 
 impl<D: Dataplane> Agent<D> {
-    /// A loop for the pods of `node`. Whoever listens on `applied` hears of every round that wrote.
+    /// A loop for the pods of `node`. Every sync that wrote something is sent to `applied`.
     #[must_use]
     pub fn new(
         node: &str,
@@ -232,7 +232,7 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// The same loop, which sends to the interface guard whose address is whose, before it writes rules for it.
+    /// The same loop, which sends the owner of each address to the interface guard before it writes rules for it.
     #[must_use]
     pub fn with_guard(self, guard: Option<Sender<Owners>>) -> Self {
         Self { guard, ..self }
@@ -254,15 +254,15 @@ impl<D: Dataplane> Agent<D> {
         self
     }
 
-    /// Runs until it is told to stop, or nobody is left who could tell it anything.
+    /// Runs until it is stopped, or every sender is gone.
     pub fn run(mut self, inbox: &Receiver<Input>) {
         loop {
             self.status.beat();
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
                     self.splits_left = SPLITS;
-                    // Whatever else has arrived goes into the same round. But if it never ends, the round comes first:
-                    // who sends without end must not keep the others waiting.
+                    // Everything else that has arrived goes into the same sync. But if it never ends, the sync comes
+                    // first: an endless sender must not delay the others.
                     let until = Instant::now() + TAKING;
                     for input in std::iter::once(input).chain(inbox.try_iter()) {
                         if !self.take(input) {
@@ -280,7 +280,7 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// When there is next something to do without being told.
+    /// When there is next something to do without an input.
     fn deadline(&self) -> Instant {
         let heartbeat = Instant::now() + HEARTBEAT;
         if !self.synced {
@@ -296,7 +296,7 @@ impl<D: Dataplane> Agent<D> {
             .fold(heartbeat, Instant::min)
     }
 
-    /// `false` if it is told to stop.
+    /// Returns `false` on a stop request.
     fn take(&mut self, input: Input) -> bool {
         match input {
             Input::Changes { received, changes } => {
@@ -332,12 +332,12 @@ impl<D: Dataplane> Agent<D> {
         true
     }
 
-    /// When the oldest change was received that was taken in and is not in the kernel.
+    /// When the oldest change was received that was taken in and is not in the kernel yet.
     fn oldest(&self) -> Option<Instant> {
         self.waiting.oldest().into_iter().chain(self.deferred.oldest()).min()
     }
 
-    /// Shows since when the oldest of these changes waits.
+    /// Publishes since when the oldest of these changes has been pending.
     fn publish_age(&self) {
         self.status.waits_since(self.oldest());
     }
@@ -359,16 +359,16 @@ impl<D: Dataplane> Agent<D> {
                 }
             }
         }
-        // What was there before the first round did not change: how long a start takes is another matter.
+        // What existed before the first sync did not change: how long a start takes is another matter.
         if self.synced {
             self.waiting.add(kind_of_object(&delta), received);
         }
         self.dirty = true;
     }
 
-    /// Puts in a round between inputs of different kinds. A round that only moves members, and one that only changes
-    /// chains, neither opens nor closes anything on the way; one that does both may refuse for a moment what both
-    /// states allow. What came as one input is one state, and is never parted.
+    /// Runs a sync between inputs of different kinds. A sync that only moves members, and one that only changes chains,
+    /// neither opens nor closes anything on the way; one that does both may deny for a moment what both states allow.
+    /// One input is one state, and is never split.
     fn split(&mut self, changes: &[Change]) {
         let chains = changes.iter().any(|change| self.kind_of(change) == Kind::Chains);
         let kind = if chains { Kind::Chains } else { Kind::Members };
@@ -407,7 +407,7 @@ impl<D: Dataplane> Agent<D> {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         let tidy = is_due(self.tidy_at);
         if is_due(self.retry_at) {
-            // What was refused gets another chance.
+            // Retry the objects that the kernel refused.
             self.retry_at = None;
             self.broken.clear();
             self.round(tidy);

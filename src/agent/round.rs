@@ -1,4 +1,4 @@
-//! One round: resolve, compile, observe if need be, plan, apply, publish; and what becomes of its outcome.
+//! One sync: resolve, compile, observe if needed, plan, apply, publish; and how its outcome is handled.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,14 +23,14 @@ use crate::{
 /// How long the first sync waits for the interface guard.
 const GUARD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a round ended early.
+/// Why a sync ended early.
 enum Stopped {
     Refused,
     Failed(DataplaneError),
 }
 
 impl<D: Dataplane> Agent<D> {
-    /// One round. Only one for tidiness destroys sets.
+    /// Runs one sync. Only one with `tidy` destroys sets.
     pub(super) fn round(&mut self, tidy: bool) {
         let start = Instant::now();
         self.not_before = start + self.pace.debounce;
@@ -73,7 +73,7 @@ impl<D: Dataplane> Agent<D> {
                 self.status.set(Readiness::Ready);
             }
         } else {
-            // All else is enforced, and what these would allow is closed: ready, but not done.
+            // Everything else is enforced, and what these would allow is closed: ready, but not done.
             self.status.set(Readiness::Degraded(format!("the kernel refused {}", named(&self.broken))));
             self.retry_later();
         }
@@ -84,7 +84,7 @@ impl<D: Dataplane> Agent<D> {
         self.metrics.syncs.with_label_values(&["failure"]).inc();
         self.status.set(Readiness::Failing(error.to_string()));
         self.kernel = None;
-        // Not explained any more, they close first, which is always safe; kept, they would only become more.
+        // Members without a recorded move close first, which is always safe; kept moves would only accumulate.
         self.moves.clear();
         self.retry_later();
         self.not_before = self.retry_at.unwrap_or(self.not_before);
@@ -119,7 +119,7 @@ impl<D: Dataplane> Agent<D> {
             let mut steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
             steps.retain_mut(|step| match step {
                 Step::Tidy(edits) => {
-                    // A set that waits is not used yet, and not unused.
+                    // A waiting set is not used yet, but is not unused either.
                     edits.retain(|edit| !deferred.contains(&Object::Set(edit.set().clone())));
                     !edits.is_empty()
                 }
@@ -139,8 +139,8 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// Sends to the interface guard whose address is whose, if that changed. Before the first rules are written it waits
-    /// for the guard: those rules rely on it.
+    /// Sends the owner of each address to the interface guard, if that changed. Before the first rules are written it
+    /// waits for the guard: those rules rely on it.
     fn update_guard(&mut self, resolved: &Resolved) {
         let Some(guard) = &self.guard else { return };
         let is_same = self.guarded.as_ref().is_some_and(|(pods, all_pods, nodes)| {
@@ -195,7 +195,7 @@ impl<D: Dataplane> Agent<D> {
                         Object::Chain(..) => false,
                     });
                     if let Some(refusal) = lost {
-                        // Going on without it would open what it closes: rather all stays as it was.
+                        // Continuing without it would open what it closes: better to leave everything as it was.
                         self.metrics.failed(stage, Reason::Refused.label());
                         let doing =
                             format!("writing {}, without which nothing may be written", refusal.object);
@@ -209,7 +209,7 @@ impl<D: Dataplane> Agent<D> {
                         self.broken.insert(refusal.object);
                     }
                     if self.broken.len() == known {
-                        // Closing it did not help: nothing is gained by another try at once.
+                        // Closing it did not help: an immediate retry would gain nothing.
                         let doing = format!("closing what the kernel refuses in step {stage}");
                         let source = std::io::Error::other("it is refused all the same");
                         return Err(Stopped::Failed(DataplaneError::System { doing, source }));
@@ -226,7 +226,7 @@ impl<D: Dataplane> Agent<D> {
         Ok(())
     }
 
-    /// Holds the members of sets once: what was noted edit by edit is what was wanted, so that no comparison is needed.
+    /// Holds the members of sets once: after these edits they equal the desired ones, so no comparison is needed.
     fn share_members(&mut self, written: &Ruleset) {
         let Some(observed) = &mut self.kernel else { return };
         for family in Family::BOTH {
@@ -239,7 +239,7 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// `written` is in the kernel; `meant` is what ought to be, without the loss of what the kernel refused.
+    /// `written` is in the kernel; `meant` is the desired state, without the loss of what the kernel refused.
     fn publish(&mut self, resolved: &Resolved, written: &Ruleset, meant: Ruleset, steps: &[Step]) {
         let set = |gauge: &prometheus::IntGaugeVec, label: &str, value: usize| {
             gauge.with_label_values(&[label]).set(i64::try_from(value).unwrap_or(i64::MAX));
@@ -270,12 +270,12 @@ impl<D: Dataplane> Agent<D> {
         if let Some(applied) = &self.applied
             && !steps.is_empty()
         {
-            // Whoever listened is gone only when the process ends.
+            // The receiver is gone only when the process ends.
             let _ = applied.send(Applied { narrowed: steps.iter().any(may_deny), ruleset: meant });
         }
     }
 
-    /// Says what is closed because it costs too much, when it becomes so and when it ends.
+    /// Logs what is closed for being over budget, when that begins and when it ends.
     fn tell_over_budget(&mut self, now: &Arc<[OverBudget]>) {
         if Arc::ptr_eq(now, &self.over_budget) {
             return;
@@ -310,10 +310,10 @@ impl<D: Dataplane> Agent<D> {
     }
 }
 
-/// So many objects are named in one line.
+/// How many objects are named at most.
 const NAMED: usize = 10;
 
-/// Objects by their names; of many the first, and how many more there are.
+/// The names of objects; of many the first, and how many more there are.
 fn named(objects: &BTreeSet<Object>) -> String {
     let names: Vec<String> = objects.iter().take(NAMED).map(ToString::to_string).collect();
     match objects.len().saturating_sub(NAMED) {
@@ -322,13 +322,13 @@ fn named(objects: &BTreeSet<Object>) -> String {
     }
 }
 
-/// Whether a step can deny what was allowed before it. New sets, longer ones and unused ones cannot.
+/// Whether a step can deny what was allowed before it. New sets, longer ones that allow, and unused ones cannot.
 fn may_deny(step: &Step) -> bool {
     match step {
         Step::Chains(..) => true,
         Step::Tidy(_) => false,
         Step::Sets(edits) => edits.iter().any(|edit| match edit {
-            // These two only say whose tunnel packets pass; no connection of a policy depends on them.
+            // These two only decide whose tunnel packets pass; no connection of a policy depends on them.
             SetEdit::Remove(set, _) if matches!(set.role(), SetRole::AllPods | SetRole::TunnelEnds) => false,
             SetEdit::Remove(set, _) => !names::grows_early(set),
             SetEdit::Add(set, _) => names::closes(set),

@@ -1,4 +1,4 @@
-//! What the loop tells the outside of itself.
+//! The state of the loop that others can read.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,60 +13,60 @@ use crate::{
     policy::{budget::OverBudget, resolve::LocalPod},
 };
 
-/// Whether this node enforces what it ought to.
+/// Whether this node enforces what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// Not yet: the reason says what is being waited for.
+    /// Not yet: the reason says what it waits for.
     Starting(String),
-    /// The kernel holds what it ought to.
+    /// The kernel holds the desired state.
     Ready,
-    /// All but single objects is enforced; what those would allow is closed.
+    /// Everything but single objects is enforced; what those would allow is closed.
     Degraded(String),
     /// Something does not work; what the kernel held before stays enforced.
     Failing(String),
 }
 
-/// The loop's state, as others may ask for it at any time.
+/// The loop's state, readable at any time.
 #[derive(Debug)]
 pub struct Status(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     readiness: Readiness,
-    /// What keeps the rules from working although they are written, by the part of the daemon that says so.
+    /// What keeps the rules from working although they are written, by the part of the daemon that reports it.
     impediments: BTreeMap<&'static str, String>,
     /// What each source could not read.
     refused: BTreeMap<&'static str, Arc<[Refused]>>,
-    /// The pods of this node, as the last round that succeeded wrote them.
+    /// The pods of this node, as the last successful sync wrote them.
     pods: Arc<[LocalPod]>,
-    /// What the interface guard does.
+    /// The state of the interface guard.
     guard: GuardState,
-    /// What is closed because it costs too much, as of the same round.
+    /// What is closed for being over budget, as of the same sync.
     over_budget: Arc<[OverBudget]>,
-    /// When the changes were received that sources have sent and the loop has not taken in, in their order.
+    /// When the changes were received that sources have sent and the loop has not taken in, in order.
     sent: VecDeque<Instant>,
     /// When the oldest change was received that the loop has taken in and that is not in the kernel.
     waits_since: Option<Instant>,
-    /// A change that waits for longer than this makes the node not ready.
+    /// A change that is pending for longer than this makes the node not ready.
     lag_limit: Duration,
-    /// When the daemon began.
+    /// When the daemon started.
     started: SystemTime,
-    /// Since when it has been as ready as it is.
+    /// Since when it has been in its present state of readiness.
     since: SystemTime,
-    /// When the loop last showed itself; `None` before it began.
+    /// The loop's last heartbeat; `None` before the first one.
     beat: Option<Instant>,
 }
 
-/// What the interface guard does.
+/// The state of the interface guard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuardState {
     /// Why it is off; `None` while it is on.
     pub off: Option<String>,
     /// The interfaces that it guards.
     pub interfaces: usize,
-    /// Those of them behind which no pod is known. They may use the addresses that they have, and no others.
+    /// Those of them without a known pod. They may use the addresses that they have, and no others.
     pub unknown: usize,
-    /// The pods of this node that are behind no interface that is known, each with why.
+    /// The pods of this node without a known interface, each with the reason.
     pub unbound: Vec<(ObjectKey, String)>,
     /// The interface of each pod.
     pub pods: BTreeMap<ObjectKey, String>,
@@ -75,40 +75,40 @@ pub struct GuardState {
 /// An object that a source could not read. Its last good version stays enforced.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refused {
-    /// Its kind, namespace (empty for a kind that has none) and name; `None` if not even these could be told.
+    /// Its kind, namespace (empty for a kind that has none) and name; `None` if not even these are known.
     pub object: Option<[String; 3]>,
-    /// Where, if it has a place, and what is wrong with it.
+    /// Where, if it has a position, and what is wrong with it.
     pub reason: String,
 }
 
 /// A [`Status`] at one moment.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// Whether this node enforces what it ought to.
+    /// Whether this node enforces what it should.
     pub readiness: Readiness,
-    /// What is in the way, one by one; empty if nothing is.
+    /// The current problems, one by one; empty if there are none.
     pub reasons: Vec<String>,
-    /// When the daemon began.
+    /// When the daemon started.
     pub started: SystemTime,
-    /// Since when it has been as ready as it is.
+    /// Since when it has been in its present state of readiness.
     pub since: SystemTime,
     /// What could not be read, source by source.
     pub refused: Vec<Arc<[Refused]>>,
-    /// The pods of this node, as the last round that succeeded wrote them.
+    /// The pods of this node, as the last successful sync wrote them.
     pub pods: Arc<[LocalPod]>,
-    /// What the interface guard does.
+    /// The state of the interface guard.
     pub guard: GuardState,
-    /// What is closed because it costs too much.
+    /// What is closed for being over budget.
     pub over_budget: Arc<[OverBudget]>,
-    /// How long the oldest change has waited that is not in the kernel yet.
+    /// The age of the oldest change that is not in the kernel yet.
     pub waiting: Duration,
 }
 
-/// How long a change may wait before the node is not ready, unless a flag says otherwise.
+/// How long a change may be pending before the node is not ready, unless a flag says otherwise.
 pub const LAG_LIMIT: Duration = Duration::from_secs(10);
 
 impl Status {
-    /// Before the first round; `waiting_for` says what has to come first.
+    /// The state before the first sync; `waiting_for` says what has to come first.
     #[must_use]
     pub fn starting(waiting_for: &str) -> Self {
         let readiness = Readiness::Starting(waiting_for.to_owned());
@@ -129,13 +129,13 @@ impl Status {
         }))
     }
 
-    /// Whether this node enforces what it ought to, with all that is in the way.
+    /// Whether this node enforces what it should, taking all impediments into account.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         self.state().effective()
     }
 
-    /// All that it knows, for whoever asks. Copies what is small and shares the rest, so that the loop hardly waits.
+    /// Everything that it knows. Copies what is small and shares the rest, so that the loop hardly waits.
     #[must_use]
     pub fn view(&self) -> View {
         let state = self.state();
@@ -165,31 +165,31 @@ impl Status {
         }
     }
 
-    /// What is closed because it costs too much.
+    /// What is closed for being over budget.
     #[must_use]
     pub fn over_budget(&self) -> Arc<[OverBudget]> {
         self.state().over_budget.clone()
     }
 
-    /// That pods are closed because no interface is known to be theirs, if there are any.
+    /// A message if pods are closed because their interface is not known.
     #[must_use]
     pub fn unbound(&self) -> Option<String> {
         self.state().unbound()
     }
 
-    /// How long the oldest change has waited that a source received and that is not in the kernel. The loop need not do
-    /// anything for it to grow: it may be busy with one thing.
+    /// The age of the oldest change that a source received and that is not in the kernel. It also grows while the loop
+    /// is busy with one thing.
     #[must_use]
     pub fn waiting(&self) -> Duration {
         self.state().age()
     }
 
-    /// Says for how long a change may wait before the node is not ready.
+    /// Sets how long a change may be pending before the node is not ready.
     pub fn set_lag_limit(&self, limit: Duration) {
         self.state().lag_limit = limit;
     }
 
-    /// For how long a change may wait before the node is not ready.
+    /// How long a change may be pending before the node is not ready.
     #[must_use]
     pub fn lag_limit(&self) -> Duration {
         self.state().lag_limit
@@ -208,35 +208,35 @@ impl Status {
         state.waits_since = since;
     }
 
-    /// Says when the oldest change was received that the loop has taken in and not written.
+    /// Sets when the oldest change was received that the loop has taken in and not written.
     pub(super) fn waits_since(&self, since: Option<Instant>) {
         self.state().waits_since = since;
     }
 
-    /// How long the loop has not shown itself; nothing before it began.
+    /// The time since the loop's last heartbeat; zero before the first one.
     #[must_use]
     pub fn silence(&self) -> Duration {
         self.state().beat.map_or(Duration::ZERO, |beat| beat.elapsed())
     }
 
-    /// Says how the last round ended.
+    /// Sets the outcome of the last sync.
     pub fn set(&self, readiness: Readiness) {
         self.change(|state| state.readiness = readiness);
     }
 
-    /// Shows the pods of this node, as they are enforced now, and what is closed because it costs too much.
+    /// Publishes the pods of this node, as they are enforced now, and what is closed for being over budget.
     pub fn show(&self, pods: Arc<[LocalPod]>, over_budget: Arc<[OverBudget]>) {
         let mut state = self.state();
         state.pods = pods;
         state.over_budget = over_budget;
     }
 
-    /// Shows what the interface guard does.
+    /// Publishes the state of the interface guard.
     pub fn set_guard(&self, guard: GuardState) {
         self.state().guard = guard;
     }
 
-    /// Before the first round: says what is being waited for now.
+    /// Before the first sync: sets what is being waited for now.
     pub fn wait_for(&self, what: &str) {
         self.change(|state| {
             if matches!(state.readiness, Readiness::Starting(_)) {
@@ -245,8 +245,8 @@ impl Status {
         });
     }
 
-    /// A part of the daemon says what keeps the rules from working, or that it knows of nothing any more. Each part
-    /// speaks for itself: what one takes back, another may still say.
+    /// A part of the daemon reports what keeps the rules from working, or `None` once it knows of nothing any more.
+    /// Parts are independent: what one clears, another may still report.
     pub fn set_impediment(&self, part: &'static str, impediment: Option<String>) {
         self.change(|state| {
             match impediment {
@@ -256,22 +256,22 @@ impl Status {
         });
     }
 
-    /// A source says all that it cannot read as of now, and `metrics` shows it together with what others cannot.
+    /// A source reports everything that it currently cannot read, and `metrics` shows it together with other sources.
     pub fn set_refused(&self, source: &'static str, refused: Vec<Refused>, metrics: &Metrics) {
         let mut state = self.state();
         state.refused.insert(source, refused.into());
         let all = state.refused.values().flat_map(|refused| refused.iter());
         let named: BTreeSet<[String; 3]> = all.clone().filter_map(|refused| refused.object.clone()).collect();
-        // Under the lock, so that of two sources the later one has the last word.
+        // Under the lock, so that of two sources the later one wins.
         metrics.set_refused(all.count(), &named);
     }
 
-    /// Shows that the loop still turns.
+    /// Records a heartbeat of the loop.
     pub fn beat(&self) {
         self.state().beat = Some(Instant::now());
     }
 
-    /// Does what may change how ready this node is, and takes note since when it is so.
+    /// Makes a change that may affect readiness, and records since when that is what it is.
     fn change(&self, what: impl FnOnce(&mut State)) {
         let mut state = self.state();
         let before = discriminant(&state.effective());
@@ -287,21 +287,21 @@ impl Status {
 }
 
 impl State {
-    /// How long the oldest change has waited that is not in the kernel.
+    /// The age of the oldest change that is not in the kernel.
     fn age(&self) -> Duration {
         let oldest = self.sent.front().into_iter().chain(&self.waits_since).min();
         oldest.map_or(Duration::ZERO, Instant::elapsed)
     }
 
-    /// That changes wait for too long, if they do. What is there before the first round is not late.
+    /// A message if changes have been pending for too long. What exists before the first sync is not late.
     fn lag(&self) -> Option<String> {
         let age = self.age();
         let late = age > self.lag_limit && !matches!(self.readiness, Readiness::Starting(_));
         late.then(|| format!("changes have been pending for {} s", age.as_secs()))
     }
 
-    /// That pods are closed because no interface is known to be theirs, if there are any. Their names are for those who
-    /// may ask for all of the status.
+    /// A message if pods are closed because their interface is not known. Their names are only for clients that may
+    /// read the whole status.
     fn unbound(&self) -> Option<String> {
         match self.guard.unbound.len() {
             0 => None,
@@ -310,7 +310,7 @@ impl State {
         }
     }
 
-    /// The loop's own state, with what other parts say is in the way.
+    /// The loop's own state, combined with what other parts report.
     fn effective(&self) -> Readiness {
         let lag = self.lag();
         if self.impediments.is_empty() && lag.is_none() {

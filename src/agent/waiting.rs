@@ -7,15 +7,15 @@ use std::{
 
 use prometheus::{HistogramVec, local::LocalHistogram};
 
-/// Changes that arrived so shortly after others count as having arrived with them.
+/// Changes that arrive this soon after others count as having arrived with them.
 const TOGETHER: Duration = Duration::from_millis(1);
 
-/// So many moments of arrival are kept for each kind; beyond, each two neighbours become the earlier one. While the
-/// kernel refuses everything for hours, what waits costs no more, and is told rather too long than too short.
+/// How many times of arrival are kept for each kind; beyond that, each two neighbours become the earlier one. So hours
+/// in which the kernel refuses everything cost no more memory, and the latency is overstated rather than understated.
 const MOST_ARRIVALS: usize = 1024;
 
-/// What waits, by kind of object. What arrived together is one entry, so that the first list of a large cluster costs
-/// what a single change does.
+/// Pending changes, by kind of object. Changes that arrived together are one entry, so that the first list of a large
+/// cluster costs no more than a single change.
 #[derive(Debug, Default)]
 pub(super) struct Waiting(BTreeMap<&'static str, Vec<Arrival>>);
 
@@ -26,7 +26,7 @@ struct Arrival {
 }
 
 impl Waiting {
-    /// One more change of an object of `kind` waits, which a source received at `received`.
+    /// Adds a change of an object of `kind`, which a source received at `received`.
     pub(super) fn add(&mut self, kind: &'static str, received: Instant) {
         let arrivals = self.0.entry(kind).or_default();
         if let Some(last) = arrivals.last_mut()
@@ -47,10 +47,10 @@ impl Waiting {
         self.0.values().flatten().map(|arrival| arrival.received).min()
     }
 
-    /// The kernel enforces all of it: everything is observed once, and nothing waits any more.
+    /// The kernel enforces all of it: every change is observed once, and nothing is pending any more.
     pub(super) fn enforced(&mut self, latency: &HistogramVec, now: Instant) {
         for (kind, arrivals) in std::mem::take(&mut self.0) {
-            // Locally, so that 100,000 observations take a millisecond and not a hundred thousand shared writes.
+            // Locally, so that 100,000 observations take a millisecond instead of a hundred thousand shared writes.
             let local: LocalHistogram = latency.with_label_values(&[kind]).local();
             for arrival in arrivals {
                 let waited = now.saturating_duration_since(arrival.received).as_secs_f64();
@@ -61,7 +61,7 @@ impl Waiting {
     }
 }
 
-/// Neighbours as one entry, with the earlier time.
+/// Merges neighbours into one entry, with the earlier time.
 fn joined(neighbours: &[Arrival]) -> Option<Arrival> {
     let received = neighbours.iter().map(|arrival| arrival.received).min()?;
     Some(Arrival { received, changes: neighbours.iter().map(|arrival| arrival.changes).sum() })

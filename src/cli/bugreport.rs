@@ -1,4 +1,4 @@
-//! `towpath bugreport`: what is needed to understand a fault from afar, in one file.
+//! `towpath bugreport`: what is needed to analyse a fault remotely, in one file.
 
 use std::{
     fs::OpenOptions,
@@ -32,7 +32,7 @@ pub(super) struct BugreportArgs {
     output: PathBuf,
 }
 
-/// What stands first in the report.
+/// The first file of the report.
 const ABOUT: &str = "\
 What a bug report of towpath contains, all of it readable text:
 
@@ -73,7 +73,7 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
     if to_stdout {
         write(io::stdout().lock(), &stem, now, &sheets, &failed).context("writing to standard output")?;
     } else {
-        // For its owner alone: it tells of the whole node.
+        // Readable only by its owner: it describes the whole node.
         let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file);
         opened
             .map_err(anyhow::Error::from)
@@ -86,7 +86,7 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
     if to_stdout { Ok(()) } else { print(&format!("{}\n", file.display())) }
 }
 
-/// What the daemon says.
+/// The daemon's answers.
 fn asked(daemon: &DaemonArgs) -> Vec<Sheet> {
     let ask =
         |path: &str| daemon.get(path).map(|answer| answer.body).map_err(|error| super::with_causes(&error));

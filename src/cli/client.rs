@@ -1,4 +1,4 @@
-//! Asks the daemon of this node.
+//! Queries the daemon on this node.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -9,16 +9,16 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-/// How long the daemon may take to take the connection, and then to say each next piece.
+/// How long the daemon may take to accept the connection, and then to send each piece of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The largest answer that is read, in bytes.
 const MOST: u64 = 256 << 20;
 
-/// Where the daemon listens unless it is told otherwise.
+/// Where the daemon listens by default.
 pub(super) const DEFAULT_ADDRESS: &str = "127.0.0.1:9586";
 
-/// Reads `ADDR:PORT`. An address of IPv6 may do without its brackets, since manifests put the two together from parts.
+/// Parses `ADDR:PORT`. An IPv6 address may omit its brackets, since manifests join the two from parts.
 pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, String> {
     let apart = || {
         let (address, port) = text.rsplit_once(':')?;
@@ -36,7 +36,7 @@ pub(super) struct DaemonArgs {
     addr: Option<String>,
 }
 
-/// What the daemon answered.
+/// The daemon's answer.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: String,
@@ -45,14 +45,14 @@ pub(super) struct Answer {
 impl DaemonArgs {
     /// Its address, as it was given.
     pub(super) fn address(&self) -> String {
-        // In the daemon's own container its variable is there.
+        // In the daemon's own container its variable is set.
         self.addr
             .clone()
             .or_else(|| std::env::var("TOWPATH_LISTEN").ok())
             .unwrap_or_else(|| DEFAULT_ADDRESS.to_owned())
     }
 
-    /// Asks for `path`.
+    /// Requests `path`.
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Answer> {
         let address = self.address();
         let answer = ask(&address, path).with_context(|| {
@@ -72,7 +72,7 @@ fn ask(address: &str, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    // Of this version, so that the answer comes in one piece and its end is the connection's.
+    // HTTP/1.0, so that the answer comes in one piece and ends with the connection.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.take(MOST).read_to_end(&mut answer)?;
@@ -94,7 +94,7 @@ fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// A daemon that listens on every address is reached on this machine's own.
+/// A daemon that listens on every address is reached over loopback.
 fn reachable(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => ([127, 0, 0, 1], v4.port()).into(),

@@ -52,7 +52,7 @@ struct Entry {
 }
 
 pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
-    // Both variants read the same text; the flag is there so that scripts may pass what they pass to `run`.
+    // Both variants read the same text; the flag exists so that scripts may pass the same flags as to `run`.
     let _ = args.backend;
     let cluster = objects::read(&args.objects.file, false, verbose)?;
     let resolved = Resolver::of(args.node.node_name.clone(), &cluster)
@@ -77,7 +77,7 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     }
 }
 
-/// The three inputs one after the other. Each tool takes lines with `#` for comments.
+/// The three inputs one after the other. Each tool accepts lines with `#` as comments.
 fn text(ruleset: &Ruleset, legend: &[Entry]) -> Result<String, Ended> {
     let mut text = format!("# ipset restore -exist\n{}", render::all_sets(ruleset));
     for (family, tool) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {

@@ -1,8 +1,8 @@
-//! Cuts established connections that the rules just written deny.
+//! Cuts established connections that the newly written rules deny.
 //!
-//! To find them the kernel's whole table of connections has to be walked, and an empty one costs the kernel as many
-//! steps as it has buckets: some milliseconds. While policy changes all the time, each change would bring a walk. So
-//! the first one is at once, and after each there is a rest that goes by what it cost.
+//! To find them the kernel's whole connection table must be walked, and an empty one costs the kernel as many steps as
+//! it has buckets: some milliseconds. While policy changes all the time, each change would cause a walk. So the first
+//! one is immediate, and after each there is a rest that depends on its cost.
 
 use std::{
     collections::HashSet,
@@ -29,27 +29,27 @@ use crate::{
     },
 };
 
-/// A first packet that was judged just before new rules took effect may found its connection just after: so the
-/// connections are gone through once more, so long after the rules have ceased to change.
+/// A first packet that was judged just before new rules took effect may establish its connection just after: so all
+/// connections are checked once more, this long after the rules stopped changing.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
 
-/// After a walk that took a millisecond there is a rest of so many: a fiftieth of one core, as long as it
-/// takes no more than ten.
+/// The rest after a walk, as a multiple of its duration: a fiftieth of one core, as long as a walk takes no more than
+/// ten milliseconds.
 const REST: u32 = 49;
 
-/// So long one walk judges connections. What is left is the next one's.
+/// How long one walk judges connections. The next one continues.
 const WALK_MOST: Duration = Duration::from_millis(250);
 
-/// However much a walk costs, the next one waits no longer.
+/// The longest rest, however much a walk costs.
 const REST_MOST: Duration = Duration::from_millis(500);
 
-/// What failed is tried again after so long.
+/// How long to wait before a retry after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Starts the thread that cuts. It is told of every round that wrote, and ends when nobody is left who could tell it.
+/// Starts the cutter thread. It receives every sync that wrote something, and stops when the sender is dropped.
 ///
 /// # Errors
-/// If there can be no more threads.
+/// If no thread can be started.
 pub(super) fn start(metrics: Arc<Metrics>) -> io::Result<Sender<Applied>> {
     let (sender, receiver) = mpsc::channel::<Applied>();
     thread::Builder::new().name("cutter".to_owned()).spawn(move || run(&receiver, &metrics))?;
@@ -68,7 +68,7 @@ fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
         if let Err(RecvTimeoutError::Disconnected) = first {
             return;
         }
-        // What is written meanwhile is looked at together.
+        // Handle everything that is written meanwhile together.
         thread::sleep(rest_until.saturating_duration_since(Instant::now()));
         let mut narrowed = false;
         for applied in first.into_iter().chain(receiver.try_iter()) {
@@ -90,21 +90,21 @@ fn run(receiver: &Receiver<Applied>, metrics: &Metrics) {
     }
 }
 
-/// How long to rest after a walk that took so long.
+/// How long to rest after a walk of this duration.
 fn rest(walk: Duration) -> Duration {
     walk.saturating_mul(REST).min(REST_MOST)
 }
 
-/// How often all connections have to be judged yet, and which are in the pass that is under way.
+/// How often all connections must still be judged, and which already were in the current pass.
 ///
-/// One walk judges for a bounded time only, since rules can be long and connections many. What it leaves is the next
-/// walk's, by the rules as they are then. So a pass ends however often the rules change meanwhile; and after a change
-/// that narrowed what is allowed there are two more, each from its beginning.
+/// One walk judges only for a bounded time, since rules can be long and connections many. The next walk continues, by
+/// the rules as they are then. So a pass ends however often the rules change meanwhile; and after a change that
+/// narrowed what is allowed there are two more, each from its beginning.
 #[derive(Debug, Default)]
 struct Passes {
-    /// How many passes have to end, with the one that is under way.
+    /// How many passes remain, including the current one.
     due: usize,
-    /// The flows that this pass is done with, by their hashes; nothing between two passes.
+    /// The flows that this pass is done with, by their hashes; `None` between two passes.
     judged: Option<HashSet<u64>>,
     hashes: RandomState,
 }
@@ -113,14 +113,14 @@ struct Passes {
 struct Walk<'a> {
     judged: &'a mut HashSet<u64>,
     hashes: &'a RandomState,
-    /// What this walk found denied: several connections can be one flow.
+    /// The flows that this walk found denied: several connections can be one flow.
     denied: HashSet<u64>,
-    /// How many connections it left.
+    /// How many connections it left unjudged.
     left: usize,
 }
 
 impl Passes {
-    /// How long to wait for news before the next walk; without one if none is due.
+    /// How long to wait for input before the next walk; `None` if none is due.
     fn wait(&self) -> Option<Duration> {
         match (self.due, &self.judged) {
             (0, _) => None,
@@ -148,14 +148,14 @@ impl Passes {
             self.judged = None;
             self.due = self.due.saturating_sub(1);
         } else if let Some(judged) = &mut self.judged {
-            // What was cut stays among the connections for a while, as one that was never answered.
+            // A cut connection stays in the table for a while, as one that was never answered.
             judged.extend(denied);
         }
     }
 }
 
 impl Walk<'_> {
-    /// Whether to cut a flow. `denied` says what the rules do with it, and is asked until `until`.
+    /// Whether to cut a flow. `denied` evaluates the rules for it, and is called until `until`.
     fn denies(&mut self, flow: &EstablishedFlow, until: Instant, denied: impl FnOnce() -> bool) -> bool {
         let hash = self.hashes.hash_one(flow);
         if self.judged.contains(&hash) {
@@ -174,8 +174,8 @@ impl Walk<'_> {
     }
 }
 
-/// Cuts the connections whose first packet `ruleset` would drop today, as far as these can be found until `until`.
-/// Whether that worked.
+/// Cuts the connections whose first packet `ruleset` would drop now, as far as they can be judged until `until`.
+/// Returns whether that worked.
 fn cut(ruleset: &Ruleset, metrics: &Metrics, walk: &mut Walk<'_>, until: Instant) -> bool {
     let judge = |flow: &EstablishedFlow| {
         let family = Family::of(flow.source);

@@ -19,13 +19,13 @@ use crate::{
 /// node write more than that.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is still over budget is reported again after so long. The API server keeps Events for an hour.
+/// What is still over budget is reported again after this long. The API server keeps Events for an hour.
 const REPEAT: Duration = Duration::from_mins(30);
 
-/// At most so many Events about one namespace within [`REPEAT`].
+/// The most Events about one namespace within [`REPEAT`].
 const OF_A_NAMESPACE: usize = 10;
 
-/// How long to wait before an Event that failed is tried again, and before any is if the right to create them is missing.
+/// How long to wait before a failed Event is retried, and before any is if the permission to create them is missing.
 const RETRY: Duration = Duration::from_mins(1);
 const RETRY_FORBIDDEN: Duration = Duration::from_mins(10);
 
@@ -60,7 +60,7 @@ pub(super) async fn report(mut writer: EventWriter, status: Arc<Status>) {
                 if !had_failed {
                     warn!(%error, "cannot write an Event");
                 }
-                // It may fail in this namespace alone: the others come first.
+                // It may fail only in this namespace: the others come first.
                 let ago = REPEAT.saturating_sub(RETRY);
                 reported.insert(next.closed.clone(), now.checked_sub(ago).unwrap_or(now));
             }
@@ -68,7 +68,7 @@ pub(super) async fn report(mut writer: EventWriter, status: Arc<Status>) {
     }
 }
 
-/// When what was reported last.
+/// When each object was last reported.
 #[derive(Debug, Default)]
 struct Reported(BTreeMap<Closed, Instant>);
 

@@ -13,9 +13,9 @@ use crate::{
     policy::{DirectionVerdict, Verdict, evaluate, evaluate_families},
 };
 
-/// The verdict in words: a line for the flow, then for each direction its reason and every rule that was asked.
+/// The verdict in words: a line for the flow, then for each direction its reason and every rule that was evaluated.
 ///
-/// If the families disagree, one such text for each.
+/// If the families differ, one such text for each.
 #[must_use]
 pub fn text(cluster: &Cluster, flow: &Flow) -> String {
     let verdicts = evaluate_families(cluster, flow);
@@ -166,7 +166,7 @@ pub struct Explanation {
 /// One direction of an [`Explanation`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DirectionExplanation {
-    /// Whether a policy selects this end for this direction.
+    /// Whether a policy selects this end in this direction.
     pub isolated: bool,
     /// Whether this end lets it pass.
     pub verdict: Word,

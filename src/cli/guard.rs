@@ -1,8 +1,7 @@
-//! Keeps the interface guard up to date: which interface is which pod's, and the tables that check what enters.
+//! Keeps the interface guard up to date: which interface belongs to which pod, and the tables that check what enters.
 //!
-//! It runs on a thread of its own, so that a change of policy that takes long does not hold it up. It reads the node's
-//! interfaces anew whenever the kernel announces that links have changed, and binds them to the pods that the agent
-//! sends.
+//! It runs on its own thread, so that a slow policy change does not delay it. It reads the node's interfaces again
+//! whenever the kernel reports that links have changed, and binds them to the pods that the agent sends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,27 +37,27 @@ use crate::{
 /// The part of the daemon that reports conditions of the guard.
 const PART: &str = "interface guard";
 
-/// Changes of links that arrive together are handled together: so long after the last time.
+/// Link changes that arrive together are handled together: not before this long after the last time.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// While an interface has no address yet, it is read again after so long at first, and then after twice as long each
-/// time. A network plugin gives a new interface its addresses within milliseconds.
+/// While an interface has no address yet, it is read again after this at first, and then after twice as long each time.
+/// A network plugin gives a new interface its addresses within milliseconds.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 
-/// A network plugin has so long from an interface's first address to its last one and to the hardware address. It is
+/// How long a network plugin has from an interface's first address to its last one and to the hardware address. It is
 /// done before the first process of a pod starts, which takes longer.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The longest time between two readings of the interfaces.
+/// The longest time between two reads of the interfaces.
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
-/// How often the tables are compared with what was written, and the counters of drops are read.
+/// How often the tables are compared with what was written, and the drop counters are read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What the guard's thread receives.
 #[derive(Debug)]
 enum Input {
-    /// Whose address is whose.
+    /// The owner of each address.
     Owners(Owners),
     /// Links have changed.
     Links,
@@ -73,18 +72,18 @@ pub(super) struct Ready {
     tables: GuardTables,
 }
 
-/// What is known of the other end of a veth.
+/// What is known of the peer of a veth.
 #[derive(Clone, Debug)]
 struct Reading {
     veth: Veth,
-    /// When the other end was first seen with an address.
+    /// When the peer was first seen with an address.
     since: Option<Instant>,
     /// Whether it is never read again.
     is_final: bool,
 }
 
 impl Reading {
-    /// Nothing yet.
+    /// An empty reading.
     fn unread(link: &Link) -> Self {
         let veth = Veth {
             index: link.index,
@@ -106,8 +105,8 @@ impl Reading {
             .any(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()))
     }
 
-    /// Takes in what was read. From the first address on, the network plugin has a moment for the others; what is there
-    /// then is final.
+    /// Takes in what was read. From the first address on, the network plugin has a moment to add the others; what is
+    /// there then is final.
     fn take(&mut self, veth: Veth, now: Instant) {
         self.veth = veth;
         if self.has_address() {
@@ -118,8 +117,8 @@ impl Reading {
 }
 
 impl Ready {
-    /// Takes over the tables of a former process; where that is not possible, they are written anew. What that process
-    /// let an interface use is what counts for it: what its pod has made of its end since does not.
+    /// Takes over the tables of the previous process; if that is not possible, they are rewritten. What that process
+    /// let an interface use stays valid: what its pod has changed at its end since does not count.
     fn take_over(&mut self) -> BTreeMap<u32, Reading> {
         let all = match self.links.all() {
             Ok(all) => all,
@@ -140,7 +139,7 @@ impl Ready {
             reading.veth.mac = *mac;
             reading.veth.addresses = addresses.iter().copied().collect();
             reading.veth.is_read = true;
-            // One that had no address but its link-local one was not set up yet.
+            // An interface with only its link-local address was not set up yet.
             reading.is_final = reading.has_address();
             reading.is_final.then_some((link.index, reading))
         };
@@ -154,7 +153,7 @@ impl Ready {
     }
 }
 
-/// Finds out whether this kernel can have a guard. Writes nothing.
+/// Checks whether this kernel supports the guard. Writes nothing.
 ///
 /// # Errors
 /// What is missing.
@@ -171,11 +170,11 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
     Ok(Ready { links, tables })
 }
 
-/// Starts the guard's thread. It ends when the sender that is returned is dropped. `tunnels` is called with the tunnels
-/// that end on this node whenever they have changed.
+/// Starts the guard's thread. It stops when the returned sender is dropped. `tunnels` is called with the tunnels that
+/// end on this node whenever they have changed.
 ///
 /// # Errors
-/// If there can be no more threads.
+/// If no thread can be started.
 pub(super) fn start(
     ready: Ready,
     metrics: Arc<Metrics>,
@@ -250,9 +249,9 @@ struct Worker {
     /// The indices of all interfaces, by name.
     interfaces: BTreeMap<String, u32>,
     owners: Option<Owners>,
-    /// The counters of drops when they were last read.
+    /// The drop counters when they were last read.
     drops: BTreeMap<&'static str, u64>,
-    /// When to read incomplete interfaces again.
+    /// How long to wait before incomplete interfaces are read again.
     retry: Duration,
     /// Whether the last sync failed.
     failing: bool,
@@ -284,14 +283,14 @@ impl Worker {
             if !timed_out {
                 self.retry = RETRY_FIRST;
             }
-            // Before the first list of pods nothing is known of any interface, and the tables that a former process
-            // left are better than new ones.
+            // Before the first list of pods nothing is known of any interface, and the tables of the previous process
+            // are better than new ones.
             if self.owners.is_some() {
                 self.sync();
                 waiting_for.extend(waiting);
                 if !self.failing {
                     for done in waiting_for.drain(..) {
-                        // The agent may have ceased to wait.
+                        // The agent may have stopped waiting.
                         let _ = done.send(());
                     }
                 }
@@ -338,7 +337,7 @@ impl Worker {
         }
     }
 
-    /// Reads all interfaces, and what is behind those that are new. The addresses of this host.
+    /// Reads all interfaces, and the peers of those that are not final. Returns the addresses of this host.
     fn read(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         let all = self.links.all()?;
         let routes = self.links.host_routes()?;
@@ -351,7 +350,7 @@ impl Worker {
             }
             let mut reading = before.unwrap_or_else(|| Reading::unread(link));
             if !reading.is_final {
-                // What goes wrong with one namespace concerns its interface alone.
+                // An error in one namespace affects only its interface.
                 match self.links.veth(link) {
                     Ok(Some(veth)) => reading.take(veth, now),
                     Ok(None) => {}
@@ -421,7 +420,7 @@ impl Worker {
         });
     }
 
-    /// Compares the tables with what was written, and writes them anew if they differ.
+    /// Compares the tables with what was written, and rewrites them if they differ.
     fn check(&mut self) {
         if self.failing {
             return;
@@ -445,7 +444,7 @@ impl Worker {
         let Ok(drops) = self.tables.drops() else { return };
         for (reason, count) in &drops {
             let before = self.drops.get(reason).copied().unwrap_or(0);
-            // Counters begin anew with tables that were written anew.
+            // The counters of rewritten tables restart at zero.
             let more = if *count >= before { count - before } else { *count };
             self.metrics.guard_drops.with_label_values(&[reason]).inc_by(more);
         }

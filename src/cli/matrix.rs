@@ -10,16 +10,16 @@ use crate::{
     policy::{Reach, Reachability},
 };
 
-/// As many characters as a line may have before the columns are numbered instead of named.
+/// The longest line, in characters, before the columns are numbered instead of named.
 const WIDTH: usize = 160;
 
-/// Between two columns.
+/// The gap between two columns.
 const GAP: &str = "  ";
 
-/// One block per transport: senders are rows, receivers are columns. Below them, what the signs mean.
+/// One block per transport: senders are rows, receivers are columns. Below them, the legend.
 ///
-/// Columns bear the receivers' names while a line stays within 160 characters. Beyond that they are numbered, and
-/// each row starts with its number.
+/// Columns have the receivers' names while a line stays within 160 characters. Beyond that they are numbered, and each
+/// row starts with its number.
 #[must_use]
 pub fn table(reachability: &Reachability) -> String {
     if reachability.endpoints().is_empty() {
@@ -56,7 +56,7 @@ pub fn table(reachability: &Reachability) -> String {
     text
 }
 
-/// What stands before each row and above each column.
+/// The headings of the rows and the columns.
 fn headings(names: Vec<String>, titles: &[String]) -> (Vec<String>, Vec<String>) {
     let width = |text: &String| text.chars().count();
     let first = names.iter().chain(titles).map(width).max().unwrap_or_default();
@@ -68,7 +68,7 @@ fn headings(names: Vec<String>, titles: &[String]) -> (Vec<String>, Vec<String>)
     (rows, (1..=names.len()).map(|number| number.to_string()).collect())
 }
 
-/// A row whose cells are as wide as their columns' headings, without blanks at its end.
+/// A row whose cells are as wide as their columns' headings, without trailing blanks.
 fn line<'a>(
     text: &mut String,
     first: usize,

@@ -1,4 +1,4 @@
-//! The command line: what each command asks, does and prints.
+//! The command line: what each command accepts, does and prints.
 //!
 //! Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the answer is "no", or
 //! faults were found; 2 wrong use; 3 could not do it.
@@ -167,7 +167,7 @@ impl EnforcementArgs {
             log_group: (self.nflog_group != 0).then_some(self.nflog_group),
             enforce_pod_to_node: self.enforce_pod_to_node,
             vxlan_port: self.vxlan_port,
-            // The interface guard does what these rules would; where there is none, `run` turns them on.
+            // The interface guard does the work of these rules; without one, `run` turns them on.
             link_rules: false,
         }
     }
@@ -295,7 +295,7 @@ struct ExplainArgs {
     output: Text,
 }
 
-/// Reads `ns/pod`, an address, or `ip:ADDRESS` as the matrix prints it.
+/// Parses `ns/pod`, an address, or `ip:ADDRESS` as the matrix prints it.
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     let address: Result<IpAddr, _> = text.strip_prefix("ip:").unwrap_or(text).parse();
     address.map(Endpoint::Address).or_else(|_| {
@@ -304,16 +304,16 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
     })
 }
 
-/// How a command ended, where it did not do what it was asked.
+/// How a command ended, if it did not do what it was asked.
 #[derive(Debug)]
 enum Ended {
     /// The answer is "no", or faults were found; they are already printed.
     No,
-    /// It was asked in a way that cannot be answered.
+    /// The command cannot be carried out with these arguments.
     WrongUse(anyhow::Error),
     /// It could not be done.
     Failed(anyhow::Error),
-    /// This signal asked for the end before the work was done; everything is put away.
+    /// This signal ended the command before the work was done; everything is cleaned up.
     Interrupted(i32),
 }
 
@@ -323,7 +323,7 @@ impl<E: Into<anyhow::Error>> From<E> for Ended {
     }
 }
 
-/// Reads the command line and does what it says.
+/// Parses the command line and runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -351,7 +351,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The error and what caused it. Many errors of ours say their cause themselves; it is not said twice.
+/// The error and its causes. Many of our errors include their cause; it is not repeated.
 fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -413,7 +413,7 @@ fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
     }
 }
 
-/// What closes one of these ends on its node because it costs too much.
+/// What is over budget and therefore closes one of these ends on its node.
 fn closed_for(cluster: &Cluster, ends: [&Endpoint; 2]) -> BTreeSet<OverBudget> {
     let mut closed = BTreeSet::new();
     for end in ends {
@@ -434,7 +434,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, Ended> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// Writes a result to standard output. Nobody left to read it is no failure.
+/// Writes a result to standard output. A closed pipe is not a failure.
 fn print(text: &str) -> Result<(), Ended> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -450,8 +450,7 @@ enum LogFormat {
     Json,
 }
 
-/// `TOWPATH_LOG` says what to log in `tracing`'s filter language; else `verbosity` does: warnings, information,
-/// details.
+/// `TOWPATH_LOG` is a filter in `tracing`'s syntax; without it `verbosity` decides: warnings, information, details.
 fn log_to_stderr(format: LogFormat, verbosity: u8) {
     use tracing_subscriber::{EnvFilter, fmt};
     let level = match verbosity {
@@ -459,7 +458,7 @@ fn log_to_stderr(format: LogFormat, verbosity: u8) {
         1 => "info",
         _ => "debug",
     };
-    // Libraries have their own words for what the watches say once, and say what it means.
+    // Libraries would repeat, in their own words, what the watches log once and explain.
     let filter = format!("off,towpath={level}");
     let filter = EnvFilter::try_from_env("TOWPATH_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);

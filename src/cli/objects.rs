@@ -1,4 +1,4 @@
-//! Objects from files or the API server, for the commands that look once.
+//! Objects from files or the API server, for the commands that run once.
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// The objects of these files. Their faults go to standard error; an error among them ends the command, since an
-/// answer from half of the objects would be a wrong one.
+/// The objects of these files. Their faults go to standard error; an error among them ends the command, since an answer
+/// from part of the objects would be wrong.
 pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Cluster, Ended> {
     let loaded = load(files, Options { workloads })?;
     for fault in &loaded.faults {
@@ -32,8 +32,8 @@ pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<
     if loaded.has_errors() { Err(Ended::No) } else { Ok(loaded.cluster()) }
 }
 
-/// What a question is about: the objects of files, or those of the cluster. What is wrong with single objects of the
-/// cluster goes to standard error; the answer is what the daemon would enforce.
+/// The objects that a question is about: from files, or from the cluster. Faults of single objects of the cluster go to
+/// standard error; the answer is what the daemon would enforce.
 pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
     if !args.file.is_empty() {
         return read(&args.file, true, verbose);
@@ -49,7 +49,7 @@ pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended
     Ok(cluster)
 }
 
-/// What would be closed on some node because it costs too much: policies, wherever their pods are, and namespaces on the
+/// What would be closed on some node for being over budget: policies, wherever their pods are, and namespaces on the
 /// nodes of their pods.
 pub(super) fn over_budget(cluster: &Cluster, budgets: &Budgets) -> BTreeSet<OverBudget> {
     let mut over: BTreeSet<OverBudget> =

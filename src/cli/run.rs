@@ -1,4 +1,4 @@
-//! `towpath run`: where the ends are joined.
+//! `towpath run`: connects all parts of the daemon.
 //!
 //! ```text
 //! API server, or
@@ -176,16 +176,16 @@ enum IpvsServices {
     Ignore,
 }
 
-/// The part that speaks of IPVS.
+/// The part of the daemon that reports IPVS.
 const IPVS: &str = "ipvs";
 
-/// The part that speaks of bridged packets.
+/// The part of the daemon that reports bridged packets.
 const BRIDGE: &str = "bridge";
 
-/// How often the guard looks after what starts no process to look at.
+/// How often to check what can be checked without starting a process.
 const GUARD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long the loop may take to end when told to. What a command of its own does to the kernel is atomic.
+/// How long the loop may take to stop on request. What a single command does to the kernel is atomic.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
@@ -219,7 +219,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
     let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { args, commands, metrics, status, inputs: inputs.clone() };
     let mut ended = {
-        // Where the watches find the runtime that they run in.
+        // The watches need the context of the runtime.
         let _runtime = runtime.enter();
         daemon.start(kernel, inbox)?
     };
@@ -233,7 +233,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         return Err(Ended::Failed(anyhow::anyhow!("the sync loop ended unexpectedly; rules stay in place")));
     };
     info!(signal, "stopping; rules stay in place");
-    // The loop may be gone already.
+    // The loop may have ended already.
     let _ = inputs.send(Input::Stop);
     if runtime.block_on(async { tokio::time::timeout(FAREWELL, ended).await }).is_err() {
         warn!("a command is still running; not waiting for it");
@@ -251,14 +251,14 @@ pub(super) async fn stop_signal() -> std::io::Result<&'static str> {
     })
 }
 
-/// How often to look whether changes wait for too long.
+/// How often to check whether changes have been pending for too long.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// While changes wait for too long, the log says so this often.
+/// While changes are pending for too long, the log says so this often.
 const LAG_TOLD_EVERY: Duration = Duration::from_secs(30);
 
-/// Says in the log that changes wait for too long to get into the kernel. Apart from the loop, which may be busy with
-/// the very thing that takes so long.
+/// Logs that changes have been pending for too long. Separate from the loop, which may be busy with the very thing that
+/// takes so long.
 async fn warn_of_lag(status: Arc<Status>) {
     let mut told: Option<Instant> = None;
     loop {
@@ -290,7 +290,7 @@ struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    /// Starts every part on a thread of its own. What is returned hears of the loop's end.
+    /// Starts every part on its own thread. The returned receiver resolves when the loop ends.
     fn start(&self, kernel: Kernel, inbox: Receiver<Input>) -> Result<oneshot::Receiver<()>, Ended> {
         let ends =
             Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() };
@@ -311,10 +311,10 @@ impl Daemon<'_> {
             (self.inputs.clone(), self.args.interface_guard, self.commands.clone());
         let (ending, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("agent".to_owned()).spawn(move || {
-            // Dropped when this thread ends, however it ends: whoever waits for it hears of it.
+            // Dropped when this thread ends, however it ends: that notifies the receiver.
             let _ending = ending;
             let Some(_lock) = writer_lock(&run_dir, &status) else { return };
-            // A daemon that waits for another one watches nothing: who would take in what it hears?
+            // A daemon that waits for another one watches nothing: nothing would take in its changes.
             let source = files.unwrap_or_else(|| {
                 let _runtime = runtime.enter();
                 ends.api(access, node.clone(), limits)
@@ -332,7 +332,7 @@ impl Daemon<'_> {
                 }
             };
             let options = Options { link_rules: guard.is_none(), ..options };
-            // Known before the first rules are written: those of a former run are about the same tunnels.
+            // Known before the first rules are written: those of a previous run are about the same tunnels.
             let found = guard.as_mut().map(guard::Ready::tunnels).transpose().unwrap_or_else(|error| {
                 warn!(%error, "cannot read the tunnels of this node");
                 None
@@ -355,7 +355,7 @@ impl Daemon<'_> {
         Ok(ended)
     }
 
-    /// Watches what starts no process to watch: the switches that let iptables see bridged packets, and IPVS.
+    /// Watches what needs no new process: the sysctls that let iptables see bridged packets, and IPVS.
     fn guard(&self) -> Result<(), Ended> {
         let mut checks: Vec<Box<dyn FnMut() + Send>> = vec![self.ipvs()];
         if self.args.bridge_netfilter == BridgeNetfilter::Require {
@@ -376,7 +376,7 @@ impl Daemon<'_> {
         Ok(())
     }
 
-    /// Sets the switches of bridged packets, and sets them again when they are changed.
+    /// Sets the sysctls for bridged packets, and sets them again when they are changed.
     fn bridge(&self) -> Box<dyn FnMut() + Send> {
         let (commands, status, metrics) = (self.commands.clone(), self.status.clone(), self.metrics.clone());
         let bridge = Bridge::below(&self.args.proc_sys_net);
@@ -406,7 +406,7 @@ impl Daemon<'_> {
         })
     }
 
-    /// Looks whether Services are balanced by IPVS, whose packets pass by the rules.
+    /// Checks whether Services are balanced by IPVS, whose packets bypass the rules.
     fn ipvs(&self) -> Box<dyn FnMut() + Send> {
         let status = self.status.clone();
         let ignored = self.args.ipvs == IpvsServices::Ignore;
@@ -451,7 +451,7 @@ fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
     }
 }
 
-/// The interface guard, where it is wanted and the kernel can have it.
+/// The interface guard, if it is wanted and the kernel supports it.
 fn interface_guard(
     wanted: InterfaceGuard,
     commands: &Arc<Commands>,
@@ -474,7 +474,7 @@ fn interface_guard(
     Ok(None)
 }
 
-/// Without the log where the kernel cannot do it: policy matters more than what is said of it.
+/// Turns off the log of denied packets if the kernel does not support it: policy matters more than its log.
 fn what_can_be_logged(options: Options, kernel: &mut Kernel) -> Options {
     let Some(group) = options.log_group else { return options };
     let target = Target::Log { group, prefix: "towpath".into() };

@@ -1,4 +1,4 @@
-//! Where the daemon's objects come from: files or the API server, joined to the loop, the metrics and the status.
+//! Where the daemon's objects come from: files or the API server, connected to the loop, the metrics and the status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,11 +21,11 @@ use crate::{
     model::Change,
 };
 
-/// The parts that speak of what keeps objects from arriving.
+/// The parts of the daemon that report what keeps objects from arriving.
 const API_SERVER: &str = "API server";
 const NODE: &str = "node";
 
-/// The node is not called unready for an API server that is away for less than this: it restarts now and then.
+/// The node stays ready while the API server is away for less than this: it restarts now and then.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Delivers objects until it is dropped.
@@ -35,7 +35,7 @@ pub(super) enum Source {
     Api { _watches: ApiSource },
 }
 
-/// What every source is joined to.
+/// What every source is connected to.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
     pub(super) inputs: Sender<Input>,
@@ -44,14 +44,14 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// Sends changes to the loop. From now on they wait.
+    /// Sends changes to the loop. From now on they are pending.
     fn send(&self, received: Instant, changes: Vec<Change>) {
         self.status.sent(received);
-        // The loop is gone only when the process ends: then nobody needs to hear it.
+        // The loop is gone only when the process ends: then nothing needs the changes.
         drop(self.inputs.send(Input::Changes { received, changes }));
     }
 
-    /// Reads the objects of files, and goes on watching these.
+    /// Reads the objects of files, and keeps watching the files.
     pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, Ended> {
         let files = FileSource::open(paths, RESCAN, move |event| match event {
             SourceEvent::Changes(changes) => self.send(Instant::now(), changes),
@@ -72,7 +72,7 @@ impl Ends {
         Ok(Source::Files { _files: files })
     }
 
-    /// Watches the API server. Needs a tokio runtime around it.
+    /// Watches the API server. Needs the context of a tokio runtime.
     pub(super) fn api(self, access: Access, node: Arc<str>, limits: MemoryLimits) -> Source {
         for kind in Kind::ALL {
             self.metrics.heard(kind.name());
@@ -83,7 +83,7 @@ impl Ends {
     }
 }
 
-/// What joins the watches to the rest.
+/// Connects the watches to the rest.
 struct Joint {
     ends: Ends,
     state: Mutex<State>,
@@ -92,12 +92,12 @@ struct Joint {
 #[derive(Default)]
 struct State {
     synced: bool,
-    /// The watches that do not run, since when, and why.
+    /// The watches that are down, since when, and why.
     troubles: BTreeMap<Kind, (Instant, Trouble)>,
-    /// The watches that run again, and since when they had not. A server that takes a watch and breaks it off at once
-    /// is no server: only what is heard shows that it is over.
+    /// The watches that run again, and since when they had been down. A server that accepts a watch and breaks it off
+    /// at once is still down: only what is received shows that it is over.
     unproven: BTreeMap<Kind, Instant>,
-    /// What was told to be refused.
+    /// The refusals that were reported.
     refused: BTreeMap<Kind, Vec<Refusal>>,
 }
 
@@ -161,8 +161,8 @@ impl Joint {
         }
     }
 
-    /// Nothing was heard on a watch that ran, which need not mean anything: what is listed next will tell. If it does
-    /// mean something, that began when the watch was last heard.
+    /// A running watch was silent, which need not mean anything: the next list will show. If it does mean something,
+    /// that began when the watch last received something.
     fn quiet(&self, kind: Kind, trouble: &Trouble) {
         info!(%kind, reason = %trouble, "watch was quiet; relisting");
         self.state().unproven.entry(kind).or_insert_with(|| ago(SILENCE));
@@ -177,14 +177,14 @@ impl Joint {
         } else {
             warn!(%kind, error = %trouble, "watch failed; known objects stay enforced; retrying");
         }
-        // Silence has lasted when it is noticed.
+        // Silence has lasted this long when it is noticed.
         let silence = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
         let since = before.unwrap_or_else(|| ago(silence));
         state.troubles.insert(kind, (since, trouble));
         self.say(&state);
     }
 
-    /// Says what keeps the watches from running, if it does so for long, or before they ever ran.
+    /// Reports what keeps the watches from running, if it does so for long, or before they ever ran.
     fn say(&self, state: &State) {
         let lasting = |(since, _): &&(Instant, Trouble)| !state.synced || since.elapsed() >= PATIENCE;
         let lasting: Vec<&(Instant, Trouble)> = state.troubles.values().filter(lasting).collect();
@@ -206,13 +206,13 @@ impl Joint {
     }
 }
 
-/// The moment so long before now.
+/// The moment this long before now.
 fn ago(time: Duration) -> Instant {
     let now = Instant::now();
     now.checked_sub(time).unwrap_or(now)
 }
 
-/// A fault of an object, as the status tells it.
+/// A fault of an object, as the status reports it.
 fn refused(object: Option<&ObjectId>, reason: String) -> Refused {
     let object = object.map(|id| {
         [id.kind.to_owned(), id.namespace.as_deref().unwrap_or_default().to_owned(), (*id.name).to_owned()]
@@ -245,7 +245,7 @@ mod tests {
         };
         let reasons = || joint.ends.status.view().reasons.join(" ");
         joint.take(WatchEvent::Synced);
-        // Whether or not a watch that went on was heard before.
+        // Whether or not the resumed watch received something before.
         for heard in [true, false, true] {
             ended(Cause::Quiet);
             assert!(joint.state().troubles.is_empty() && !reasons().contains("nothing was heard"));

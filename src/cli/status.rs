@@ -29,7 +29,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Ended> {
     let report: Report = serde_json::from_str(&answer.body).context("the answer is no status of towpath")?;
     match args.output {
         Text::Text => print(&text(&report))?,
-        // As it was said: a newer daemon may say more than this program knows.
+        // As received: a newer daemon may send more than this program knows.
         Text::Json => {
             let value: serde_json::Value = serde_json::from_str(&answer.body)?;
             print(&super::json(&value)?)?;

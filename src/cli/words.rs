@@ -1,4 +1,4 @@
-//! How JSON says a verdict, a transport and what differs by family.
+//! How JSON represents a verdict, a transport and differences between families.
 
 use std::collections::BTreeMap;
 

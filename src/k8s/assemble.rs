@@ -1,4 +1,4 @@
-//! The objects of many files, put together: which of them count, and what is wrong between them.
+//! Merges the objects of many files: which of them count, and what faults there are between them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,7 +19,7 @@ use crate::model::{Change, NetworkPolicy, ObjectKey, Standing};
 /// The namespaces that every cluster has.
 const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kube-node-lease"];
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Clone, Debug, Default)]
 pub struct FileContents {
     /// Its pieces, in order.
@@ -28,7 +28,7 @@ pub struct FileContents {
     pub unreadable: Option<String>,
 }
 
-/// What identifies an object in the model. In this order they are told to whoever listens.
+/// What identifies an object in the model. Changes are delivered in this order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// A namespace.
@@ -39,19 +39,19 @@ pub enum Key {
     Policy(ObjectKey),
 }
 
-/// What the files say of one object.
+/// What the files say about one object.
 #[derive(Clone, Debug)]
 pub enum Said {
-    /// It is this.
+    /// The object is valid.
     Is(Arc<Object>),
-    /// It is there, and refused, or there more than once: this is what it may be taken for.
+    /// The object exists, but was refused or is defined more than once; this is what to use instead, if anything.
     Doubtful(Option<Arc<Object>>),
 }
 
 /// Every object of all files.
 #[derive(Debug, Default)]
 pub struct Assembly {
-    /// What is said of each.
+    /// What the files say about each object.
     pub said: BTreeMap<Key, Said>,
     /// What is wrong, by file and position.
     pub faults: Vec<Fault>,
@@ -60,7 +60,7 @@ pub struct Assembly {
 }
 
 impl Key {
-    /// What identifies `object`.
+    /// The identity of `object`.
     #[must_use]
     pub fn of(object: &Object) -> Self {
         match object {
@@ -82,7 +82,7 @@ impl Key {
 }
 
 impl Object {
-    /// The change that makes the object this.
+    /// The change that sets this object.
     #[must_use]
     pub fn change(&self) -> Change {
         match self {
@@ -93,7 +93,7 @@ impl Object {
     }
 }
 
-/// Where an object stands.
+/// Where an object is defined.
 #[derive(Clone, Copy)]
 struct Place<'f> {
     file: &'f Path,
@@ -123,7 +123,7 @@ impl Place<'_> {
         }
     }
 
-    /// What the object may be taken for when it cannot be taken for what it says.
+    /// What to use for the object when it cannot be used as written.
     fn fallback(self) -> Option<Arc<Object>> {
         let policy = match (&self.manifest.object, &self.manifest.stand_in) {
             (None, stand_in) => stand_in.clone()?,
@@ -145,7 +145,7 @@ fn refused(policy: &NetworkPolicy) -> NetworkPolicy {
     }
 }
 
-/// Puts together the contents of `files`, in their order.
+/// Merges the contents of `files`, in their order.
 #[must_use]
 pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> Assembly {
     let mut assembly = Assembly::default();
@@ -158,7 +158,7 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
         }
     }
     let duplicates = assembly.find_duplicates(&places);
-    // Pods before the workloads that stand for one: the pod of a name is the pod itself.
+    // Pods before the workloads that stand for one: a real pod has precedence for its name.
     let is_workload = |place: &&Place<'_>| {
         place.manifest.id.as_ref().is_some_and(|id| !["Namespace", "Pod", "NetworkPolicy"].contains(&id.kind))
     };
@@ -180,7 +180,7 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
 }
 
 impl Assembly {
-    /// The faults of one file, and what was skipped in it.
+    /// Adds the faults of one file, and counts what was skipped in it.
     fn take_in(&mut self, file: &Path, contents: &FileContents) {
         if let Some(text) = &contents.unreadable {
             let problem = Problem::error(FieldPath::root(), text);
@@ -206,7 +206,7 @@ impl Assembly {
         }
     }
 
-    /// The objects that stand in several places; each place but the first is a fault that names the first.
+    /// The objects that are defined in several places; each place but the first is a fault that names the first.
     fn find_duplicates<'f>(&mut self, places: &[Place<'f>]) -> BTreeSet<&'f ObjectId> {
         let mut first: HashMap<&ObjectId, Place<'_>> = HashMap::with_capacity(places.len());
         let mut duplicates = BTreeSet::new();
@@ -243,7 +243,7 @@ impl Assembly {
             self.said.insert(key, said);
             return;
         };
-        // A Deployment and a StatefulSet of one name are two pods of one name here.
+        // A Deployment and a StatefulSet with the same name become two pods with the same name here.
         let Said::Is(object) = said else { return };
         if let (Key::Pod(key), Object::Pod(pod)) = (taken.key().clone(), &*object) {
             let mut pod = pod.clone();

@@ -1,4 +1,4 @@
-//! A text in the pieces that can be read apart, so that a change of one need not read the others again.
+//! Splits a text into pieces that are parsed separately, so that a change of one does not reparse the others.
 
 use std::{
     collections::HashMap,
@@ -17,20 +17,20 @@ use super::{
 /// A piece of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'t> {
-    /// How many lines of the text stand in front of it.
+    /// How many lines of the text come before it.
     pub lines: u32,
-    /// How many characters of its first line stand in front of it.
+    /// How many characters of its first line come before it.
     pub columns: u32,
     /// The piece itself.
     pub text: &'t str,
 }
 
-/// A piece that was read, in its place in the text.
+/// A parsed piece, with its place in the text.
 #[derive(Clone, Debug)]
 pub struct Placed {
-    /// How many lines of the text stand in front of it.
+    /// How many lines of the text come before it.
     pub lines: u32,
-    /// How many characters of its first line stand in front of it.
+    /// How many characters of its first line come before it.
     pub columns: u32,
     /// Which item of a list it is, if it is one.
     pub item: Option<usize>,
@@ -49,11 +49,10 @@ pub struct Chunk {
     pub error: Option<SyntaxError>,
 }
 
-/// Cuts `text` before every line that begins a YAML document (`---`).
+/// Splits `text` before every line that begins a YAML document (`---`).
 ///
-/// Such a line begins a document wherever it stands, also inside of quotes and blocks, so that the pieces mean what
-/// the whole means. What stands before the first document and is more than comments (a `%YAML` directive) stays with
-/// it.
+/// Such a line begins a document wherever it occurs, also inside of quotes and blocks, so the pieces mean the same as
+/// the whole. Text before the first document stays with it if it is more than comments (a `%YAML` directive).
 #[must_use]
 pub fn pieces(text: &str) -> Vec<Piece<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -75,14 +74,14 @@ pub fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// The pieces of a text that were read before, by a hash of what they were read from.
+/// The pieces of the previous text that were parsed, by a hash of their text.
 #[derive(Debug, Default)]
 pub struct Known {
     hasher: RandomState,
     chunks: HashMap<(u64, usize), Arc<Chunk>>,
 }
 
-/// The reading of a text, with the help of what is known from the text before.
+/// Parses a text, and reuses what is known from the previous text.
 pub struct TextReader<'r> {
     before: &'r Known,
     now: Known,
@@ -91,7 +90,7 @@ pub struct TextReader<'r> {
 }
 
 impl<'r> TextReader<'r> {
-    /// Begins to read a text that may have pieces in common with the one that `before` was read from.
+    /// Starts to parse a text that may share pieces with the one that `before` was read from.
     #[must_use]
     pub fn new(before: &'r Known, workloads: bool, names: &'r mut Interner) -> Self {
         let now =
@@ -99,10 +98,10 @@ impl<'r> TextReader<'r> {
         Self { before, now, workloads, names }
     }
 
-    /// Reads `text`; also returns what to know when it is read the next time.
+    /// Parses `text`; also returns what to know when it is parsed the next time.
     #[must_use]
     pub fn read(mut self, text: &str) -> (Vec<Placed>, Known) {
-        /// A shorter list is read as one: to cut it would save nothing.
+        /// A shorter list is parsed as a whole: splitting it would save nothing.
         const LONG: usize = 32 * 1024;
         let mut placed = Vec::new();
         for document in pieces(text) {
@@ -128,7 +127,7 @@ impl<'r> TextReader<'r> {
         Placed { lines, columns, item: None, chunk }
     }
 
-    /// The items of a list, each read for itself; `None` if any of them cannot be.
+    /// The items of a list, each parsed separately; `None` if any of them cannot be.
     fn items(&mut self, list: &List<'_>, lines_before: u32) -> Option<Vec<Placed>> {
         let kind = (!list.kind.is_empty()).then_some((list.api.as_str(), list.kind.as_str()));
         let mut placed = Vec::with_capacity(list.items.len());
@@ -162,7 +161,7 @@ impl<'r> TextReader<'r> {
         Some(placed)
     }
 
-    /// What `text` holds, from memory if possible.
+    /// The contents of `text`, from memory if possible.
     fn known(
         &mut self,
         text: &str,
@@ -180,7 +179,7 @@ impl<'r> TextReader<'r> {
     }
 }
 
-/// The same keys, with paths that begin inside of the item, not at the list that holds nothing else.
+/// The same keys, with paths that begin inside of the item instead of at the list around it.
 fn within_item(repeated: &[RepeatedKey]) -> Vec<RepeatedKey> {
     let inside = |key: &RepeatedKey| {
         let steps = key.path.steps().iter().cloned();
@@ -237,7 +236,7 @@ mod tests {
         assert!(placed[0].chunk.error.is_some());
     }
 
-    /// A list of namespaces that is long enough to be cut; one item has `extra`.
+    /// A list of namespaces that is long enough to be split; one item has `extra`.
     fn long_list(extra: &str) -> String {
         let mut text = String::from("apiVersion: v1\nkind: NamespaceList\nitems:\n");
         for n in 0..2000 {

@@ -1,7 +1,7 @@
-//! API objects become the model: the only place that knows optional fields, defaults and the API's validation.
+//! Converts API objects to the model: the only place that knows optional fields, defaults and the API's validation.
 //!
-//! A function here takes an object as the API or a file has it, and returns the model's value, or what is wrong with
-//! it by field path. Nothing is guessed: what cannot be read as it was meant is refused, never widened.
+//! Each function takes an object as the API or a file has it, and returns the model's value, or its faults by field
+//! path. Nothing is guessed: what cannot be read as it was meant is refused, never widened.
 
 use std::sync::Arc;
 
@@ -25,20 +25,20 @@ pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// Who has looked at an object before.
+/// Who has validated an object before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Nobody: it comes from a file.
     Manifest,
-    /// The API server, when the object was stored. What it still serves of old objects that it would refuse as new
-    /// ones is taken as it is: labels in selectors that no object can have.
+    /// The API server, when the object was stored. Old objects that it still serves but would refuse as new ones are
+    /// accepted: selectors with label values that no object can have.
     Api,
 }
 
-/// What became of an object.
+/// The result of a conversion.
 #[derive(Clone, Debug)]
 pub struct Conversion<T> {
-    /// What can be read of it.
+    /// What can be read of the object.
     pub readable: Option<T>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
@@ -72,7 +72,7 @@ pub fn namespace(object: &types::Namespace, names: &mut Interner) -> Conversion<
     Conversion { readable: object, problems }
 }
 
-/// The namespace `name` with no label but the one that every namespace has.
+/// The namespace `name` with only the label that every namespace has.
 pub fn bare_namespace(name: &str, names: &mut Interner) -> Namespace {
     synthesise_namespace(name, &Meta::default(), names)
 }
@@ -259,7 +259,7 @@ fn phase(text: Option<&str>, problems: &mut Vec<Problem>) -> Phase {
     }
 }
 
-/// The addresses of a list such as `podIPs` and of its singular, the singular first.
+/// The addresses of a list such as `podIPs` and of its singular field, the singular first.
 fn addresses(
     at: &FieldPath,
     (one, first): (&str, Option<&String>),
@@ -341,7 +341,7 @@ pub(super) fn protocol(
     }
 }
 
-/// A label selector; `None` if anything about it is wrong.
+/// A label selector; `None` if it has any error.
 pub(super) fn selector(
     selector: &ApiSelector,
     origin: Origin,

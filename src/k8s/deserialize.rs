@@ -1,8 +1,8 @@
-//! A serde deserialiser over a [`Node`] that is strict, and knows where everything stands.
+//! A strict serde deserialiser over a [`Node`], which knows the position of everything.
 //!
-//! What the type does not know is reported with its path and the names that it does know. What has the wrong type is
-//! reported and then left out, so that one reading finds every fault of an object and the rest of it can still be
-//! judged: a policy with a fault in its rules still says which pods it means.
+//! Unknown fields are reported with their path and the names of the known fields. Values of the wrong type are reported
+//! and then skipped, so that one pass finds every fault of an object and the rest of it can still be judged: a policy
+//! with a fault in its rules still says which pods it selects.
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,13 +22,13 @@ use super::{
     scalar::Kind,
 };
 
-/// How many wrong types of one object are reported.
+/// How many type errors of one object are reported.
 const WRONG_TYPES: usize = 50;
 
-/// A reading of one object: its tree, and what was found wrong so far.
+/// The reading of one object: its tree, and the faults found so far.
 pub struct Reading<'t> {
     root: &'t Node<'t>,
-    /// Entries whose values have the wrong type, by address: they read as if they were not there.
+    /// Entries whose values have the wrong type, by address: they are treated as absent.
     left_out: RefCell<HashSet<usize>>,
     unknown: RefCell<BTreeMap<FieldPath, &'static [&'static str]>>,
     strict: Cell<bool>,
@@ -40,7 +40,7 @@ pub struct Reading<'t> {
 pub struct Unknown {
     /// Its path.
     pub path: FieldPath,
-    /// The fields that it could have been.
+    /// The fields that the type has.
     pub known: &'static [&'static str],
 }
 
@@ -57,14 +57,14 @@ impl<'t> Reading<'t> {
         }
     }
 
-    /// Reads it as a `T` for its faults alone, and remembers them.
+    /// Reads it as a `T` only to find and record its faults.
     pub fn check<T: Deserialize<'t>>(&self) {
         self.strict.set(true);
         let _ = self.read::<T>();
         self.strict.set(false);
     }
 
-    /// Reads it as a `T`; what has the wrong type is remembered and left out. `None` if nothing is left.
+    /// Reads it as a `T`; values of the wrong type are recorded and skipped. `None` if nothing is left.
     pub fn read<T: Deserialize<'t>>(&self) -> Option<T> {
         for _ in 0..WRONG_TYPES {
             let reader = Reader {
@@ -87,7 +87,7 @@ impl<'t> Reading<'t> {
         None
     }
 
-    /// What was found: wrong types, and fields that are not known.
+    /// The faults found: type errors, and unknown fields.
     #[must_use]
     pub fn finish(self) -> (Vec<Problem>, Vec<Unknown>) {
         let unknown =
@@ -96,7 +96,7 @@ impl<'t> Reading<'t> {
     }
 }
 
-/// The way to a node, kept on the stack.
+/// The path to a node, kept on the stack.
 enum Trail<'p> {
     Root,
     Key(&'p Trail<'p>, &'p str),
@@ -124,16 +124,16 @@ impl Trail<'_> {
     }
 }
 
-/// One node on its way into a value.
+/// One node that is being deserialised.
 #[derive(Clone, Copy)]
 struct Reader<'t, 'p> {
     node: &'t Node<'t>,
     trail: &'p Trail<'p>,
-    /// The innermost entry that leads here, by address.
+    /// The innermost entry that contains this node, by address.
     entry: usize,
-    /// The fields of the struct that this is the value of a field of.
+    /// The fields of the struct that this value is a field of.
     known: &'static [&'static str],
-    /// Whether a number will do where text is asked for.
+    /// Whether a number is accepted where text is expected.
     loose: bool,
     reading: &'p Reading<'t>,
 }
@@ -336,7 +336,7 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        // The API takes `cpu: 1` for a quantity, and the type wants text.
+        // The API accepts `cpu: 1` as a quantity, but the type expects text.
         let loose = name == "Quantity";
         visitor.visit_newtype_struct(Self { loose, ..self }).map_err(|error| self.place(error))
     }
@@ -386,7 +386,7 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
         self.deserialize_str(visitor)
     }
 
-    /// Called for the value of a field that the type does not have, and for nothing else.
+    /// Called only for the value of a field that the type does not have.
     fn deserialize_ignored_any<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         if self.reading.strict.get() {
             self.reading.unknown.borrow_mut().insert(self.trail.path(), self.known);

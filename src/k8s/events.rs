@@ -17,7 +17,7 @@ use super::watch::{Access, AccessError};
 /// The `reportingController` of our Events.
 const CONTROLLER: &str = "towpath";
 
-/// The API server takes no more bytes for `note` and for `reportingInstance`.
+/// How many bytes the API server accepts for `note` and for `reportingInstance`.
 const NOTE_BYTES: usize = 1024;
 const INSTANCE_BYTES: usize = 128;
 
@@ -31,7 +31,7 @@ pub struct Regarding {
     pub api_version: &'static str,
     /// Its kind.
     pub kind: &'static str,
-    /// Its namespace; for a Namespace its own name, so that the Event is in it, where its owner may read it.
+    /// Its namespace; for a Namespace its own name, so that the Event is in it, where the owner may read it.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
@@ -50,10 +50,10 @@ pub enum EventError {
     /// It is not known how to reach the API server.
     #[error("{0}")]
     Access(AccessError),
-    /// The API server does not let this process create Events.
+    /// The API server does not permit this process to create Events.
     #[error("{0}")]
     Forbidden(String),
-    /// The API server does not take this Event, as in a namespace that is being deleted or has a quota for Events.
+    /// The API server rejects this Event, as in a namespace that is being deleted or has a quota for Events.
     #[error("{0}")]
     Refused(String),
     /// The API server did not answer.
@@ -64,7 +64,7 @@ pub enum EventError {
 impl EventError {
     fn of_request(error: kube::Error) -> Self {
         match error {
-            // A full quota and a namespace that ends are 403 as well.
+            // A full quota and a terminating namespace are 403 as well.
             kube::Error::Api(status)
                 if status.code == 403 && status.message.contains("cannot create resource") =>
             {
@@ -80,17 +80,17 @@ impl EventError {
 }
 
 impl EventWriter {
-    /// Events of the daemon on this node.
+    /// A writer for the daemon on this node.
     #[must_use]
     pub fn new(access: Access, node: Arc<str>) -> Self {
         Self { access, node, client: None }
     }
 
-    /// Writes a Warning about an object. `reason` and `action` are one word each, as `OverBudget`; of `note` the first
-    /// 1,024 bytes are kept.
+    /// Writes a Warning about an object. `reason` and `action` are one word each, such as `OverBudget`; only the first
+    /// 1,024 bytes of `note` are kept.
     ///
     /// # Errors
-    /// If the API server cannot be reached or refuses. The next call reads the token and the kubeconfig again.
+    /// If the API server cannot be reached or refuses. After the former, the next call reads the credentials again.
     pub async fn warn(
         &mut self,
         regarding: &Regarding,
@@ -118,7 +118,7 @@ fn event_of(instance: &str, regarding: &Regarding, reason: &str, action: &str, n
     Event {
         metadata: ObjectMeta {
             namespace: Some(namespace.to_string()),
-            // An object's own name may be as long as a name can be, so the Event's is not made of it.
+            // An object's name may have the maximum length already, so the Event's name is not built from it.
             generate_name: Some(format!("{CONTROLLER}-")),
             ..ObjectMeta::default()
         },

@@ -9,7 +9,7 @@ use super::path::{FieldPath, Position};
 pub enum Severity {
     /// The object is refused.
     Error,
-    /// The object stands, but hardly says what its author meant.
+    /// The object is used, but probably does not mean what its author intended.
     Warning,
 }
 
@@ -22,7 +22,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// What is wrong with an object, whatever it was read from.
+/// A fault in an object from any source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// How bad it is.
@@ -40,7 +40,7 @@ impl Problem {
         Self { severity: Severity::Error, path, text: text.into() }
     }
 
-    /// An error at `path`; `text` goes on from the field's name: `must be text`.
+    /// An error at `path`; `text` continues the field's name: `must be text`.
     #[must_use]
     pub fn of_field(path: FieldPath, text: impl fmt::Display) -> Self {
         let text = format!("{} {text}", path.last());
@@ -61,7 +61,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// An object as a person names it.
+/// An object as a user names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// `Pod`, `Namespace`, `NetworkPolicy`, or the kind of a workload.
@@ -82,7 +82,7 @@ impl fmt::Display for ObjectId {
     }
 }
 
-/// A [`Problem`] in its place.
+/// A [`Problem`] with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The file; `-` is standard input.
@@ -95,14 +95,14 @@ pub struct Fault {
     pub severity: Severity,
     /// What is wrong, and what to do.
     pub text: String,
-    /// The field, as `spec.ingress[0].from[1]`; empty if no field is to blame.
+    /// The field, such as `spec.ingress[0].from[1]`; empty if the fault is in no field.
     pub path: String,
-    /// The object, as far as it could be told.
+    /// The object, as far as it is known.
     pub object: Option<ObjectId>,
 }
 
 impl Fault {
-    /// `problem` of `object` in `file` at `at`.
+    /// The fault `problem` of `object`, at `at` in `file`.
     #[must_use]
     pub fn new(file: PathBuf, at: Position, problem: &Problem, object: Option<ObjectId>) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The thread behind [`FileSource`](super::files::FileSource): listens to the kernel, and reads what it tells of.
+//! The thread behind [`FileSource`](super::files::FileSource): receives file events and reads the files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -21,29 +21,29 @@ use super::{
     store::Store,
 };
 
-/// How long it must be quiet before what was told is acted upon: a move is two messages, a `kubectl` many.
+/// How long there must be no event before events are handled: a move is two events, a `kubectl` many.
 pub(super) const QUIET: Duration = Duration::from_millis(3);
 
-/// How long messages are gathered at most.
+/// How long events are collected at most.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// How long after it has gone a file may come back without its objects having gone.
+/// How long a file may be gone before its objects are removed.
 pub(super) const GRACE: Duration = Duration::from_millis(50);
 
-/// How old a file must be to be read without word from the kernel that it is complete.
+/// How old a file must be to be read without an event that says it is complete.
 pub(super) const SETTLED: Duration = Duration::from_millis(250);
 
-/// How long the start waits for files that somebody seems to be writing.
+/// How long the start waits for files that another program seems to be writing.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the worker is told.
+/// A message to the worker.
 #[derive(Debug)]
 pub(super) enum Message {
     Told(notify::Result<Event>),
     Stop,
 }
 
-/// A path that was asked for.
+/// A path to watch.
 #[derive(Debug)]
 pub(super) enum Root {
     Folder(PathBuf),
@@ -58,22 +58,22 @@ impl Root {
     }
 }
 
-/// What watches: the files as they were read, and what has been told of them.
+/// The worker: the files as they were read, and what events have said about them.
 pub(super) struct Worker<F> {
     roots: Vec<Root>,
     /// The device of each root, as it was at the start.
     devices: Vec<Option<u64>>,
     rescan: Duration,
     watcher: RecommendedWatcher,
-    /// The folders whose entries the kernel tells of.
+    /// The folders that inotify watches.
     watched: BTreeSet<PathBuf>,
     /// The version of each file that was read.
     stamps: HashMap<PathBuf, Stamp>,
     /// Files that were written to and not closed yet.
     writing: HashSet<PathBuf>,
-    /// Files that may be complete, and are looked at again when they have settled.
+    /// Files that may be complete, and are checked again when they have settled.
     later: BTreeSet<PathBuf>,
-    /// Files that have gone, and when it will be believed.
+    /// Files that have disappeared, and when to accept that.
     leaving: BTreeMap<PathBuf, Instant>,
     store: Store,
     deliver: F,
@@ -101,16 +101,16 @@ fn device(path: &Path) -> Option<u64> {
 struct Batch {
     /// Files that are complete, to be read whatever their stamps say.
     complete: BTreeSet<PathBuf>,
-    /// Files that may be others now.
+    /// Files that may have changed.
     touched: BTreeSet<PathBuf>,
     /// Files that are no longer where they were.
     departed: BTreeSet<PathBuf>,
-    /// Whether everything must be looked at.
+    /// Whether everything must be checked.
     everything: bool,
 }
 
 impl<F: FnMut(SourceEvent)> Worker<F> {
-    /// One that has not looked at anything yet.
+    /// A worker that has not read anything yet.
     pub(super) fn new(roots: Vec<Root>, rescan: Duration, watcher: RecommendedWatcher, deliver: F) -> Self {
         Self {
             devices: roots.iter().map(|root| device(root.path())).collect(),
@@ -127,7 +127,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Watches until told to stop.
+    /// Watches until it is stopped.
     pub(super) fn run(mut self, inbox: &Receiver<Message>) {
         self.look_at_everything(SETTLED);
         self.wait_for_writers();
@@ -161,8 +161,8 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// At the start, waits a while for files that somebody seems to be writing: what they will hold may be what keeps
-    /// a pod isolated. Whoever writes without end is read as it is.
+    /// At the start, waits a while for files that another program seems to be writing: their contents may be what keeps
+    /// a pod isolated. A file that is written without end is read as it is.
     fn wait_for_writers(&mut self) {
         let until = Instant::now() + PATIENCE;
         while !self.later.is_empty() {
@@ -179,7 +179,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Takes in messages until it is quiet; `None` if one of them says to stop.
+    /// Collects messages until it is quiet; `None` on a stop message.
     fn gather(&mut self, first: notify::Result<Event>, inbox: &Receiver<Message>) -> Option<Batch> {
         let mut batch = Batch::default();
         self.note(first, &mut batch);
@@ -197,8 +197,8 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Decides about what has gone. It may come back: editors move a file away before they write it anew. What came
-    /// elsewhere at the same time and is the same file has moved there.
+    /// Decides about files that have disappeared. They may come back: editors move a file away before they write it
+    /// again. If the same file appeared elsewhere at the same time, it was moved there.
     fn part(&mut self, batch: &mut Batch) {
         let now = Instant::now();
         let departed = mem::take(&mut batch.departed);
@@ -214,9 +214,9 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         batch.complete.extend(self.leaving.extract_if(.., |_, due| *due <= now).map(|(path, _)| path));
     }
 
-    /// Reads what `batch` asks for, until nobody writes to any of it meanwhile. Whether to go on.
+    /// Reads what `batch` asks for, until nothing writes to any of it meanwhile. Returns whether to continue.
     fn take_in(&mut self, mut batch: Batch, inbox: &Receiver<Message>) -> bool {
-        /// Somebody may write without end: what is left is then for the next time.
+        /// A program may write without end: what is left then waits for the next time.
         const ROUNDS: usize = 10;
         for _ in 0..ROUNDS {
             let mut read = Vec::new();
@@ -233,7 +233,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             if read.is_empty() {
                 return true;
             }
-            // What was written to as it was read is told of by now.
+            // Receive the events for all writes that happened during the read.
             self.hear();
             let mut meanwhile = Batch::default();
             loop {
@@ -255,11 +255,11 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         true
     }
 
-    /// Waits until everything that the kernel has told so far is in the inbox.
+    /// Waits until every event that the kernel has sent so far is in the inbox.
     ///
-    /// The listening thread answers one request in each of its rounds, before or after it takes over what the kernel
-    /// told: with the second answer, the round of the first has ended. The request itself is to stop watching what
-    /// cannot be watched.
+    /// The notify thread answers one request per iteration of its loop, before or after it takes over the kernel's
+    /// events: with the second answer, the iteration of the first has ended. The request itself is to unwatch a path
+    /// that cannot be watched.
     fn hear(&mut self) {
         for _ in 0..2 {
             let _ = self.watcher.unwatch(Path::new("/dev/null/nothing"));
@@ -272,7 +272,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             return;
         };
         if event.need_rescan() {
-            // Among what was dropped may be the end of any write.
+            // The end of any write may be among the dropped events.
             self.writing.clear();
             batch.everything = true;
         }
@@ -299,8 +299,8 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                 }
                 EventKind::Create(CreateKind::Folder) => self.note_arrival(path, false, batch),
                 EventKind::Create(_) => {
-                    // A link is complete when it is made. A file is complete when it is closed, of which we hear; but
-                    // one that was written without a name, and then given one, was closed before.
+                    // A link is complete when it is created. A file is complete when it is closed, for which there is
+                    // an event; but one that was written without a name and then linked was closed before.
                     let is_link = |file: fs::Metadata| file.file_type().is_symlink() || file.nlink() > 1;
                     let complete = fs::symlink_metadata(&path).is_ok_and(is_link);
                     self.note_arrival(path, complete, batch);
@@ -313,13 +313,13 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Something is at `path` that was not; `complete` says that nobody writes to it.
+    /// Something new is at `path`; `complete` says that nothing writes to it.
     fn note_arrival(&mut self, path: PathBuf, complete: bool, batch: &mut Batch) {
         if self.roots.iter().any(|root| matches!(root, Root::Folder(folder) if *folder == path)) {
             self.forget_watches(&path);
             batch.everything = true;
         } else if is_hidden(&path) {
-            // The files of a mounted ConfigMap are links through `..data`, which is itself a link, and replaced.
+            // The files of a mounted ConfigMap are links through `..data`, which is itself a link and gets replaced.
             let linked = |file: &&Path| file.parent() == path.parent() && file.is_symlink();
             batch.touched.extend(self.store.files().filter(linked).map(Path::to_owned));
         } else if self.is_wanted(&path) && !path.is_dir() {
@@ -345,13 +345,13 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Whether the file at `path` is one that was asked for.
+    /// Whether the file at `path` is one to watch.
     fn is_wanted(&self, path: &Path) -> bool {
         self.roots.iter().any(|root| matches!(root, Root::File(file) if file == path))
             || (is_manifest(path) && self.is_below_a_root(path))
     }
 
-    /// Whether `path` lies in a folder that was asked for, and in no hidden one in there.
+    /// Whether `path` is in a folder to watch, and in no hidden one below that.
     fn is_below_a_root(&self, path: &Path) -> bool {
         self.roots.iter().any(|root| {
             let Root::Folder(folder) = root else { return false };
@@ -360,7 +360,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         })
     }
 
-    /// Looks at every file there is, and at those that were there, and takes them in.
+    /// Checks every file that exists or existed before, and takes in what changed.
     fn look_at_everything(&mut self, settled: Duration) {
         for file in self.every_file() {
             if let Some(state) = self.look_at(&file, settled) {
@@ -369,7 +369,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Looks at every file there is, and at those that were there.
+    /// Checks every file that exists or existed before, except for `others`.
     fn look_at_everything_but(&mut self, others: &BTreeSet<PathBuf>) -> Vec<(PathBuf, State)> {
         let files = self.every_file();
         let files = files.into_iter().filter(|file| !others.contains(file));
@@ -381,7 +381,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         let mut unreadable = Vec::new();
         for index in 0..self.roots.len() {
             let root = self.roots[index].path().to_owned();
-            // What replaces the root itself is told of by the folder that it is in.
+            // The event for a replaced root comes from its parent folder.
             if let Some(parent) = root.parent() {
                 self.watch(parent);
             }
@@ -402,7 +402,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     fn walk(&mut self, folder: &Path) -> (BTreeSet<PathBuf>, Vec<PathBuf>) {
         let mut entered = Vec::new();
         let found = walk(folder, |folder| {
-            // Watched first and read then: nothing can come in between unseen.
+            // Watch first, then read: no change in between is missed.
             self.watch(folder);
             entered.push(folder.to_owned());
         });
@@ -418,7 +418,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     }
 
     fn watch(&mut self, folder: &Path) {
-        // What cannot be watched is still looked at now and then.
+        // What cannot be watched is still checked periodically.
         if !self.watched.contains(folder) && self.watcher.watch(folder, RecursiveMode::NonRecursive).is_ok() {
             self.watched.insert(folder.to_owned());
         }
@@ -428,13 +428,13 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         let gone: Vec<PathBuf> =
             self.watched.iter().filter(|path| path.starts_with(folder)).cloned().collect();
         for path in gone {
-            // The kernel may have forgotten it before.
+            // The kernel may have removed it before.
             let _ = self.watcher.unwatch(&path);
             self.watched.remove(&path);
         }
     }
 
-    /// Reads the file at `path` if it is another than the one that was read, and nobody writes to it.
+    /// Reads the file at `path` if it is not the version that was read, and nothing writes to it.
     fn look_at(&mut self, path: &Path, settled: Duration) -> Option<State> {
         if self.writing.contains(path) {
             return None;
@@ -448,7 +448,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         if self.stamps.get(path) == Some(&stamp) {
             return None;
         }
-        // A file that is about to be written anew is empty for a moment before the kernel tells of it.
+        // A file that is about to be rewritten is empty for a moment before the kernel sends an event.
         let settled = if file.len() == 0 && self.store.has(path) { SETTLED } else { settled };
         if !is_settled(&file, settled) {
             self.later.insert(path.to_owned());
@@ -473,8 +473,8 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                 self.stamps.insert(path.to_owned(), stamp);
             }
             State::Gone => {
-                // If its whole root is gone, it was rather unmounted than deleted, and its objects stay.
-                // What is left where something was mounted is an empty folder on another device.
+                // If its whole root is gone, it was more likely unmounted than deleted, and its objects stay. An
+                // unmount leaves an empty folder on another device.
                 let unmounted = |(root, was): (&Root, &Option<u64>)| match root {
                     Root::Folder(folder) if path.starts_with(folder) => device(folder) != *was,
                     _ => false,
@@ -491,7 +491,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
     }
 
-    /// Tells what has changed.
+    /// Delivers what has changed.
     fn tell(&mut self) {
         let difference = self.store.difference();
         if !difference.changes.is_empty() {

@@ -1,9 +1,9 @@
 //! Files as the source of objects: what `towpath run -f` watches.
 //!
-//! A thread of its own listens to the kernel (inotify) and tells what changes. It acts on complete writes alone: a file
-//! is read when its writer closes it or when it is moved into place, never while it is being written, so that a file
-//! that is truncated and written anew never loses its objects in between. It finds by looking, every now and then,
-//! what the kernel did not tell: network file systems tell nothing, and a full queue drops what it would have told.
+//! A separate thread receives inotify events and reports changes. It acts only on complete writes: a file is read when
+//! its writer closes it or when it is moved into place, never while it is being written, so that a file that is
+//! truncated and rewritten never loses its objects in between. It also rescans periodically: network file systems send
+//! no events, and a full queue drops them.
 
 use std::{
     fs, io,
@@ -24,17 +24,17 @@ use super::{
 };
 use crate::model::Change;
 
-/// How often everything is looked at, whatever the kernel told.
+/// How often everything is rescanned, whatever the events say.
 pub const RESCAN: Duration = Duration::from_secs(30);
 
-/// What the source tells.
+/// An event of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceEvent {
-    /// Objects that are new, other or gone. What is told once is never told again.
+    /// Objects that were added, changed or removed. Each change is sent only once.
     Changes(Vec<Change>),
-    /// Everything that is wrong with the files now; empty when all is well again.
+    /// All current faults of the files; empty once there are none.
     Faults(Vec<Fault>),
-    /// All files have been read once, and what they hold has been told.
+    /// All files have been read once, and their objects have been sent.
     Synced,
 }
 
@@ -52,15 +52,15 @@ pub enum SourceError {
     /// Standard input: it ends, and nothing can change in it.
     #[error("standard input cannot be watched: name a file or a folder")]
     StandardInput,
-    /// The kernel gives no inotify.
+    /// inotify is not available.
     #[error("cannot listen for changes of files: {0}; look at fs.inotify.max_user_instances")]
     Listen(#[from] notify::Error),
-    /// No thread could be started.
+    /// The thread could not be started.
     #[error("cannot start the thread that watches files: {0}")]
     Thread(io::Error),
 }
 
-/// Watched files. Ends when dropped.
+/// Watched files. Stops when dropped.
 #[derive(Debug)]
 pub struct FileSource {
     messages: Sender<Message>,
@@ -68,13 +68,13 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Watches `paths`, files and folders, and looks at all of them every `rescan` ([`RESCAN`] is a good choice).
+    /// Watches `paths`, files and folders, and rescans all of them every `rescan` ([`RESCAN`] is a good choice).
     ///
-    /// `deliver` is called on a thread of its own: with all objects first, then [`SourceEvent::Synced`], then with
-    /// whatever changes. Workloads are skipped: in a cluster their pods are objects of their own.
+    /// `deliver` is called on a separate thread: with all objects first, then [`SourceEvent::Synced`], then with every
+    /// change. Workloads are skipped: in a cluster their pods are objects of their own.
     ///
     /// # Errors
-    /// A path that does not exist; a kernel that cannot be listened to.
+    /// If a path does not exist, or inotify cannot be used.
     pub fn open(
         paths: &[PathBuf],
         rescan: Duration,
@@ -93,7 +93,7 @@ impl FileSource {
         let (messages, inbox) = channel();
         let outbox = messages.clone();
         let watcher = notify::recommended_watcher(move |told: notify::Result<Event>| {
-            // Our own reading would be told of, too.
+            // Ignore the events of our own reads.
             let of_a_reader = |event: &Event| {
                 let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
                 matches!(event.kind, EventKind::Access(_)) && event.kind != written
@@ -101,7 +101,7 @@ impl FileSource {
             if told.as_ref().is_ok_and(of_a_reader) {
                 return;
             }
-            // The thread is gone only when nobody wants to hear any more.
+            // The thread is gone only when the source is being dropped.
             let _ = outbox.send(Message::Told(told));
         })?;
         let worker = Worker::new(roots, rescan, watcher, deliver);
@@ -137,10 +137,10 @@ mod tests {
         model::{Cluster, ObjectKey},
     };
 
-    /// Longer than anything takes, also on a machine that is busy.
+    /// Longer than anything takes, even on a busy machine.
     const LONG: Duration = Duration::from_secs(10);
 
-    /// A watched folder, and the cluster of whoever listens.
+    /// A watched folder, and the cluster of its receiver.
     struct Watched {
         folder: tempfile::TempDir,
         _source: FileSource,
@@ -194,7 +194,7 @@ mod tests {
             Some(event)
         }
 
-        /// Listens until the pods are these, each as `name=app`.
+        /// Receives events until the pods are these, each as `name=app`.
         fn until(&mut self, wanted: &[&str]) {
             while self.pods() != wanted {
                 assert!(
@@ -206,7 +206,7 @@ mod tests {
             }
         }
 
-        /// Nothing is told for a while in which it would have been.
+        /// No event arrives for a while in which one would have.
         fn hears_nothing(&mut self) {
             assert_eq!(self.hear(GRACE + SETTLED * 2), None);
         }
@@ -249,7 +249,7 @@ mod tests {
         watched.hears_nothing();
         file.write_all(pod("one", "db").as_bytes()).unwrap();
         file.sync_all().unwrap();
-        // Another file makes the source look about, and a look about must not find the half of this one.
+        // Another file makes the source scan the folder, and that must not find this half-written one.
         watched.write("b.yaml", &pod("two", "web"));
         watched.until(&["one=web", "two=web"]);
         file.write_all(pod("three", "db").as_bytes()).unwrap();
@@ -390,7 +390,7 @@ mod tests {
         let mut watched = Watched::looking(&[], Duration::from_millis(300), |folder| vec![folder.to_owned()]);
         symlink(&target, watched.path("a.yaml")).unwrap();
         watched.until(&["one=web"]);
-        // Nobody watches the folder of the link's target.
+        // The folder of the link's target is not watched.
         fs::write(&target, pod("one", "db")).unwrap();
         watched.until(&["one=db"]);
     }

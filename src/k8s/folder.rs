@@ -1,4 +1,4 @@
-//! Which files a path stands for, and whether a file is still the one that was read.
+//! Which files a path stands for, and whether a file is still the version that was read.
 
 use std::{
     collections::BTreeSet,
@@ -8,21 +8,21 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Whether a file of this name is read when its folder is: .yaml, .yml and .json, and no dot in front.
+/// Whether a file of this name is read when its folder is: .yaml, .yml and .json, without a leading dot.
 #[must_use]
 pub fn is_manifest(path: &Path) -> bool {
     !is_hidden(path)
         && path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
 }
 
-/// Whether a name begins with a dot. Such files are the leavings of editors, and such folders hold the generations of
-/// a mounted `ConfigMap`, whose files are linked to from outside of them.
+/// Whether a name begins with a dot. Such files are left by editors, and such folders hold the generations of a mounted
+/// `ConfigMap`, whose files are reached through links outside of them.
 #[must_use]
 pub fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-/// What lies in a folder and below.
+/// What is in a folder and below.
 #[derive(Debug, Default)]
 pub struct Found {
     /// The files to read, sorted.
@@ -37,7 +37,7 @@ pub fn walk(folder: &Path, mut enter: impl FnMut(&Path)) -> Found {
     let mut folders = vec![folder.to_owned()];
     let mut visited = BTreeSet::new();
     while let Some(folder) = folders.pop() {
-        // A link to a folder above would lead round and round.
+        // A link to a parent folder would cause an endless loop.
         let same = match fs::canonicalize(&folder) {
             Ok(same) => same,
             Err(error) => {
@@ -70,7 +70,7 @@ pub fn walk(folder: &Path, mut enter: impl FnMut(&Path)) -> Found {
     found
 }
 
-/// What tells one version of a file from another without reading it.
+/// Identifies a version of a file without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     device: u64,
@@ -100,10 +100,10 @@ impl Stamp {
     }
 }
 
-/// Whether a file with this metadata was last written so long ago that its writer has surely ended.
+/// Whether a file with this metadata was last written so long ago that its writer is surely done.
 #[must_use]
 pub fn is_settled(file: &fs::Metadata, after: Duration) -> bool {
-    // A time in the future, or none, says nothing: then there is nothing to wait for.
+    // A time in the future, or none, means nothing: then there is nothing to wait for.
     let age = file.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
     age.is_none_or(|age| age >= after)
 }

@@ -7,7 +7,7 @@ use super::{
     path::{FieldPath, Step},
 };
 
-/// Says of a field that its object does not have it, and what to do.
+/// Reports an unknown field, and what to do.
 #[must_use]
 pub fn explain(unknown: &Unknown, root: &Node<'_>) -> Problem {
     let Some((parent, name)) = unknown.path.split_key() else {
@@ -30,7 +30,7 @@ fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Opti
     nearest(name, known).map(|field| format!("did you mean `{field}`?"))
 }
 
-/// Where a field belongs that exists, but elsewhere: nearly always a matter of indentation.
+/// Where a misplaced field belongs: nearly always a matter of indentation.
 fn home(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Option<String> {
     let inside = |field: &str| Some(format!("it belongs inside {field}: indent it"));
     let beside = |field: &str| root.nearest(parent).get(field).is_some();
@@ -83,7 +83,7 @@ fn home(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Opti
     }
 }
 
-/// What kind of mapping a field stands in.
+/// The kind of mapping that a field is in.
 #[derive(Clone, Copy)]
 enum Place {
     Object,
@@ -116,7 +116,7 @@ impl Place {
     }
 }
 
-/// The name among `known` that `name` is a slip of the pen away from: two letters at most, and not most of the word.
+/// The name among `known` of which `name` is a typo: two letters off at most, and not most of the word.
 #[must_use]
 pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let within = name.chars().count().div_ceil(3).min(2);
@@ -128,7 +128,7 @@ pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
         .map(|(_, field)| field)
 }
 
-/// How many letters must be put in, taken out, changed or swapped with their neighbour to turn `a` into `b`.
+/// How many letters must be inserted, deleted, changed or swapped with their neighbour to turn `a` into `b`.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.len().abs_diff(b.len()) > 2 {
@@ -150,7 +150,7 @@ fn distance(a: &str, b: &str) -> usize {
     rows[a.len()][b.len()]
 }
 
-/// What is wrong with the outermost fields of something that has no `kind` or no `apiVersion`.
+/// What is wrong with the top-level fields of an object that has no `kind` or no `apiVersion`.
 #[must_use]
 pub fn missing(field: &str, root: &Node<'_>) -> Problem {
     let Value::Map(entries) = &root.value else {

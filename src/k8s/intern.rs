@@ -1,10 +1,10 @@
-//! Equal strings and equal labels, held once.
+//! Equal strings and equal labels, stored once.
 
 use std::{collections::HashSet, sync::Arc};
 
 use crate::model::Labels;
 
-/// Hands out shared allocations. In a cluster of 100,000 pods there are some hundred distinct sets of labels.
+/// Hands out shared allocations. A cluster of 100,000 pods has a few hundred distinct sets of labels.
 #[derive(Debug, Default)]
 pub struct Interner {
     strings: HashSet<Arc<str>>,
@@ -13,14 +13,14 @@ pub struct Interner {
     forget_labels_at: usize,
 }
 
-/// Labels that take more bytes than this are not held: hardly two objects have the same.
+/// Labels that take more bytes than this are not stored: hardly two objects have the same ones.
 const LARGE: usize = 4096;
 
-/// So many are held before the first are forgotten.
+/// How many are kept before unused ones are first dropped.
 const FEW: usize = 1024;
 
 impl Interner {
-    /// One that holds nothing yet.
+    /// An empty interner.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -47,7 +47,7 @@ impl Interner {
             return shared.clone();
         }
         if self.labels.len() >= self.forget_labels_at.max(FEW) {
-            // Those that somebody holds are held here a second time.
+            // Labels that are in use have another owner besides this set.
             self.labels.retain(Labels::is_shared);
             self.forget_labels_at = self.labels.len() * 2;
         }
@@ -55,7 +55,7 @@ impl Interner {
         labels
     }
 
-    /// Forgets what nobody else holds, each time that the number of strings has doubled.
+    /// Drops strings that are not in use elsewhere, each time that the number of strings has doubled.
     fn sweep(&mut self) {
         if self.strings.len() < self.sweep_at.max(FEW) {
             return;

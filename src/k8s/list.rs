@@ -1,29 +1,29 @@
-//! A long list of objects, cut into its items without reading them.
+//! Splits a long list of objects into its items without parsing them.
 //!
-//! `kubectl get -o yaml` writes a whole cluster as one `List`: one document. To read all of it because one label
-//! changed would take a hundred times as long as the label's pod does. So the text is cut where its items begin.
+//! `kubectl get -o yaml` writes a whole cluster as one `List`: one document. Parsing all of it because one label
+//! changed would take a hundred times as long as parsing the label's pod. So the text is split where its items begin.
 //!
-//! The cut is careful rather than clever: whatever does not look exactly as `kubectl` and JSON writers lay it out is
-//! not cut at all. And what is cut wrongly cannot be read: an item that spans a cut is no YAML on either side of it,
-//! and then the whole document is read as one. So an item is never read as something that it is not.
+//! The split is careful rather than clever: text that is not laid out exactly as `kubectl` and JSON writers do it is
+//! not split at all. And a wrong split cannot be parsed: an item that spans it is not YAML on either side of it, and
+//! then the whole document is parsed as one. So an item is never read as something that it is not.
 
 use super::{
     chunk::Piece,
     node::{self, Node, Value},
 };
 
-/// A list, cut into its items.
+/// A list, split into its items.
 #[derive(Debug, PartialEq, Eq)]
 pub struct List<'t> {
     /// The apiVersion of the list.
     pub api: String,
-    /// The kind of its items; empty if each says so itself.
+    /// The kind of its items; empty if each item states its own.
     pub kind: String,
     /// Its items, in order. In YAML, each with its dash, as a list of one.
     pub items: Vec<Piece<'t>>,
 }
 
-/// The items of the document `text`, if it is a list that can be cut.
+/// The items of the document `text`, if it is a list that can be split.
 #[must_use]
 pub fn cut(text: &str) -> Option<List<'_>> {
     let (header, items) = match text.trim_start().as_bytes().first()? {
@@ -42,7 +42,7 @@ pub fn cut(text: &str) -> Option<List<'_>> {
     Some(List { api: text("apiVersion")?.to_owned(), kind, items })
 }
 
-/// The one item that the root of a piece of a list is; `None` if it is anything else.
+/// The single item in the root of a piece of a list; `None` if it is anything else.
 #[must_use]
 pub fn item<'n, 't>(root: &'n Node<'t>, text: &str) -> Option<&'n Node<'t>> {
     match &root.value {
@@ -55,7 +55,7 @@ pub fn item<'n, 't>(root: &'n Node<'t>, text: &str) -> Option<&'n Node<'t>> {
     }
 }
 
-/// Cuts a block sequence under `items:` at every dash in the column of the first; also returns the rest of the text.
+/// Splits a block sequence under `items:` at every dash in the column of the first; also returns the rest of the text.
 fn yaml(text: &str) -> Option<(String, Vec<Piece<'_>>)> {
     let mut header = String::new();
     let mut items: Vec<Piece<'_>> = Vec::new();
@@ -96,14 +96,14 @@ fn yaml(text: &str) -> Option<(String, Vec<Piece<'_>>)> {
     Some((header, items))
 }
 
-/// A scanner of JSON that skips values without looking into them.
+/// A JSON scanner that skips values without parsing them.
 struct Json<'t> {
     text: &'t str,
     at: usize,
 }
 
 impl<'t> Json<'t> {
-    /// Cuts the array under `"items"` of the outermost object; also returns the text without what is in the array.
+    /// Splits the array under `"items"` of the outermost object; also returns the text without the array's contents.
     fn cut(mut self) -> Option<(String, Vec<Piece<'t>>)> {
         let mut cut = None;
         self.expect(b'{')?;
@@ -134,7 +134,7 @@ impl<'t> Json<'t> {
         Some((format!("{}{}", &self.text[..start], &self.text[end..]), items))
     }
 
-    /// The objects of an array whose bracket is already behind; goes past its end.
+    /// The objects of an array whose opening bracket was already read; moves past its end.
     fn array(&mut self) -> Option<Vec<Piece<'t>>> {
         let mut items = Vec::new();
         let mut counted = (0, 0, 0);
@@ -156,7 +156,7 @@ impl<'t> Json<'t> {
         }
     }
 
-    /// How many lines stand in front of `to`, and how many characters of its own line, counted on from before.
+    /// How many lines come before `to`, and how many characters of its own line, continuing the previous count.
     fn count(&self, (from, lines, columns): (usize, u32, u32), to: usize) -> (usize, u32, u32) {
         let between = &self.text[from..to];
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -215,7 +215,7 @@ impl<'t> Json<'t> {
         }
     }
 
-    /// Goes past a string.
+    /// Moves past a string.
     fn string(&mut self) -> Option<()> {
         let bytes = self.text.as_bytes();
         self.at += 1;

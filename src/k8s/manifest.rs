@@ -1,4 +1,4 @@
-//! Manifests, read once: for the commands that answer a question and end.
+//! Reads manifests once, for commands that answer a question and exit.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +19,8 @@ use crate::model::{Change, Cluster};
 /// What to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Whether workloads (`Deployment`, `StatefulSet`, `DaemonSet`, `ReplicaSet`, `Job`, `CronJob`) stand for one pod of their
-    /// template. If not they are skipped: in a cluster, their pods are objects of their own.
+    /// Whether workloads (`Deployment`, `StatefulSet`, `DaemonSet`, `ReplicaSet`, `Job`, `CronJob`) stand for one pod
+    /// of their template. If not, they are skipped: in a cluster, their pods are objects of their own.
     pub workloads: bool,
 }
 
@@ -29,8 +29,8 @@ pub struct Options {
 pub struct Loaded {
     /// The objects: namespaces first, then pods, then policies, each by name.
     ///
-    /// A policy that was refused is here with [`Standing::Refused`](crate::model::Standing) if it could be told which
-    /// pods it means. The namespaces that every cluster has are here whether or not a file declares them.
+    /// A refused policy is included with [`Standing::Refused`](crate::model::Standing) if it is known which pods it
+    /// selects. The namespaces that every cluster has are included whether or not a file declares them.
     pub changes: Vec<Change>,
     /// What is wrong, by file and position.
     pub faults: Vec<Fault>,

@@ -1,4 +1,4 @@
-//! A value of the wrong type, in words for the author of a manifest.
+//! A value of the wrong type, described for the author of a manifest.
 
 use std::fmt;
 
@@ -9,22 +9,22 @@ use super::path::FieldPath;
 /// A value of the wrong type.
 #[derive(Debug)]
 pub(super) struct Mismatch {
-    /// What was wanted, and what is there instead.
+    /// What was expected, and what was found instead.
     pub(super) text: String,
     /// Its path.
     pub(super) path: FieldPath,
-    /// The entry to leave out, by address; 0 if it is the whole object.
+    /// The entry to skip, by address; 0 if it is the whole object.
     pub(super) entry: usize,
-    /// Whether `path` and `entry` are known by now.
+    /// Whether `path` and `entry` are set.
     pub(super) placed: bool,
 }
 
-/// Why a reading stopped.
+/// Why deserialisation stopped.
 #[derive(Debug)]
 pub(super) struct Error(pub(super) Box<Mismatch>);
 
 impl Error {
-    /// A mismatch whose place is not known yet.
+    /// A mismatch whose position is not known yet.
     pub(super) fn new(text: String) -> Self {
         Self(Box::new(Mismatch { text, path: FieldPath::root(), entry: 0, placed: false }))
     }
@@ -52,7 +52,7 @@ impl de::Error for Error {
     }
 }
 
-/// What a type calls itself, in the words of a manifest's author.
+/// The name of an expected type, in words for the author of a manifest.
 fn plainly(expected: &dyn de::Expected) -> String {
     match expected.to_string().as_str() {
         "IntOrString" => "a number or a name".to_owned(),

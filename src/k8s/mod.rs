@@ -1,18 +1,17 @@
-//! The edge in: Kubernetes objects, from files or the API server, become the [model](crate::model).
+//! The input: converts Kubernetes objects, from files or the API server, to the [model](crate::model).
 //!
-//! Nothing behind this edge sees an optional field, an unchecked string or an API type. In the order of the data:
+//! Nothing after this stage sees an optional field, an unchecked string or an API type. In the order of the data:
 //!
 //! | from | to | in |
 //! |---|---|---|
-//! | text | pieces that can be read apart | [`chunk`], [`list`] |
-//! | a piece | a tree in which every value has its place | [`node`], [`scalar`], [`path`] |
-//! | a tree | an API object, and whatever it has too much or wrong | [`object`], [`deserialize`], [`hints`], [`types`] |
+//! | text | pieces that can be parsed separately | [`chunk`], [`list`] |
+//! | a piece | a tree in which every value has its position | [`node`], [`scalar`], [`path`] |
+//! | a tree | an API object, and its unknown or wrong fields | [`object`], [`deserialize`], [`hints`], [`types`] |
 //! | an API object | the model, or what is wrong with it | [`convert`], [`network_policy`], [`validate`] |
 //! | many files | one set of objects | [`assemble`] |
 //!
 //! [`manifest`] does this once, for a command; [`files`] does it for as long as the daemon runs, with [`store`].
-//! [`watch`] follows the API server, whose objects are converted as they come. [`events`] is the one part that writes to
-//! it.
+//! [`watch`] follows the API server, whose objects are converted as they arrive. Only [`events`] writes to it.
 
 pub mod assemble;
 pub mod chunk;

@@ -1,4 +1,4 @@
-//! The conversion of a NetworkPolicy: its validation, its defaults, and what stands in for a refused one.
+//! The conversion of a NetworkPolicy: its validation, its defaults, and the stand-in for a refused one.
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -77,18 +77,18 @@ pub fn network_policy(
     Conversion { readable: policy, problems }
 }
 
-/// All of these, in no more memory than they need: a policy may have tens of thousands of rules with one peer each.
+/// Collects items without spare capacity: a policy may have tens of thousands of rules with one peer each.
 fn exactly<T>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.collect();
     items.shrink_to_fit();
     items
 }
 
-/// What stands in for a policy that was refused for `problems`: it isolates the pods of its podSelector for its
+/// The stand-in for a policy that was refused for `problems`: it isolates the pods of its podSelector for its
 /// policyTypes, and allows nothing.
 ///
-/// Where a problem leaves open which directions are meant, it isolates in both. `None` if it cannot be told which pods
-/// are meant: the podSelector, or the name and namespace, are themselves at fault or not where they belong.
+/// If a problem leaves open which directions are meant, it isolates in both. `None` if it is not known which pods are
+/// selected: the podSelector, or the name and namespace, are faulty or misplaced.
 pub fn stand_in(
     object: &types::NetworkPolicy,
     origin: Origin,
@@ -113,7 +113,7 @@ pub fn stand_in(
     } else {
         let mut types = Rules { own: key.namespace.clone(), origin, names, problems: &mut ignored }
             .policy_types(spec, &FieldPath::of(&["spec"]));
-        // Rules that could not be read are rules all the same, and so make the policy one for egress.
+        // Rules that could not be read are still rules, and so make the policy one for egress.
         let by_default = spec.policy_types.as_deref().unwrap_or_default().is_empty();
         types.egress |= by_default && errors().any(|path| path.is_within(&["spec", "egress"]));
         types
@@ -127,7 +127,7 @@ pub fn stand_in(
     })
 }
 
-/// Whether a fault at `path` means that it is not known which pods the policy is for.
+/// Whether a fault at `path` makes it unknown which pods the policy selects.
 fn hides_subject(path: &FieldPath) -> bool {
     let misplaced = |key: &str| {
         let key = key.to_ascii_lowercase();
@@ -143,7 +143,7 @@ fn hides_subject(path: &FieldPath) -> bool {
     }
 }
 
-/// Whether a fault at `path` may stand for a policyTypes, an ingress or an egress that was meant.
+/// Whether a fault at `path` may hide an intended policyTypes, ingress or egress.
 fn hides_directions(path: &FieldPath) -> bool {
     match path.steps() {
         [Step::Key(_)] => true,
@@ -172,7 +172,7 @@ impl Types {
     }
 }
 
-/// The reading of the rules of one policy.
+/// Reads the rules of one policy.
 struct Rules<'r> {
     own: std::sync::Arc<str>,
     origin: Origin,
@@ -185,7 +185,7 @@ impl Rules<'_> {
         self.problems.push(Problem::error(at, text));
     }
 
-    /// Refuses a field with a text that goes on from its name.
+    /// Refuses a field with a text that continues its name.
     fn refuse_field(&mut self, at: FieldPath, text: &str) {
         self.problems.push(Problem::of_field(at, text));
     }

@@ -1,4 +1,4 @@
-//! YAML text as a tree in which every value knows where it stands.
+//! YAML text as a tree in which every value has its position.
 //!
 //! JSON is read the same way: every JSON text is YAML.
 
@@ -11,13 +11,13 @@ use super::{
     scalar::{Kind, resolve},
 };
 
-/// How deep lists and mappings may nest. No Kubernetes object comes near it.
+/// How deeply lists and mappings may nest. No Kubernetes object comes near it.
 const DEPTH: usize = 100;
 
-/// How many nodes the aliases of one document may copy: a few lines of aliases of aliases would fill the memory.
+/// How many nodes aliases may copy in one document: otherwise a few lines of aliases of aliases could fill the memory.
 const COPIES: usize = 100_000;
 
-/// A value, and where it begins.
+/// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node<'t> {
     /// Where it begins.
@@ -29,7 +29,7 @@ pub struct Node<'t> {
 /// What a [`Node`] is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'t> {
-    /// A single value: its text, and what that stands for.
+    /// A single value: its text, and what that means.
     Scalar(Cow<'t, str>, Kind),
     /// A list.
     List(Vec<Node<'t>>),
@@ -40,7 +40,7 @@ pub enum Value<'t> {
 /// A key of a mapping with its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry<'t> {
-    /// Where the key stands.
+    /// Where the key is.
     pub at: Position,
     /// The key.
     pub key: Cow<'t, str>,
@@ -53,16 +53,16 @@ pub struct Entry<'t> {
 pub struct Document<'t> {
     /// Its content; `None` if it holds nothing but blanks and comments.
     pub root: Option<Node<'t>>,
-    /// Keys that stand twice in one mapping. The tree has the first of each.
+    /// Keys that occur twice in one mapping. The tree has the first of each.
     pub repeated: Vec<RepeatedKey>,
 }
 
 /// A key that its mapping already had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepeatedKey {
-    /// Where it stands first.
+    /// Where it occurs first.
     pub first: Position,
-    /// Where it stands again.
+    /// Where it occurs again.
     pub again: Position,
     /// Its path.
     pub path: FieldPath,
@@ -115,15 +115,15 @@ impl<'t> Node<'t> {
         self.walk(path).0
     }
 
-    /// Where to point for a fault at `path`: the value if it is a single one, else the key that leads to it; the
-    /// nearest place on the way if there is nothing at `path`.
+    /// The position to report for a fault at `path`: the value if it is a single one, else the key that leads to it;
+    /// the nearest position on the way if there is nothing at `path`.
     #[must_use]
     pub fn position(&self, path: &FieldPath) -> Position {
         let (node, at, whole) = self.walk(path);
         if whole && matches!(node.value, Value::Scalar(..)) && !node.is_null() { node.at } else { at }
     }
 
-    /// Where the key stands that leads to `path`.
+    /// The position of the key that leads to `path`.
     #[must_use]
     pub fn key_position(&self, path: &FieldPath) -> Position {
         self.walk(path).1
@@ -144,7 +144,7 @@ impl<'t> Node<'t> {
         (node, at, true)
     }
 
-    /// How many nodes there are in it, itself included.
+    /// The number of nodes in it, itself included.
     fn size(&self) -> usize {
         1 + match &self.value {
             Value::Scalar(..) => 0,
@@ -154,7 +154,7 @@ impl<'t> Node<'t> {
     }
 }
 
-/// Reads every document of `text`, up to what is not YAML, if anything is not.
+/// Parses every document of `text`, up to the first syntax error, if there is one.
 #[must_use]
 pub fn parse(text: &str) -> (Vec<Document<'_>>, Option<SyntaxError>) {
     let mut documents = Vec::new();
@@ -233,7 +233,7 @@ fn scalar_kind(text: &str, style: ScalarStyle, tag: Option<&Tag>, at: Position) 
     Err(SyntaxError { at, text: format!("the tag {tag} does not fit {text:?}: remove it") })
 }
 
-/// A document under construction: the lists and mappings that are open, outermost first.
+/// A document under construction: the open lists and mappings, outermost first.
 #[derive(Default)]
 struct Builder<'t> {
     open: Vec<Open<'t>>,
@@ -350,12 +350,12 @@ impl<'t> Builder<'t> {
     }
 }
 
-/// The keys of one mapping. A few are looked through, many are hashed.
+/// The keys of one mapping. A few are searched, many are hashed.
 #[derive(Default)]
 struct Seen<'t>(HashMap<Cow<'t, str>, Position>);
 
 impl<'t> Seen<'t> {
-    /// Where `name` stands in `entries` already; takes it in if it does not.
+    /// Where `name` is in `entries`, if it is there already.
     fn add(&mut self, entries: &[Entry<'t>], name: &str) -> Option<Position> {
         const FEW: usize = 16;
         if entries.len() < FEW {
@@ -367,7 +367,7 @@ impl<'t> Seen<'t> {
     }
 }
 
-/// What a key is once the object is JSON: a number is written out, and what would become `true` or `null` is refused.
+/// A key as it is in the JSON object: a number is written out, and what would become `true` or `null` is refused.
 fn key_text(node: Node<'_>) -> Result<Cow<'_, str>, SyntaxError> {
     let refuse = |text: String| Err(SyntaxError { at: node.at, text });
     match node.value {
@@ -381,7 +381,7 @@ fn key_text(node: Node<'_>) -> Result<Cow<'_, str>, SyntaxError> {
     }
 }
 
-/// Takes in what stands behind `<<`: the entries whose keys the mapping does not have itself.
+/// Merges the value of `<<`: adds the entries whose keys the mapping does not have itself.
 fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &Node<'t>) -> Result<(), SyntaxError> {
     match &from.value {
         Value::Map(others) => {

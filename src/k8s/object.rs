@@ -1,4 +1,4 @@
-//! One object of a manifest: what kind it is of, whether it is right, and what the model makes of it.
+//! One object of a manifest: its kind, its faults, and its value in the model.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::{Namespace, NetworkPolicy, Pod};
 
-/// What the model makes of an object.
+/// An object in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// A namespace.
@@ -32,31 +32,31 @@ pub enum Object {
 /// One object that was read.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// Which object it is; `None` if not even that could be told.
+    /// Which object it is; `None` if that is not known.
     pub id: Option<ObjectId>,
     /// Where it begins, in its document.
     pub at: Position,
-    /// Where its name stands, in its document.
+    /// Where its name is, in its document.
     pub name_at: Position,
-    /// Where its namespace stands, in its document.
+    /// Where its namespace is, in its document.
     pub namespace_at: Position,
-    /// The object, if it is right.
+    /// The object, if it has no errors.
     pub object: Option<Arc<Object>>,
-    /// What stands in for it, if it is a policy that is not right but says which pods it means.
+    /// The stand-in for it, if it is a policy with errors that still says which pods it selects.
     pub stand_in: Option<NetworkPolicy>,
     /// What is wrong with it.
     pub problems: Vec<(Position, Problem)>,
 }
 
 impl Manifest {
-    /// Something of which it cannot be told which object it is.
+    /// An object that cannot be identified.
     fn unnamed(at: Position, problem: (Position, Problem)) -> Self {
         let (name_at, namespace_at) = (at, at);
         Self { id: None, at, name_at, namespace_at, object: None, stand_in: None, problems: vec![problem] }
     }
 }
 
-/// What a document holds.
+/// The contents of a document.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// The objects of kinds that matter here.
@@ -89,8 +89,8 @@ const KINDS: [(&str, &str, Kind); 10] = [
     ("v1", "List", Kind::List),
 ];
 
-/// Reads the object, or list of objects, that is `root`. `item` is the apiVersion and the kind of an item of a list
-/// that does not say so itself.
+/// Reads the object, or list of objects, in `root`. `item` is the apiVersion and the kind for an item of a list that
+/// does not state them itself.
 #[must_use]
 pub fn read(
     root: &Node<'_>,
@@ -111,7 +111,7 @@ struct Reader<'r> {
     contents: Contents,
 }
 
-/// What kind an object says it is of.
+/// The kind that an object states.
 enum Told {
     Known(&'static str, Kind),
     Other(String),
@@ -119,7 +119,7 @@ enum Told {
 }
 
 impl Reader<'_> {
-    /// Reads `root`, which stands at `at` in its document; `item` is the kind that its list is of.
+    /// Reads `root`, which is at `at` in its document; `item` is the kind of its list's items.
     fn object(&mut self, root: &Node<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
         match tell(root, item) {
             Told::Known(_, Kind::List) => self.list(root, at),
@@ -142,7 +142,7 @@ impl Reader<'_> {
 
     fn list(&mut self, root: &Node<'_>, at: &FieldPath) {
         let text = |field| root.get(field).and_then(Node::as_str).unwrap_or_default();
-        // The items of a PodList need not say that they are pods.
+        // The items of a PodList need not state that they are pods.
         let item = text("kind").strip_suffix("List").filter(|kind| !kind.is_empty());
         let item = item.map(|kind| (text("apiVersion"), kind));
         let problem = match root.get("items").map(|items| &items.value) {
@@ -204,8 +204,8 @@ impl Reader<'_> {
         Manifest { stand_in, ..judged.into_manifest(Object::Policy) }
     }
 
-    /// Reads `root` twice: as the `Full` type of the API for whatever that does not know, and as the `Slim` one for
-    /// what is used of it.
+    /// Reads `root` twice: as the `Full` type of the API to find what that does not know, and as the `Slim` one to get
+    /// the fields that are used.
     fn judge<Full: DeserializeOwned, Slim: DeserializeOwned, T>(
         &mut self,
         root: &Node<'_>,
@@ -234,7 +234,7 @@ impl Reader<'_> {
             let Conversion { readable, problems } = convert(read, self.names);
             converted = readable;
             for problem in problems {
-                // What was left out for its type is not missing.
+                // A field that was skipped for its type is not missing.
                 if !placed.iter().any(|(_, known)| known.path == problem.path) {
                     placed.push((root.position(&problem.path), problem));
                 }
@@ -257,7 +257,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Which object it is, as far as it can be told without trusting the rest of it.
+    /// Which object it is, as far as that is known without trusting the rest of it.
     fn identify(&mut self, root: &Node<'_>, kind: &'static str) -> Option<ObjectId> {
         let text = |field| {
             let node = root.get("metadata")?.get(field)?;
@@ -270,7 +270,7 @@ impl Reader<'_> {
     }
 }
 
-/// An object that was read, before the kinds go separate ways.
+/// An object that was read, before the kinds are handled separately.
 struct Judged<Slim, T> {
     id: Option<ObjectId>,
     at: Position,
@@ -317,12 +317,12 @@ fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Told {
     }
 }
 
-/// Whether `kind` of `api` is read, is of no concern here, or is a slip for one that is read.
+/// Whether `kind` of `api` is read, is ignored here, or is a typo of one that is read.
 fn classify(api: &str, kind: &str) -> Told {
     if let Some((_, name, known)) = KINDS.iter().find(|(a, k, _)| *a == api && *k == kind) {
         return Told::Known(name, *known);
     }
-    // The API server answers a list of pods as a PodList.
+    // The API server returns a list of pods as a PodList.
     let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
         return Told::Known("List", Kind::List);
@@ -335,7 +335,7 @@ fn classify(api: &str, kind: &str) -> Told {
     let of_api: Vec<&str> = KINDS.iter().filter(|(a, ..)| *a == api).map(|(_, k, _)| *k).collect();
     let same = |known: &&str| known.eq_ignore_ascii_case(kind) || plural(known).eq_ignore_ascii_case(kind);
     let slip = of_api.iter().copied().find(same).or_else(|| {
-        // Short kinds are two letters away from each other: Node and Pod, Secret and nothing.
+        // Short kinds are too similar to others: Node is two letters away from Pod.
         let long: Vec<&str> = of_api.iter().copied().filter(|known| known.len() > 6).collect();
         hints::nearest(kind, &long)
     });
@@ -352,7 +352,7 @@ fn plural(kind: &str) -> String {
     kind.strip_suffix('y').map_or_else(|| format!("{kind}s"), |stem| format!("{stem}ies"))
 }
 
-/// Whether `api` is an old or a mistyped form of `home`, and not the API of somebody else.
+/// Whether `api` is an old or a mistyped form of `home`, and not another vendor's API.
 fn is_slip_of(api: &str, home: &str) -> bool {
     let group = |api: &str| api.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     let (group, home) = (group(api), group(home));

@@ -1,8 +1,8 @@
-//! Where something stands: a position in a text, and a path of fields in an object.
+//! A position in a text, and a path of fields in an object.
 
 use std::fmt;
 
-/// A place in a text. Lines and columns count from 1, columns in characters.
+/// A position in a text. Lines and columns count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The line.
@@ -15,8 +15,8 @@ impl Position {
     /// The first character of a text.
     pub const START: Self = Self { line: 1, column: 1 };
 
-    /// The same place in a text that has more in front: `lines` lines, and in the line where this text begins,
-    /// `columns` characters.
+    /// The same place in a text that has more in front: `lines` lines, and `columns` characters in the line where this
+    /// text begins.
     #[must_use]
     pub const fn after(self, lines: u32, columns: u32) -> Self {
         let column = if self.line == 1 { self.column + columns } else { self.column };
@@ -50,7 +50,7 @@ impl FieldPath {
         Self(Vec::new())
     }
 
-    /// A path of keys alone.
+    /// A path of keys only.
     #[must_use]
     pub fn of(keys: &[&str]) -> Self {
         Self(keys.iter().map(|key| Step::Key((*key).into())).collect())
@@ -103,7 +103,7 @@ impl FieldPath {
         }
     }
 
-    /// What a person would call the field: its last key, and the items below it, as `from[1]`.
+    /// What a user would call the field: its last key, and the items below it, such as `from[1]`.
     #[must_use]
     pub fn last(&self) -> String {
         let key = self.0.iter().rposition(|step| matches!(step, Step::Key(_)));
@@ -125,7 +125,7 @@ impl FromIterator<Step> for FieldPath {
     }
 }
 
-/// Keys that are no plain field names stand in brackets: `metadata.labels[kubernetes.io/metadata.name]`.
+/// Keys that are not plain field names are in brackets: `metadata.labels[kubernetes.io/metadata.name]`.
 impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, step) in self.0.iter().enumerate() {

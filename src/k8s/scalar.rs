@@ -1,9 +1,9 @@
-//! What an unquoted YAML scalar is to the API server.
+//! What an unquoted YAML scalar means to the API server.
 //!
-//! `kubectl` and the API server read YAML 1.1 as go-yaml does, not YAML 1.2: an unquoted `y`, `no` or `on` is a
-//! boolean and `010` is eight. To read them any other way would be to enforce something else than the cluster would.
+//! `kubectl` and the API server read YAML 1.1 as go-yaml does, not YAML 1.2: an unquoted `y`, `no` or `on` is a boolean
+//! and `010` is eight. Reading them any other way would enforce something else than the cluster would.
 
-/// What a scalar stands for.
+/// What a scalar means.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// `null`, `~`, or nothing at all.
@@ -18,7 +18,7 @@ pub enum Kind {
     String,
 }
 
-/// What the plain (unquoted, untagged) scalar `text` stands for.
+/// What the plain (unquoted, untagged) scalar `text` means.
 #[must_use]
 pub fn resolve(text: &str) -> Kind {
     match text {
@@ -49,7 +49,7 @@ fn without_underscores(text: &str) -> std::borrow::Cow<'_, str> {
     if text.contains('_') { text.replace('_', "").into() } else { text.into() }
 }
 
-/// A whole number as Go writes them: decimal, `0x`, `0b`, `0o`, and a leading zero for octal.
+/// An integer in Go's notation: decimal, `0x`, `0b`, `0o`, and a leading zero for octal.
 fn integer(text: &str) -> Option<i128> {
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
@@ -72,7 +72,7 @@ fn integer(text: &str) -> Option<i128> {
     (value >= i128::from(i64::MIN)).then_some(value)
 }
 
-/// `1.5`, `.5`, `1.`, `1e3`; not the words that Rust would take as well.
+/// `1.5`, `.5`, `1.`, `1e3`; not the words that Rust would accept as well.
 fn float(text: &str) -> Option<f64> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     let number = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'-' | b'+'));

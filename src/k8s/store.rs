@@ -1,6 +1,6 @@
-//! The objects of watched files: what each file said last that could be read, and what that changes.
+//! The objects of watched files: the last readable version of each file, and what that changes.
 //!
-//! Nothing here reads a file. Whoever does tells what a file holds, or that it is gone, and asks for the difference.
+//! Nothing here reads a file. The caller passes the contents of a file, or its removal, and asks for the difference.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::model::{Change, Standing};
 
-/// What has changed since the last time.
+/// What has changed since the last difference.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// What became of objects: those that are new or other, then those that are gone. As few as do it.
+    /// The changes of objects: first those that are new or changed, then those that are gone. As few as possible.
     pub changes: Vec<Change>,
-    /// Everything that is wrong now, if that is not what it was.
+    /// All current faults, if they have changed.
     pub faults: Option<Vec<Fault>>,
 }
 
@@ -31,29 +31,29 @@ pub struct Difference {
 #[derive(Debug, Default)]
 pub struct Store {
     files: BTreeMap<PathBuf, File>,
-    /// What was told, of each object.
+    /// The version of each object that was sent last.
     told: BTreeMap<Key, Arc<Object>>,
     faults: Vec<Fault>,
     names: Interner,
-    /// Whether nothing was said since the last difference, which costs time in every object.
+    /// Whether nothing has changed since the last difference, which takes time for every object.
     settled: bool,
 }
 
 #[derive(Debug, Default)]
 struct File {
     contents: FileContents,
-    /// A piece that is still there need not be read again.
+    /// Pieces that have not changed are not parsed again.
     known: Known,
 }
 
 impl Store {
-    /// One without files.
+    /// A store without files.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The file at `path` holds `bytes`. Only the documents whose text is new are read.
+    /// Sets the contents of the file at `path`. Only the documents whose text is new are parsed.
     pub fn set(&mut self, path: &Path, bytes: &[u8]) {
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
@@ -67,7 +67,7 @@ impl Store {
         *file = File { contents, known };
     }
 
-    /// The file at `path` is there and cannot be read: it keeps its objects.
+    /// The file at `path` exists and cannot be read: it keeps its objects.
     pub fn set_unreadable(&mut self, path: &Path, why: String) {
         let unreadable = &mut self.files.entry(path.to_owned()).or_default().contents.unreadable;
         if unreadable.as_ref() != Some(&why) {
@@ -76,7 +76,7 @@ impl Store {
         }
     }
 
-    /// The file at `path` is gone, and its objects with it.
+    /// The file at `path` is gone, and so are its objects.
     pub fn remove(&mut self, path: &Path) {
         self.settled &= self.files.remove(path).is_none();
     }
@@ -92,7 +92,7 @@ impl Store {
         self.files.keys().map(PathBuf::as_path)
     }
 
-    /// What all of this changes. An object that is refused, or that several places define, stays what it last was.
+    /// The resulting changes. An object that is refused, or that several places define, keeps its last version.
     pub fn difference(&mut self) -> Difference {
         if std::mem::replace(&mut self.settled, true) {
             return Difference::default();
@@ -132,7 +132,7 @@ fn is_stand_in(object: &Object) -> bool {
     matches!(object, Object::Policy(policy) if policy.standing == Standing::Refused)
 }
 
-/// The objects of `before` that `now` does not speak of, if `now` has parts that cannot be read: they may be in there.
+/// The objects of `before` that `now` does not mention, if `now` has parts that cannot be read: they may be in there.
 fn kept(before: &FileContents, now: &FileContents) -> Option<Placed> {
     fn manifests(contents: &FileContents) -> impl Iterator<Item = &Arc<Manifest>> {
         contents.chunks.iter().flat_map(|piece| &piece.chunk.manifests)
@@ -144,7 +144,7 @@ fn kept(before: &FileContents, now: &FileContents) -> Option<Placed> {
     }
     let spoken_of: HashSet<_> = manifests(now).filter_map(|manifest| manifest.id.as_ref()).collect();
     let silent = |manifest: &&Arc<Manifest>| manifest.id.as_ref().is_some_and(|id| !spoken_of.contains(id));
-    // What was wrong with them is not what is wrong now.
+    // Their earlier faults are not current.
     let quiet =
         |manifest: &Arc<Manifest>| Arc::new(Manifest { problems: Vec::new(), ..(**manifest).clone() });
     let manifests: Vec<_> = manifests(before).filter(silent).map(quiet).collect();
@@ -167,7 +167,7 @@ mod tests {
         format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n")
     }
 
-    /// A store, and the cluster of whoever listens to it.
+    /// A store, and the cluster of its receiver.
     #[derive(Default)]
     struct Heard {
         store: Store,
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(heard.set("a", &policy("p", "{egress: [{to: [{}]}]}")), ["policy p Refused"]);
         let stand_in = heard.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
         assert_eq!((&stand_in.ingress, &stand_in.egress), (&Some(Vec::new()), &Some(Vec::new())));
-        // Not even which pods are meant: what stood in stays.
+        // Not even the selected pods are known: the stand-in stays.
         assert_eq!(heard.set("a", &policy("p", "{podSelector: 1}")), [""; 0]);
         assert_eq!(heard.set("a", &policy("p", "{}")), ["policy p Accepted"]);
     }

@@ -1,14 +1,14 @@
-//! The objects as the API delivers them, with only the fields that decide about packets.
+//! The objects as the API sends them, with only the fields that affect packets.
 //!
-//! Everything that can be absent is an `Option` here, and nowhere behind [`convert`](super::convert). Memory and time
-//! follow what is used: a pod is some twenty fields here, and several hundred in the API.
+//! Everything that can be absent is an `Option` here, and nowhere after [`convert`](super::convert). Memory and time
+//! depend on what is used: a pod has some twenty fields here, and several hundred in the API.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::{api::networking::v1::NetworkPolicySpec, apimachinery::pkg::apis::meta::v1::Time};
 use serde::Deserialize;
 
-/// `metadata` of an object. Annotations and managed fields, often most of its text, are passed over.
+/// `metadata` of an object. Annotations and managed fields, often most of its text, are skipped.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Meta {
@@ -18,9 +18,9 @@ pub struct Meta {
     pub namespace: Option<String>,
     /// Its labels.
     pub labels: Option<BTreeMap<String, String>>,
-    /// The version of the whole collection at which it became what it is.
+    /// The version of the whole collection at its last change.
     pub resource_version: Option<String>,
-    /// When it was told to end.
+    /// When its deletion was requested.
     pub deletion_timestamp: Option<Time>,
 }
 
@@ -38,7 +38,7 @@ pub struct Namespace {
 pub struct NetworkPolicy {
     /// Its name and namespace.
     pub metadata: Meta,
-    /// What it says.
+    /// Its selector, rules and policy types.
     pub spec: Option<NetworkPolicySpec>,
 }
 
@@ -48,9 +48,9 @@ pub struct NetworkPolicy {
 pub struct Pod {
     /// Its name, namespace, labels and times.
     pub metadata: Meta,
-    /// What it is to be.
+    /// The desired state.
     pub spec: Option<PodSpec>,
-    /// What it is.
+    /// The observed state.
     pub status: Option<PodStatus>,
 }
 
@@ -92,7 +92,7 @@ pub struct ContainerPort {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
-    /// Where it is in its life.
+    /// Its phase in the pod lifecycle.
     pub phase: Option<String>,
     /// Its first address.
     #[serde(rename = "podIP")]
@@ -116,13 +116,13 @@ pub struct Address {
     pub ip: Option<String>,
 }
 
-/// A workload: what makes pods of a template.
+/// A workload: creates pods from a template.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Workload {
     /// Its name and namespace.
     pub metadata: Meta,
-    /// What it makes.
+    /// What it creates.
     pub spec: Option<WorkloadSpec>,
 }
 
@@ -130,13 +130,13 @@ pub struct Workload {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct WorkloadSpec {
-    /// The pods that it makes.
+    /// The pods that it creates.
     pub template: Option<PodTemplate>,
-    /// The jobs that a `CronJob` makes.
+    /// The jobs that a `CronJob` creates.
     pub job_template: Option<JobTemplate>,
 }
 
-/// What a `CronJob` makes.
+/// The job template of a `CronJob`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct JobTemplate {
@@ -148,7 +148,7 @@ pub struct JobTemplate {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct JobSpec {
-    /// The pods that it makes.
+    /// The pods that it creates.
     pub template: Option<PodTemplate>,
 }
 
@@ -158,7 +158,7 @@ pub struct JobSpec {
 pub struct PodTemplate {
     /// Their labels.
     pub metadata: Option<Meta>,
-    /// What they are to be.
+    /// Their desired state.
     pub spec: Option<PodSpec>,
 }
 
@@ -168,9 +168,9 @@ pub struct PodTemplate {
 pub struct Node {
     /// Its name.
     pub metadata: Meta,
-    /// What it is to be.
+    /// The desired state.
     pub spec: Option<NodeSpec>,
-    /// What it is.
+    /// The observed state.
     pub status: Option<NodeStatus>,
 }
 

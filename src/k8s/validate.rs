@@ -1,11 +1,10 @@
-//! The rules for single values, as the API server's own validation has them. An error says what is wrong in words
-//! that follow the value.
+//! The API server's validation rules for single values. An error says what is wrong in words that follow the value.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// A value that the API server would not take. The text follows the value: `"-a" must begin with ...`.
+/// A value that the API server would reject. The text follows the value: `"-a" must begin with ...`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(String);
@@ -26,7 +25,7 @@ fn ends_with_alphanumeric(text: &str) -> bool {
 /// A DNS label (RFC 1123): the name of a namespace.
 ///
 /// # Errors
-/// Anything else than 1 to 63 lower case letters, digits and dashes, with a letter or digit at both ends.
+/// Anything but 1 to 63 lower case letters, digits and dashes, with a letter or digit at both ends.
 pub fn dns_label(value: &str) -> Result<(), Invalid> {
     let good = value.bytes().all(|byte| is_lower(byte) || byte == b'-') && ends_with_alphanumeric(value);
     if value.len() > 63 {
@@ -41,7 +40,7 @@ pub fn dns_label(value: &str) -> Result<(), Invalid> {
 /// A DNS subdomain (RFC 1123): the name of a pod or policy, and the prefix of a label's key.
 ///
 /// # Errors
-/// Anything else than 1 to 253 characters of labels joined by dots.
+/// Anything but 1 to 253 characters of labels joined by dots.
 pub fn dns_subdomain(value: &str) -> Result<(), Invalid> {
     if value.len() > 253 {
         return refuse(value, "has more than 253 characters");
@@ -64,8 +63,8 @@ fn is_name_character(byte: u8) -> bool {
 /// The key of a label: a name, after an optional prefix and a slash.
 ///
 /// # Errors
-/// A prefix that is no DNS subdomain; a name that is empty, longer than 63 characters, or of other characters than
-/// letters, digits, dashes, underscores and dots, with a letter or digit at both ends.
+/// A prefix that is not a DNS subdomain; a name that is empty, longer than 63 characters, or not made of letters,
+/// digits, dashes, underscores and dots with a letter or digit at both ends.
 pub fn label_key(value: &str) -> Result<(), Invalid> {
     let name = match value.split_once('/') {
         None => value,
@@ -97,7 +96,7 @@ pub fn label_key(value: &str) -> Result<(), Invalid> {
 /// The value of a label; it may be empty.
 ///
 /// # Errors
-/// More than 63 characters, or others than [`label_key`] takes in a name.
+/// More than 63 characters, or characters that [`label_key`] does not accept in a name.
 pub fn label_value(value: &str) -> Result<(), Invalid> {
     if value.len() > 63 {
         return refuse(value, "is no label value: it has more than 63 characters");
@@ -114,8 +113,8 @@ pub fn label_value(value: &str) -> Result<(), Invalid> {
 /// The name of a port, as IANA registers service names (RFC 6335).
 ///
 /// # Errors
-/// More than 15 characters; others than lower case letters, digits and dashes; no letter; a dash at an end; two
-/// dashes in a row.
+/// More than 15 characters; characters other than lower case letters, digits and dashes; no letter; a dash at an end;
+/// two dashes in a row.
 pub fn port_name(value: &str) -> Result<(), Invalid> {
     if value.is_empty() {
         return refuse(value, "is no port name: it is empty");
@@ -158,7 +157,7 @@ pub fn port_number(value: i32) -> Result<u16, Invalid> {
 /// An address.
 ///
 /// # Errors
-/// What is no IPv4 or IPv6 address: leading zeros, a zone, a mask.
+/// Anything but an IPv4 or IPv6 address: leading zeros, a zone, a mask.
 pub fn address(value: &str) -> Result<IpAddr, Invalid> {
     match value.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
@@ -169,7 +168,7 @@ pub fn address(value: &str) -> Result<IpAddr, Invalid> {
 /// An address block, host bits kept.
 ///
 /// # Errors
-/// What is no CIDR; leading zeros, which some read as octal; IPv4 in IPv6 clothes.
+/// Anything but a CIDR; leading zeros, which some programs read as octal; IPv4-mapped IPv6.
 pub fn cidr(value: &str) -> Result<IpNet, Invalid> {
     let example = "such as 10.0.0.0/8 or fd00::/8";
     let Some((address, bits)) = value.split_once('/') else {

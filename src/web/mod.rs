@@ -1,8 +1,8 @@
-//! What the daemon says over HTTP: `/metrics`, `/status`, `/livez`, `/readyz`.
+//! The daemon's HTTP endpoints: `/metrics`, `/status`, `/livez`, `/readyz`.
 //!
-//! Whoever asks can neither hold up the loop nor those who ask after them: an answer is made in memory from values that
-//! are locked for no longer than it takes to copy them, a connection carries one request and lives for seconds, and if
-//! too many are open the oldest is closed.
+//! A client can delay neither the loop nor later clients: a response is built in memory from values that are locked for
+//! no longer than it takes to copy them, a connection carries one request and lives for seconds, and if too many are
+//! open the oldest is closed.
 
 mod report;
 
@@ -33,35 +33,35 @@ use crate::{
     metrics::Metrics,
 };
 
-/// A loop that has shown nothing for so long is stuck. Longer than the longest wait for another process' xtables lock.
+/// A loop without a heartbeat for this long is stuck. Longer than the longest wait for another process' xtables lock.
 const STUCK_AFTER: Duration = Duration::from_mins(3);
 
-/// So many connections are served at once. One more closes the oldest: answers take milliseconds, so the oldest is one
-/// of somebody who does not read, or does not ask.
+/// How many connections are served at once. One more closes the oldest: responses take milliseconds, so the oldest
+/// belongs to a client that does not read, or does not send a request.
 const CONNECTIONS: usize = 64;
 
 /// How long a client may take to send its request's head.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a connection lives at the most, its answer included.
+/// How long a connection may live, including its response.
 const DONE_WITHIN: Duration = Duration::from_secs(20);
 
 /// The largest head of a request, in bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 
-/// How long to wait when no connection can be accepted, for want of file descriptors, say.
+/// How long to wait when no connection can be accepted, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// The node whose pods it enforces policy for.
+    /// The node for whose pods it enforces policy.
     pub node: Arc<str>,
     /// The variant of iptables that it writes to.
     pub iptables: String,
 }
 
-/// What the pages speak of.
+/// What the endpoints report on.
 #[derive(Clone, Debug)]
 pub struct Web {
     /// What does not change.
@@ -107,15 +107,15 @@ impl Web {
                 oldest.abort();
             }
             open.push_back(tokio::spawn(async move {
-                // A client that goes away, or takes too long, has only itself to tell.
+                // A client that disconnects, or takes too long, needs no error message.
                 let _ = time::timeout(DONE_WITHIN, connection).await;
             }));
         }
     }
 }
 
-/// Whether whoever asks is on this node: a process on its network reaches one of its addresses from that same address.
-/// A pod, even one of this node, has an address of its own.
+/// Whether the client is on this node: a process on its network reaches one of its addresses from that same address. A
+/// pod, even one of this node, has its own address.
 fn is_of_this_node(stream: &TcpStream) -> bool {
     let (Ok(from), Ok(to)) = (stream.peer_addr(), stream.local_addr()) else { return false };
     is_near(from.ip(), to.ip())
@@ -126,7 +126,7 @@ fn is_near(from: IpAddr, to: IpAddr) -> bool {
     from == to || from.is_loopback()
 }
 
-/// Whether a failure to accept is that of the client, who has gone already.
+/// Whether accepting failed because the client has already gone.
 fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
@@ -141,12 +141,12 @@ async fn status(State(web): State<Web>) -> impl IntoResponse {
     Json(Report::of(&web))
 }
 
-/// 403: which pods and policies there are is nothing for pods and strangers.
+/// 403: pods and strangers must not learn which pods and policies there are.
 async fn status_from_afar() -> impl IntoResponse {
     (StatusCode::FORBIDDEN, "only processes on this node's network are told: towpath status\n")
 }
 
-/// 200 while the loop turns.
+/// 200 while the loop runs.
 async fn livez(State(web): State<Web>) -> impl IntoResponse {
     let silence = web.status.silence();
     if silence < STUCK_AFTER {
@@ -156,9 +156,9 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
     }
 }
 
-/// 200 once the first full sync is in the kernel, while the last round did not fail and no change waits for too long;
-/// else 503 and the reason. It mentions pods that are closed because their interfaces are not known, and stays 200: a
-/// pod could bring that about.
+/// 200 once the first full sync is in the kernel, while the last sync did not fail, no change is pending for too long
+/// and no other part of the daemon reports a condition; else 503 and the reasons. It mentions pods that are closed because their interfaces are not known, and stays
+/// 200: a pod could cause that.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
     let unbound = web.status.unbound();
     let reasons =

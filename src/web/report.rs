@@ -16,11 +16,11 @@ use crate::{
     },
 };
 
-/// Everything at one moment. Fields may be added, none changes its meaning. Times are RFC 3339, in UTC.
+/// The whole state at one moment. Fields may be added, none changes its meaning. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Report {
-    /// The node whose pods it enforces policy for.
+    /// The node for whose pods it enforces policy.
     pub node: String,
     /// The daemon's version.
     pub version: String,
@@ -28,15 +28,15 @@ pub struct Report {
     pub iptables: String,
     /// Whether `/readyz` is 200.
     pub ready: bool,
-    /// `starting`, `ready`, `degraded` (ready, but for single objects) or `failing`.
+    /// `starting`, `ready`, `degraded` (ready, except for single objects) or `failing`.
     pub state: String,
-    /// What is in the way, one by one.
+    /// The current problems, one by one.
     pub reasons: Vec<String>,
     /// Since when `state` is what it is.
     pub since: String,
-    /// When the daemon began.
+    /// When the daemon started.
     pub started: String,
-    /// When the kernel last was as it ought to be; null before the first time.
+    /// When the kernel last held the desired state; null before the first time.
     pub last_success: Option<String>,
     /// How many objects are known, by kind.
     pub objects: BTreeMap<String, i64>,
@@ -48,25 +48,25 @@ pub struct Report {
     pub broken_objects: i64,
     /// Objects that could not be read.
     pub refused: Vec<RefusedObject>,
-    /// What is closed because it costs too much.
+    /// What is closed for being over budget.
     pub over_budget: Vec<OverBudgetReport>,
-    /// How long the oldest change has waited that is not in the kernel yet, in seconds.
+    /// The age of the oldest change that is not in the kernel yet, in seconds.
     pub oldest_pending_seconds: u64,
     /// Large sets still being filled; traffic that they would allow is denied until then.
     pub deferred_sets: i64,
     /// Repairs after another program had changed our rules, tables or kernel settings.
     pub drift_repairs: u64,
-    /// Rounds that failed.
+    /// Syncs that failed.
     pub failed_rounds: u64,
     /// Established connections that were cut.
     pub connections_cut: u64,
     /// The interface guard.
     pub interface_guard: GuardReport,
-    /// The pods of this node that have an address, by namespace and name, as the last successful round wrote them.
+    /// The pods of this node that have an address, by namespace and name, as the last successful sync wrote them.
     pub pods: Vec<PodReport>,
 }
 
-/// The interface guard: whether what enters through pods' interfaces is checked.
+/// The interface guard: whether frames that enter through pods' interfaces are checked.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GuardReport {
@@ -74,15 +74,15 @@ pub struct GuardReport {
     pub off: Option<String>,
     /// How many interfaces it guards.
     pub interfaces: usize,
-    /// How many of them no known pod is behind. They may use the addresses that the network plugin gave them.
+    /// How many of them have no known pod. They may use the addresses that the network plugin gave them.
     pub unknown_interfaces: usize,
-    /// Pods of this node whose interface is not known, so that no interface may use their addresses; each with why.
+    /// Pods of this node without a known interface, so that no interface may use their addresses; each with the reason.
     pub pods_without_interface: BTreeMap<String, String>,
     /// Frames that it dropped, by reason.
     pub drops: BTreeMap<String, u64>,
 }
 
-/// What of ours is in one family's tables.
+/// Our objects in the tables of one family.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Amounts {
@@ -100,17 +100,17 @@ pub struct Amounts {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusedObject {
-    /// Its kind; null if it could not be told, as its namespace and its name are then.
+    /// Its kind; null if it is not known, as are its namespace and its name then.
     pub kind: Option<String>,
     /// Its namespace; empty for a kind that has none.
     pub namespace: Option<String>,
     /// Its name.
     pub name: Option<String>,
-    /// Where it stands, if it has a place, and what is wrong with it.
+    /// Its position, if it has one, and what is wrong with it.
     pub reason: String,
 }
 
-/// A policy or a namespace that is closed on this node because it costs too much.
+/// A policy or a namespace that is closed on this node for being over budget.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OverBudgetReport {
@@ -120,7 +120,7 @@ pub struct OverBudgetReport {
     pub namespace: String,
     /// The policy's name; null if the whole namespace is closed.
     pub name: Option<String>,
-    /// What it needs, which budget that is over, and what is closed.
+    /// What it needs, which budget that exceeds, and what is closed.
     pub reason: String,
 }
 
@@ -134,9 +134,9 @@ pub struct PodReport {
     pub addresses: Vec<IpAddr>,
     /// Its interface on the node; null while it is not known.
     pub interface: Option<String>,
-    /// What may come in.
+    /// Its isolation for ingress.
     pub ingress: Isolation,
-    /// What may go out.
+    /// Its isolation for egress.
     pub egress: Isolation,
 }
 
@@ -182,7 +182,7 @@ impl Default for Report {
 }
 
 impl Report {
-    /// What `web` knows now.
+    /// The report on the current state of `web`.
     pub(super) fn of(web: &Web) -> Self {
         let (view, metrics) = (web.status.view(), &web.metrics);
         let (ready, state) = state(&view);
@@ -293,7 +293,7 @@ impl PodReport {
     }
 }
 
-/// `2026-11-21T12:39:28Z`. Empty for a time that no calendar has.
+/// `2026-11-21T12:39:28Z`. Empty for a time that the calendar does not have.
 fn in_words(time: SystemTime) -> String {
     Timestamp::try_from(time)
         .and_then(|time| time.round(Unit::Second))

@@ -1,22 +1,22 @@
-//! One pod's way through the chains, out of everything that `iptables -S` prints.
+//! The path of one pod's packets through the chains, from the output of `iptables -S`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-/// What concerns one pod.
+/// The chains and sets that affect one pod.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PodChains {
     /// Groups of rules as `iptables -S` prints them: the hooks first, then chain after chain in the packet's order.
     pub(super) groups: Vec<Vec<String>>,
-    /// The sets into which the last of these chains look.
+    /// The sets that the last of these chains refer to.
     pub(super) sets: BTreeSet<String>,
 }
 
-/// Finds the chains that packets of the owner of `address` meet, and the rules in them that may concern it.
+/// Finds the chains that packets of the owner of `address` pass, and the rules in them that may affect it.
 ///
-/// The rules in the built-in chains that lead to ours come first. The chains that all pods share send each pod's
-/// packets on by address: of those, the rules about other pods are left out.
+/// Rules in the built-in chains that lead to ours come first. Chains that all pods share dispatch packets by address:
+/// their rules about other pods are left out.
 pub(super) fn of_pod(listing: &str, address: IpAddr) -> PodChains {
     let rules: Vec<(&str, &str)> = listing.lines().filter_map(rule).collect();
     let ours: BTreeSet<&str> =
@@ -62,7 +62,7 @@ fn is_ours(chain: &&str) -> bool {
     chain.starts_with("TOWPATH-") || chain.starts_with("TP-")
 }
 
-/// Whether a chain is met by the packets of many pods: the fixed ones, and the branches of the dispatch.
+/// Whether many pods' packets pass a chain: the fixed ones, and the branches of the dispatch.
 fn is_shared(chain: &str) -> bool {
     chain.starts_with("TOWPATH-") || chain.starts_with("TP-D")
 }
@@ -77,7 +77,7 @@ fn concerns(line: &str, address: IpAddr) -> bool {
     blocks.all(|block| block.contains(&address))
 }
 
-/// The chain, or the verdict, to which a rule leads.
+/// The chain or verdict that a rule leads to.
 fn target(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace();
     words.find(|word| *word == "-j" || *word == "-g")?;

@@ -6,7 +6,7 @@ use crate::lab::LabError;
 
 use super::table::TableError;
 
-/// Why the demo could not be played.
+/// Why the demo could not run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// The lab could not be built or used.
@@ -20,7 +20,7 @@ pub enum DemoError {
         /// What the system said.
         source: io::Error,
     },
-    /// A daemon ended although nobody asked it to.
+    /// A daemon stopped without a request.
     #[error("`towpath run` on {node} {reason}; the end of its log:\n{log}")]
     Daemon {
         /// On which node.
@@ -30,16 +30,16 @@ pub enum DemoError {
         /// The end of what it wrote to standard error.
         log: String,
     },
-    /// The story is written wrongly.
+    /// The story has an error.
     #[error("the story of the demo is broken: {0}")]
     Story(String),
-    /// A signal asked for the end.
+    /// A signal interrupted the demo.
     #[error("interrupted by signal {0}")]
     Interrupted(i32),
 }
 
 impl DemoError {
-    /// Turns a system error into one that says what was being done.
+    /// Adds to a system error what was being done.
     pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }

@@ -1,4 +1,4 @@
-//! The folder in which the demo keeps its manifests and the daemons' logs, for as long as it lasts.
+//! The folder for the demo's manifests and the daemons' logs, for as long as it runs.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
 
 use super::error::DemoError;
 
-/// A new folder in the system's place for temporary files. It goes when this is dropped.
+/// A new folder in the system's temporary directory. It is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 
@@ -43,7 +43,7 @@ impl Folder {
         lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")
     }
 
-    /// Writes a manifest, whole or not at all: under another name first, then renamed.
+    /// Writes a manifest atomically: under another name first, then renamed.
     pub(super) fn put(&self, name: &str, text: &str) -> Result<(), DemoError> {
         let (draft, path) = (self.objects().join(format!(".{name}.new")), self.objects().join(name));
         write_and_rename(&draft, &path, text).map_err(DemoError::io(format!("write {}", path.display())))
@@ -52,7 +52,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What cannot be removed now is for the system's own cleaning.
+        // What cannot be removed now is left to the system's own cleaning.
         let _left = fs::remove_dir_all(&self.0);
     }
 }

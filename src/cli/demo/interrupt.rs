@@ -1,4 +1,4 @@
-//! Ctrl-C and its like: noticed between two moves, so that everything is taken down on the way out.
+//! Ctrl-C and similar signals: checked between steps, so that everything is cleaned up on the way out.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::error::DemoError;
 
-/// Remembers whether a signal asked for the end.
+/// Remembers whether a signal was received.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interrupts(Arc<AtomicI32>);
 
@@ -44,7 +44,7 @@ impl Interrupts {
         Ok(heard)
     }
 
-    /// Fails once a signal was heard.
+    /// Fails once a signal was received.
     pub(super) fn check(&self) -> Result<(), DemoError> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),

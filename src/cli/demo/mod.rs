@@ -1,9 +1,9 @@
 //! `towpath demo`: two simulated nodes, real packets, a story.
 //!
-//! The nodes, pods and a host outside are network namespaces on this machine, joined as flannel joins them. A real
-//! `towpath run` works on each node, from a folder of manifests that the demo writes as the story goes on. After each
-//! step every pair is asked with real TCP and UDP, in every family, and what is seen is shown beside what `story`
-//! expects. It all goes with the process, whichever way that ends.
+//! The nodes, pods and an external host are network namespaces on this machine, connected as flannel connects them. A
+//! real `towpath run` works on each node, from a folder of manifests that the demo writes as the story goes on. After
+//! each step every pair is probed with real TCP and UDP, in every family, and the result is shown beside what `story`
+//! expects. Everything is removed when the process ends, however it ends.
 
 mod chains;
 mod error;
@@ -31,7 +31,7 @@ use stage::Stage;
 use story::{SCENES, SHOWN, Scene, Step};
 use table::{Paint, Spot, Table, side_by_side};
 
-/// How long a change may take before the demo says that it did not come.
+/// How long a change may take before the demo reports it as not enforced.
 const SETTLING: Duration = Duration::from_secs(5);
 
 /// The command line of `towpath demo`.
@@ -57,7 +57,7 @@ pub enum DemoBackend {
 }
 
 impl DemoBackend {
-    /// The variant of the rules that stand before towpath starts.
+    /// The variant of the rules that exist before towpath starts.
     const fn variant(self) -> Variant {
         match self {
             Self::Auto | Self::Nft => Variant::Nft,
@@ -65,7 +65,7 @@ impl DemoBackend {
         }
     }
 
-    /// What the daemons are told.
+    /// The daemons' `--iptables-backend`.
     const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -82,14 +82,14 @@ pub enum DemoEnd {
     AsExpected,
     /// Something was not, even after the time to settle.
     Otherwise,
-    /// This signal asked for the end; a shell reports that as 128 and its number, 130 for Ctrl-C.
+    /// Interrupted by this signal; a shell reports that as 128 plus its number, 130 for Ctrl-C.
     Interrupted(i32),
 }
 
-/// Plays the demo and prints it to standard output.
+/// Runs the demo and prints it to standard output.
 ///
 /// # Errors
-/// Whatever keeps it from being played to its end; a signal is no error but [`DemoEnd::Interrupted`].
+/// Whatever keeps it from running to its end; a signal is not an error but [`DemoEnd::Interrupted`].
 pub fn run(args: &DemoArgs) -> Result<DemoEnd, DemoError> {
     let terminal = io::stdout().is_terminal();
     let paint = Paint { colour: terminal && std::env::var_os("NO_COLOR").is_none() };
@@ -101,7 +101,7 @@ pub fn run(args: &DemoArgs) -> Result<DemoEnd, DemoError> {
     }
 }
 
-/// One performance.
+/// One run of the demo.
 struct Play {
     paint: Paint,
     interrupts: Interrupts,
@@ -109,7 +109,7 @@ struct Play {
     started: Instant,
 }
 
-/// What was found, step by step.
+/// The results of all steps so far.
 #[derive(Default)]
 struct Tally {
     step: usize,
@@ -154,7 +154,7 @@ impl Play {
         self.conclude(&tally)
     }
 
-    /// One step; the table that was expected, for the next one to compare with.
+    /// Runs one step. Returns the expected table, for the next one to compare with.
     fn step(
         &self,
         stage: &mut Stage,
@@ -236,7 +236,7 @@ impl Play {
         Ok(DemoEnd::Otherwise)
     }
 
-    /// Prints a line. Nobody left to read it is a wish for the end.
+    /// Prints a line. A closed pipe counts as an interrupt.
     fn say(&self, text: &str) -> Result<(), DemoError> {
         self.interrupts.check()?;
         writeln!(io::stdout(), "{text}").map_err(|error| match error.kind() {
@@ -252,14 +252,14 @@ impl Play {
             self.interrupts.check()?;
             match lines.recv_timeout(Duration::from_millis(50)) {
                 Err(RecvTimeoutError::Timeout) => {}
-                // A standard input that ends asks for no pause any more.
+                // If standard input ends, there are no more pauses.
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
     }
 }
 
-/// A message for each line of standard input. Its thread waits there for ever; the process does not wait for it.
+/// A message for each line of standard input. Its thread waits for ever; the process does not wait for it.
 fn lines_of_stdin() -> Receiver<()> {
     let (line, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -271,8 +271,8 @@ fn lines_of_stdin() -> Receiver<()> {
     lines
 }
 
-/// Of the marks that change, the first in each row and in each column: egress is enforced where the sender is, ingress
-/// where the receiver is, and few questions are answered sooner than many.
+/// Of the marks that change, the first in each row and in each column: egress is enforced at the sender, ingress at the
+/// receiver, and few probes are answered sooner than many.
 fn sentinels(changed: &[Spot]) -> Vec<Spot> {
     let first_with = |same: &dyn Fn(&Spot) -> usize| {
         let mut seen = std::collections::BTreeSet::new();

@@ -1,4 +1,4 @@
-//! The stage: two nodes with a daemon each, the pods of the scenes so far, and the manifests that describe them.
+//! The stage: two nodes with a daemon each, the pods of the scenes so far, and their manifests.
 
 use std::{
     collections::BTreeMap,
@@ -29,24 +29,24 @@ use super::{
     table::{Mark, Spot, Table},
 };
 
-/// The second TCP port on which everybody listens, and which no policy of the story names.
+/// The second TCP port on which all ends listen, and which no policy of the story names.
 pub(super) const OTHER_PORT: u16 = 8080;
 
-/// Where each daemon answers, in its own node's namespace.
+/// Where each daemon listens, in its own node's namespace.
 const DAEMON: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9586);
 
 /// How long a daemon may take until its first full sync is in the kernel.
 const READY: Duration = Duration::from_secs(20);
 
-/// How long an answer may take that decides when a change took effect; it comes within a millisecond or never.
+/// The timeout of probes that measure when a change took effect; an answer comes within a millisecond or never.
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// How long a change must have held before it counts as having taken effect.
 const STEADY: Duration = Duration::from_millis(40);
 
-/// Everything that the story is played on.
+/// Everything that the story needs.
 pub(super) struct Stage {
-    // Dropped in this order: the daemons end before their nodes go, and the folder is what they still write to.
+    // Dropped in this order: the daemons end before their nodes go, and they write to the folder until then.
     daemons: Vec<(String, Process)>,
     lab: Lab,
     folder: Folder,
@@ -61,17 +61,17 @@ struct PodOnStage {
     port: u16,
 }
 
-/// A party of a scene: who sends and receives under one name.
+/// A party of a scene: what sends and receives under one name.
 struct Party {
     end: End,
     addresses: Vec<IpAddr>,
     port: u16,
-    /// Set where the addresses are not the end's only ones.
+    /// Whether to set the source address, because the end has other addresses too.
     sends_from: bool,
 }
 
 impl Stage {
-    /// Two nodes as flannel leaves them, without pods and daemons yet.
+    /// Two nodes as flannel sets them up, without pods and daemons yet.
     pub(super) fn set(variant: Variant, interrupts: Interrupts) -> Result<Self, DemoError> {
         let has_ipv6 = Path::new("/proc/sys/net/ipv6").exists();
         let lab = Lab::new(LabOptions {
@@ -90,12 +90,12 @@ impl Stage {
         })
     }
 
-    /// The families that are spoken.
+    /// The families in use.
     pub(super) fn families(&self) -> &'static [Family] {
         self.lab.families().list()
     }
 
-    /// Brings a scene's pods and outsiders on, and tells the daemons of them.
+    /// Adds a scene's pods and outsiders, and writes the manifests for the daemons.
     pub(super) fn enter(&mut self, scene: &'static Scene) -> Result<(), DemoError> {
         let ports = |port| [(Protocol::Tcp, port), (Protocol::Tcp, OTHER_PORT), (Protocol::Udp, port)];
         let outside: Vec<IpAddr> = scene.outsiders.iter().map(|outsider| outsider.address.into()).collect();
@@ -126,7 +126,7 @@ impl Stage {
         for node in self.lab.nodes() {
             let log = File::create(self.folder.log(node.name())).map_err(DemoError::io("make a log file"))?;
             let mut command = Command::new(&program);
-            // What steers a daemon of the reader's own must not steer these.
+            // Settings of the user's own daemon must not apply to these.
             for (name, _) in
                 std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TOWPATH_"))
             {
@@ -158,7 +158,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Fails if somebody asked for the end, or a daemon has ended.
+    /// Fails if a signal was received, or a daemon has ended.
     pub(super) fn check(&mut self) -> Result<(), DemoError> {
         self.interrupts.check()?;
         for (node, daemon) in &mut self.daemons {
@@ -178,7 +178,7 @@ impl Stage {
         self.folder.put(name, text)
     }
 
-    /// Gives a pod other labels.
+    /// Changes a pod's labels.
     pub(super) fn relabel(&mut self, name: &'static str, labels: Labels) -> Result<(), DemoError> {
         if let Some(pod) = self.pods.get_mut(name) {
             pod.labels = labels;
@@ -186,7 +186,7 @@ impl Stage {
         self.write_pod(name)
     }
 
-    /// Asks every pair of a table in every family both ends have, and fills in what was seen.
+    /// Probes every pair of a table in every family both ends have, and fills in the results.
     pub(super) fn look(&self, scene: &Scene, table: &Table, timeout: Duration) -> Result<Table, DemoError> {
         let asked = self.questions(scene, table)?;
         let probes: Vec<Probe> = asked.iter().map(|(_, probe)| *probe).collect();
@@ -203,8 +203,8 @@ impl Stage {
         table.columns.iter().map(|column| Ok(self.party(scene, column)?.port)).collect()
     }
 
-    /// Watches some marks, by new flows every few milliseconds, until all are as `table` says and stay so; how long
-    /// after `since` the last of them was. `None` if that takes longer than `at_most`.
+    /// Probes some marks with new flows every few milliseconds, until all are as `table` says and stay so; returns how
+    /// long after `since` the last of them was. `None` if that takes longer than `at_most`.
     pub(super) fn time_until(
         &mut self,
         scene: &Scene,
@@ -217,14 +217,14 @@ impl Stage {
         asked.retain(|(spot, _)| spots.contains(spot));
         let probes: Vec<Probe> = asked.iter().map(|(_, probe)| *probe).collect();
         let wanted: Vec<bool> = asked.iter().map(|(spot, _)| table.mark(*spot) == Some(Mark::Open)).collect();
-        // Since when each has been right without a break.
+        // Since when each has been right without interruption.
         let mut right: Vec<Option<Instant>> = vec![None; probes.len()];
         loop {
             self.check()?;
             let sent = Instant::now();
             let outcomes = self.lab.probe_all(&probes, GLANCE)?;
             for ((outcome, wanted), right) in outcomes.into_iter().zip(&wanted).zip(&mut right) {
-                // A flow that is let through is known when it is answered; one that is not was dropped when sent.
+                // A flow that passes is known when it is answered; one that does not was dropped when sent.
                 let known = if outcome == Outcome::Open { Instant::now() } else { sent };
                 *right = (outcome.is_open() == *wanted).then(|| right.unwrap_or(known));
             }
@@ -239,7 +239,7 @@ impl Stage {
         }
     }
 
-    /// The real chains of one pod, and the members of the sets they look into.
+    /// The real chains of one pod, and the members of the sets that they refer to.
     pub(super) fn chains(&self, name: &str) -> Result<(PodChains, Vec<String>), DemoError> {
         let pod = self.pods.get(name).ok_or_else(|| DemoError::Story(format!("there is no pod {name}")))?;
         let pod = self.lab.pod(pod.id)?;
@@ -296,7 +296,7 @@ impl Stage {
         Ok(questions)
     }
 
-    /// Who is meant by a name of a table: a pod of the scene by its whole name or its last part, or an outsider.
+    /// The party with a name in a table: a pod of the scene by its whole name or its last part, or an outsider.
     fn party(&self, scene: &Scene, name: &str) -> Result<Party, DemoError> {
         if let Some(outsider) = scene.outsiders.iter().find(|outsider| outsider.name == name) {
             let addresses = vec![outsider.address.into()];
@@ -313,7 +313,7 @@ impl Stage {
     }
 }
 
-/// The first line of a daemon's answer to `/readyz`; empty while nobody answers.
+/// The first line of a daemon's answer to `/readyz`; empty while there is none.
 fn readiness(node: &Node) -> Result<String, DemoError> {
     let second = Duration::from_secs(1);
     let Ok(mut connection) = node.connect(DAEMON, second)? else { return Ok(String::new()) };
@@ -324,7 +324,7 @@ fn readiness(node: &Node) -> Result<String, DemoError> {
         connection.read_to_string(&mut answer)?;
         Ok::<_, std::io::Error>(answer)
     };
-    // A daemon that is just starting or ending may hang up.
+    // A daemon that is just starting or ending may close the connection.
     Ok(ask().unwrap_or_default().lines().next().unwrap_or_default().to_owned())
 }
 
@@ -356,7 +356,7 @@ fn pod_manifest(name: &str, pod: &PodOnStage, node: &Node, addresses: &[IpAddr])
     let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
     let list = |addresses: &[IpAddr]| {
         addresses.iter().fold(String::new(), |mut text, address| {
-            // A String takes whatever is written to it.
+            // Writing to a String cannot fail.
             let _infallible = write!(text, "\n    - ip: {address:?}");
             text
         })

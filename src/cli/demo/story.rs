@@ -1,10 +1,10 @@
-//! What is played, and what is to be seen after each step.
+//! The story, and what is expected after each step.
 //!
-//! The expected tables are written by hand, from reading the policies: nothing here asks towpath what it thinks.
+//! The expected tables are written by hand, from reading the policies: nothing here is computed by towpath.
 
 use std::net::Ipv4Addr;
 
-/// Pods that meet for some steps.
+/// A group of pods, and the steps that they take part in.
 #[derive(Debug)]
 pub(super) struct Scene {
     /// What it shows.
@@ -19,7 +19,7 @@ pub(super) struct Scene {
     pub(super) steps: &'static [Step],
 }
 
-/// Keys and values.
+/// Label keys and values.
 pub(super) type Labels = &'static [(&'static str, &'static str)];
 
 /// A pod. It listens on its own port, TCP and UDP, and on TCP 8080.
@@ -35,7 +35,7 @@ pub(super) struct Actor {
     pub(super) port: u16,
 }
 
-/// An address of the external host. It listens as a pod does.
+/// An address of the external host. It listens like a pod.
 #[derive(Debug)]
 pub(super) struct Outsider {
     /// The address as the tables show it.
@@ -46,14 +46,14 @@ pub(super) struct Outsider {
     pub(super) port: u16,
 }
 
-/// One change, and what is to be seen then.
+/// One change, and what is expected then.
 #[derive(Debug)]
 pub(super) struct Step {
     /// What changes.
     pub(super) title: &'static str,
     /// The manifests that are added: their names and texts.
     pub(super) adds: &'static [(&'static str, &'static str)],
-    /// The pods that get other labels.
+    /// The pods whose labels change.
     pub(super) relabels: &'static [(&'static str, Labels)],
     /// Who reaches whom, in the notation of [`super::table`].
     pub(super) expected: &'static str,

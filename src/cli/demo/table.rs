@@ -1,11 +1,11 @@
 //! Tables of who reaches whom: read from the story, filled from probes, printed side by side.
 //!
 //! A cell has three places: `t` is TCP on the receiver's own port, `x` TCP on 8080, `u` UDP on the receiver's own port;
-//! a `.` stands where that does not pass. A cell of one `-` is no pair.
+//! a `.` means that it does not pass. A cell with only `-` is not a pair.
 
 use std::fmt::Write as _;
 
-/// What is known of one transport between two ends.
+/// The result of one transport between two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     /// It passes.
@@ -17,7 +17,7 @@ pub(super) enum Mark {
 }
 
 impl Mark {
-    /// What answers say that should agree; none at all say nothing, which is not what anybody expects either.
+    /// The mark for answers that should agree; no answers give `Mixed`, which no table expects.
     pub(super) fn of(answers: &[bool]) -> Self {
         match answers.split_first() {
             Some((first, others)) if others.iter().all(|other| other == first) => {
@@ -32,7 +32,7 @@ impl Mark {
     }
 }
 
-/// Which mark of a table.
+/// The position of a mark in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Spot {
     pub(super) row: usize,
@@ -41,7 +41,7 @@ pub(super) struct Spot {
     pub(super) place: usize,
 }
 
-/// A cell: no pair, or a mark for each transport.
+/// A cell: not a pair, or a mark for each transport.
 type Cell = Option<[Mark; 3]>;
 
 /// The letters of the three places.
@@ -54,7 +54,7 @@ pub(super) struct Table {
     pub(super) rows: Vec<(String, Vec<Cell>)>,
 }
 
-/// A text that is no table.
+/// A text that is not a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} of an expected table: {text:?} is not a name and a cell for each column")]
 pub(super) struct TableError {
@@ -63,7 +63,7 @@ pub(super) struct TableError {
 }
 
 impl Table {
-    /// Reads the notation of the story.
+    /// Parses the notation of the story.
     pub(super) fn parse(text: &str) -> Result<Self, TableError> {
         let mut lines = text.lines().enumerate();
         let head = lines.next().map(|(_, line)| line).unwrap_or_default();
@@ -113,7 +113,7 @@ impl Table {
     }
 }
 
-/// Reads one cell; `None` if it is none.
+/// Parses one cell; `None` if it is not one.
 fn cell(word: &str) -> Option<Cell> {
     if word == "-" {
         return Some(None);
@@ -158,8 +158,8 @@ impl Paint {
     }
 }
 
-/// Both tables, one beside the other; `ports` stand below the names of the columns. A mark that differs is a `!` behind
-/// its cell, and red.
+/// Both tables side by side; `ports` are below the names of the columns. A mark that differs is red, and its cell is
+/// followed by a `!`.
 pub(super) fn side_by_side(expected: &Table, seen: &Table, ports: &[u16], paint: Paint) -> String {
     let name_width = expected.rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 2;
     let ports: Vec<String> = ports.iter().map(|port| format!(":{port}")).collect();
@@ -174,7 +174,7 @@ pub(super) fn side_by_side(expected: &Table, seen: &Table, ports: &[u16], paint:
         words.iter().zip(&widths).map(|(word, width)| padded(word, word.len(), *width)).collect()
     };
     let mut text = String::new();
-    // A String takes whatever is written to it.
+    // Writing to a String cannot fail.
     let title = "expected";
     let left = padded(&paint.bold(title), title.len(), half);
     let _infallible = writeln!(text, "  {:<name_width$}{left}  {}", "", paint.bold("seen"));
@@ -225,7 +225,7 @@ fn show(
     padded(&shown, LETTERS.len() + usize::from(wrong), width)
 }
 
-/// Text of a certain visible length, filled up to a width.
+/// Text of a known visible length, padded to a width.
 fn padded(text: &str, length: usize, width: usize) -> String {
     text.to_owned() + &" ".repeat(width.saturating_sub(length))
 }

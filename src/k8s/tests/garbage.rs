@@ -1,4 +1,4 @@
-//! Texts that nobody wrote, and lists that are cut.
+//! Random texts, and lists that are split.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::{
     model::{Change, Cluster},
 };
 
-/// A list that is long enough to be cut, and the same objects as documents.
+/// A list that is long enough to be split, and the same objects as documents.
 fn list_and_documents(items: &[String]) -> (String, String) {
     let indented: Vec<String> =
         items.iter().map(|item| format!("- {}\n", item.trim_end().replace('\n', "\n  "))).collect();
@@ -68,7 +68,7 @@ proptest! {
         }
         let middle: String = middle.into_iter().collect();
         let (list, _) = list_and_documents(&[item("a"), middle.clone(), item("c")]);
-        // Too short to be cut, and so read as one.
+        // Too short to be split, and so parsed as a whole.
         let whole = list.replace("# padding\n", "");
         prop_assert_eq!(objects(&loaded(&list)), objects(&loaded(&whole)), "{}", whole);
     }

@@ -253,12 +253,12 @@ fn what_stands_in_for_a_refused_policy_isolates_what_the_policy_meant_to() {
     assert_eq!(of("egress: [{to: [{}]}]"), app(true, true));
     assert_eq!(of("egress: {to: []}"), app(true, true));
     assert_eq!(of("policyTypes: [Egress], egress: {to: []}"), app(false, true));
-    // It cannot be told which directions were meant.
+    // It is not known which directions were meant.
     assert_eq!(of("policyTypes: [egress]"), app(true, true));
     assert_eq!(of("policyTypes: Egress"), app(true, true));
     assert_eq!(of("policytypes: [Egress]"), app(true, true));
     assert_eq!(of("egres: [{}]"), app(true, true));
-    // It cannot be told which pods were meant.
+    // It is not known which pods were meant.
     assert_eq!(stand_in("{podSelector: {matchLabels: {a: 1}}}"), None);
     assert_eq!(stand_in("{podSelector: , matchLabels: {a: b}}"), None);
     assert_eq!(stand_in("{podselector: {matchLabels: {a: b}}}"), None);

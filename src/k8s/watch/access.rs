@@ -1,4 +1,4 @@
-//! How to reach the API server: where it is, whom to trust, and who we are.
+//! How to reach the API server: its address, whom to trust, and our credentials.
 
 use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,11 +7,11 @@ use kube::{
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
-/// How long a connection may take to come about.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which API server to ask, as whom. It is looked up anew for each client, so that a renewed token, certificate or
-/// kubeconfig is taken up at the next connection.
+/// Which API server to use, and with which credentials. Both are looked up again for each client, so that a renewed
+/// token, certificate or kubeconfig is used at the next connection.
 #[derive(Clone, Debug)]
 pub struct Access {
     kubeconfig: Option<PathBuf>,
@@ -21,33 +21,33 @@ pub struct Access {
 /// Why it is not known how to reach an API server.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AccessError {
-    /// A kubeconfig that was asked for, or the only one there is, cannot be used.
+    /// A kubeconfig that was requested, or the only one there is, cannot be used.
     #[error("{0}")]
     Kubeconfig(Arc<KubeconfigError>),
     /// The service account of this pod cannot be used.
     #[error("the service account of this pod cannot be used: {0}")]
     InCluster(Arc<InClusterError>),
-    /// The client cannot be built of what was found.
+    /// The client cannot be built from this configuration.
     #[error("{0}")]
     Client(Arc<kube::Error>),
 }
 
 impl Access {
-    /// The API server that `context` of `kubeconfig` names, as kubectl reads them. Without both: that of the cluster
-    /// in whose pod this process runs; elsewhere what `$KUBECONFIG` or `~/.kube/config` says.
+    /// The API server that `context` of `kubeconfig` names, as kubectl reads them. Without both: in a pod, the API
+    /// server of its cluster; elsewhere the one from `$KUBECONFIG` or `~/.kube/config`.
     #[must_use]
     pub fn new(kubeconfig: Option<PathBuf>, context: Option<String>) -> Self {
         Self { kubeconfig, context }
     }
 
-    /// A new client, with nothing remembered from the last one, and the server's address.
+    /// A new client, which shares nothing with the last one, and the server's address.
     ///
     /// # Errors
-    /// If what is needed cannot be read.
+    /// If the configuration cannot be read.
     pub async fn client(&self) -> Result<(Client, String), AccessError> {
         let mut config = self.config().await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
-        // The watches have their own way to try again, and say when they do.
+        // The watches retry by themselves, and report it.
         config.default_retry = false;
         let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let client = Client::try_from(config).map_err(|error| AccessError::Client(Arc::new(error)))?;

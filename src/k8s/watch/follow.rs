@@ -1,14 +1,14 @@
-//! Lists the objects of one kind, and follows what becomes of them.
+//! Lists the objects of one kind, and watches their changes.
 //!
-//! The list comes as a watch that begins with everything there is ("streaming list"), served from the API server's cache
-//! and one object at a time, so that neither side ever holds it whole. A server that has no streaming lists is asked for
-//! pages. Either is as of now: a list "as of any time" could bring back a state from before a policy that is already
-//! enforced.
+//! The list comes as a watch that begins with all existing objects ("streaming list"), served from the API server's
+//! cache and one object at a time, so that neither side ever holds it whole. A server without streaming lists is asked
+//! for pages. Either is as of now: a list "as of any time" could bring back a state from before a policy that is
+//! already enforced.
 //!
-//! A watch that ends goes on where it ended, from the version of the last event or bookmark. Bookmarks come about once
-//! a minute, so that silence for longer than that means that the connection is dead, whatever TCP thinks of it, or that
-//! the server is behind what it once said, or, on some servers, only that nothing changes. After silence all is listed
-//! anew.
+//! A watch that ends is resumed from the version of the last event or bookmark. Bookmarks come about once a minute, so
+//! silence for longer than that means that the connection is dead, whatever TCP thinks of it, or that the server is
+//! behind a version that it sent before, or, on some servers, only that nothing changes. After silence everything is
+//! relisted.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -34,33 +34,33 @@ use super::{
 };
 use crate::model::MemoryExcess;
 
-/// After so long without an event or a bookmark, all is listed anew. The API server sends bookmarks once a minute, if
-/// there is anything new that they could say.
+/// After this long without an event or a bookmark, everything is relisted. The API server sends bookmarks once a
+/// minute, if they have anything new to say.
 pub const SILENCE: Duration = Duration::from_secs(90);
 
-/// So soon the server has to begin its answer after a watch was quiet: that tells whether it is still there.
+/// How soon the server must begin to answer after a watch was quiet: that shows whether it is still there.
 const ANSWER: Duration = Duration::from_secs(15);
 
-/// After so many seconds the API server ends a watch; it goes on where it ended. Each has a time of its own, so that the
-/// nodes that came back together after an outage do not come back together ever after.
+/// After this many seconds the API server ends a watch, which is then resumed. Each watch has its own time, so that
+/// nodes that reconnected together after an outage do not keep reconnecting together.
 const WATCH_SECONDS: Range<u64> = 300..600;
 
-/// Objects of a page, where the server has no streaming lists. A page is held as text twice while it is read, and an object
-/// may have 1.5 MB: more of them would let one tenant take all memory.
+/// Objects per page, if the server has no streaming lists. A page is held as text twice while it is parsed, and an
+/// object may have 1.5 MB: with larger pages one tenant could take all memory.
 const PAGE: u32 = 40;
 
-/// The first and the longest wait after a failure; each is up to twice as long, by chance, so that nodes do not come back
-/// all at once. A server that comes back refuses for a moment what it will not refuse then, so that two of the longest
-/// may pass before changes are heard again.
+/// The first and the longest wait after a failure; each is randomly up to twice as long, so that nodes do not come back
+/// all at once. A server that has just started still refuses requests for a moment, so two of the longest waits may
+/// pass before changes are received again.
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(4));
 
-/// A watch that lived for so long has nothing to do with the failures before it.
+/// A watch that ran for this long is unrelated to the failures before it.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// A watch that ends sooner than this is no watch: it is not begun again at once.
+/// A watch that ends sooner than this is not restarted at once.
 const TOO_SHORT: Duration = Duration::from_secs(1);
 
-/// Because of memory, all is listed again no more often than this, and so many seconds later.
+/// The shortest time between relists because of memory, and how many seconds are added to it at random.
 const RELIST_EVERY: Duration = Duration::from_mins(1);
 const RELIST_SPREAD: Range<u64> = 0..30;
 
@@ -69,23 +69,23 @@ const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
 
-/// Follows one kind.
+/// Lists and watches one kind.
 pub(super) struct Follower<S> {
     shared: Arc<Shared>,
     inventory: Inventory<S>,
     client: Option<(Client, Arc<str>)>,
-    /// What was told is of this version; `None` before the first list, and when all has to be listed again.
+    /// The version of what was delivered; `None` before the first list, and when everything must be relisted.
     version: Option<String>,
     /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
     /// Why the last attempt failed, until one succeeds.
     failed: Option<Cause>,
-    /// Whether the watch runs: all was listed, and what comes now are changes.
+    /// Whether the watch is live: the list is complete, and further events are changes.
     is_live: bool,
-    /// When the last list began, and when it was complete.
+    /// When the last list began, and when it was completed.
     list_began: Instant,
     listed_at: Instant,
-    /// When to list all again, for rules that were not kept and can be now, or the other way round.
+    /// When to relist, for rules that were dropped and fit into memory now.
     relist_at: Option<Instant>,
 }
 
@@ -139,25 +139,25 @@ impl<S: Watched> Follower<S> {
     /// What the end of an attempt means for the next one.
     fn judge(&mut self, mut trouble: Trouble) -> Trouble {
         if self.version.is_none() && trouble.cause == Cause::Gone {
-            // A list asks for nothing of the past: that this is gone is no routine.
+            // A list asks for no past version: if one is gone, that is not routine.
             trouble.cause = Cause::Failed;
         }
         if self.version.is_none() && matches!(trouble.cause, Cause::Failed | Cause::Unsupported) {
-            // Servers whose storage cannot say how far it is know streaming lists, and begin one only to fail.
+            // Servers whose storage cannot report its progress accept streaming lists, and then fail.
             self.streams_lists = !self.streams_lists;
         }
         if self.is_live && trouble.cause == Cause::Silent {
             trouble.cause = Cause::Quiet;
         }
-        // A server that was restored from a backup takes a watch from a version that it has yet to reach, and is silent
-        // until it has: so silence is no reason to go on from there either.
+        // A server that was restored from a backup accepts a watch from a version that it has yet to reach, and is
+        // silent until then: so after silence a watch is not resumed either.
         if trouble.cause.lists_anew() {
             self.version = None;
         }
         trouble
     }
 
-    /// Lists, unless there is a version to go on from, and watches until that ends.
+    /// Lists, unless there is a version to resume from, and watches until that ends.
     async fn follow(&mut self) -> Result<(), Trouble> {
         self.is_live = false;
         let (client, server) = self.client().await?;
@@ -205,7 +205,7 @@ impl<S: Watched> Follower<S> {
         Ok((client, server))
     }
 
-    /// Begins a watch: after [`Self::version`], or with everything there is.
+    /// Starts a watch: from [`Self::version`], or with all existing objects.
     async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, Trouble> {
         let params = WatchParams {
             field_selector: S::KIND.fields(&self.shared.node),
@@ -214,7 +214,7 @@ impl<S: Watched> Follower<S> {
             send_initial_events: self.version.is_none(),
             ..WatchParams::default()
         };
-        // No version at all means: as of now.
+        // No version means: as of now.
         let version = self.version.as_deref().unwrap_or_default();
         let request = Request::new(S::KIND.path()).watch(&params, version);
         let request = request.map_err(kube::Error::BuildRequest);
@@ -278,7 +278,7 @@ impl<S: Watched> Follower<S> {
         self.inventory.begin_list();
     }
 
-    /// The list is complete, and of this version.
+    /// The list is complete, at this version.
     fn listed(&mut self, version: String) {
         let told = self.inventory.end_list();
         (self.listed_at, self.relist_at) = (Instant::now(), None);
@@ -291,15 +291,15 @@ impl<S: Watched> Follower<S> {
                  holds back events"
             );
         }
-        // What it brought was received since it began.
+        // The objects of the list have been received since it began.
         self.deliver_told(told, self.list_began);
         self.mended();
-        // A complete list is proof that the server is there, whatever comes next.
+        // A complete list proves that the server is there, whatever comes next.
         self.tell(WatchEvent::Heard(S::KIND));
         self.complete();
     }
 
-    /// What one event came to; the watch has now got as far as it.
+    /// Delivers the result of one event; the watch has now reached its version.
     fn told(&mut self, told: Told, received: &Received<S>) {
         if self.inventory.is_listing() {
             return;
@@ -315,7 +315,7 @@ impl<S: Watched> Follower<S> {
         }
     }
 
-    /// All that there is was told; of the own node that means that it is there.
+    /// All existing objects were delivered; for this node that means that its object exists.
     fn complete(&self) {
         if S::KIND == Kind::Node && self.inventory.is_empty() {
             self.tell(WatchEvent::NoSuchNode(self.shared.node.clone()));
@@ -330,7 +330,7 @@ impl<S: Watched> Follower<S> {
             warn!(%namespace, bytes, budget, limit, "policies take too much memory; dropping their rules");
         }
         if relist && self.relist_at.is_none() {
-            // Not all nodes at once.
+            // At random, so that not all nodes relist at once.
             let by_chance = Duration::from_secs(any_of(RELIST_SPREAD).into());
             let earliest = self.listed_at + RELIST_EVERY;
             self.relist_at = Some(earliest.max(Instant::now()) + by_chance);
@@ -356,8 +356,8 @@ impl<S: Watched> Follower<S> {
     }
 }
 
-/// Lists the objects of a kind, as of now, page by page, and waits for the first one as long as `patience`. Returns the
-/// version that the list is of.
+/// Lists the objects of a kind, as of now, page by page, and waits for the first page up to `patience`. Returns the
+/// version of the list.
 pub(super) async fn pages<S: Watched>(
     client: &Client,
     server: &str,
@@ -380,13 +380,13 @@ pub(super) async fn pages<S: Watched>(
     }
 }
 
-/// A number that nobody can foresee. The standard library has no other source of chance than the keys of its maps.
+/// An unpredictable number. The standard library has no other source of randomness than the keys of its maps.
 fn any_of(numbers: Range<u64>) -> u32 {
     let span = numbers.end - numbers.start;
     u32::try_from(numbers.start + RandomState::new().hash_one(()) % span).unwrap_or(u32::MAX)
 }
 
-/// Ends at this time; never, if there is none.
+/// Completes at this time; never, if there is none.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -394,7 +394,7 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// What comes within this time.
+/// The result of `what`, if it comes within this time.
 async fn within<T>(time: Duration, server: &str, what: impl Future<Output = T>) -> Result<T, Trouble> {
     tokio::time::timeout(time, what).await.map_err(|_| Trouble::silent(server, time.as_secs()))
 }

@@ -1,6 +1,6 @@
-//! Which objects of a kind there are, and what the model holds of each.
+//! Which objects of a kind exist, and what the model holds of each.
 //!
-//! Only names are kept: what the objects say is in the model and nowhere else.
+//! Only names are kept: the contents of objects are in the model and nowhere else.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,7 +27,7 @@ use crate::model::{Change, Labels, MemoryExcess, Pod, Standing};
 /// An object that cannot be enforced as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The object, if it could be told which one it is.
+    /// The object, if it is known which one it is.
     pub object: Option<ObjectId>,
     /// What is wrong with it.
     pub problem: Problem,
@@ -43,33 +43,33 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Errors of one object that are kept. One object may have a hundred thousand, and each is held and logged.
+/// How many errors of one object are kept. One object may have a hundred thousand, and each is held and logged.
 const ERRORS: usize = 10;
 
-/// Objects of one kind whose errors are kept. They are told all together each time that one changes.
+/// How many objects of one kind have their errors kept. They are reported all together each time that one changes.
 const REFUSED: usize = 200;
 
-/// What one event, or one list, comes to.
+/// The result of one event, or of one list.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    /// What changes in the model; of a list, every object that is there, whether or not it is what it was.
+    /// The changes of the model; for a list, every object in it, whether or not it changed.
     pub(super) changes: Vec<Change>,
     /// How many objects of a list are new, or no longer there.
     pub(super) came_or_went: usize,
-    /// Every refusal there is now, if that is not what it was.
+    /// All current refusals, if they have changed.
     pub(super) refused: Option<Vec<Refusal>>,
     /// The namespaces whose policies take too much memory from now on.
     pub(super) closed: Vec<(Arc<str>, MemoryExcess)>,
-    /// Whether the objects have to be listed again, for rules that were dropped and fit into memory now.
+    /// Whether to relist, for rules that were dropped and fit into memory now.
     pub(super) relist: bool,
 }
 
-/// What the model holds of an object that exists.
+/// What the model holds of an existing object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Held {
-    /// A version that could be read, the present one or one before it.
+    /// A readable version, the current one or an earlier one.
     Good,
-    /// Something that closes in its place.
+    /// A stand-in that isolates.
     StandIn,
     /// Nothing.
     Nothing,
@@ -82,7 +82,7 @@ pub(super) struct Inventory<S> {
     held: HashMap<Key, Held>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
     listing: Option<Listing>,
-    /// Absent where all is kept, whatever it takes.
+    /// `None` where everything is kept, whatever it takes.
     memory: Option<Memory>,
     kind: PhantomData<fn() -> S>,
 }
@@ -91,18 +91,18 @@ pub(super) struct Inventory<S> {
 #[derive(Debug, Default)]
 struct Listing {
     held: HashMap<Key, Held>,
-    /// What was removed while the list came, and is not there again.
+    /// What was removed during the list, and has not come back.
     removed: HashSet<Key>,
     refusals: BTreeMap<Key, Vec<Refusal>>,
-    /// One for each object: the last one.
+    /// The last change of each object.
     changes: Vec<Change>,
-    /// Where the change of each object is.
+    /// The index of each object in `changes`.
     places: HashMap<Key, usize>,
     memory: Option<Memory>,
 }
 
 impl Listing {
-    /// Takes in what becomes of an object, in the place of what was to become of it before.
+    /// Adds the change of an object, in the place of an earlier one of the same object.
     fn change(&mut self, key: &Key, change: Change) {
         if let Some(before) = self.places.get(key).and_then(|place| self.changes.get_mut(*place)) {
             *before = change;
@@ -113,7 +113,7 @@ impl Listing {
     }
 }
 
-/// One object, judged.
+/// The evaluation of one object.
 struct Judged {
     key: Key,
     held: Held,
@@ -133,7 +133,7 @@ impl<S: Watched> Inventory<S> {
         }
     }
 
-    /// One that keeps no more than enforcement needs, and no more rules than there is memory for.
+    /// An inventory that keeps no more than enforcement needs, and no more rules than there is memory for.
     pub(super) fn bounded(limits: MemoryLimits) -> Self {
         Self { memory: Some(Memory::new(limits)), ..Self::new() }
     }
@@ -143,7 +143,7 @@ impl<S: Watched> Inventory<S> {
         self.held.is_empty()
     }
 
-    /// A list begins. One that was not ended is void.
+    /// A list begins. An unfinished one is discarded.
     pub(super) fn begin_list(&mut self) {
         let memory = self.memory.as_ref().map(Memory::for_list);
         self.listing = Some(Listing { memory, ..Listing::default() });
@@ -154,7 +154,7 @@ impl<S: Watched> Inventory<S> {
         self.listing.is_some()
     }
 
-    /// The list is complete: what is not in it is gone.
+    /// The list is complete: objects that are not in it are gone.
     pub(super) fn end_list(&mut self) -> Told {
         let Some(Listing { held, removed: _, refusals, mut changes, places: _, memory }) =
             self.listing.take()
@@ -180,7 +180,7 @@ impl<S: Watched> Inventory<S> {
         }
     }
 
-    /// An object is there, and is this.
+    /// Adds or updates an object.
     pub(super) fn set(&mut self, received: &Received<S>) -> Told {
         let Some(Judged { key, held, change, mut refusals }) = self.judge(received) else {
             return Told { relist: self.relist(), ..Told::default() };
@@ -213,7 +213,7 @@ impl<S: Watched> Inventory<S> {
         self.told(change, refused)
     }
 
-    /// An object is gone.
+    /// Removes an object.
     pub(super) fn remove(&mut self, received: &Received<S>) -> Told {
         let key = match received {
             Received::Readable(object) => self.key(object.meta()),
@@ -227,7 +227,7 @@ impl<S: Watched> Inventory<S> {
             if let Some(memory) = &mut listing.memory {
                 memory.remove(&key);
             }
-            // What the list said of it before does not count, and what was known of it has to go.
+            // What the list said of it before does not count, and what was known of it must be removed.
             listing.change(&key, S::remove(key.clone()));
             return Told::default();
         }
@@ -239,7 +239,7 @@ impl<S: Watched> Inventory<S> {
         self.told(Some(S::remove(key)), refused)
     }
 
-    /// What one change comes to, outside of a list. A removal can close a namespace as well: another one than before.
+    /// The result of one change, outside of a list. A removal can close a namespace as well: another one than before.
     fn told(&mut self, change: Option<Change>, refused: Option<Vec<Refusal>>) -> Told {
         let closed = self.memory.as_mut().map(Memory::take_new).unwrap_or_default();
         let dropped = closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess));
@@ -247,13 +247,13 @@ impl<S: Watched> Inventory<S> {
         Told { changes, refused, closed, relist: self.relist(), ..Told::default() }
     }
 
-    /// A change without what is not kept.
+    /// A change without the parts that are not kept.
     fn bound(&mut self, key: &Key, change: Option<Change>) -> Option<Change> {
         let Some(memory) = &mut self.memory else { return change };
         let policy = match change {
             Some(Change::SetPolicy(policy)) => policy,
-            // A pod that has no address yet is nobody's peer, and one gets its address by a change that has all of it.
-            // Of its ports only those with a name are asked for.
+            // A pod without an address is not a peer yet, and it gets its address by a change that has everything else
+            // too. Of its ports only the named ones are needed.
             Some(Change::SetPod(pod)) if pod.addresses.is_empty() => {
                 return Some(Change::SetPod(Pod { labels: Labels::default(), ports: Vec::new(), ..pod }));
             }
@@ -263,7 +263,7 @@ impl<S: Watched> Inventory<S> {
                 return Some(Change::SetPod(pod));
             }
             None if S::KIND == Kind::NetworkPolicy => {
-                // The version before it stays; that is one that the list brought, or one from before the list.
+                // The previous version stays: one from this list, or from before it.
                 if let Some(listing) = &mut self.listing
                     && let Some(of_list) = &mut listing.memory
                     && !listing.removed.contains(key)
@@ -291,7 +291,7 @@ impl<S: Watched> Inventory<S> {
         Some(Change::SetPolicy(policy))
     }
 
-    /// Takes over the memory of a list that is complete. The namespaces that are closed from now on.
+    /// Takes over the memory state of a complete list. Returns the namespaces that are closed from now on.
     fn end_memory(
         &mut self,
         memory: Option<Memory>,
@@ -300,7 +300,7 @@ impl<S: Watched> Inventory<S> {
         let (Some(mut memory), Some(before)) = (memory, self.memory.take()) else { return Vec::new() };
         let closed = memory.end_list(&before);
         for change in changes {
-            // How much it is was not known yet.
+            // The total was not known during the list.
             if let Change::SetPolicy(policy) = change
                 && let Standing::TooLarge(excess) = &mut policy.standing
                 && let Some(now) = memory.excess(&policy.key.namespace)
@@ -316,7 +316,7 @@ impl<S: Watched> Inventory<S> {
         self.memory.as_ref().is_some_and(|memory| !memory.is_settled())
     }
 
-    /// What the model holds of an object, or will hold when the list that comes is complete.
+    /// What the model holds of an object, or will hold when the current list is complete.
     fn before(&self, key: &Key) -> Option<Held> {
         let listed = self.listing.as_ref().and_then(|listing| {
             if listing.removed.contains(key) { Some(None) } else { listing.held.get(key).copied().map(Some) }
@@ -324,7 +324,7 @@ impl<S: Watched> Inventory<S> {
         let held = listed.unwrap_or_else(|| self.held.get(key).copied());
         let of_list = self.listing.as_ref().and_then(|listing| listing.memory.as_ref()?.has_rules(key));
         let has_rules = of_list.or_else(|| self.memory.as_ref()?.has_rules(key)).unwrap_or(true);
-        // A version whose rules were dropped is no better than what stands in for it.
+        // A version whose rules were dropped is no better than a stand-in.
         if has_rules || held != Some(Held::Good) { held } else { Some(Held::StandIn) }
     }
 
@@ -332,7 +332,7 @@ impl<S: Watched> Inventory<S> {
         self.refusals.values().flatten().cloned().collect()
     }
 
-    /// What an object comes to. `None` if there is nothing that it could be known by.
+    /// Evaluates an object. `None` if there is nothing to identify it by.
     fn judge(&mut self, received: &Received<S>) -> Option<Judged> {
         let object = match received {
             Received::Readable(object) => object,
@@ -365,8 +365,8 @@ impl<S: Watched> Inventory<S> {
         Some(Judged { key, held, change, refusals })
     }
 
-    /// An object that has not the form of its kind: the last good version stays, and a policy without one is held
-    /// against the same rules as one in a file.
+    /// An object that does not have the form of its kind: the last good version stays, and a policy without one is
+    /// treated by the same rules as one in a file.
     fn judge_unreadable(&mut self, unreadable: &Unreadable) -> Option<Judged> {
         let (key, stand_in) = self.read_leniently(unreadable);
         let key = key?;
@@ -380,7 +380,7 @@ impl<S: Watched> Inventory<S> {
         Some(Judged { key, held, change, refusals })
     }
 
-    /// Which object an unreadable text speaks of, and what stands in for it.
+    /// Which object an unreadable text is about, and its stand-in.
     fn read_leniently(&mut self, unreadable: &Unreadable) -> (Option<Key>, Option<Change>) {
         let (documents, _) = node::parse(&unreadable.text);
         let Some(root) = documents.first().and_then(|document| document.root.as_ref()) else {
@@ -388,7 +388,7 @@ impl<S: Watched> Inventory<S> {
         };
         let item = (S::KIND.api_version(), S::KIND.name());
         let manifest = match S::KIND {
-            // No file speaks of nodes.
+            // `object::read` does not know nodes.
             Kind::Node => None,
             _ => object::read(root, &[], Some(item), false, &mut self.names).manifests.pop(),
         };

@@ -1,4 +1,4 @@
-//! The kinds that are watched, and what is particular to each.
+//! The watched kinds, and the particulars of each.
 
 use std::{fmt, sync::Arc};
 
@@ -12,12 +12,12 @@ use super::super::{
 };
 use crate::model::{Change, Namespace, NetworkPolicy, Node, ObjectKey, Pod};
 
-/// A kind that is watched.
+/// A watched kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Namespaces, all of them.
     Namespace,
-    /// The own node, and no other.
+    /// Only the daemon's own node.
     Node,
     /// Pods of all nodes that have not finished.
     Pod,
@@ -29,7 +29,7 @@ impl Kind {
     /// Every kind.
     pub const ALL: [Self; 4] = [Self::Namespace, Self::Node, Self::Pod, Self::NetworkPolicy];
 
-    /// As `kind` of an object says it.
+    /// As in `kind` of an object.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// As `apiVersion` of an object says it.
+    /// As in `apiVersion` of an object.
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
@@ -66,15 +66,15 @@ impl Kind {
         }
     }
 
-    /// The path of the collection of all of them.
+    /// The path of the whole collection.
     pub(super) fn path(self) -> String {
         let root = if self.group().is_empty() { "api" } else { "apis" };
         format!("/{root}/{}/{}", self.api_version(), self.resource())
     }
 
-    /// Which of them to ask for, as a field selector.
+    /// The field selector for the objects to request.
     ///
-    /// A pod that finishes leaves the watch as if it were deleted. No pod ever comes back from there.
+    /// A pod that finishes leaves the watch as if it were deleted. A finished pod never runs again.
     pub(super) fn fields(self, node: &str) -> Option<String> {
         match self {
             Self::Namespace | Self::NetworkPolicy => None,
@@ -93,7 +93,7 @@ impl fmt::Display for Kind {
 /// What identifies an object of one kind: its namespace, for those that are in one, and its name.
 pub(super) type Key = (Option<Arc<str>>, Arc<str>);
 
-/// A slim type that one kind is received as.
+/// The slim type that a kind is received as.
 pub(super) trait Watched: DeserializeOwned + Clone + Send + Sync + 'static {
     /// The kind.
     const KIND: Kind;
@@ -103,13 +103,13 @@ pub(super) trait Watched: DeserializeOwned + Clone + Send + Sync + 'static {
     /// Its metadata.
     fn meta(&self) -> &types::Meta;
 
-    /// What the model makes of it.
+    /// Converts it to the model.
     fn convert(&self, names: &mut Interner) -> Conversion<Self::Object>;
 
-    /// What of an object with errors can be enforced nonetheless, if no better version is known.
+    /// What can still be enforced of an object with errors, if no better version is known.
     ///
-    /// The rules of a policy are never guessed. Of what only says who a pod is, whatever can be read counts: a pod that
-    /// is left out for a port that nobody can read would not be isolated at all.
+    /// The rules of a policy are never guessed. For objects that only say who a pod is, whatever can be read counts: a
+    /// pod that is left out for an unreadable port would not be isolated at all.
     fn despite(
         &self,
         readable: Option<Self::Object>,
@@ -119,10 +119,10 @@ pub(super) trait Watched: DeserializeOwned + Clone + Send + Sync + 'static {
         readable
     }
 
-    /// Whether what [`Self::despite`] gives is better than what came before it.
+    /// Whether the result of [`Self::despite`] is better than the previous version.
     const SALVAGED_IS_CURRENT: bool = true;
 
-    /// The change that makes it so.
+    /// The change that sets it.
     fn set(object: Self::Object) -> Change;
 
     /// The change that removes it.
@@ -183,8 +183,8 @@ impl Watched for types::Pod {
         &self.metadata
     }
 
-    /// Of a pod on its node's network only the node's addresses matter, so that nothing else of it is kept, and no
-    /// other change of it ever gets further than this.
+    /// Of a pod on its node's network only the node's addresses matter, so nothing else of it is kept, and no other
+    /// change of it gets past this point.
     fn convert(&self, names: &mut Interner) -> Conversion<Pod> {
         let Conversion { readable, problems } = convert::pod(self, names);
         let readable = readable.map(|pod| {

@@ -1,9 +1,9 @@
-//! How much memory policies take, and whose rules are dropped because they take too much.
+//! How much memory policies take, and which namespaces' rules are dropped because they take too much.
 //!
-//! Every node holds the policies of the whole cluster, since any pod may come to it. So whoever may write policies in one
-//! namespace could take the memory of every node, with policies that select none of its pods. The rules of a namespace
-//! whose policies take too much are dropped: its policies isolate, and allow nothing. Which namespaces these are follows
-//! from what all policies take. Rules that were dropped and fit again have to be listed again.
+//! Every node holds the policies of the whole cluster, since any pod may be scheduled to it. So a tenant who may write
+//! policies in one namespace could take the memory of every node, with policies that select none of its pods. The rules
+//! of a namespace whose policies take too much are dropped: its policies isolate, and allow nothing. Which namespaces
+//! these are depends on the size of all policies. Dropped rules that fit again need a relist.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,21 +16,21 @@ use crate::model::{MemoryExcess, NetworkPolicy};
 /// How much memory policies may take, in bytes, by the estimate of [`NetworkPolicy::bytes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimits {
-    /// Those of one namespace.
+    /// For one namespace.
     pub namespace: u64,
-    /// Those of all namespaces together.
+    /// For all namespaces together.
     pub all: u64,
 }
 
 impl Default for MemoryLimits {
-    /// Together with what else a node needs within the 512 MiB of the manifest. While a list comes, the policies before
-    /// it are there as well.
+    /// Fits, with everything else that a node needs, in the 512 MiB of the manifest. During a list, the policies from
+    /// before it are in memory as well.
     fn default() -> Self {
         Self { namespace: 32 << 20, all: 64 << 20 }
     }
 }
 
-/// What the policies of a cluster take.
+/// The memory use of a cluster's policies.
 #[derive(Debug)]
 pub(super) struct Memory {
     limits: MemoryLimits,
@@ -40,23 +40,23 @@ pub(super) struct Memory {
     closed: BTreeMap<Arc<str>, MemoryExcess>,
     /// Those of them that were closed since [`Self::take_new`] was last called.
     new: Vec<Arc<str>>,
-    /// What the policies of all other namespaces take.
+    /// The memory use of the policies of all other namespaces.
     open: u64,
     /// How many policies lack their rules.
     without_rules: usize,
-    /// While a list comes, a namespace that was closed stays so: what it will take in all is not known yet.
+    /// During a list, a closed namespace stays closed: its total is not known yet.
     is_listing: bool,
 }
 
 /// A policy.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// With its rules, whether or not these were dropped.
+    /// Including its rules, whether or not they were dropped.
     bytes: u64,
     has_rules: bool,
 }
 
-/// What the policies of one namespace take.
+/// The memory use of one namespace's policies.
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     bytes: u64,
@@ -78,12 +78,12 @@ impl Memory {
         }
     }
 
-    /// One for a list that begins. What is closed now is closed from the first object on.
+    /// The state for a list that begins. What is closed now is closed from the first object on.
     pub(super) fn for_list(&self) -> Self {
         Self { closed: self.closed.clone(), is_listing: true, ..Self::new(self.limits) }
     }
 
-    /// The list is complete: what is closed follows from what it has. Returns the namespaces that were not closed
+    /// The list is complete: what is closed depends on what it has. Returns the namespaces that were not closed
     /// `before`, and those of which the model may still hold rules, because it keeps a version from before the list.
     pub(super) fn end_list(&mut self, before: &Self) -> Vec<(Arc<str>, MemoryExcess)> {
         self.is_listing = false;
@@ -103,7 +103,7 @@ impl Memory {
         closed
     }
 
-    /// Takes in a policy, and returns what is kept of it.
+    /// Adds a policy, and returns what is kept of it.
     pub(super) fn set(&mut self, key: &Key, policy: NetworkPolicy) -> NetworkPolicy {
         self.replace(key, Some(Entry { bytes: policy.bytes(), has_rules: true }));
         let Some(excess) = self.closed.get(&policy.key.namespace).copied() else { return policy };
@@ -112,7 +112,7 @@ impl Memory {
     }
 
     /// The model keeps the version of a policy that `before` knows. If its rules were dropped then, no list brings them
-    /// back, so that they do not count as missing.
+    /// back, so they do not count as missing.
     pub(super) fn keep(&mut self, key: &Key, before: &Self) {
         let Some(Entry { bytes, .. }) = before.policies.get(key) else { return };
         if !self.policies.contains_key(key) {
@@ -134,8 +134,7 @@ impl Memory {
         self.policies.get(key).map(|entry| entry.has_rules)
     }
 
-    /// The namespaces that were closed since the last call. What the caller holds of their policies has to lose its
-    /// rules.
+    /// The namespaces that were closed since the last call. The caller must drop the rules of their policies.
     pub(super) fn take_new(&mut self) -> Vec<(Arc<str>, MemoryExcess)> {
         let new = std::mem::take(&mut self.new);
         for namespace in &new {
@@ -153,7 +152,7 @@ impl Memory {
         self.without_rules == 0 || !self.namespaces.iter().any(lacks)
     }
 
-    /// Replaces what is known of a policy, or forgets it.
+    /// Replaces the entry of a policy, or removes it.
     fn replace(&mut self, key: &Key, entry: Option<Entry>) {
         // Every policy has a namespace.
         let Some(namespace) = &key.0 else { return };
@@ -181,7 +180,7 @@ impl Memory {
         if usage.policies == 0 {
             self.namespaces.remove(namespace);
         }
-        // What is closed may open again by any change, but not while a list comes.
+        // Any change may reopen a closed namespace, but not during a list.
         if is_over || !self.is_listing && !self.closed.is_empty() {
             self.decide();
         }
@@ -205,7 +204,7 @@ impl Memory {
     }
 
     /// Decides which namespaces are closed: those over their own limit; and if the others together are over the limit
-    /// of all, the largest of them, of two of one size the one that comes first by name.
+    /// of all, the largest of them, and of two equally large ones the first by name.
     fn decide(&mut self) {
         let MemoryLimits { namespace: limit, all } = self.limits;
         let mut closed = BTreeMap::new();
@@ -258,7 +257,7 @@ mod tests {
 
     type Policies = Inventory<types::NetworkPolicy>;
 
-    /// A policy whose rules take about so many KiB.
+    /// A policy whose rules take about this many KiB.
     fn policy(key: &str, kib: usize) -> Received<types::NetworkPolicy> {
         let (namespace, name) = key.split_once('/').unwrap();
         let except: Vec<Value> =
@@ -321,7 +320,7 @@ mod tests {
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
             let mut policies = policies();
             let mut told = list(&mut policies, &order.map(|at| all[at]));
-            // While the list came, another one may have been the largest: the next list settles it.
+            // During the list, another one may have been the largest: the next list settles it.
             if told.relist {
                 told = list(&mut policies, &order.map(|at| all[at]));
             }
@@ -358,7 +357,7 @@ mod tests {
         let told = policies.set(&policy("c/q", 30));
         assert_eq!((without_rules(&told), dropped(&told)), (Vec::new(), vec!["a"]));
         assert!(!told.relist);
-        // Another one is the largest now, so that one opens that lost its rules before.
+        // Another namespace is the largest now, so one opens that lost its rules before.
         let told = policies.set(&policy("b/q", 20));
         assert_eq!((without_rules(&told), dropped(&told)), (closed(&["b/q"], true), vec!["b"]));
         assert!(told.relist);
@@ -444,7 +443,7 @@ mod tests {
         policies.set(&refused("evil/a"));
         policies.set(&policy("evil/b", 60));
         assert_eq!(without_rules(&policies.end_list()), closed(&["evil/a", "evil/b"], false));
-        // One list tells that they fit again, the next one has the rules.
+        // One list shows that they fit again, the next one has the rules.
         for expected in [(closed(&["evil/b"], false), true), (Vec::new(), false)] {
             policies.begin_list();
             policies.set(&policy("evil/b", 60));

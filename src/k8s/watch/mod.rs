@@ -1,8 +1,8 @@
 //! The API server as the source of objects: what `towpath run` watches in a cluster.
 //!
-//! Each [`Kind`] has a task of its own that lists and then watches, for as long as the process runs. What it receives
-//! becomes [`Change`]s at once and is not kept: the `inventory` only remembers which objects there are, so that a new
-//! list tells which have vanished. In the order of the data:
+//! Each [`Kind`] has its own task that lists and then watches, for as long as the process runs. What it receives
+//! becomes [`Change`]s at once and is not kept: the `inventory` only remembers which objects exist, so that a new list
+//! shows which have disappeared. In the order of the data:
 //!
 //! | from | to | in |
 //! |---|---|---|
@@ -14,8 +14,8 @@
 //! | errors | what an operator has to do | [`trouble`] |
 //! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
 //!
-//! Nothing that was learnt is forgotten because the API server cannot be reached, however long. A list is never older
-//! than what was told before: it is asked for as of now, not as of whenever the server's cache was last fresh.
+//! Known objects are kept while the API server cannot be reached, however long. A list is never older than what was
+//! delivered before: it is asked for as of now, not as of whenever the server's cache was last fresh.
 
 pub mod access;
 mod follow;
@@ -47,44 +47,44 @@ use self::follow::Follower;
 use super::types;
 use crate::model::Change;
 
-/// What the source tells.
+/// An event of the source.
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
-    /// Objects that are new, other or gone. Those of one list come as one.
+    /// Objects that were added, changed or removed. Those of one list come as one.
     Changes {
         /// When the first of them was received.
         received: Instant,
         /// The changes.
         changes: Vec<Change>,
     },
-    /// The objects of a kind that cannot be enforced as they are, now; empty when all is well again.
+    /// The objects of a kind that cannot currently be enforced as they are; empty once there are none.
     Refused(Kind, Vec<Refusal>),
-    /// The first lists of all kinds have been told.
+    /// The first lists of all kinds have been delivered.
     Synced,
-    /// The API server was heard: an event, or a sign that there was none.
+    /// The API server sent something: an event, or a sign that there was none.
     Heard(Kind),
-    /// A watch ended, or could not begin; it is begun again.
+    /// A watch ended, or could not start; it is restarted.
     Ended(Kind, Trouble),
-    /// A watch that ended for other reasons than routine runs again.
+    /// A watch that ended for a non-routine reason runs again.
     Mended(Kind),
     /// The API server has no node of this name.
     NoSuchNode(Arc<str>),
 }
 
-/// Where events are delivered. It is called from several tasks, and must not wait.
+/// The receiver of events. It is called from several tasks, and must not block.
 pub type Deliver = Arc<dyn Fn(WatchEvent) + Send + Sync>;
 
-/// Watches of all kinds. They end when this is dropped.
+/// Watches of all kinds. They stop when this is dropped.
 #[derive(Debug)]
 pub struct ApiSource {
     _watches: JoinSet<()>,
 }
 
 impl ApiSource {
-    /// Watches everything that decides about the pods of `node`, within the current tokio runtime.
+    /// Watches everything that affects the pods of `node`, within the current tokio runtime.
     ///
-    /// [`WatchEvent::Synced`] waits for the object of the node itself: with a name that is not the node's, no pod would
-    /// be one of this node, and all rules would be taken down.
+    /// [`WatchEvent::Synced`] waits for the object of the node itself: with a wrong node name, no pod would belong to
+    /// this node, and all rules would be removed.
     pub fn start(access: Access, node: Arc<str>, limits: MemoryLimits, deliver: Deliver) -> Self {
         let shared =
             Arc::new(Shared { access, node, limits, deliver, missing: Mutex::new(Kind::ALL.to_vec()) });
@@ -97,7 +97,7 @@ impl ApiSource {
     }
 }
 
-/// What the watches have in common.
+/// What the watches share.
 struct Shared {
     access: Access,
     node: Arc<str>,
@@ -112,7 +112,7 @@ impl Shared {
         (self.deliver)(event);
     }
 
-    /// All objects of this kind have been told. The last kind's word completes the source.
+    /// All objects of this kind have been delivered. The last kind completes the source.
     fn listed(&self, kind: Kind) {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = missing.len();

@@ -1,4 +1,4 @@
-//! What the API server sends: objects that are read one by one, so that one that cannot be read costs only itself.
+//! Objects from the API server, parsed one by one, so that an unreadable one affects only itself.
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -12,7 +12,7 @@ pub(super) enum Received<S> {
     Unreadable(Unreadable),
 }
 
-/// An object that has not the form of its kind.
+/// An object that does not have the form of its kind.
 #[derive(Clone, Debug)]
 pub(super) struct Unreadable {
     /// Its text.
@@ -22,7 +22,7 @@ pub(super) struct Unreadable {
 }
 
 impl<'de, S: DeserializeOwned> Deserialize<'de> for Received<S> {
-    /// Takes whatever is there as text first: what comes after it in the stream can then be read in any case.
+    /// Takes everything as raw text first: what comes after it in the stream can then be read in any case.
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self::of(Box::<RawValue>::deserialize(deserializer)?))
     }
@@ -40,12 +40,11 @@ impl<S: DeserializeOwned> Received<S> {
     }
 }
 
-/// A page of a list. Its objects stay text until they are asked for one by one: as values they may take ten times as
-/// much.
+/// A page of a list. Its objects stay text until they are parsed one by one: as values they may take ten times as much.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Page {
     pub(super) metadata: PageMeta,
-    /// The API server writes `null` where there are none.
+    /// The API server writes `null` if there are none.
     items: Option<Vec<Box<RawValue>>>,
 }
 
@@ -60,9 +59,9 @@ impl Page {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct PageMeta {
-    /// The version of the collection that the list is of.
+    /// The version of the collection at the time of the list.
     pub(super) resource_version: String,
-    /// What to ask for the next page with; empty on the last one.
+    /// The token for the next page; empty on the last one.
     #[serde(rename = "continue")]
     pub(super) next: String,
 }

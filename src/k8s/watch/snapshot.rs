@@ -1,4 +1,4 @@
-//! The objects of a cluster as they are now, once: for the commands that answer a question.
+//! The objects of a cluster as they are now, read once, for commands that answer a question.
 
 use super::{
     super::types,
@@ -13,7 +13,7 @@ use crate::model::Cluster;
 /// Every namespace, pod and policy of the cluster as the daemon would enforce it, and what is wrong with single ones.
 ///
 /// # Errors
-/// If one kind cannot be listed: an answer from half of the objects would be a wrong one.
+/// If one kind cannot be listed: an answer from part of the objects would be wrong.
 pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Refusal>), Trouble> {
     let mut cluster = Cluster::new();
     let mut refusals = Vec::new();

@@ -1,4 +1,4 @@
-//! What single events and lists come to, without a server.
+//! The results of single events and lists, without a server.
 
 use serde_json::json;
 
@@ -196,7 +196,7 @@ fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
         Some("NetworkPolicy shop/odd")
     );
 
-    // Gone, it is gone, however odd.
+    // A removed object is gone, however odd it is.
     assert_eq!(removed(&policies.remove(&items[0])), ["shop/odd"]);
 }
 

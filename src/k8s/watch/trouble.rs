@@ -1,4 +1,4 @@
-//! What keeps a watch from running, in the words of whoever has to mend it.
+//! What keeps a watch from running, described for the operator who has to fix it.
 
 use std::{error::Error, fmt};
 
@@ -6,32 +6,33 @@ use kube::core::Status;
 
 use super::{AccessError, Kind};
 
-/// Why a watch ended, or could not begin. Few, so that they can be counted.
+/// Why a watch ended, or could not start. Few, so that they can be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// The server ended it, as it does with every watch after some minutes.
     Ended,
-    /// The server no longer has the changes since the last one that was heard (410 Gone): all is listed again.
+    /// The server no longer has the changes since the last one received (410 Gone), or does not have them yet:
+    /// everything is relisted.
     Gone,
-    /// Nothing was heard on a watch that ran. Perhaps nothing happened: all is listed again, and that will tell.
+    /// A running watch was silent. Perhaps nothing happened: everything is relisted to find out.
     Quiet,
     /// The server did not answer, or not to the end of its list.
     Silent,
     /// No connection, or it broke.
     Unreachable,
-    /// The server does not know who we are (401).
+    /// The server does not accept our credentials (401).
     Unauthorized,
-    /// The server knows who we are and does not let us (403).
+    /// The server accepts our credentials and does not permit the request (403).
     Forbidden,
-    /// The server does not know what is asked of it (400, 422).
+    /// The server does not understand the request (400, 422).
     Unsupported,
     /// The server answered with another error.
     Refused,
-    /// The server ended a list or a watch that it had begun with an error: all is listed again.
+    /// The server ended a running list or watch with an error: everything is relisted.
     Failed,
-    /// The server sent what cannot be understood.
+    /// The server sent something that cannot be parsed.
     Malformed,
-    /// It is not known which server to ask, or as whom.
+    /// It is not known which server to use, or with which credentials.
     Config,
 }
 
@@ -55,13 +56,13 @@ impl Cause {
         }
     }
 
-    /// Whether it happens to every watch now and then, and means nothing.
+    /// Whether it happens to every watch now and then, and is harmless.
     #[must_use]
     pub fn is_routine(self) -> bool {
         matches!(self, Self::Ended | Self::Gone)
     }
 
-    /// Whether going on from the same version may end the same way for ever, so that all is listed again.
+    /// Whether resuming from the same version may fail the same way for ever, so that everything is relisted.
     pub(super) fn lists_anew(self) -> bool {
         matches!(
             self,
@@ -73,7 +74,7 @@ impl Cause {
 /// What keeps a watch from running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// Of which sort.
+    /// Its cause.
     pub cause: Cause,
     /// What is wrong, and what to do.
     pub text: String,
@@ -90,7 +91,7 @@ impl Trouble {
         Self { cause: Cause::Ended, text: "the API server ended the watch".to_owned() }
     }
 
-    /// All is listed again, for rules that were dropped and fit into memory now.
+    /// A relist, for rules that were dropped and fit into memory now.
     pub(super) fn relist() -> Self {
         Self { cause: Cause::Ended, text: "listing again, for rules that fit into memory now".to_owned() }
     }
@@ -132,7 +133,7 @@ impl Trouble {
         }
     }
 
-    /// The same, of a watch that had begun.
+    /// The same, for a watch that had started.
     pub(super) fn of_stream(error: &kube::Error, kind: Kind, server: &str) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_error_event(status, kind, server),
@@ -152,7 +153,7 @@ impl Trouble {
         let says = format!("the API server at {server} says: {message}");
         let (cause, text) = match (*code, &**reason) {
             (410, _) | (_, "Expired" | "Gone") => (Cause::Gone, says),
-            // A server that was restored from a backup is behind what it once said: what it says now counts.
+            // A server restored from a backup is behind a version that it sent before: its current state counts.
             (504, _) if message.contains("Too large resource version") => (Cause::Gone, says),
             (401, _) => {
                 let text = format!(
@@ -169,7 +170,7 @@ impl Trouble {
     }
 }
 
-/// What the ClusterRole lacks if `kind` cannot be listed or watched.
+/// The rule that the ClusterRole lacks if `kind` cannot be listed or watched.
 fn missing_rule(kind: Kind) -> String {
     format!(
         "The ClusterRole of deploy/rbac.yaml has the rule that is missing: apiGroups: [{:?}], resources: [{}], verbs: \
@@ -179,7 +180,7 @@ fn missing_rule(kind: Kind) -> String {
     )
 }
 
-/// An error with its causes, each said once.
+/// An error with its causes, each written once.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
