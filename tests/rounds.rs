@@ -16,7 +16,7 @@ use std::{
 
 use towpath::{
     agent::{Agent, Input, Pace, Readiness, Status},
-    dataplane::{ApplyError, Dataplane, DataplaneError, Drift, Look, fake::Fake},
+    dataplane::{ApplyError, CheckDepth, Dataplane, DataplaneError, Drift, fake::Fake},
     lab::random::{Generator, NODES, Shape, Stack, cluster_of},
     metrics::Metrics,
     model::{
@@ -67,12 +67,12 @@ impl Dataplane for Spied {
         self.fake.lock().unwrap().apply(step)
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
         self.calls.lock().unwrap().push("check");
         if self.blind.load(Ordering::Relaxed) {
             return Err(DataplaneError::Locked { command: "iptables-save".to_owned() });
         }
-        self.fake.lock().unwrap().check(expected, look)
+        self.fake.lock().unwrap().check(expected, depth)
     }
 }
 
@@ -136,7 +136,7 @@ fn nothing_is_asked_or_written_before_everything_is_read() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(changes()));
-    running.tell(Input::Suspicion);
+    running.tell(Input::Recheck);
     thread::sleep(Duration::from_millis(100));
     assert!(dataplane.calls().is_empty(), "{:?}", dataplane.calls());
     assert_eq!(running.status.readiness(), Readiness::Starting("the objects".to_owned()));
@@ -407,7 +407,7 @@ fn a_rule_that_was_replaced_is_put_right_as_soon_as_somebody_suspects_it() {
     for _ in 0..5 {
         replace();
         assert_ne!(dataplane.ruleset(), before);
-        running.tell(Input::Suspicion);
+        running.tell(Input::Recheck);
         wait_for("the repair", || dataplane.ruleset() == before);
     }
     running.end();
@@ -418,7 +418,7 @@ fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
     let dataplane = Spied::default();
     let running = looking_often(&dataplane);
     dataplane.blind.store(true, Ordering::Relaxed);
-    wait_for("the impediment", || match running.status.readiness() {
+    wait_for("the condition", || match running.status.readiness() {
         Readiness::Failing(reason) => reason.contains("iptables-save") && reason.contains(" times in a row"),
         _ => false,
     });
@@ -490,8 +490,8 @@ impl Dataplane for Watched {
         result
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
-        self.spied.check(expected, look)
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
+        self.spied.check(expected, depth)
     }
 }
 
@@ -550,8 +550,8 @@ impl Dataplane for Slow {
         result
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
-        self.spied.check(expected, look)
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
+        self.spied.check(expected, depth)
     }
 }
 

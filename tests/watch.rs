@@ -116,7 +116,7 @@ impl Watched {
     #[track_caller]
     fn end(&self) -> Cause {
         self.wait(|event| match event {
-            WatchEvent::Ended(Kind::Pod, trouble) => Some(trouble.cause),
+            WatchEvent::Ended(Kind::Pod, error) => Some(error.cause),
             _ => None,
         })
     }
@@ -226,7 +226,7 @@ fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
     for _ in 0..3 {
         assert!(!watched.end().is_routine());
     }
-    let heard = |event| matches!(event, WatchEvent::Heard(Kind::Pod));
+    let heard = |event| matches!(event, WatchEvent::Alive(Kind::Pod));
     assert!(!watched.events.try_iter().any(heard), "an error is no sign of life");
 }
 
@@ -252,8 +252,8 @@ fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet(
         _ => None,
     };
     quiet.wait(missed);
-    quiet.wait(|event| matches!(event, WatchEvent::Mended(Kind::Pod)).then_some(()));
-    quiet.wait(|event| matches!(event, WatchEvent::Heard(Kind::Pod)).then_some(()));
+    quiet.wait(|event| matches!(event, WatchEvent::Recovered(Kind::Pod)).then_some(()));
+    quiet.wait(|event| matches!(event, WatchEvent::Alive(Kind::Pod)).then_some(()));
 }
 
 /// What is told of the policy `shop/a`, until it is as `is` says.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::{Agent, Pace};
-use crate::dataplane::{Dataplane, Look};
+use crate::dataplane::{CheckDepth, Dataplane};
 
 /// The shortest pause between two checks, however little they cost.
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ const PART: &str = "check";
 
 /// When to check.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(super) struct DriftChecker {
     /// When to check everything.
     whole_at: Instant,
     /// When to check briefly, because another program may have changed something.
@@ -50,7 +50,7 @@ pub(super) struct Lookout {
     untold: u64,
 }
 
-impl Lookout {
+impl DriftChecker {
     pub(super) fn new(now: Instant, pace: Pace) -> Self {
         Self {
             whole_at: now + pace.check,
@@ -63,7 +63,7 @@ impl Lookout {
     }
 
     /// Another program may have changed something.
-    pub(super) fn suspect(&mut self) {
+    pub(super) fn recheck(&mut self) {
         self.brief_at.get_or_insert(self.rest_until);
     }
 
@@ -73,13 +73,13 @@ impl Lookout {
     }
 
     /// How closely to check now, if at all.
-    fn due(&mut self, now: Instant, pace: Pace) -> Option<Look> {
+    fn due(&mut self, now: Instant, pace: Pace) -> Option<CheckDepth> {
         if now >= self.whole_at {
             self.whole_at = now + pace.check;
             self.brief_at = None;
-            return Some(Look::Whole);
+            return Some(CheckDepth::Members);
         }
-        self.brief_at.take_if(|at| now >= *at).map(|_| Look::Brief)
+        self.brief_at.take_if(|at| now >= *at).map(|_| CheckDepth::Counts)
     }
 
     /// A check, and the sync that it caused, took from `start` until `end`.
@@ -114,37 +114,39 @@ impl Lookout {
 impl<D: Dataplane> Agent<D> {
     /// Checks if it is time to, and repairs drift.
     pub(super) fn look(&mut self, now: Instant) {
-        let Some(look) = self.lookout.due(now, self.pace) else { return };
+        let Some(look) = self.drift_checker.due(now, self.pace) else { return };
         if self.differs(look) {
             self.metrics.drift_repairs.inc();
             self.kernel = None;
             self.round(false);
         }
-        self.lookout.rest(now, Instant::now());
+        self.drift_checker.rest(now, Instant::now());
     }
 
     /// Whether the kernel holds something other than what was written.
-    fn differs(&mut self, look: Look) -> bool {
+    fn differs(&mut self, depth: CheckDepth) -> bool {
         let Some(expected) = &self.kernel else { return false };
-        match self.dataplane.check(expected, look) {
+        match self.dataplane.check(expected, depth) {
             Ok(drift) => {
-                if std::mem::take(&mut self.lookout.failures) >= FAILURES {
-                    self.status.set_impediment(PART, None);
+                if std::mem::take(&mut self.drift_checker.failures) >= FAILURES {
+                    self.status.set_condition(PART, None);
                 }
                 if !drift.findings.is_empty() {
-                    self.lookout.tell(&drift.findings);
+                    self.drift_checker.tell(&drift.findings);
                 }
                 !drift.findings.is_empty()
             }
             Err(error) => {
                 warn!(%error, "drift check failed");
                 self.metrics.failed("check", error.reason().label());
-                self.lookout.failures = self.lookout.failures.saturating_add(1);
-                self.lookout.whole_at = Instant::now() + self.pace.check.min(RETRY);
-                if self.lookout.failures >= FAILURES {
-                    let text =
-                        format!("the drift check failed {} times in a row: {error}", self.lookout.failures);
-                    self.status.set_impediment(PART, Some(text));
+                self.drift_checker.failures = self.drift_checker.failures.saturating_add(1);
+                self.drift_checker.whole_at = Instant::now() + self.pace.check.min(RETRY);
+                if self.drift_checker.failures >= FAILURES {
+                    let text = format!(
+                        "the drift check failed {} times in a row: {error}",
+                        self.drift_checker.failures
+                    );
+                    self.status.set_condition(PART, Some(text));
                 }
                 false
             }
@@ -168,18 +170,21 @@ mod tests {
             (Duration::from_millis(400), Duration::from_millis(800)),
             (seconds(60), PAUSE_MOST),
         ] {
-            let mut lookout = Lookout::new(start, Pace::default());
-            lookout.suspect();
+            let mut drift_checker = DriftChecker::new(start, Pace::default());
+            drift_checker.recheck();
             assert_eq!(
-                lookout.due(start, Pace::default()),
-                Some(Look::Brief),
+                drift_checker.due(start, Pace::default()),
+                Some(CheckDepth::Counts),
                 "the first one is looked at at once"
             );
-            lookout.suspect();
-            lookout.rest(start, start + cost);
-            assert_eq!(lookout.next(), (start + cost + pause).min(start + Pace::default().check));
-            lookout.suspect();
-            assert_eq!(lookout.due(start + cost, Pace::default()).filter(|look| *look == Look::Brief), None);
+            drift_checker.recheck();
+            drift_checker.rest(start, start + cost);
+            assert_eq!(drift_checker.next(), (start + cost + pause).min(start + Pace::default().check));
+            drift_checker.recheck();
+            assert_eq!(
+                drift_checker.due(start + cost, Pace::default()).filter(|look| *look == CheckDepth::Counts),
+                None
+            );
         }
     }
 
@@ -187,17 +192,17 @@ mod tests {
     fn however_much_is_suspected_everything_is_looked_at_in_its_time() {
         let pace = Pace { check: seconds(1), ..Pace::default() };
         let start = Instant::now();
-        let mut lookout = Lookout::new(start, pace);
+        let mut drift_checker = DriftChecker::new(start, pace);
         let mut looks = Vec::new();
         for tenth in 0..=20 {
             let now = start + tenth * Duration::from_millis(100);
-            lookout.suspect();
-            if let Some(look) = lookout.due(now, pace) {
+            drift_checker.recheck();
+            if let Some(look) = drift_checker.due(now, pace) {
                 looks.push(look);
-                lookout.rest(now, now);
+                drift_checker.rest(now, now);
             }
         }
-        assert_eq!(looks.iter().filter(|look| **look == Look::Whole).count(), 2, "{looks:?}");
+        assert_eq!(looks.iter().filter(|look| **look == CheckDepth::Members).count(), 2, "{looks:?}");
         assert!(looks.len() > 15, "{looks:?}");
     }
 }

@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use deferred::Deferred;
-use drift::Lookout;
+use drift::DriftChecker;
 pub use status::{GuardState, LAG_LIMIT, Readiness, Refused, Status, View};
 use waiting::Waiting;
 
@@ -63,7 +63,7 @@ pub enum Input {
     /// Every source has delivered its first list.
     Synced,
     /// Another program may have changed our rules or sets.
-    Suspicion,
+    Recheck,
     /// The tunnels that end on this node.
     Tunnels(Tunnels),
     /// Stop; what is in the kernel stays.
@@ -111,7 +111,7 @@ const TAKING: Duration = Duration::from_millis(100);
 /// The loop sends a heartbeat at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The rules that policy wants, once they are written: sent to the cutter of the connections that they deny.
+/// The rules that policy wants, once they are written: sent to the conntrack cleaner of the connections that they deny.
 #[derive(Debug, Clone)]
 pub struct Applied {
     /// The desired rules. What the kernel refused is closed in the kernel, but no connection is cut for it.
@@ -171,7 +171,7 @@ pub struct Agent<D> {
     not_before: Instant,
     /// When to retry what failed.
     retry_at: Option<Instant>,
-    lookout: Lookout,
+    drift_checker: DriftChecker,
     tidy_at: Option<Instant>,
     failures: u32,
 }
@@ -226,7 +226,7 @@ impl<D: Dataplane> Agent<D> {
             waiting: Waiting::default(),
             not_before: now,
             retry_at: None,
-            lookout: Lookout::new(now, pace),
+            drift_checker: DriftChecker::new(now, pace),
             tidy_at: None,
             failures: 0,
         }
@@ -290,7 +290,7 @@ impl<D: Dataplane> Agent<D> {
             return Instant::now();
         }
         let round = self.dirty.then_some(self.not_before);
-        [round, self.retry_at, self.tidy_at, Some(self.lookout.next())]
+        [round, self.retry_at, self.tidy_at, Some(self.drift_checker.next())]
             .into_iter()
             .flatten()
             .fold(heartbeat, Instant::min)
@@ -322,7 +322,7 @@ impl<D: Dataplane> Agent<D> {
                 self.synced = true;
                 self.dirty = true;
             }
-            Input::Suspicion => self.lookout.suspect(),
+            Input::Recheck => self.drift_checker.recheck(),
             Input::Tunnels(tunnels) => {
                 self.compiler.set_tunnels(tunnels);
                 self.dirty = true;

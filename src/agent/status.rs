@@ -34,7 +34,7 @@ pub struct Status(Mutex<State>);
 struct State {
     readiness: Readiness,
     /// What keeps the rules from working although they are written, by the part of the daemon that reports it.
-    impediments: BTreeMap<&'static str, String>,
+    conditions: BTreeMap<&'static str, String>,
     /// What each source could not read.
     refused: BTreeMap<&'static str, Arc<[Refused]>>,
     /// The pods of this node, as the last successful sync wrote them.
@@ -115,7 +115,7 @@ impl Status {
         let now = SystemTime::now();
         Self(Mutex::new(State {
             readiness,
-            impediments: BTreeMap::new(),
+            conditions: BTreeMap::new(),
             refused: BTreeMap::new(),
             pods: [].into(),
             guard: GuardState::default(),
@@ -129,7 +129,7 @@ impl Status {
         }))
     }
 
-    /// Whether this node enforces what it should, taking all impediments into account.
+    /// Whether this node enforces what it should, taking all conditions into account.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         self.state().effective()
@@ -150,7 +150,7 @@ impl Status {
             readiness: state.effective(),
             reasons: own
                 .into_iter()
-                .chain(state.impediments.values())
+                .chain(state.conditions.values())
                 .chain(&lag)
                 .chain(&state.unbound())
                 .cloned()
@@ -247,11 +247,11 @@ impl Status {
 
     /// A part of the daemon reports what keeps the rules from working, or `None` once it knows of nothing any more.
     /// Parts are independent: what one clears, another may still report.
-    pub fn set_impediment(&self, part: &'static str, impediment: Option<String>) {
+    pub fn set_condition(&self, part: &'static str, condition: Option<String>) {
         self.change(|state| {
-            match impediment {
-                Some(impediment) => state.impediments.insert(part, impediment),
-                None => state.impediments.remove(part),
+            match condition {
+                Some(condition) => state.conditions.insert(part, condition),
+                None => state.conditions.remove(part),
             };
         });
     }
@@ -313,11 +313,11 @@ impl State {
     /// The loop's own state, combined with what other parts report.
     fn effective(&self) -> Readiness {
         let lag = self.lag();
-        if self.impediments.is_empty() && lag.is_none() {
+        if self.conditions.is_empty() && lag.is_none() {
             return self.readiness.clone();
         }
         let joined = |reason: Option<&String>| {
-            let others = self.impediments.values().chain(&lag);
+            let others = self.conditions.values().chain(&lag);
             let reasons: Vec<&str> = reason.into_iter().chain(others).map(String::as_str).collect();
             reasons.join("; ")
         };
@@ -366,9 +366,9 @@ mod tests {
     fn rules_that_cannot_work_are_not_ready_however_well_they_are_written() {
         let status = Status::starting("the objects");
         status.set(Readiness::Ready);
-        status.set_impediment("bridge", Some("bridged packets pass by".to_owned()));
+        status.set_condition("bridge", Some("bridged packets pass by".to_owned()));
         assert_eq!(status.readiness(), Readiness::Failing("bridged packets pass by".to_owned()));
-        status.set_impediment("bridge", None);
+        status.set_condition("bridge", None);
         assert_eq!(status.readiness(), Readiness::Ready);
     }
 
@@ -388,13 +388,13 @@ mod tests {
     #[test]
     fn every_part_takes_back_only_what_it_said_itself() {
         let status = Status::starting("the objects");
-        status.set_impediment("watch", Some("no answer".to_owned()));
+        status.set_condition("watch", Some("no answer".to_owned()));
         assert_eq!(status.readiness(), Readiness::Starting("the objects; no answer".to_owned()));
-        status.set_impediment("bridge", Some("passed by".to_owned()));
+        status.set_condition("bridge", Some("passed by".to_owned()));
         status.set(Readiness::Degraded("a set is refused".to_owned()));
         let all = "a set is refused; passed by; no answer";
         assert_eq!(status.readiness(), Readiness::Failing(all.to_owned()));
-        status.set_impediment("bridge", None);
+        status.set_condition("bridge", None);
         status.set(Readiness::Ready);
         assert_eq!(status.readiness(), Readiness::Failing("no answer".to_owned()));
     }
@@ -466,7 +466,7 @@ mod tests {
         status.set(Readiness::Ready);
         status.wait_for("nothing any more");
         assert_eq!((status.view().since, status.readiness()), (long_ago, Readiness::Ready));
-        status.set_impediment("bridge", Some("passed by".to_owned()));
+        status.set_condition("bridge", Some("passed by".to_owned()));
         assert!(status.view().since > long_ago);
     }
 }

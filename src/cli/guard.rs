@@ -183,7 +183,7 @@ pub(super) fn start(
 ) -> io::Result<Sender<Owners>> {
     let (owners, new_owners) = mpsc::channel::<Owners>();
     let (inputs, inbox) = mpsc::channel::<Input>();
-    status.set_impediment(PART, Some("the interface guard is not written yet".to_owned()));
+    status.set_condition(PART, Some("the interface guard is not written yet".to_owned()));
     follow_links(inputs.clone())?;
     follow_tables(ready.tables.changes(), inputs.clone())?;
     thread::Builder::new().name("guard-owners".to_owned()).spawn(move || {
@@ -322,7 +322,7 @@ impl Worker {
                 if std::mem::take(&mut self.failing) {
                     info!("interface guard written again");
                 }
-                self.status.set_impediment(PART, None);
+                self.status.set_condition(PART, None);
                 self.publish();
             }
             Err(error) => {
@@ -331,7 +331,7 @@ impl Worker {
                 }
                 self.metrics.failed("guard", error.reason().label());
                 self.status
-                    .set_impediment(PART, Some(format!("the interface guard cannot be written: {error}")));
+                    .set_condition(PART, Some(format!("the interface guard cannot be written: {error}")));
                 self.retry = RETRY_MOST;
             }
         }

@@ -7,7 +7,7 @@ mod bugreport;
 mod cleanup;
 mod client;
 mod compile;
-mod cutter;
+mod conntrack_cleaner;
 pub mod demo;
 mod events;
 pub mod explain;

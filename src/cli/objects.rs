@@ -39,10 +39,9 @@ pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended
         return read(&args.file, true, verbose);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (cluster, refusals) =
-        runtime.block_on(watch::snapshot(&args.cluster.access())).map_err(|trouble| {
-            anyhow::anyhow!("no objects: {trouble}. For objects of files, name them with -f")
-        })?;
+    let (cluster, refusals) = runtime
+        .block_on(watch::snapshot(&args.cluster.access()))
+        .map_err(|error| anyhow::anyhow!("no objects: {error}. For objects of files, name them with -f"))?;
     for refusal in refusals {
         eprintln!("{refusal}");
     }

@@ -3,8 +3,8 @@
 //! ```text
 //! API server, or
 //! files --------Changes----> agent --Step--> kernel
-//! watcher -------Suspicion----^  |
-//!                                +--Applied--> cutter (connections that policy no longer allows)
+//! watcher -------Recheck----^  |
+//!                                +--Applied--> conntrack_cleaner (connections that policy no longer allows)
 //! web: /metrics /status /livez /readyz <-- metrics, status
 //! ```
 
@@ -32,7 +32,7 @@ use tracing::{error, info, warn};
 use super::{
     BackendArg, BudgetArgs, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
-    cutter, events, guard,
+    conntrack_cleaner, events, guard,
     source::Ends,
 };
 use crate::{
@@ -297,7 +297,7 @@ impl Daemon<'_> {
         let files = if self.args.file.is_empty() { None } else { Some(ends.clone().files(&self.args.file)?) };
         let (runtime, access) = (Handle::current(), self.args.cluster.access());
         let applied = match self.args.established {
-            Established::Cut => Some(cutter::start(self.metrics.clone())?),
+            Established::Cut => Some(conntrack_cleaner::start(self.metrics.clone())?),
             Established::Keep => None,
         };
         self.guard()?;
@@ -306,7 +306,7 @@ impl Daemon<'_> {
         let mut kernel = kernel;
         let (node, options) = (self.args.node.node_name.clone(), self.args.enforcement.options());
         let (budgets, limits) = (self.args.budgets.budgets(), self.args.memory.limits());
-        let (run_dir, suspicions) = (self.args.run_dir.clone(), self.inputs.clone());
+        let (run_dir, rechecks) = (self.args.run_dir.clone(), self.inputs.clone());
         let (facts, wanted, commands) =
             (self.inputs.clone(), self.args.interface_guard, self.commands.clone());
         let (ending, ended) = oneshot::channel::<()>();
@@ -346,7 +346,7 @@ impl Daemon<'_> {
                 }
             };
             let watch = kernel.watch(move || {
-                let _ = suspicions.send(Input::Suspicion);
+                let _ = rechecks.send(Input::Recheck);
             });
             let agent = Agent::new(&node, kernel, options, pace, metrics, status, applied);
             agent.with_guard(guard).with_tunnels(found).with_budgets(budgets).run(&inbox);
@@ -385,7 +385,7 @@ impl Daemon<'_> {
             let is_repair = !std::mem::replace(&mut first, false);
             let faults = bridge.check();
             if faults.is_empty() {
-                status.set_impediment(BRIDGE, None);
+                status.set_condition(BRIDGE, None);
                 return;
             }
             match bridge.ensure(&commands) {
@@ -396,11 +396,11 @@ impl Daemon<'_> {
                     if is_repair {
                         metrics.drift_repairs.inc();
                     }
-                    status.set_impediment(BRIDGE, None);
+                    status.set_condition(BRIDGE, None);
                 }
                 Err(error) => {
                     error!(%error, "packets between pods of this node bypass iptables");
-                    status.set_impediment(BRIDGE, Some(error.to_string()));
+                    status.set_condition(BRIDGE, Some(error.to_string()));
                 }
             }
         })
@@ -418,7 +418,7 @@ impl Daemon<'_> {
                 error!(services, "IPVS serves Services: traffic from pods to them is not policed");
             }
             reported = found;
-            status.set_impediment(
+            status.set_condition(
                 IPVS,
                 found.then(|| {
                     format!(

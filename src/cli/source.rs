@@ -15,7 +15,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceEvent},
-        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Refusal, SILENCE, Trouble, WatchEvent},
+        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Refusal, SILENCE, WatchError, WatchEvent},
     },
     metrics::Metrics,
     model::Change,
@@ -77,14 +77,14 @@ impl Ends {
         for kind in Kind::ALL {
             self.metrics.heard(kind.name());
         }
-        let joint = Joint { ends: self, state: Mutex::default() };
-        let deliver = Arc::new(move |event| joint.take(event));
+        let health = WatchHealth { ends: self, state: Mutex::default() };
+        let deliver = Arc::new(move |event| health.take(event));
         Source::Api { _watches: ApiSource::start(access, node, limits, deliver) }
     }
 }
 
 /// Connects the watches to the rest.
-struct Joint {
+struct WatchHealth {
     ends: Ends,
     state: Mutex<State>,
 }
@@ -93,7 +93,7 @@ struct Joint {
 struct State {
     synced: bool,
     /// The watches that are down, since when, and why.
-    troubles: BTreeMap<Kind, (Instant, Trouble)>,
+    errors: BTreeMap<Kind, (Instant, WatchError)>,
     /// The watches that run again, and since when they had been down. A server that accepts a watch and breaks it off
     /// at once is still down: only what is received shows that it is over.
     unproven: BTreeMap<Kind, Instant>,
@@ -101,13 +101,13 @@ struct State {
     refused: BTreeMap<Kind, Vec<Refusal>>,
 }
 
-impl Joint {
+impl WatchHealth {
     fn take(&self, event: WatchEvent) {
         let Ends { inputs, metrics, status } = &self.ends;
         match event {
             WatchEvent::Changes { received, changes } => {
                 if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
-                    status.set_impediment(NODE, None);
+                    status.set_condition(NODE, None);
                 }
                 self.ends.send(received, changes);
             }
@@ -125,21 +125,21 @@ impl Joint {
                 self.state().synced = true;
                 drop(inputs.send(Input::Synced));
             }
-            WatchEvent::Heard(kind) => {
+            WatchEvent::Alive(kind) => {
                 metrics.heard(kind.name());
                 self.state().unproven.remove(&kind);
             }
-            WatchEvent::Ended(kind, trouble) => {
-                metrics.watch_restarts.with_label_values(&[kind.name(), trouble.cause.name()]).inc();
-                match trouble.cause {
-                    Cause::Quiet => self.quiet(kind, &trouble),
+            WatchEvent::Ended(kind, error) => {
+                metrics.watch_restarts.with_label_values(&[kind.name(), error.cause.name()]).inc();
+                match error.cause {
+                    Cause::Quiet => self.quiet(kind, &error),
                     cause if cause.is_routine() => {}
-                    _ => self.trouble(kind, trouble),
+                    _ => self.error(kind, error),
                 }
             }
-            WatchEvent::Mended(kind) => {
+            WatchEvent::Recovered(kind) => {
                 let mut state = self.state();
-                if let Some((since, _)) = state.troubles.remove(&kind) {
+                if let Some((since, _)) = state.errors.remove(&kind) {
                     info!(%kind, after = ?since.elapsed(), "watch recovered");
                     state.unproven.insert(kind, since);
                 }
@@ -156,41 +156,41 @@ impl Joint {
                     )
                 };
                 warn!(%node, reason = text, "no Node object for this node");
-                status.set_impediment(NODE, Some(text));
+                status.set_condition(NODE, Some(text));
             }
         }
     }
 
     /// A running watch was silent, which need not mean anything: the next list will show. If it does mean something,
     /// that began when the watch last received something.
-    fn quiet(&self, kind: Kind, trouble: &Trouble) {
-        info!(%kind, reason = %trouble, "watch was quiet; relisting");
+    fn quiet(&self, kind: Kind, error: &WatchError) {
+        info!(%kind, reason = %error, "watch was quiet; relisting");
         self.state().unproven.entry(kind).or_insert_with(|| ago(SILENCE));
     }
 
-    fn trouble(&self, kind: Kind, trouble: Trouble) {
+    fn error(&self, kind: Kind, error: WatchError) {
         let mut state = self.state();
-        let before = state.unproven.remove(&kind).or(state.troubles.get(&kind).map(|(since, _)| *since));
-        let is_known = state.troubles.values().any(|(_, known)| known.text == trouble.text);
+        let before = state.unproven.remove(&kind).or(state.errors.get(&kind).map(|(since, _)| *since));
+        let is_known = state.errors.values().any(|(_, known)| known.text == error.text);
         if is_known {
-            debug!(%kind, error = %trouble, "watch failed; known objects stay enforced; retrying");
+            debug!(%kind, error = %error, "watch failed; known objects stay enforced; retrying");
         } else {
-            warn!(%kind, error = %trouble, "watch failed; known objects stay enforced; retrying");
+            warn!(%kind, error = %error, "watch failed; known objects stay enforced; retrying");
         }
         // Silence has lasted this long when it is noticed.
-        let silence = if trouble.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
+        let silence = if error.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
         let since = before.unwrap_or_else(|| ago(silence));
-        state.troubles.insert(kind, (since, trouble));
+        state.errors.insert(kind, (since, error));
         self.say(&state);
     }
 
     /// Reports what keeps the watches from running, if it does so for long, or before they ever ran.
     fn say(&self, state: &State) {
-        let lasting = |(since, _): &&(Instant, Trouble)| !state.synced || since.elapsed() >= PATIENCE;
-        let lasting: Vec<&(Instant, Trouble)> = state.troubles.values().filter(lasting).collect();
+        let lasting = |(since, _): &&(Instant, WatchError)| !state.synced || since.elapsed() >= PATIENCE;
+        let lasting: Vec<&(Instant, WatchError)> = state.errors.values().filter(lasting).collect();
         let since = lasting.iter().map(|(since, _)| since.elapsed().as_secs()).max();
         let text = since.map(|seconds| {
-            let texts: BTreeSet<&str> = lasting.iter().map(|(_, trouble)| &*trouble.text).collect();
+            let texts: BTreeSet<&str> = lasting.iter().map(|(_, error)| &*error.text).collect();
             let texts = texts.into_iter().collect::<Vec<_>>().join("; ");
             if state.synced {
                 format!("no changes received for {seconds} s or more; known objects stay enforced: {texts}")
@@ -198,7 +198,7 @@ impl Joint {
                 texts
             }
         });
-        self.ends.status.set_impediment(API_SERVER, text);
+        self.ends.status.set_condition(API_SERVER, text);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -227,53 +227,53 @@ mod tests {
     use super::*;
     use crate::k8s::watch::Cause;
 
-    fn joint() -> Joint {
+    fn health() -> WatchHealth {
         let ends = Ends {
             inputs: mpsc::channel().0,
             metrics: Arc::new(Metrics::new().unwrap()),
             status: Arc::new(Status::starting("the objects")),
         };
-        Joint { ends, state: Mutex::default() }
+        WatchHealth { ends, state: Mutex::default() }
     }
 
     #[test]
     fn a_quiet_watch_is_trouble_only_if_the_server_does_not_answer_then() {
-        let joint = joint();
+        let health = health();
         let ended = |cause| {
-            let trouble = Trouble { cause, text: "nothing was heard".to_owned() };
-            joint.take(WatchEvent::Ended(Kind::Pod, trouble));
+            let error = WatchError { cause, text: "nothing was heard".to_owned() };
+            health.take(WatchEvent::Ended(Kind::Pod, error));
         };
-        let reasons = || joint.ends.status.view().reasons.join(" ");
-        joint.take(WatchEvent::Synced);
+        let reasons = || health.ends.status.view().reasons.join(" ");
+        health.take(WatchEvent::Synced);
         // Whether or not the resumed watch received something before.
         for heard in [true, false, true] {
             ended(Cause::Quiet);
-            assert!(joint.state().troubles.is_empty() && !reasons().contains("nothing was heard"));
+            assert!(health.state().errors.is_empty() && !reasons().contains("nothing was heard"));
             if heard {
-                joint.take(WatchEvent::Heard(Kind::Pod));
+                health.take(WatchEvent::Alive(Kind::Pod));
             }
-            joint.take(WatchEvent::Mended(Kind::Pod));
+            health.take(WatchEvent::Recovered(Kind::Pod));
         }
         ended(Cause::Quiet);
         ended(Cause::Silent);
-        assert!(joint.state().troubles[&Kind::Pod].0.elapsed() >= SILENCE);
+        assert!(health.state().errors[&Kind::Pod].0.elapsed() >= SILENCE);
         assert!(reasons().contains("nothing was heard"));
     }
 
     #[test]
     fn a_watch_that_breaks_off_before_anything_is_heard_was_never_mended() {
-        let joint = joint();
+        let health = health();
         let fails = || {
-            let trouble = Trouble { cause: Cause::Unreachable, text: "it was reset".to_owned() };
-            joint.take(WatchEvent::Ended(Kind::Pod, trouble));
-            joint.state().troubles[&Kind::Pod].0
+            let error = WatchError { cause: Cause::Unreachable, text: "it was reset".to_owned() };
+            health.take(WatchEvent::Ended(Kind::Pod, error));
+            health.state().errors[&Kind::Pod].0
         };
         let since = fails();
-        joint.take(WatchEvent::Mended(Kind::Pod));
-        assert!(joint.state().troubles.is_empty());
+        health.take(WatchEvent::Recovered(Kind::Pod));
+        assert!(health.state().errors.is_empty());
         assert_eq!(fails(), since, "it goes on");
-        joint.take(WatchEvent::Mended(Kind::Pod));
-        joint.take(WatchEvent::Heard(Kind::Pod));
+        health.take(WatchEvent::Recovered(Kind::Pod));
+        health.take(WatchEvent::Alive(Kind::Pod));
         assert!(fails() > since, "it is another one");
     }
 }

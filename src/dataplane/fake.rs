@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{ApplyError, Dataplane, DataplaneError, Drift, Look, Refusal, drift};
+use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Drift, Refusal, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -246,7 +246,7 @@ impl Dataplane for Fake {
         }
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
         self.alive()?;
         let mut findings = Vec::new();
         for family in Family::BOTH {
@@ -262,9 +262,9 @@ impl Dataplane for Fake {
                 }
             }
             let entries = |set: &SetName| table.sets.get(set).map(|set| set.members.len());
-            findings.extend(match look {
-                Look::Brief => drift::sets(expected.table(family), entries),
-                Look::Whole => drift::members(expected.table(family), &table.sets),
+            findings.extend(match depth {
+                CheckDepth::Counts => drift::sets(expected.table(family), entries),
+                CheckDepth::Members => drift::members(expected.table(family), &table.sets),
             });
         }
         Ok(Drift { findings })

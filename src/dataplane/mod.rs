@@ -34,16 +34,16 @@ pub trait Dataplane {
     ///
     /// # Errors
     /// If it could not be asked.
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError>;
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError>;
 }
 
 /// How closely [`Dataplane::check`] looks at sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum CheckDepth {
     /// At the number of their members: often, whenever somebody may have changed something.
-    Brief,
+    Counts,
     /// At every member: now and then.
-    Whole,
+    Members,
 }
 
 /// Where the dataplane differs from what was written.

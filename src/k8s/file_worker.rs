@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A message to the worker.
 #[derive(Debug)]
 pub(super) enum Message {
-    Told(notify::Result<Event>),
+    Notified(notify::Result<Event>),
     Stop,
 }
 
@@ -139,7 +139,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             let soon = (!self.later.is_empty()).then_some(now + SETTLED);
             let wake_at = self.leaving.values().copied().chain(soon).fold(rescan_at, Instant::min);
             let mut batch = match inbox.recv_timeout(wake_at.saturating_duration_since(now)) {
-                Ok(Message::Told(told)) => match self.gather(told, inbox) {
+                Ok(Message::Notified(told)) => match self.gather(told, inbox) {
                     Some(batch) => batch,
                     None => return,
                 },
@@ -187,7 +187,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match inbox.recv_timeout(left.min(QUIET)) {
-                Ok(Message::Told(told)) => self.note(told, &mut batch),
+                Ok(Message::Notified(told)) => self.note(told, &mut batch),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => return Some(batch),
             }
@@ -238,7 +238,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             let mut meanwhile = Batch::default();
             loop {
                 match inbox.try_recv() {
-                    Ok(Message::Told(told)) => self.note(told, &mut meanwhile),
+                    Ok(Message::Notified(told)) => self.note(told, &mut meanwhile),
                     Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
                     Err(TryRecvError::Empty) => break,
                 }

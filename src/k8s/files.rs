@@ -102,7 +102,7 @@ impl FileSource {
                 return;
             }
             // The thread is gone only when the source is being dropped.
-            let _ = outbox.send(Message::Told(told));
+            let _ = outbox.send(Message::Notified(told));
         })?;
         let worker = Worker::new(roots, rescan, watcher, deliver);
         let thread = thread::Builder::new()

@@ -112,7 +112,7 @@ struct Reader<'r> {
 }
 
 /// The kind that an object states.
-enum Told {
+enum Recognized {
     Known(&'static str, Kind),
     Other(String),
     Wrong(Problem),
@@ -122,17 +122,17 @@ impl Reader<'_> {
     /// Reads `root`, which is at `at` in its document; `item` is the kind of its list's items.
     fn object(&mut self, root: &Node<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
         match tell(root, item) {
-            Told::Known(_, Kind::List) => self.list(root, at),
-            Told::Known(kind, Kind::Workload) if !self.workloads => {
+            Recognized::Known(_, Kind::List) => self.list(root, at),
+            Recognized::Known(kind, Kind::Workload) if !self.workloads => {
                 let api = root.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
                 self.contents.skipped.push(format!("{api}/{kind}"));
             }
-            Told::Known(name, kind) => {
+            Recognized::Known(name, kind) => {
                 let manifest = self.known(root, at, name, kind);
                 self.contents.manifests.push(manifest);
             }
-            Told::Other(kind) => self.contents.skipped.push(kind),
-            Told::Wrong(problem) => {
+            Recognized::Other(kind) => self.contents.skipped.push(kind),
+            Recognized::Wrong(problem) => {
                 let place = root.position(&problem.path);
                 let problem = Problem { path: at.join(&problem.path), ..problem };
                 self.contents.manifests.push(Manifest::unnamed(root.at, (place, problem)));
@@ -301,7 +301,7 @@ impl<Slim, T> Judged<Slim, T> {
     }
 }
 
-fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Told {
+fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Recognized {
     let text = |field: &str, default: Option<&str>| match root.get(field) {
         None => default.map(str::to_owned).ok_or_else(|| hints::missing(field, root)),
         Some(node) => match node.as_str() {
@@ -313,24 +313,24 @@ fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Told {
     let api = text("apiVersion", item.map(|(api, _)| api));
     match (api, kind) {
         (Ok(api), Ok(kind)) => classify(&api, &kind),
-        (_, Err(problem)) | (Err(problem), _) => Told::Wrong(problem),
+        (_, Err(problem)) | (Err(problem), _) => Recognized::Wrong(problem),
     }
 }
 
 /// Whether `kind` of `api` is read, is ignored here, or is a typo of one that is read.
-fn classify(api: &str, kind: &str) -> Told {
+fn classify(api: &str, kind: &str) -> Recognized {
     if let Some((_, name, known)) = KINDS.iter().find(|(a, k, _)| *a == api && *k == kind) {
-        return Told::Known(name, *known);
+        return Recognized::Known(name, *known);
     }
     // The API server returns a list of pods as a PodList.
     let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
-        return Told::Known("List", Kind::List);
+        return Recognized::Known("List", Kind::List);
     }
     let home = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(home, ..)| *home);
     if let Some(home) = home.filter(|home| is_slip_of(api, home)) {
         let text = format!("no cluster serves {kind} as {api:?} (any more): write {home}");
-        return Told::Wrong(Problem::error(FieldPath::of(&["apiVersion"]), text));
+        return Recognized::Wrong(Problem::error(FieldPath::of(&["apiVersion"]), text));
     }
     let of_api: Vec<&str> = KINDS.iter().filter(|(a, ..)| *a == api).map(|(_, k, _)| *k).collect();
     let same = |known: &&str| known.eq_ignore_ascii_case(kind) || plural(known).eq_ignore_ascii_case(kind);
@@ -342,9 +342,9 @@ fn classify(api: &str, kind: &str) -> Told {
     match slip {
         Some(known) => {
             let text = format!("there is no kind {kind:?} in {api}: did you mean {known}?");
-            Told::Wrong(Problem::error(FieldPath::of(&["kind"]), text))
+            Recognized::Wrong(Problem::error(FieldPath::of(&["kind"]), text))
         }
-        None => Told::Other(format!("{api}/{kind}")),
+        None => Recognized::Other(format!("{api}/{kind}")),
     }
 }
 

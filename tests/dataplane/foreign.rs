@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use towpath::{
     dataplane::{
-        ApplyError, Dataplane, Drift, Look,
+        ApplyError, CheckDepth, Dataplane, Drift,
         command::Commands,
         kernel::{
             Backend, Kernel, Variant,
@@ -179,7 +179,10 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
         apply_all(&mut kernel, &everything());
         let removed = kernel.remove_other_variant();
         assert_eq!(removed, Removed { hooks: 4, chains: 8, sets: 0, tables: 0, left: vec![] });
-        assert_eq!(kernel.check(&Observed::holding(&everything()), Look::Whole).unwrap(), Drift::default());
+        assert_eq!(
+            kernel.check(&Observed::holding(&everything()), CheckDepth::Members).unwrap(),
+            Drift::default()
+        );
         assert_eq!(kernel.remove_other_variant(), Removed::default());
         cleanup(&Commands::default()).unwrap();
         let left: Vec<String> = everything_there().lines().map(str::to_owned).collect();
@@ -199,12 +202,12 @@ fn what_others_did_to_our_rules_is_noticed() {
         assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
         sh(&format!("{main} -I FORWARD 1 -j ACCEPT"));
         let finding = "the IPv4 chain FORWARD has a foreign rule in front of the jump to TOWPATH-FORWARD";
-        assert_eq!(kernel.check(&expected, Look::Brief).unwrap().findings, [finding]);
+        assert_eq!(kernel.check(&expected, CheckDepth::Counts).unwrap().findings, [finding]);
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         sh(&format!(
             "{main} -D FORWARD 1 && {main} -D TOWPATH-INGRESS 1 && ipset flush tp6-pods-xxxxxxxxxxxxxxxx && ipset add tp4-nets-xxxxxxxxxxxxxxxx 10.9.9.9"
         ));
-        let findings = kernel.check(&expected, Look::Brief).unwrap().findings;
+        let findings = kernel.check(&expected, CheckDepth::Counts).unwrap().findings;
         let told = [
             "the IPv4 chain TOWPATH-INGRESS has 1 rules instead of 2",
             "the set tp4-nets-xxxxxxxxxxxxxxxx has 3 members instead of 2",
@@ -213,9 +216,9 @@ fn what_others_did_to_our_rules_is_noticed() {
         assert_eq!(findings, told);
         sh(&format!("{main} -F"));
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
-        assert!(kernel.check(&expected, Look::Brief).unwrap().findings.len() > 4);
+        assert!(kernel.check(&expected, CheckDepth::Counts).unwrap().findings.len() > 4);
         apply_all(&mut kernel, &everything());
-        assert_eq!(kernel.check(&expected, Look::Brief).unwrap(), Drift::default());
+        assert_eq!(kernel.check(&expected, CheckDepth::Counts).unwrap(), Drift::default());
     });
 }
 
@@ -230,7 +233,7 @@ fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched(
         let whole = everything_there();
         let mut look = || {
             let before = commands.started();
-            let findings = kernel.check(&expected, Look::Brief).unwrap().findings;
+            let findings = kernel.check(&expected, CheckDepth::Counts).unwrap().findings;
             (findings, commands.started() - before)
         };
         let (findings, first) = look();
@@ -273,17 +276,21 @@ fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
         apply_all(&mut kernel, &everything());
         let expected = Observed::holding(&everything());
         let whole = everything_there();
-        assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
+        assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
         let member = expected.v4.sets[&set("tp4-pods-xxxxxxxxxxxxxxxx")].members.iter().next().unwrap();
         let Member::Address(address) = member else { panic!("{member:?}") };
         sh(&format!(
             "ipset del tp4-pods-xxxxxxxxxxxxxxxx {address} && ipset add tp4-pods-xxxxxxxxxxxxxxxx 10.99.99.99"
         ));
-        assert_eq!(kernel.check(&expected, Look::Brief).unwrap(), Drift::default(), "the numbers are right");
-        let findings = kernel.check(&expected, Look::Whole).unwrap().findings;
+        assert_eq!(
+            kernel.check(&expected, CheckDepth::Counts).unwrap(),
+            Drift::default(),
+            "the numbers are right"
+        );
+        let findings = kernel.check(&expected, CheckDepth::Members).unwrap().findings;
         assert_eq!(findings, ["the set tp4-pods-xxxxxxxxxxxxxxxx lacks 1 members and has 1 others"]);
         apply_all(&mut kernel, &everything());
-        assert_eq!(kernel.check(&expected, Look::Whole).unwrap(), Drift::default());
+        assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
         assert_eq!(everything_there(), whole);
     });
 }

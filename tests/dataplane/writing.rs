@@ -7,7 +7,7 @@ use std::{
 
 use towpath::{
     dataplane::{
-        ApplyError, Dataplane, Drift, Look,
+        ApplyError, CheckDepth, Dataplane, Drift,
         command::Commands,
         kernel::{Variant, sysctl::Bridge},
     },
@@ -32,7 +32,10 @@ fn what_was_applied_is_observed_and_checked() {
         let ruleset = everything();
         apply_all(&mut kernel, &ruleset);
         assert_eq!(kernel.observe().unwrap(), seen(&ruleset));
-        assert_eq!(kernel.check(&Observed::holding(&ruleset), Look::Whole).unwrap(), Drift::default());
+        assert_eq!(
+            kernel.check(&Observed::holding(&ruleset), CheckDepth::Members).unwrap(),
+            Drift::default()
+        );
     });
 }
 

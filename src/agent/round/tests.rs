@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use super::*;
 use crate::{
     agent::{Pace, Status},
-    dataplane::{Drift, Look, Refusal, fake::Fake},
+    dataplane::{CheckDepth, Drift, Refusal, fake::Fake},
     metrics::Metrics,
     model::{Change, LabelSelector, NetworkPolicy, Pod, Standing},
     policy::budget::Budgets,
@@ -37,8 +37,8 @@ impl Dataplane for Counting {
         self.settled += 1;
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
-        self.fake.check(expected, look)
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
+        self.fake.check(expected, depth)
     }
 }
 

@@ -44,7 +44,7 @@ use self::{
     verify::Prints,
     watch::Journal,
 };
-use super::{ApplyError, Dataplane, DataplaneError, Drift, Look, command::Commands, drift};
+use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Drift, command::Commands, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -217,7 +217,7 @@ impl Dataplane for Kernel {
         }
     }
 
-    fn check(&mut self, expected: &Observed, look: Look) -> Result<Drift, DataplaneError> {
+    fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
         let mut drift = Drift::default();
         for family in &self.families {
             let filter = Filter {
@@ -231,15 +231,15 @@ impl Dataplane for Kernel {
             drift.findings.extend(drift::chains(*family, table, &counts, &saved.hooks));
             drift.findings.extend(self.prints.differences(&filter, table, &saved)?);
         }
-        match look {
-            Look::Brief => {
+        match depth {
+            CheckDepth::Counts => {
                 let heads = sets::read_heads(&self.commands)?;
                 for family in Family::BOTH {
                     let entries = |set: &_| heads.get(set).map(|head| head.entries);
                     drift.findings.extend(drift::sets(expected.table(family), entries));
                 }
             }
-            Look::Whole => {
+            CheckDepth::Members => {
                 let there = sets::read(&self.commands)?;
                 for family in Family::BOTH {
                     drift.findings.extend(drift::members(expected.table(family), &there));

@@ -26,11 +26,11 @@ use kube::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared, Trouble, WatchEvent,
-    inventory::{Inventory, Told},
+    Shared, WatchError, WatchEvent,
+    error::Cause,
+    inventory::{Inventory, Update},
     kinds::{Kind, Watched},
     received::{Page, Received},
-    trouble::Cause,
 };
 use crate::model::MemoryExcess;
 
@@ -116,20 +116,20 @@ impl<S: Watched> Follower<S> {
         let mut backoff = waits();
         loop {
             let began = Instant::now();
-            let trouble = self.follow().await.err().unwrap_or_else(Trouble::ended);
+            let error = self.follow().await.err().unwrap_or_else(WatchError::ended);
             let lived = began.elapsed();
             if lived >= STEADY {
                 backoff = waits();
             }
-            let trouble = self.judge(trouble);
-            let cause = trouble.cause;
-            debug!(kind = %S::KIND, %trouble, "watch ended");
+            let error = self.judge(error);
+            let cause = error.cause;
+            debug!(kind = %S::KIND, %error, "watch ended");
             if !cause.is_routine() {
                 self.failed = Some(cause);
                 // The next attempt reads the token, the certificates and the kubeconfig again.
                 self.client = None;
             }
-            self.tell(WatchEvent::Ended(S::KIND, trouble));
+            self.send(WatchEvent::Ended(S::KIND, error));
             if cause != Cause::Ended || lived < TOO_SHORT {
                 tokio::time::sleep(backoff.next().unwrap_or(longest)).await;
             }
@@ -137,36 +137,36 @@ impl<S: Watched> Follower<S> {
     }
 
     /// What the end of an attempt means for the next one.
-    fn judge(&mut self, mut trouble: Trouble) -> Trouble {
-        if self.version.is_none() && trouble.cause == Cause::Gone {
+    fn judge(&mut self, mut error: WatchError) -> WatchError {
+        if self.version.is_none() && error.cause == Cause::Gone {
             // A list asks for no past version: if one is gone, that is not routine.
-            trouble.cause = Cause::Failed;
+            error.cause = Cause::Failed;
         }
-        if self.version.is_none() && matches!(trouble.cause, Cause::Failed | Cause::Unsupported) {
+        if self.version.is_none() && matches!(error.cause, Cause::Failed | Cause::Unsupported) {
             // Servers whose storage cannot report its progress accept streaming lists, and then fail.
             self.streams_lists = !self.streams_lists;
         }
-        if self.is_live && trouble.cause == Cause::Silent {
-            trouble.cause = Cause::Quiet;
+        if self.is_live && error.cause == Cause::Silent {
+            error.cause = Cause::Quiet;
         }
         // A server that was restored from a backup accepts a watch from a version that it has yet to reach, and is
         // silent until then: so after silence a watch is not resumed either.
-        if trouble.cause.lists_anew() {
+        if error.cause.lists_anew() {
             self.version = None;
         }
-        trouble
+        error
     }
 
     /// Lists, unless there is a version to resume from, and watches until that ends.
-    async fn follow(&mut self) -> Result<(), Trouble> {
+    async fn follow(&mut self) -> Result<(), WatchError> {
         self.is_live = false;
         let (client, server) = self.client().await?;
         if self.version.is_none() && !self.streams_lists {
             self.list(&client, &server).await?;
         }
         let mut events = match self.watch(&client, &server).await {
-            Err(trouble) if self.version.is_none() && trouble.cause == Cause::Unsupported => {
-                debug!(kind = %S::KIND, %trouble, "server has no streaming lists; listing in pages");
+            Err(error) if self.version.is_none() && error.cause == Cause::Unsupported => {
+                debug!(kind = %S::KIND, %error, "server has no streaming lists; listing in pages");
                 self.streams_lists = false;
                 self.list(&client, &server).await?;
                 self.watch(&client, &server).await?
@@ -177,36 +177,40 @@ impl<S: Watched> Follower<S> {
             self.begin_list();
         } else {
             self.is_live = true;
-            self.mended();
+            self.recovered();
         }
         loop {
             let event = tokio::select! {
                 event = within(SILENCE, &server, events.try_next()) => event?,
                 () = until(self.relist_at.filter(|_| !self.inventory.is_listing())) => {
                     self.version = None;
-                    return Err(Trouble::relist());
+                    return Err(WatchError::relist());
                 }
             };
-            let Some(event) = event.map_err(|error| Trouble::of_stream(&error, S::KIND, &server))? else {
-                return if self.inventory.is_listing() { Err(Trouble::cut_short(&server)) } else { Ok(()) };
+            let Some(event) = event.map_err(|error| WatchError::of_stream(&error, S::KIND, &server))? else {
+                return if self.inventory.is_listing() {
+                    Err(WatchError::cut_short(&server))
+                } else {
+                    Ok(())
+                };
             };
             self.take(event, &server)?;
         }
     }
 
-    async fn client(&mut self) -> Result<(Client, Arc<str>), Trouble> {
+    async fn client(&mut self) -> Result<(Client, Arc<str>), WatchError> {
         if let Some((client, server)) = &self.client {
             return Ok((client.clone(), server.clone()));
         }
         let (client, server) =
-            self.shared.access.client().await.map_err(|error| Trouble::of_access(&error))?;
+            self.shared.access.client().await.map_err(|error| WatchError::of_access(&error))?;
         let server: Arc<str> = server.into();
         self.client = Some((client.clone(), server.clone()));
         Ok((client, server))
     }
 
     /// Starts a watch: from [`Self::version`], or with all existing objects.
-    async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, Trouble> {
+    async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, WatchError> {
         let params = WatchParams {
             field_selector: S::KIND.fields(&self.shared.node),
             timeout: Some(any_of(WATCH_SECONDS)),
@@ -218,9 +222,9 @@ impl<S: Watched> Follower<S> {
         let version = self.version.as_deref().unwrap_or_default();
         let request = Request::new(S::KIND.path()).watch(&params, version);
         let request = request.map_err(kube::Error::BuildRequest);
-        let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        let request = request.map_err(|error| WatchError::of_request(&error, S::KIND, server))?;
         let events = within(self.patience(), server, client.request_events(request)).await?;
-        events.map(StreamExt::boxed).map_err(|error| Trouble::of_request(&error, S::KIND, server))
+        events.map(StreamExt::boxed).map_err(|error| WatchError::of_request(&error, S::KIND, server))
     }
 
     /// How long to wait for the first answer of an attempt.
@@ -229,14 +233,14 @@ impl<S: Watched> Follower<S> {
     }
 
     /// Lists page by page.
-    async fn list(&mut self, client: &Client, server: &str) -> Result<(), Trouble> {
+    async fn list(&mut self, client: &Client, server: &str) -> Result<(), WatchError> {
         self.begin_list();
         let patience = self.patience();
         let (inventory, shared) = (&mut self.inventory, &self.shared);
         let fields = S::KIND.fields(&shared.node);
         let version =
             pages(client, server, fields, patience, |page: &mut dyn Iterator<Item = Received<S>>| {
-                shared.tell(WatchEvent::Heard(S::KIND));
+                shared.send(WatchEvent::Alive(S::KIND));
                 for received in page {
                     inventory.set(&received);
                 }
@@ -246,18 +250,18 @@ impl<S: Watched> Follower<S> {
         Ok(())
     }
 
-    fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), Trouble> {
+    fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), WatchError> {
         if !matches!(event, ApiEvent::Error(_)) {
-            self.tell(WatchEvent::Heard(S::KIND));
+            self.send(WatchEvent::Alive(S::KIND));
         }
         match event {
             ApiEvent::Added(received) | ApiEvent::Modified(received) => {
-                let told = self.inventory.set(&received);
-                self.told(told, &received);
+                let update = self.inventory.set(&received);
+                self.update(update, &received);
             }
             ApiEvent::Deleted(received) => {
-                let told = self.inventory.remove(&received);
-                self.told(told, &received);
+                let update = self.inventory.remove(&received);
+                self.update(update, &received);
             }
             ApiEvent::Bookmark(bookmark) => {
                 let version = bookmark.metadata.resource_version;
@@ -268,7 +272,7 @@ impl<S: Watched> Follower<S> {
                     self.listed(version);
                 }
             }
-            ApiEvent::Error(status) => return Err(Trouble::of_error_event(&status, S::KIND, server)),
+            ApiEvent::Error(status) => return Err(WatchError::of_error_event(&status, S::KIND, server)),
         }
         Ok(())
     }
@@ -280,27 +284,27 @@ impl<S: Watched> Follower<S> {
 
     /// The list is complete, at this version.
     fn listed(&mut self, version: String) {
-        let told = self.inventory.end_list();
+        let update = self.inventory.end_list();
         (self.listed_at, self.relist_at) = (Instant::now(), None);
         self.version = Some(version);
-        if self.failed == Some(Cause::Quiet) && told.came_or_went > 0 {
+        if self.failed == Some(Cause::Quiet) && update.came_or_went > 0 {
             warn!(
                 kind = %S::KIND,
-                objects = told.came_or_went,
+                objects = update.came_or_went,
                 "the watch missed changes although it seemed to run: its connection was dead, or something on the way \
                  holds back events"
             );
         }
         // The objects of the list have been received since it began.
-        self.deliver_told(told, self.list_began);
-        self.mended();
+        self.deliver(update, self.list_began);
+        self.recovered();
         // A complete list proves that the server is there, whatever comes next.
-        self.tell(WatchEvent::Heard(S::KIND));
+        self.send(WatchEvent::Alive(S::KIND));
         self.complete();
     }
 
     /// Delivers the result of one event; the watch has now reached its version.
-    fn told(&mut self, told: Told, received: &Received<S>) {
+    fn update(&mut self, update: Update, received: &Received<S>) {
         if self.inventory.is_listing() {
             return;
         }
@@ -309,7 +313,7 @@ impl<S: Watched> Follower<S> {
         {
             self.version = Some(version.clone());
         }
-        self.deliver_told(told, Instant::now());
+        self.deliver(update, Instant::now());
         if S::KIND == Kind::Node {
             self.complete();
         }
@@ -318,13 +322,13 @@ impl<S: Watched> Follower<S> {
     /// All existing objects were delivered; for this node that means that its object exists.
     fn complete(&self) {
         if S::KIND == Kind::Node && self.inventory.is_empty() {
-            self.tell(WatchEvent::NoSuchNode(self.shared.node.clone()));
+            self.send(WatchEvent::NoSuchNode(self.shared.node.clone()));
         } else {
             self.shared.listed(S::KIND);
         }
     }
 
-    fn deliver_told(&mut self, Told { changes, refused, closed, relist, .. }: Told, received: Instant) {
+    fn deliver(&mut self, Update { changes, refused, closed, relist, .. }: Update, received: Instant) {
         for (namespace, MemoryExcess { bytes, budget, is_of_all }) in closed {
             let limit = if is_of_all { "--cluster-memory" } else { "--namespace-memory" };
             warn!(%namespace, bytes, budget, limit, "policies take too much memory; dropping their rules");
@@ -338,21 +342,21 @@ impl<S: Watched> Follower<S> {
             self.relist_at = None;
         }
         if !changes.is_empty() {
-            self.tell(WatchEvent::Changes { received, changes });
+            self.send(WatchEvent::Changes { received, changes });
         }
         if let Some(refused) = refused {
-            self.tell(WatchEvent::Refused(S::KIND, refused));
+            self.send(WatchEvent::Refused(S::KIND, refused));
         }
     }
 
-    fn mended(&mut self) {
+    fn recovered(&mut self) {
         if self.failed.take().is_some() {
-            self.tell(WatchEvent::Mended(S::KIND));
+            self.send(WatchEvent::Recovered(S::KIND));
         }
     }
 
-    fn tell(&self, event: WatchEvent) {
-        self.shared.tell(event);
+    fn send(&self, event: WatchEvent) {
+        self.shared.send(event);
     }
 }
 
@@ -364,14 +368,14 @@ pub(super) async fn pages<S: Watched>(
     fields: Option<String>,
     mut patience: Duration,
     mut page: impl FnMut(&mut dyn Iterator<Item = Received<S>>),
-) -> Result<String, Trouble> {
+) -> Result<String, WatchError> {
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
         let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
-        let request = request.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        let request = request.map_err(|error| WatchError::of_request(&error, S::KIND, server))?;
         let answer = within(patience, server, client.request::<Page>(request)).await?;
         patience = SILENCE;
-        let mut answer = answer.map_err(|error| Trouble::of_request(&error, S::KIND, server))?;
+        let mut answer = answer.map_err(|error| WatchError::of_request(&error, S::KIND, server))?;
         page(&mut answer.objects());
         if answer.metadata.next.is_empty() {
             return Ok(answer.metadata.resource_version);
@@ -395,6 +399,6 @@ async fn until(at: Option<Instant>) {
 }
 
 /// The result of `what`, if it comes within this time.
-async fn within<T>(time: Duration, server: &str, what: impl Future<Output = T>) -> Result<T, Trouble> {
-    tokio::time::timeout(time, what).await.map_err(|_| Trouble::silent(server, time.as_secs()))
+async fn within<T>(time: Duration, server: &str, what: impl Future<Output = T>) -> Result<T, WatchError> {
+    tokio::time::timeout(time, what).await.map_err(|_| WatchError::silent(server, time.as_secs()))
 }

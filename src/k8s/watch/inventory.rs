@@ -51,7 +51,7 @@ const REFUSED: usize = 200;
 
 /// The result of one event, or of one list.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Update {
     /// The changes of the model; for a list, every object in it, whether or not it changed.
     pub(super) changes: Vec<Change>,
     /// How many objects of a list are new, or no longer there.
@@ -155,11 +155,11 @@ impl<S: Watched> Inventory<S> {
     }
 
     /// The list is complete: objects that are not in it are gone.
-    pub(super) fn end_list(&mut self) -> Told {
+    pub(super) fn end_list(&mut self) -> Update {
         let Some(Listing { held, removed: _, refusals, mut changes, places: _, memory }) =
             self.listing.take()
         else {
-            return Told::default();
+            return Update::default();
         };
         let closed = self.end_memory(memory, &mut changes);
         let before = std::mem::replace(&mut self.held, held);
@@ -171,7 +171,7 @@ impl<S: Watched> Inventory<S> {
             .extend(closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess)));
         let differs = self.refusals != refusals;
         self.refusals = refusals;
-        Told {
+        Update {
             changes,
             came_or_went,
             refused: differs.then(|| self.refused()),
@@ -181,9 +181,9 @@ impl<S: Watched> Inventory<S> {
     }
 
     /// Adds or updates an object.
-    pub(super) fn set(&mut self, received: &Received<S>) -> Told {
+    pub(super) fn set(&mut self, received: &Received<S>) -> Update {
         let Some(Judged { key, held, change, mut refusals }) = self.judge(received) else {
-            return Told { relist: self.relist(), ..Told::default() };
+            return Update { relist: self.relist(), ..Update::default() };
         };
         let change = self.bound(&key, change);
         let known = self.listing.as_ref().map_or(&self.refusals, |listing| &listing.refusals);
@@ -200,7 +200,7 @@ impl<S: Watched> Inventory<S> {
             }
             listing.removed.remove(&key);
             listing.held.insert(key, held);
-            return Told::default();
+            return Update::default();
         }
         let before = if refusals.is_empty() {
             self.refusals.remove(&key)
@@ -210,16 +210,16 @@ impl<S: Watched> Inventory<S> {
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);
         let refused = differs.then(|| self.refused());
-        self.told(change, refused)
+        self.update(change, refused)
     }
 
     /// Removes an object.
-    pub(super) fn remove(&mut self, received: &Received<S>) -> Told {
+    pub(super) fn remove(&mut self, received: &Received<S>) -> Update {
         let key = match received {
             Received::Readable(object) => self.key(object.meta()),
             Received::Unreadable(unreadable) => self.read_leniently(unreadable).0,
         };
-        let Some(key) = key else { return Told { relist: self.relist(), ..Told::default() } };
+        let Some(key) = key else { return Update { relist: self.relist(), ..Update::default() } };
         if let Some(listing) = &mut self.listing {
             listing.held.remove(&key);
             listing.refusals.remove(&key);
@@ -229,22 +229,22 @@ impl<S: Watched> Inventory<S> {
             }
             // What the list said of it before does not count, and what was known of it must be removed.
             listing.change(&key, S::remove(key.clone()));
-            return Told::default();
+            return Update::default();
         }
         self.held.remove(&key);
         if let Some(memory) = &mut self.memory {
             memory.remove(&key);
         }
         let refused = self.refusals.remove(&key).map(|_| self.refused());
-        self.told(Some(S::remove(key)), refused)
+        self.update(Some(S::remove(key)), refused)
     }
 
     /// The result of one change, outside of a list. A removal can close a namespace as well: another one than before.
-    fn told(&mut self, change: Option<Change>, refused: Option<Vec<Refusal>>) -> Told {
+    fn update(&mut self, change: Option<Change>, refused: Option<Vec<Refusal>>) -> Update {
         let closed = self.memory.as_mut().map(Memory::take_new).unwrap_or_default();
         let dropped = closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess));
         let changes = dropped.chain(change).collect();
-        Told { changes, refused, closed, relist: self.relist(), ..Told::default() }
+        Update { changes, refused, closed, relist: self.relist(), ..Update::default() }
     }
 
     /// A change without the parts that are not kept.

@@ -248,7 +248,7 @@ mod tests {
         k8s::{
             types,
             watch::{
-                inventory::{Inventory, Told},
+                inventory::{Inventory, Update},
                 received::Received,
             },
         },
@@ -273,7 +273,7 @@ mod tests {
         Inventory::bounded(MemoryLimits { namespace: 100 << 10, all: 250 << 10 })
     }
 
-    fn list(policies: &mut Policies, all: &[(&str, usize)]) -> Told {
+    fn list(policies: &mut Policies, all: &[(&str, usize)]) -> Update {
         policies.begin_list();
         for (key, kib) in all {
             policies.set(&policy(key, *kib));
@@ -282,8 +282,8 @@ mod tests {
     }
 
     /// The policies of which only the isolation is kept, and whether the limit is that of all namespaces.
-    fn without_rules(told: &Told) -> Vec<(String, bool)> {
-        let policies = told.changes.iter().filter_map(|change| match change {
+    fn without_rules(update: &Update) -> Vec<(String, bool)> {
+        let policies = update.changes.iter().filter_map(|change| match change {
             Change::SetPolicy(policy) => Some(policy),
             _ => None,
         });
@@ -306,11 +306,11 @@ mod tests {
     fn of_a_namespace_over_its_limit_no_rules_are_kept_in_whatever_order_its_policies_come() {
         let all = [("evil/a", 40), ("shop/a", 40), ("evil/b", 40), ("evil/c", 40)];
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
-            let told = list(&mut policies(), &order.map(|at| all[at]));
-            let mut found = without_rules(&told);
+            let update = list(&mut policies(), &order.map(|at| all[at]));
+            let mut found = without_rules(&update);
             found.sort();
             assert_eq!(found, closed(&["evil/a", "evil/b", "evil/c"], false), "{order:?}");
-            assert!(!told.relist);
+            assert!(!update.relist);
         }
     }
 
@@ -319,19 +319,19 @@ mod tests {
         let all = [("a/p", 90), ("b/p", 80), ("c/p", 95), ("d/p", 1)];
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
             let mut policies = policies();
-            let mut told = list(&mut policies, &order.map(|at| all[at]));
+            let mut update = list(&mut policies, &order.map(|at| all[at]));
             // During the list, another one may have been the largest: the next list settles it.
-            if told.relist {
-                told = list(&mut policies, &order.map(|at| all[at]));
+            if update.relist {
+                update = list(&mut policies, &order.map(|at| all[at]));
             }
-            assert_eq!(without_rules(&told), closed(&["c/p"], true), "{order:?}");
-            assert!(!told.relist, "{order:?}");
+            assert_eq!(without_rules(&update), closed(&["c/p"], true), "{order:?}");
+            assert!(!update.relist, "{order:?}");
         }
     }
 
     /// The namespaces of which the model drops all rules.
-    fn dropped(told: &Told) -> Vec<&str> {
-        let dropped = told.changes.iter().filter_map(|change| match change {
+    fn dropped(update: &Update) -> Vec<&str> {
+        let dropped = update.changes.iter().filter_map(|change| match change {
             Change::DropRules(namespace, _) => Some(&**namespace),
             _ => None,
         });
@@ -342,11 +342,15 @@ mod tests {
     fn a_namespace_that_exceeds_the_limit_loses_its_rules_at_once() {
         let mut policies = policies();
         list(&mut policies, &[("evil/a", 40), ("evil/b", 40)]);
-        let told = policies.set(&policy("evil/c", 40));
-        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["evil/c"], false), vec!["evil"]));
-        assert!(!told.relist);
-        let told = policies.set(&policy("evil/d", 1));
-        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["evil/d"], false), vec![]), "only once");
+        let update = policies.set(&policy("evil/c", 40));
+        assert_eq!((without_rules(&update), dropped(&update)), (closed(&["evil/c"], false), vec!["evil"]));
+        assert!(!update.relist);
+        let update = policies.set(&policy("evil/d", 1));
+        assert_eq!(
+            (without_rules(&update), dropped(&update)),
+            (closed(&["evil/d"], false), vec![]),
+            "only once"
+        );
     }
 
     #[test]
@@ -354,20 +358,20 @@ mod tests {
         let mut policies = policies();
         list(&mut policies, &[("a/p", 97), ("b/p", 80)]);
         assert_eq!(dropped(&policies.set(&policy("c/p", 60))), Vec::<&str>::new());
-        let told = policies.set(&policy("c/q", 30));
-        assert_eq!((without_rules(&told), dropped(&told)), (Vec::new(), vec!["a"]));
-        assert!(!told.relist);
+        let update = policies.set(&policy("c/q", 30));
+        assert_eq!((without_rules(&update), dropped(&update)), (Vec::new(), vec!["a"]));
+        assert!(!update.relist);
         // Another namespace is the largest now, so one opens that lost its rules before.
-        let told = policies.set(&policy("b/q", 20));
-        assert_eq!((without_rules(&told), dropped(&told)), (closed(&["b/q"], true), vec!["b"]));
-        assert!(told.relist);
+        let update = policies.set(&policy("b/q", 20));
+        assert_eq!((without_rules(&update), dropped(&update)), (closed(&["b/q"], true), vec!["b"]));
+        assert!(update.relist);
     }
 
     #[test]
     fn what_is_exactly_at_a_limit_is_within_it() {
         let size = |key: &str, kib: usize| {
-            let told = Policies::new().set(&policy(key, kib));
-            let [Change::SetPolicy(policy)] = &*told.changes else { panic!("{told:?}") };
+            let update = Policies::new().set(&policy(key, kib));
+            let [Change::SetPolicy(policy)] = &*update.changes else { panic!("{update:?}") };
             policy.bytes()
         };
         let (one, two) = (size("a/p", 10), size("b/p", 10));
@@ -377,8 +381,8 @@ mod tests {
             (MemoryLimits { namespace: one - 1, ..limits }, closed(&["a/p", "b/p"], false)),
             (MemoryLimits { all: one + two - 1, ..limits }, closed(&["a/p"], true)),
         ] {
-            let told = list(&mut Inventory::bounded(limits), &[("a/p", 10), ("b/p", 10)]);
-            assert_eq!(without_rules(&told), expected);
+            let update = list(&mut Inventory::bounded(limits), &[("a/p", 10), ("b/p", 10)]);
+            assert_eq!(without_rules(&update), expected);
         }
     }
 
@@ -398,20 +402,20 @@ mod tests {
         policies.begin_list();
         policies.set(&refused("evil/a"));
         policies.set(&policy("evil/b", 80));
-        let told = policies.end_list();
-        assert_eq!(without_rules(&told), closed(&["evil/b"], false));
-        assert_eq!(dropped(&told), ["evil"], "the model holds the rules of a");
-        assert!(!told.relist);
+        let update = policies.end_list();
+        assert_eq!(without_rules(&update), closed(&["evil/b"], false));
+        assert_eq!(dropped(&update), ["evil"], "the model holds the rules of a");
+        assert!(!update.relist);
     }
 
     #[test]
     fn a_version_without_its_rules_gives_way_to_what_stands_in_for_one_that_cannot_be_read() {
         let mut policies = policies();
         list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
-        let told = policies.set(&refused("evil/a"));
-        let [Change::SetPolicy(stand_in)] = &*told.changes else { panic!("{told:?}") };
+        let update = policies.set(&refused("evil/a"));
+        let [Change::SetPolicy(stand_in)] = &*update.changes else { panic!("{update:?}") };
         assert_eq!(stand_in.standing, Standing::Refused);
-        assert!(told.relist, "the other one fits now");
+        assert!(update.relist, "the other one fits now");
         let mut policies = self::policies();
         list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
         let mut list_again = || {
@@ -421,9 +425,9 @@ mod tests {
             policies.end_list()
         };
         assert!(list_again().relist);
-        let told = list_again();
-        assert!(!told.relist);
-        let standings: Vec<Standing> = told
+        let update = list_again();
+        assert!(!update.relist);
+        let standings: Vec<Standing> = update
             .changes
             .iter()
             .map(|change| match change {
@@ -448,8 +452,8 @@ mod tests {
             policies.begin_list();
             policies.set(&policy("evil/b", 60));
             policies.remove(&policy("evil/a", 0));
-            let told = policies.end_list();
-            assert_eq!((without_rules(&told), told.relist), expected);
+            let update = policies.end_list();
+            assert_eq!((without_rules(&update), update.relist), expected);
         }
     }
 
@@ -460,8 +464,8 @@ mod tests {
         let object =
             json!({ "metadata": { "namespace": "evil", "name": "a" }, "spec": { "podSelector": selector } });
         let large: Received<types::NetworkPolicy> = serde_json::from_str(&object.to_string()).unwrap();
-        let told = policies().set(&large);
-        let policy = told.changes.iter().find_map(|change| match change {
+        let update = policies().set(&large);
+        let policy = update.changes.iter().find_map(|change| match change {
             Change::SetPolicy(policy) => Some(policy),
             _ => None,
         });
@@ -484,8 +488,8 @@ mod tests {
         };
         let mut pods = Inventory::<types::Pod>::bounded(MemoryLimits::default());
         for (address, labels, ports) in [(None, 0, 0), (Some("10.244.1.7"), 1, 1), (None, 0, 0)] {
-            let told = pods.set(&pod(address));
-            let [Change::SetPod(pod)] = &*told.changes else { panic!("{told:?}") };
+            let update = pods.set(&pod(address));
+            let [Change::SetPod(pod)] = &*update.changes else { panic!("{update:?}") };
             assert_eq!((pod.labels.iter().count(), pod.ports.len()), (labels, ports), "{address:?}");
         }
     }
@@ -494,11 +498,11 @@ mod tests {
     fn a_namespace_that_is_within_its_limit_again_gets_its_rules_by_another_list() {
         let mut policies = policies();
         list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
-        let told = policies.set(&policy("evil/b", 10));
-        assert_eq!(without_rules(&told), []);
-        assert!(told.relist, "those of the other one are not there");
-        let told = list(&mut policies, &[("evil/a", 60), ("evil/b", 10)]);
-        assert_eq!((without_rules(&told), told.relist), (Vec::new(), false));
+        let update = policies.set(&policy("evil/b", 10));
+        assert_eq!(without_rules(&update), []);
+        assert!(update.relist, "those of the other one are not there");
+        let update = list(&mut policies, &[("evil/a", 60), ("evil/b", 10)]);
+        assert_eq!((without_rules(&update), update.relist), (Vec::new(), false));
         list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
         assert!(policies.remove(&policy("evil/a", 0)).relist);
     }
@@ -506,7 +510,7 @@ mod tests {
     #[test]
     fn without_limits_everything_is_kept() {
         let mut policies = Policies::new();
-        let told = list(&mut policies, &[("evil/a", 400), ("evil/b", 400)]);
-        assert_eq!((without_rules(&told), told.relist), (Vec::new(), false));
+        let update = list(&mut policies, &[("evil/a", 400), ("evil/b", 400)]);
+        assert_eq!((without_rules(&update), update.relist), (Vec::new(), false));
     }
 }

@@ -11,13 +11,14 @@
 //! | the text of an object | a slim value, or why it cannot be read | `received` |
 //! | values | changes of the model, and refusals | `inventory`, [`kinds`] |
 //! | policies | the same without rules, if they take too much memory | `memory` |
-//! | errors | what an operator has to do | [`trouble`] |
+//! | errors | what an operator has to do | [`error`] |
 //! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
 //!
 //! Known objects are kept while the API server cannot be reached, however long. A list is never older than what was
 //! delivered before: it is asked for as of now, not as of whenever the server's cache was last fresh.
 
 pub mod access;
+pub mod error;
 mod follow;
 mod inventory;
 pub mod kinds;
@@ -26,7 +27,6 @@ mod received;
 mod snapshot;
 #[cfg(test)]
 mod tests;
-pub mod trouble;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -36,12 +36,12 @@ use std::{
 use tokio::task::JoinSet;
 
 pub use access::{Access, AccessError};
+pub use error::{Cause, WatchError};
 pub use follow::SILENCE;
 pub use inventory::Refusal;
 pub use kinds::Kind;
 pub use memory::MemoryLimits;
 pub use snapshot::snapshot;
-pub use trouble::{Cause, Trouble};
 
 use self::follow::Follower;
 use super::types;
@@ -62,11 +62,11 @@ pub enum WatchEvent {
     /// The first lists of all kinds have been delivered.
     Synced,
     /// The API server sent something: an event, or a sign that there was none.
-    Heard(Kind),
+    Alive(Kind),
     /// A watch ended, or could not start; it is restarted.
-    Ended(Kind, Trouble),
+    Ended(Kind, WatchError),
     /// A watch that ended for a non-routine reason runs again.
-    Mended(Kind),
+    Recovered(Kind),
     /// The API server has no node of this name.
     NoSuchNode(Arc<str>),
 }
@@ -108,7 +108,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn tell(&self, event: WatchEvent) {
+    fn send(&self, event: WatchEvent) {
         (self.deliver)(event);
     }
 
@@ -118,7 +118,7 @@ impl Shared {
         let before = missing.len();
         missing.retain(|other| *other != kind);
         if missing.is_empty() && before > 0 {
-            self.tell(WatchEvent::Synced);
+            self.send(WatchEvent::Synced);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{
     super::types,
-    Access, Refusal, Trouble,
+    Access, Refusal, WatchError,
     follow::{SILENCE, pages},
-    inventory::{Inventory, Told},
+    inventory::{Inventory, Update},
     kinds::Watched,
     received::Received,
 };
@@ -14,24 +14,24 @@ use crate::model::Cluster;
 ///
 /// # Errors
 /// If one kind cannot be listed: an answer from part of the objects would be wrong.
-pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Refusal>), Trouble> {
+pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Refusal>), WatchError> {
     let mut cluster = Cluster::new();
     let mut refusals = Vec::new();
-    for told in [
+    for update in [
         list::<types::Namespace>(access).await?,
         list::<types::Pod>(access).await?,
         list::<types::NetworkPolicy>(access).await?,
     ] {
-        for change in told.changes {
+        for change in update.changes {
             cluster.apply(change);
         }
-        refusals.extend(told.refused.into_iter().flatten());
+        refusals.extend(update.refused.into_iter().flatten());
     }
     Ok((cluster, refusals))
 }
 
-async fn list<S: Watched>(access: &Access) -> Result<Told, Trouble> {
-    let (client, server) = access.client().await.map_err(|error| Trouble::of_access(&error))?;
+async fn list<S: Watched>(access: &Access) -> Result<Update, WatchError> {
+    let (client, server) = access.client().await.map_err(|error| WatchError::of_access(&error))?;
     let mut inventory = Inventory::<S>::new();
     inventory.begin_list();
     let fields = S::KIND.fields("");

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    inventory::{Inventory, Told},
+    inventory::{Inventory, Update},
     kinds::Watched,
     received::{Page, Received},
 };
@@ -26,8 +26,8 @@ fn pod(name: &str, more: &serde_json::Value) -> Received<types::Pod> {
     received(&object)
 }
 
-fn removed(told: &Told) -> Vec<String> {
-    let removed = told.changes.iter().filter_map(|change| match change {
+fn removed(update: &Update) -> Vec<String> {
+    let removed = update.changes.iter().filter_map(|change| match change {
         Change::RemovePod(key) | Change::RemovePolicy(key) => Some(key.to_string()),
         _ => None,
     });
@@ -36,8 +36,8 @@ fn removed(told: &Told) -> Vec<String> {
     removed
 }
 
-fn standing(told: &Told) -> Option<Standing> {
-    match &*told.changes {
+fn standing(update: &Update) -> Option<Standing> {
+    match &*update.changes {
         [Change::SetPolicy(policy)] => Some(policy.standing),
         [] => None,
         other => panic!("{other:?}"),
@@ -49,14 +49,14 @@ fn what_a_new_list_no_longer_has_is_gone_and_comes_as_one_with_the_rest() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
     for name in ["a", "b", "c"] {
-        assert!(pods.set(&pod(name, &json!({}))).changes.is_empty(), "a list is told when it is complete");
+        assert!(pods.set(&pod(name, &json!({}))).changes.is_empty(), "a list is update when it is complete");
     }
     assert_eq!(pods.end_list().changes.len(), 3);
     pods.begin_list();
     pods.set(&pod("b", &json!({})));
-    let told = pods.end_list();
-    assert_eq!(removed(&told), ["shop/a", "shop/c"]);
-    assert_eq!(told.changes.len(), 3);
+    let update = pods.end_list();
+    assert_eq!(removed(&update), ["shop/a", "shop/c"]);
+    assert_eq!(update.changes.len(), 3);
 }
 
 #[test]
@@ -90,8 +90,8 @@ fn what_is_deleted_while_a_list_is_still_coming_is_gone_when_it_is_complete() {
     pods.begin_list();
     pods.set(&pod("a", &json!({})));
     pods.remove(&pod("a", &json!({})));
-    let told = pods.end_list();
-    assert!(matches!(&*told.changes, [Change::RemovePod(_)]), "{told:?}");
+    let update = pods.end_list();
+    assert!(matches!(&*update.changes, [Change::RemovePod(_)]), "{update:?}");
     assert!(pods.is_empty());
 }
 
@@ -101,23 +101,23 @@ fn a_policy_that_is_refused_keeps_its_last_good_version_and_without_one_isolates
     let good = json!({"podSelector": {}, "ingress": [{}]});
     let mut policies = Inventory::<types::NetworkPolicy>::new();
 
-    let told = policies.set(&policy("p", &bad));
-    assert_eq!(standing(&told), Some(Standing::Refused));
-    let refused = told.refused.expect("a refusal");
+    let update = policies.set(&policy("p", &bad));
+    assert_eq!(standing(&update), Some(Standing::Refused));
+    let refused = update.refused.expect("a refusal");
     assert!(refused[0].to_string().starts_with("NetworkPolicy shop/p: error: "), "{}", refused[0]);
     assert!(refused[0].to_string().ends_with("(spec.ingress[0].from[0].ipBlock.cidr)"), "{}", refused[0]);
 
-    let told = policies.set(&policy("p", &good));
-    assert_eq!(standing(&told), Some(Standing::Accepted));
-    assert_eq!(told.refused, Some(Vec::new()));
+    let update = policies.set(&policy("p", &good));
+    assert_eq!(standing(&update), Some(Standing::Accepted));
+    assert_eq!(update.refused, Some(Vec::new()));
 
-    let told = policies.set(&policy("p", &bad));
-    assert_eq!(standing(&told), None, "the good version stays");
-    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+    let update = policies.set(&policy("p", &bad));
+    assert_eq!(standing(&update), None, "the good version stays");
+    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
 
     assert_eq!(policies.set(&policy("p", &bad)).refused, None, "nothing new");
-    let told = policies.remove(&policy("p", &bad));
-    assert_eq!((removed(&told), told.refused), (vec!["shop/p".to_owned()], Some(Vec::new())));
+    let update = policies.remove(&policy("p", &bad));
+    assert_eq!((removed(&update), update.refused), (vec!["shop/p".to_owned()], Some(Vec::new())));
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn a_refused_policy_keeps_its_last_good_version_through_a_new_list() {
     policies.set(&policy("p", &json!({"podSelector": {}})));
     policies.begin_list();
     policies.set(&policy("p", &bad));
-    let told = policies.end_list();
-    assert!(told.changes.is_empty(), "{told:?}");
-    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+    let update = policies.end_list();
+    assert!(update.changes.is_empty(), "{update:?}");
+    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
 }
 
 #[test]
@@ -141,8 +141,8 @@ fn a_refused_policy_has_no_good_version_that_was_removed_while_a_list_came() {
     policies.begin_list();
     policies.remove(&policy("p", &good));
     policies.set(&policy("p", &bad));
-    let told = policies.end_list();
-    let Some(Change::SetPolicy(last)) = told.changes.last() else { panic!("nothing isolates: {told:?}") };
+    let update = policies.end_list();
+    let Some(Change::SetPolicy(last)) = update.changes.last() else { panic!("nothing isolates: {update:?}") };
     assert_eq!(last.standing, Standing::Refused);
 }
 
@@ -154,9 +154,9 @@ fn a_good_version_that_comes_in_a_list_stays_if_a_refused_one_follows_it_there()
     policies.begin_list();
     policies.set(&policy("p", &good));
     policies.set(&policy("p", &bad));
-    let told = policies.end_list();
-    assert_eq!(standing(&told), Some(Standing::Accepted));
-    assert_eq!(told.refused.map(|refused| refused.len()), Some(1));
+    let update = policies.end_list();
+    assert_eq!(standing(&update), Some(Standing::Accepted));
+    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
 }
 
 #[test]
@@ -176,8 +176,8 @@ fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
     for item in &items {
         policies.set(item);
     }
-    let told = policies.end_list();
-    let standings: Vec<(String, Standing)> = told
+    let update = policies.end_list();
+    let standings: Vec<(String, Standing)> = update
         .changes
         .iter()
         .filter_map(|change| match change {
@@ -189,7 +189,7 @@ fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
         standings,
         [("shop/odd".to_owned(), Standing::Refused), ("shop/fine".to_owned(), Standing::Accepted)]
     );
-    let refused = told.refused.expect("a refusal");
+    let refused = update.refused.expect("a refusal");
     assert_eq!(refused.len(), 1);
     assert_eq!(
         refused[0].object.as_ref().map(ToString::to_string).as_deref(),
@@ -206,9 +206,9 @@ fn a_label_value_that_no_object_can_have_is_taken_as_it_was_stored() {
         {"key": "app", "operator": "NotIn", "values": ["not a value!"]},
     ]}});
     let mut policies = Inventory::<types::NetworkPolicy>::new();
-    let told = policies.set(&policy("old", &spec));
-    let [Change::SetPolicy(policy)] = &*told.changes else { panic!("{told:?}") };
-    assert_eq!((policy.standing, told.refused.as_deref()), (Standing::Accepted, None));
+    let update = policies.set(&policy("old", &spec));
+    let [Change::SetPolicy(policy)] = &*update.changes else { panic!("{update:?}") };
+    assert_eq!((policy.standing, update.refused.as_deref()), (Standing::Accepted, None));
     let [requirement] = policy.subject.requirements() else { panic!("one requirement") };
     assert!(matches!(&requirement.operator, Operator::NotIn(values) if &*values[0] == "not a value!"));
 }
@@ -220,10 +220,10 @@ fn a_pod_counts_for_what_can_be_read_of_it() {
         "spec": {"nodeName": "n1", "containers": [{"ports": [{"containerPort": 99999}, {"containerPort": 80}]}]},
         "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "what"}]},
     });
-    let told = pods.set(&pod("a", &odd));
-    let [Change::SetPod(pod)] = &*told.changes else { panic!("{told:?}") };
+    let update = pods.set(&pod("a", &odd));
+    let [Change::SetPod(pod)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!((pod.addresses.len(), pod.ports.len(), pod.node.as_deref()), (1, 1, Some("n1")));
-    assert_eq!(told.refused.map(|refused| refused.len()), Some(2));
+    assert_eq!(update.refused.map(|refused| refused.len()), Some(2));
 }
 
 #[test]
@@ -235,12 +235,12 @@ fn of_a_pod_on_the_host_network_only_its_nodes_addresses_are_kept() {
         })
     };
     let mut pods = Inventory::<types::Pod>::new();
-    let told = pods.set(&pod("a", &host("Running")));
-    let [Change::SetPod(kept)] = &*told.changes else { panic!("{told:?}") };
+    let update = pods.set(&pod("a", &host("Running")));
+    let [Change::SetPod(kept)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!(kept.key, ObjectKey::new("shop", "a"));
     assert!(kept.addresses.is_empty() && kept.ports.is_empty() && kept.labels.iter().next().is_none());
     assert_eq!(kept.node_addresses.len(), 1);
-    assert_eq!(pods.set(&pod("a", &host("Pending"))).changes, told.changes, "nothing of it ever changes");
+    assert_eq!(pods.set(&pod("a", &host("Pending"))).changes, update.changes, "nothing of it ever changes");
 }
 
 #[test]
@@ -249,9 +249,9 @@ fn of_an_object_with_very_many_errors_ten_are_told_and_how_many_more_there_are()
     let mut policies = Inventory::<types::NetworkPolicy>::new();
     policies.begin_list();
     policies.end_list();
-    let told = policies.set(&policy("odd", &json!({"podSelector": {}, "ingress": [{"from": blocks}]})));
-    assert_eq!(standing(&told), Some(Standing::Refused));
-    let texts: Vec<String> = told.refused.unwrap().iter().map(ToString::to_string).collect();
+    let update = policies.set(&policy("odd", &json!({"podSelector": {}, "ingress": [{"from": blocks}]})));
+    assert_eq!(standing(&update), Some(Standing::Refused));
+    let texts: Vec<String> = update.refused.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(texts.len(), 11);
     assert!(texts[9].contains("ingress[0].from[9]"), "{texts:?}");
     assert!(texts[10].contains("and 4990 more errors"), "{texts:?}");
@@ -265,6 +265,6 @@ fn of_very_many_objects_that_are_refused_the_errors_of_two_hundred_are_told() {
     for at in 0..500 {
         policies.set(&policy(&format!("odd-{at}"), &bad));
     }
-    let told = policies.end_list();
-    assert_eq!((told.changes.len(), told.refused.map(|refused| refused.len())), (500, Some(200)));
+    let update = policies.end_list();
+    assert_eq!((update.changes.len(), update.refused.map(|refused| refused.len())), (500, Some(200)));
 }

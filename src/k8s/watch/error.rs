@@ -73,20 +73,20 @@ impl Cause {
 
 /// What keeps a watch from running.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct WatchError {
     /// Its cause.
     pub cause: Cause,
     /// What is wrong, and what to do.
     pub text: String,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for WatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Trouble {
+impl WatchError {
     pub(super) fn ended() -> Self {
         Self { cause: Cause::Ended, text: "the API server ended the watch".to_owned() }
     }
@@ -143,9 +143,9 @@ impl Trouble {
 
     /// An error that came as an event.
     pub(super) fn of_error_event(status: &Status, kind: Kind, server: &str) -> Self {
-        let trouble = Self::of_status(status, kind, server);
-        let cause = if trouble.cause == Cause::Refused { Cause::Failed } else { trouble.cause };
-        Self { cause, ..trouble }
+        let error = Self::of_status(status, kind, server);
+        let cause = if error.cause == Cause::Refused { Cause::Failed } else { error.cause };
+        Self { cause, ..error }
     }
 
     pub(super) fn of_status(status: &Status, kind: Kind, server: &str) -> Self {

@@ -46,13 +46,13 @@ const REST_MOST: Duration = Duration::from_millis(500);
 /// How long to wait before a retry after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Starts the cutter thread. It receives every sync that wrote something, and stops when the sender is dropped.
+/// Starts the conntrack cleaner thread. It receives every sync that wrote something, and stops when the sender is dropped.
 ///
 /// # Errors
 /// If no thread can be started.
 pub(super) fn start(metrics: Arc<Metrics>) -> io::Result<Sender<Applied>> {
     let (sender, receiver) = mpsc::channel::<Applied>();
-    thread::Builder::new().name("cutter".to_owned()).spawn(move || run(&receiver, &metrics))?;
+    thread::Builder::new().name("conntrack".to_owned()).spawn(move || run(&receiver, &metrics))?;
     Ok(sender)
 }
 
