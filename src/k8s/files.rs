@@ -271,10 +271,14 @@ mod tests {
             }
         });
         while watched.pods() != ["one=v299"] {
-            let Some(SourceEvent::Changes(changes)) = watched.hear(LONG) else {
-                panic!("{:?}", watched.pods())
-            };
-            assert!(changes.iter().all(|change| matches!(change, Change::SetPod(_))), "{changes:?}");
+            match watched.hear(LONG) {
+                Some(SourceEvent::Changes(changes)) => {
+                    assert!(changes.iter().all(|change| matches!(change, Change::SetPod(_))), "{changes:?}");
+                }
+                // On a busy machine the writer may pause for long between emptying the file and writing to it.
+                Some(SourceEvent::Faults(_)) => {}
+                other => panic!("{other:?}, {:?}", watched.pods()),
+            }
         }
         writer.join().unwrap();
     }
