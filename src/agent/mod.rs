@@ -163,7 +163,7 @@ pub struct Agent<D> {
     /// Whether something changed since the last sync.
     dirty: bool,
     /// The kind of all changes since the last sync.
-    kind: Option<Kind>,
+    kind: Option<ChangeScope>,
     /// How many more syncs changes of another kind may cause before the batch is done.
     splits_left: usize,
     /// Changes that are not enforced yet.
@@ -178,7 +178,7 @@ pub struct Agent<D> {
 
 /// What a change may affect in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ChangeScope {
     /// Only members of sets.
     Members,
     /// Chains as well.
@@ -370,8 +370,8 @@ impl<D: Dataplane> Agent<D> {
     /// neither opens nor closes anything on the way; one that does both may deny for a moment what both states allow.
     /// One input is one state, and is never split.
     fn split(&mut self, changes: &[Change]) {
-        let chains = changes.iter().any(|change| self.kind_of(change) == Kind::Chains);
-        let kind = if chains { Kind::Chains } else { Kind::Members };
+        let chains = changes.iter().any(|change| self.kind_of(change) == ChangeScope::Chains);
+        let kind = if chains { ChangeScope::Chains } else { ChangeScope::Members };
         if self.synced
             && self.dirty
             && self.splits_left > 0
@@ -384,7 +384,7 @@ impl<D: Dataplane> Agent<D> {
         self.kind = Some(kind);
     }
 
-    fn kind_of(&self, change: &Change) -> Kind {
+    fn kind_of(&self, change: &Change) -> ChangeScope {
         let is_local = |pod: &Pod| pod.node.as_deref() == Some(&*self.node);
         let was_local = |key: &ObjectKey| self.cluster.pod(key).is_some_and(|pod| is_local(pod));
         let chains = match change {
@@ -396,7 +396,7 @@ impl<D: Dataplane> Agent<D> {
             Change::SetPod(pod) => is_local(pod) || was_local(&pod.key),
             Change::RemovePod(key) => was_local(key),
         };
-        if chains { Kind::Chains } else { Kind::Members }
+        if chains { ChangeScope::Chains } else { ChangeScope::Members }
     }
 
     fn act(&mut self, now: Instant) {

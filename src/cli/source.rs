@@ -15,7 +15,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceEvent},
-        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Refusal, SILENCE, WatchError, WatchEvent},
+        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, WatchError, WatchEvent},
     },
     metrics::Metrics,
     model::Change,
@@ -98,7 +98,7 @@ struct State {
     /// at once is still down: only what is received shows that it is over.
     unproven: BTreeMap<Kind, Instant>,
     /// The refusals that were reported.
-    refused: BTreeMap<Kind, Vec<Refusal>>,
+    refused: BTreeMap<Kind, Vec<Rejection>>,
 }
 
 impl WatchHealth {

@@ -11,7 +11,7 @@ use super::{
     list::{self, List},
     node::{self, Document, RepeatedKey, SyntaxError},
     object::{self, Contents, Manifest},
-    path::{Position, Step},
+    path::{PathSegment, Position},
 };
 
 /// A piece of a text.
@@ -183,7 +183,7 @@ impl<'r> TextReader<'r> {
 fn within_item(repeated: &[RepeatedKey]) -> Vec<RepeatedKey> {
     let inside = |key: &RepeatedKey| {
         let steps = key.path.steps().iter().cloned();
-        steps.skip_while(|step| matches!(step, Step::Index(_))).collect()
+        steps.skip_while(|step| matches!(step, PathSegment::Index(_))).collect()
     };
     repeated.iter().map(|key| RepeatedKey { path: inside(key), ..key.clone() }).collect()
 }

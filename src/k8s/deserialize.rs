@@ -1,4 +1,4 @@
-//! A strict serde deserialiser over a [`Node`], which knows the position of everything.
+//! A strict serde deserialiser over a [`YamlNode`], which knows the position of everything.
 //!
 //! Unknown fields are reported with their path and the names of the known fields. Values of the wrong type are reported
 //! and then skipped, so that one pass finds every fault of an object and the rest of it can still be judged: a policy
@@ -17,9 +17,9 @@ use serde::{
 use super::{
     fault::Problem,
     mismatch::Error,
-    node::{Entry, Node, Value},
-    path::{FieldPath, Step},
-    scalar::Kind,
+    node::{Entry, Value, YamlNode},
+    path::{FieldPath, PathSegment},
+    scalar::ScalarKind,
 };
 
 /// How many type errors of one object are reported.
@@ -27,7 +27,7 @@ const WRONG_TYPES: usize = 50;
 
 /// The reading of one object: its tree, and the faults found so far.
 pub struct Reading<'t> {
-    root: &'t Node<'t>,
+    root: &'t YamlNode<'t>,
     /// Entries whose values have the wrong type, by address: they are treated as absent.
     left_out: RefCell<HashSet<usize>>,
     unknown: RefCell<BTreeMap<FieldPath, &'static [&'static str]>>,
@@ -47,7 +47,7 @@ pub struct Unknown {
 impl<'t> Reading<'t> {
     /// Begins to read `root`.
     #[must_use]
-    pub fn new(root: &'t Node<'t>) -> Self {
+    pub fn new(root: &'t YamlNode<'t>) -> Self {
         Self {
             root,
             left_out: RefCell::default(),
@@ -111,11 +111,11 @@ impl Trail<'_> {
             trail = match trail {
                 Self::Root => break,
                 Self::Key(parent, key) => {
-                    steps.push(Step::Key((*key).into()));
+                    steps.push(PathSegment::Key((*key).into()));
                     parent
                 }
                 Self::Index(parent, index) => {
-                    steps.push(Step::Index(*index));
+                    steps.push(PathSegment::Index(*index));
                     parent
                 }
             };
@@ -127,7 +127,7 @@ impl Trail<'_> {
 /// One node that is being deserialised.
 #[derive(Clone, Copy)]
 struct Reader<'t, 'p> {
-    node: &'t Node<'t>,
+    node: &'t YamlNode<'t>,
     trail: &'p Trail<'p>,
     /// The innermost entry that contains this node, by address.
     entry: usize,
@@ -152,10 +152,10 @@ impl<'t> Reader<'t, '_> {
         let text = match &self.node.value {
             Value::List(_) => format!("must be {wanted}, not a list: remove the dash (-)"),
             Value::Map(_) => format!("must be {wanted}, not a mapping"),
-            Value::Scalar(_, Kind::Null) => format!("must be {wanted}, and is empty"),
-            Value::Scalar(text, Kind::String) => format!("must be {wanted}, not the text {text:?}"),
-            Value::Scalar(text, Kind::Bool(_)) => format!("must be {wanted}, not the boolean {text}"),
-            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) => {
+            Value::Scalar(_, ScalarKind::Null) => format!("must be {wanted}, and is empty"),
+            Value::Scalar(text, ScalarKind::String) => format!("must be {wanted}, not the text {text:?}"),
+            Value::Scalar(text, ScalarKind::Bool(_)) => format!("must be {wanted}, not the boolean {text}"),
+            Value::Scalar(text, ScalarKind::Integer(_) | ScalarKind::Float(_)) => {
                 format!("must be {wanted}, not the number {text}")
             }
         };
@@ -164,19 +164,21 @@ impl<'t> Reader<'t, '_> {
 
     fn must_be_text<T>(self) -> Result<T, Error> {
         let text = match &self.node.value {
-            Value::Scalar(text, Kind::Bool(value)) if matches!(&**text, "true" | "false") => {
+            Value::Scalar(text, ScalarKind::Bool(value)) if matches!(&**text, "true" | "false") => {
                 format!("must be text, but {text} is the boolean {value}: write \"{text}\"")
             }
-            Value::Scalar(text, Kind::Bool(value)) => {
+            Value::Scalar(text, ScalarKind::Bool(value)) => {
                 format!("must be text, but {text} is the boolean {value} in YAML 1.1: write \"{text}\"")
             }
-            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) => {
+            Value::Scalar(text, ScalarKind::Integer(_) | ScalarKind::Float(_)) => {
                 format!("must be text, but {text} is a number: write \"{text}\"")
             }
-            Value::Scalar(text, Kind::Null) if text.is_empty() => {
+            Value::Scalar(text, ScalarKind::Null) if text.is_empty() => {
                 "must be text, and is empty: write \"\" for an empty text".to_owned()
             }
-            Value::Scalar(text, Kind::Null) => format!("must be text, but {text} is null: write \"{text}\""),
+            Value::Scalar(text, ScalarKind::Null) => {
+                format!("must be text, but {text} is null: write \"{text}\"")
+            }
             _ => return self.must_be("text"),
         };
         Err(self.place(Error::new(text)))
@@ -184,12 +186,12 @@ impl<'t> Reader<'t, '_> {
 
     fn number<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         let result = match &self.node.value {
-            Value::Scalar(_, Kind::Integer(number)) => visit_integer(*number, visitor),
-            Value::Scalar(_, Kind::Float(number)) => match whole(*number) {
+            Value::Scalar(_, ScalarKind::Integer(number)) => visit_integer(*number, visitor),
+            Value::Scalar(_, ScalarKind::Float(number)) => match whole(*number) {
                 Some(number) => visitor.visit_i64(number),
                 None => return self.must_be("a whole number"),
             },
-            Value::Scalar(text, Kind::String) if text.parse::<i64>().is_ok() => {
+            Value::Scalar(text, ScalarKind::String) if text.parse::<i64>().is_ok() => {
                 let text = format!("must be a number, but \"{text}\" is text: write {text}");
                 return Err(self.place(Error::new(text)));
             }
@@ -216,7 +218,7 @@ impl<'t> Reader<'t, '_> {
             Value::Map(entries) => visitor
                 .visit_map(Fields { entries: entries.iter(), value: None, known: fields, reader: self })
                 .map_err(|error| self.place(error)),
-            Value::Scalar(_, Kind::Null) => self.must_be("a mapping; write {} for one without fields"),
+            Value::Scalar(_, ScalarKind::Null) => self.must_be("a mapping; write {} for one without fields"),
             _ => self.must_be("a mapping"),
         }
     }
@@ -253,14 +255,14 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
 
     fn deserialize_any<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         let result = match &self.node.value {
-            Value::Scalar(_, Kind::Null) => visitor.visit_unit(),
-            Value::Scalar(_, Kind::Bool(value)) => visitor.visit_bool(*value),
-            Value::Scalar(_, Kind::Integer(number)) => visit_integer(*number, visitor),
-            Value::Scalar(_, Kind::Float(number)) => match whole(*number) {
+            Value::Scalar(_, ScalarKind::Null) => visitor.visit_unit(),
+            Value::Scalar(_, ScalarKind::Bool(value)) => visitor.visit_bool(*value),
+            Value::Scalar(_, ScalarKind::Integer(number)) => visit_integer(*number, visitor),
+            Value::Scalar(_, ScalarKind::Float(number)) => match whole(*number) {
                 Some(number) => visitor.visit_i64(number),
                 None => visitor.visit_f64(*number),
             },
-            Value::Scalar(text, Kind::String) => visitor.visit_borrowed_str(text),
+            Value::Scalar(text, ScalarKind::String) => visitor.visit_borrowed_str(text),
             Value::List(_) => return self.list(visitor),
             Value::Map(_) => return self.map(&[], visitor),
         };
@@ -269,7 +271,7 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
 
     fn deserialize_bool<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
-            Value::Scalar(_, Kind::Bool(value)) => visitor.visit_bool(*value),
+            Value::Scalar(_, ScalarKind::Bool(value)) => visitor.visit_bool(*value),
             _ => self.must_be("true or false"),
         }
     }
@@ -283,8 +285,8 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
 
     fn deserialize_f64<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
-            Value::Scalar(_, Kind::Float(number)) => visitor.visit_f64(*number),
-            Value::Scalar(_, Kind::Integer(number)) => {
+            Value::Scalar(_, ScalarKind::Float(number)) => visitor.visit_f64(*number),
+            Value::Scalar(_, ScalarKind::Integer(number)) => {
                 visit_integer(*number, visitor).map_err(|error| self.place(error))
             }
             _ => self.must_be("a number"),
@@ -297,10 +299,10 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
 
     fn deserialize_str<V: Visitor<'t>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
-            Value::Scalar(text, Kind::String) => {
+            Value::Scalar(text, ScalarKind::String) => {
                 visitor.visit_borrowed_str(text).map_err(|error| self.place(error))
             }
-            Value::Scalar(text, Kind::Integer(_) | Kind::Float(_)) if self.loose => {
+            Value::Scalar(text, ScalarKind::Integer(_) | ScalarKind::Float(_)) if self.loose => {
                 visitor.visit_borrowed_str(text)
             }
             _ => self.must_be_text(),
@@ -396,7 +398,7 @@ impl<'t> de::Deserializer<'t> for Reader<'t, '_> {
 }
 
 struct Items<'t, 'p> {
-    items: std::iter::Enumerate<std::slice::Iter<'t, Node<'t>>>,
+    items: std::iter::Enumerate<std::slice::Iter<'t, YamlNode<'t>>>,
     reader: Reader<'t, 'p>,
 }
 

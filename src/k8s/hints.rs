@@ -3,13 +3,13 @@
 use super::{
     deserialize::Unknown,
     fault::Problem,
-    node::{Node, Value},
-    path::{FieldPath, Step},
+    node::{Value, YamlNode},
+    path::{FieldPath, PathSegment},
 };
 
 /// Reports an unknown field, and what to do.
 #[must_use]
-pub fn explain(unknown: &Unknown, root: &Node<'_>) -> Problem {
+pub fn explain(unknown: &Unknown, root: &YamlNode<'_>) -> Problem {
     let Some((parent, name)) = unknown.path.split_key() else {
         return Problem::error(unknown.path.clone(), "unknown field");
     };
@@ -20,7 +20,7 @@ pub fn explain(unknown: &Unknown, root: &Node<'_>) -> Problem {
     Problem::error(unknown.path.clone(), text)
 }
 
-fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Option<String> {
+fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &YamlNode<'_>) -> Option<String> {
     if let Some(field) = known.iter().find(|field| field.eq_ignore_ascii_case(name)) {
         return Some(format!("did you mean `{field}`?"));
     }
@@ -31,7 +31,7 @@ fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Opti
 }
 
 /// Where a misplaced field belongs: nearly always a matter of indentation.
-fn home(name: &str, parent: &FieldPath, known: &[&str], root: &Node<'_>) -> Option<String> {
+fn home(name: &str, parent: &FieldPath, known: &[&str], root: &YamlNode<'_>) -> Option<String> {
     let inside = |field: &str| Some(format!("it belongs inside {field}: indent it"));
     let beside = |field: &str| root.nearest(parent).get(field).is_some();
     let place = Place::of(parent);
@@ -101,7 +101,7 @@ impl Place {
         let keys: Vec<&str> = path
             .steps()
             .iter()
-            .filter_map(|step| if let Step::Key(key) = step { Some(&**key) } else { None })
+            .filter_map(|step| if let PathSegment::Key(key) = step { Some(&**key) } else { None })
             .collect();
         match keys[..] {
             [] => Self::Object,
@@ -152,7 +152,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// What is wrong with the top-level fields of an object that has no `kind` or no `apiVersion`.
 #[must_use]
-pub fn missing(field: &str, root: &Node<'_>) -> Problem {
+pub fn missing(field: &str, root: &YamlNode<'_>) -> Problem {
     let Value::Map(entries) = &root.value else {
         return Problem::error(
             FieldPath::root(),

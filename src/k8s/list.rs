@@ -9,7 +9,7 @@
 
 use super::{
     chunk::Piece,
-    node::{self, Node, Value},
+    node::{self, Value, YamlNode},
 };
 
 /// A list, split into its items.
@@ -37,14 +37,14 @@ pub fn cut(text: &str) -> Option<List<'_>> {
     if !root.entries().iter().all(|entry| known(&entry.key)) {
         return None;
     }
-    let text = |field| root.get(field).and_then(Node::as_str);
+    let text = |field| root.get(field).and_then(YamlNode::as_str);
     let kind = text("kind")?.strip_suffix("List")?.to_owned();
     Some(List { api: text("apiVersion")?.to_owned(), kind, items })
 }
 
 /// The single item in the root of a piece of a list; `None` if it is anything else.
 #[must_use]
-pub fn item<'n, 't>(root: &'n Node<'t>, text: &str) -> Option<&'n Node<'t>> {
+pub fn item<'n, 't>(root: &'n YamlNode<'t>, text: &str) -> Option<&'n YamlNode<'t>> {
     match &root.value {
         Value::List(items) if !text.starts_with('{') => match &items[..] {
             [item] => Some(item),

@@ -10,7 +10,7 @@ use super::{
     convert::{Conversion, Origin, key, labels, protocol, selector},
     fault::{Problem, Severity},
     intern::Interner,
-    path::{FieldPath, Step},
+    path::{FieldPath, PathSegment},
     types, validate,
 };
 use crate::model::{
@@ -136,9 +136,11 @@ fn hides_subject(path: &FieldPath) -> bool {
     };
     match path.steps() {
         [] => true,
-        [Step::Key(field)] => misplaced(field),
-        [Step::Key(spec), Step::Key(field), ..] if **spec == *"spec" => misplaced(field),
-        [Step::Key(metadata), Step::Key(field), ..] if **metadata == *"metadata" => misplaced(field),
+        [PathSegment::Key(field)] => misplaced(field),
+        [PathSegment::Key(spec), PathSegment::Key(field), ..] if **spec == *"spec" => misplaced(field),
+        [PathSegment::Key(metadata), PathSegment::Key(field), ..] if **metadata == *"metadata" => {
+            misplaced(field)
+        }
         _ => false,
     }
 }
@@ -146,8 +148,8 @@ fn hides_subject(path: &FieldPath) -> bool {
 /// Whether a fault at `path` may hide an intended policyTypes, ingress or egress.
 fn hides_directions(path: &FieldPath) -> bool {
     match path.steps() {
-        [Step::Key(_)] => true,
-        [Step::Key(spec), Step::Key(field), rest @ ..] if **spec == *"spec" => match &**field {
+        [PathSegment::Key(_)] => true,
+        [PathSegment::Key(spec), PathSegment::Key(field), rest @ ..] if **spec == *"spec" => match &**field {
             "policyTypes" => true,
             "ingress" | "egress" => false,
             _ => rest.is_empty(),

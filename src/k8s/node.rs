@@ -7,8 +7,8 @@ use std::{borrow::Cow, collections::HashMap};
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
 
 use super::{
-    path::{FieldPath, Position, Step},
-    scalar::{Kind, resolve},
+    path::{FieldPath, PathSegment, Position},
+    scalar::{ScalarKind, resolve},
 };
 
 /// How deeply lists and mappings may nest. No Kubernetes object comes near it.
@@ -19,20 +19,20 @@ const COPIES: usize = 100_000;
 
 /// A value and its position.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node<'t> {
+pub struct YamlNode<'t> {
     /// Where it begins.
     pub at: Position,
     /// What it is.
     pub value: Value<'t>,
 }
 
-/// What a [`Node`] is.
+/// What a [`YamlNode`] is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'t> {
     /// A single value: its text, and what that means.
-    Scalar(Cow<'t, str>, Kind),
+    Scalar(Cow<'t, str>, ScalarKind),
     /// A list.
-    List(Vec<Node<'t>>),
+    List(Vec<YamlNode<'t>>),
     /// A mapping, in the order of the text; every key once.
     Map(Vec<Entry<'t>>),
 }
@@ -45,14 +45,14 @@ pub struct Entry<'t> {
     /// The key.
     pub key: Cow<'t, str>,
     /// Its value.
-    pub value: Node<'t>,
+    pub value: YamlNode<'t>,
 }
 
 /// One document of a text.
 #[derive(Debug)]
 pub struct Document<'t> {
     /// Its content; `None` if it holds nothing but blanks and comments.
-    pub root: Option<Node<'t>>,
+    pub root: Option<YamlNode<'t>>,
     /// Keys that occur twice in one mapping. The tree has the first of each.
     pub repeated: Vec<RepeatedKey>,
 }
@@ -78,10 +78,10 @@ pub struct SyntaxError {
     pub text: String,
 }
 
-impl<'t> Node<'t> {
+impl<'t> YamlNode<'t> {
     /// The value under `key`, if this is a mapping that has it.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Node<'t>> {
+    pub fn get(&self, key: &str) -> Option<&YamlNode<'t>> {
         self.entry(key).map(|entry| &entry.value)
     }
 
@@ -100,18 +100,18 @@ impl<'t> Node<'t> {
     /// The text, if this is a string.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
-        if let Value::Scalar(text, Kind::String) = &self.value { Some(text) } else { None }
+        if let Value::Scalar(text, ScalarKind::String) = &self.value { Some(text) } else { None }
     }
 
     /// Whether it is null, written or left out.
     #[must_use]
     pub fn is_null(&self) -> bool {
-        matches!(self.value, Value::Scalar(_, Kind::Null))
+        matches!(self.value, Value::Scalar(_, ScalarKind::Null))
     }
 
     /// The node at `path`, or the nearest one on the way to it.
     #[must_use]
-    pub fn nearest(&self, path: &FieldPath) -> &Node<'t> {
+    pub fn nearest(&self, path: &FieldPath) -> &YamlNode<'t> {
         self.walk(path).0
     }
 
@@ -130,13 +130,15 @@ impl<'t> Node<'t> {
     }
 
     /// Follows `path` as far as it goes: the node there, the key or item that leads to it, and whether that is all.
-    fn walk(&self, path: &FieldPath) -> (&Node<'t>, Position, bool) {
+    fn walk(&self, path: &FieldPath) -> (&YamlNode<'t>, Position, bool) {
         let (mut node, mut at) = (self, self.at);
         for step in path.steps() {
             let next = match (step, &node.value) {
-                (Step::Key(key), _) => node.entry(key).map(|entry| (&entry.value, entry.at)),
-                (Step::Index(index), Value::List(items)) => items.get(*index).map(|item| (item, item.at)),
-                (Step::Index(_), _) => None,
+                (PathSegment::Key(key), _) => node.entry(key).map(|entry| (&entry.value, entry.at)),
+                (PathSegment::Index(index), Value::List(items)) => {
+                    items.get(*index).map(|item| (item, item.at))
+                }
+                (PathSegment::Index(_), _) => None,
             };
             let Some(next) = next else { return (node, at, false) };
             (node, at) = next;
@@ -148,7 +150,7 @@ impl<'t> Node<'t> {
     fn size(&self) -> usize {
         1 + match &self.value {
             Value::Scalar(..) => 0,
-            Value::List(items) => items.iter().map(Node::size).sum(),
+            Value::List(items) => items.iter().map(YamlNode::size).sum(),
             Value::Map(entries) => entries.iter().map(|entry| entry.value.size()).sum(),
         }
     }
@@ -186,7 +188,7 @@ fn next_document<'t>(parser: &mut Parser<'t, StrInput<'t>>) -> Result<Option<Doc
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let kind = scalar_kind(&text, style, tag.as_deref(), at)?;
-                builder.put(Node { at, value: Value::Scalar(text, kind) }, anchor)?;
+                builder.put(YamlNode { at, value: Value::Scalar(text, kind) }, anchor)?;
             }
             Event::SequenceStart(anchor, _) => builder.open(at, anchor, Held::List(Vec::new()))?,
             Event::MappingStart(anchor, _) => {
@@ -214,21 +216,26 @@ fn syntax_hint(info: &str) -> String {
     format!("not valid YAML: {info}")
 }
 
-fn scalar_kind(text: &str, style: ScalarStyle, tag: Option<&Tag>, at: Position) -> Result<Kind, SyntaxError> {
+fn scalar_kind(
+    text: &str,
+    style: ScalarStyle,
+    tag: Option<&Tag>,
+    at: Position,
+) -> Result<ScalarKind, SyntaxError> {
     let Some(tag) = tag else {
-        return Ok(if style == ScalarStyle::Plain { resolve(text) } else { Kind::String });
+        return Ok(if style == ScalarStyle::Plain { resolve(text) } else { ScalarKind::String });
     };
     if tag.is_yaml_core_schema() {
         match (tag.suffix.as_str(), resolve(text)) {
-            ("str", _) => return Ok(Kind::String),
-            ("int", kind @ Kind::Integer(_))
-            | ("float", kind @ (Kind::Float(_) | Kind::Integer(_)))
-            | ("bool", kind @ Kind::Bool(_))
-            | ("null", kind @ Kind::Null) => return Ok(kind),
+            ("str", _) => return Ok(ScalarKind::String),
+            ("int", kind @ ScalarKind::Integer(_))
+            | ("float", kind @ (ScalarKind::Float(_) | ScalarKind::Integer(_)))
+            | ("bool", kind @ ScalarKind::Bool(_))
+            | ("null", kind @ ScalarKind::Null) => return Ok(kind),
             _ => {}
         }
     } else if tag.handle.is_empty() && tag.suffix == "!" {
-        return Ok(Kind::String);
+        return Ok(ScalarKind::String);
     }
     Err(SyntaxError { at, text: format!("the tag {tag} does not fit {text:?}: remove it") })
 }
@@ -237,8 +244,8 @@ fn scalar_kind(text: &str, style: ScalarStyle, tag: Option<&Tag>, at: Position) 
 #[derive(Default)]
 struct Builder<'t> {
     open: Vec<Open<'t>>,
-    root: Option<Node<'t>>,
-    anchors: HashMap<usize, Node<'t>>,
+    root: Option<YamlNode<'t>>,
+    anchors: HashMap<usize, YamlNode<'t>>,
     copied: usize,
     repeated: Vec<RepeatedKey>,
 }
@@ -250,11 +257,11 @@ struct Open<'t> {
 }
 
 enum Held<'t> {
-    List(Vec<Node<'t>>),
+    List(Vec<YamlNode<'t>>),
     Map {
         entries: Vec<Entry<'t>>,
         key: Option<(Position, Cow<'t, str>)>,
-        merged: Vec<Node<'t>>,
+        merged: Vec<YamlNode<'t>>,
         seen: Seen<'t>,
     },
 }
@@ -282,10 +289,10 @@ impl<'t> Builder<'t> {
                 Value::Map(entries)
             }
         };
-        self.put(Node { at, value }, anchor)
+        self.put(YamlNode { at, value }, anchor)
     }
 
-    fn put(&mut self, node: Node<'t>, anchor: usize) -> Result<(), SyntaxError> {
+    fn put(&mut self, node: YamlNode<'t>, anchor: usize) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.count(node.size(), node.at)?;
             self.anchors.insert(anchor, node.clone());
@@ -311,7 +318,7 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    fn alias(&mut self, anchor: usize, at: Position) -> Result<Node<'t>, SyntaxError> {
+    fn alias(&mut self, anchor: usize, at: Position) -> Result<YamlNode<'t>, SyntaxError> {
         let node = self.anchors.get(&anchor).cloned().ok_or_else(|| SyntaxError {
             at,
             text: "this alias stands inside of what it is an alias of".to_owned(),
@@ -337,15 +344,14 @@ impl<'t> Builder<'t> {
         outer
             .iter()
             .map(|open| match &open.held {
-                Held::List(items) => Step::Index(items.len()),
-                Held::Map { key, .. } => Step::Key(key.as_ref().map_or("", |(_, name)| name).into()),
+                Held::List(items) => PathSegment::Index(items.len()),
+                Held::Map { key, .. } => PathSegment::Key(key.as_ref().map_or("", |(_, name)| name).into()),
             })
             .collect()
     }
 
     fn finish(self) -> Document<'t> {
-        let blank =
-            |root: &Node<'_>| matches!(&root.value, Value::Scalar(text, Kind::Null) if text.is_empty());
+        let blank = |root: &YamlNode<'_>| matches!(&root.value, Value::Scalar(text, ScalarKind::Null) if text.is_empty());
         Document { root: self.root.filter(|root| !blank(root)), repeated: self.repeated }
     }
 }
@@ -368,21 +374,21 @@ impl<'t> Seen<'t> {
 }
 
 /// A key as it is in the JSON object: a number is written out, and what would become `true` or `null` is refused.
-fn key_text(node: Node<'_>) -> Result<Cow<'_, str>, SyntaxError> {
+fn key_text(node: YamlNode<'_>) -> Result<Cow<'_, str>, SyntaxError> {
     let refuse = |text: String| Err(SyntaxError { at: node.at, text });
     match node.value {
-        Value::Scalar(text, Kind::String | Kind::Float(_)) => Ok(text),
-        Value::Scalar(_, Kind::Integer(number)) => Ok(number.to_string().into()),
-        Value::Scalar(text, Kind::Bool(value)) => {
+        Value::Scalar(text, ScalarKind::String | ScalarKind::Float(_)) => Ok(text),
+        Value::Scalar(_, ScalarKind::Integer(number)) => Ok(number.to_string().into()),
+        Value::Scalar(text, ScalarKind::Bool(value)) => {
             refuse(format!("the key {text} is the boolean {value} in YAML 1.1: write \"{text}\""))
         }
-        Value::Scalar(_, Kind::Null) => refuse("a key is missing before this colon".to_owned()),
+        Value::Scalar(_, ScalarKind::Null) => refuse("a key is missing before this colon".to_owned()),
         Value::List(_) | Value::Map(_) => refuse("a list or mapping cannot be a key".to_owned()),
     }
 }
 
 /// Merges the value of `<<`: adds the entries whose keys the mapping does not have itself.
-fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &Node<'t>) -> Result<(), SyntaxError> {
+fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &YamlNode<'t>) -> Result<(), SyntaxError> {
     match &from.value {
         Value::Map(others) => {
             for other in others {
@@ -406,7 +412,7 @@ fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &Node<'t>) -> Result<(), Syntax
 mod tests {
     use super::*;
 
-    fn one(text: &str) -> Node<'_> {
+    fn one(text: &str) -> YamlNode<'_> {
         let (mut documents, error) = parse(text);
         assert_eq!(error, None, "{text}");
         documents.remove(0).root.unwrap()
@@ -431,10 +437,10 @@ mod tests {
         let json = "{\r\n\t\"a\": [1, true, null, \"y\", \"\\u00e4\\/\"]\r\n}\r\n";
         let root = one(json);
         let Some(Value::List(items)) = root.get("a").map(|node| &node.value) else { panic!("{root:?}") };
-        assert_eq!(items[1].value, Value::Scalar("true".into(), Kind::Bool(true)));
+        assert_eq!(items[1].value, Value::Scalar("true".into(), ScalarKind::Bool(true)));
         assert_eq!(items[3].as_str(), Some("y"));
         assert_eq!(items[4].as_str(), Some("\u{e4}/"));
-        assert_eq!(one("a: b\r\nc: d\r\n").get("c").and_then(Node::as_str), Some("d"));
+        assert_eq!(one("a: b\r\nc: d\r\n").get("c").and_then(YamlNode::as_str), Some("d"));
     }
 
     #[test]
@@ -501,6 +507,6 @@ mod tests {
 
     #[test]
     fn a_tag_can_make_text_of_a_number() {
-        assert_eq!(one("a: !!str 80\n").get("a").and_then(Node::as_str), Some("80"));
+        assert_eq!(one("a: !!str 80\n").get("a").and_then(YamlNode::as_str), Some("80"));
     }
 }

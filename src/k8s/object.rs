@@ -12,7 +12,7 @@ use super::{
     hints,
     intern::Interner,
     network_policy,
-    node::{Node, RepeatedKey, Value},
+    node::{RepeatedKey, Value, YamlNode},
     path::{FieldPath, Position},
     types,
 };
@@ -67,7 +67,7 @@ pub struct Contents {
 
 /// A kind that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ManifestKind {
     Namespace,
     Pod,
     NetworkPolicy,
@@ -76,24 +76,24 @@ enum Kind {
 }
 
 /// Every kind that is read, with its apiVersion.
-const KINDS: [(&str, &str, Kind); 10] = [
-    ("v1", "Namespace", Kind::Namespace),
-    ("v1", "Pod", Kind::Pod),
-    ("networking.k8s.io/v1", "NetworkPolicy", Kind::NetworkPolicy),
-    ("apps/v1", "Deployment", Kind::Workload),
-    ("apps/v1", "StatefulSet", Kind::Workload),
-    ("apps/v1", "DaemonSet", Kind::Workload),
-    ("apps/v1", "ReplicaSet", Kind::Workload),
-    ("batch/v1", "Job", Kind::Workload),
-    ("batch/v1", "CronJob", Kind::Workload),
-    ("v1", "List", Kind::List),
+const KINDS: [(&str, &str, ManifestKind); 10] = [
+    ("v1", "Namespace", ManifestKind::Namespace),
+    ("v1", "Pod", ManifestKind::Pod),
+    ("networking.k8s.io/v1", "NetworkPolicy", ManifestKind::NetworkPolicy),
+    ("apps/v1", "Deployment", ManifestKind::Workload),
+    ("apps/v1", "StatefulSet", ManifestKind::Workload),
+    ("apps/v1", "DaemonSet", ManifestKind::Workload),
+    ("apps/v1", "ReplicaSet", ManifestKind::Workload),
+    ("batch/v1", "Job", ManifestKind::Workload),
+    ("batch/v1", "CronJob", ManifestKind::Workload),
+    ("v1", "List", ManifestKind::List),
 ];
 
 /// Reads the object, or list of objects, in `root`. `item` is the apiVersion and the kind for an item of a list that
 /// does not state them itself.
 #[must_use]
 pub fn read(
-    root: &Node<'_>,
+    root: &YamlNode<'_>,
     repeated: &[RepeatedKey],
     item: Option<(&str, &str)>,
     workloads: bool,
@@ -113,18 +113,18 @@ struct Reader<'r> {
 
 /// The kind that an object states.
 enum Recognized {
-    Known(&'static str, Kind),
+    Known(&'static str, ManifestKind),
     Other(String),
     Wrong(Problem),
 }
 
 impl Reader<'_> {
     /// Reads `root`, which is at `at` in its document; `item` is the kind of its list's items.
-    fn object(&mut self, root: &Node<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
+    fn object(&mut self, root: &YamlNode<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
         match tell(root, item) {
-            Recognized::Known(_, Kind::List) => self.list(root, at),
-            Recognized::Known(kind, Kind::Workload) if !self.workloads => {
-                let api = root.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
+            Recognized::Known(_, ManifestKind::List) => self.list(root, at),
+            Recognized::Known(kind, ManifestKind::Workload) if !self.workloads => {
+                let api = root.get("apiVersion").and_then(YamlNode::as_str).unwrap_or_default();
                 self.contents.skipped.push(format!("{api}/{kind}"));
             }
             Recognized::Known(name, kind) => {
@@ -140,8 +140,8 @@ impl Reader<'_> {
         }
     }
 
-    fn list(&mut self, root: &Node<'_>, at: &FieldPath) {
-        let text = |field| root.get(field).and_then(Node::as_str).unwrap_or_default();
+    fn list(&mut self, root: &YamlNode<'_>, at: &FieldPath) {
+        let text = |field| root.get(field).and_then(YamlNode::as_str).unwrap_or_default();
         // The items of a PodList need not state that they are pods.
         let item = text("kind").strip_suffix("List").filter(|kind| !kind.is_empty());
         let item = item.map(|kind| (text("apiVersion"), kind));
@@ -153,42 +153,50 @@ impl Reader<'_> {
                 return;
             }
             None => Problem::error(at.clone(), "a list without items"),
-            Some(Value::Scalar(..)) if root.get("items").is_some_and(Node::is_null) => return,
+            Some(Value::Scalar(..)) if root.get("items").is_some_and(YamlNode::is_null) => return,
             Some(_) => Problem::of_field(at.key("items"), "must be a list"),
         };
         let place = root.get("items").map_or(root.at, |items| items.at);
         self.contents.manifests.push(Manifest::unnamed(root.at, (place, problem)));
     }
 
-    fn known(&mut self, root: &Node<'_>, at: &FieldPath, name: &'static str, kind: Kind) -> Manifest {
+    fn known(
+        &mut self,
+        root: &YamlNode<'_>,
+        at: &FieldPath,
+        name: &'static str,
+        kind: ManifestKind,
+    ) -> Manifest {
         use apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
         match (name, kind) {
-            (_, Kind::Namespace) => self
+            (_, ManifestKind::Namespace) => self
                 .judge::<core::v1::Namespace, types::Namespace, _>(root, at, name, convert::namespace)
                 .into_manifest(Object::Namespace),
-            (_, Kind::Pod) => self
+            (_, ManifestKind::Pod) => self
                 .judge::<core::v1::Pod, types::Pod, _>(root, at, name, convert::pod)
                 .into_manifest(Object::Pod),
-            (_, Kind::NetworkPolicy) => self.policy(root, at, name),
+            (_, ManifestKind::NetworkPolicy) => self.policy(root, at, name),
             ("Deployment", _) => self.workload::<Deployment>(root, at, name),
             ("StatefulSet", _) => self.workload::<StatefulSet>(root, at, name),
             ("DaemonSet", _) => self.workload::<DaemonSet>(root, at, name),
             ("ReplicaSet", _) => self.workload::<ReplicaSet>(root, at, name),
             ("Job", _) => self.workload::<batch::v1::Job>(root, at, name),
-            (_, Kind::Workload | Kind::List) => self.workload::<batch::v1::CronJob>(root, at, name),
+            (_, ManifestKind::Workload | ManifestKind::List) => {
+                self.workload::<batch::v1::CronJob>(root, at, name)
+            }
         }
     }
 
     fn workload<Full: DeserializeOwned>(
         &mut self,
-        root: &Node<'_>,
+        root: &YamlNode<'_>,
         at: &FieldPath,
         name: &'static str,
     ) -> Manifest {
         self.judge::<Full, types::Workload, _>(root, at, name, convert::workload).into_manifest(Object::Pod)
     }
 
-    fn policy(&mut self, root: &Node<'_>, at: &FieldPath, name: &'static str) -> Manifest {
+    fn policy(&mut self, root: &YamlNode<'_>, at: &FieldPath, name: &'static str) -> Manifest {
         use networking::v1::NetworkPolicy;
         let judged = self.judge::<NetworkPolicy, types::NetworkPolicy, _>(root, at, name, |object, names| {
             network_policy::network_policy(object, Origin::Manifest, names)
@@ -208,7 +216,7 @@ impl Reader<'_> {
     /// the fields that are used.
     fn judge<Full: DeserializeOwned, Slim: DeserializeOwned, T>(
         &mut self,
-        root: &Node<'_>,
+        root: &YamlNode<'_>,
         at: &FieldPath,
         kind: &'static str,
         convert: fn(&Slim, &mut Interner) -> Conversion<T>,
@@ -258,7 +266,7 @@ impl Reader<'_> {
     }
 
     /// Which object it is, as far as that is known without trusting the rest of it.
-    fn identify(&mut self, root: &Node<'_>, kind: &'static str) -> Option<ObjectId> {
+    fn identify(&mut self, root: &YamlNode<'_>, kind: &'static str) -> Option<ObjectId> {
         let text = |field| {
             let node = root.get("metadata")?.get(field)?;
             node.as_str().filter(|text| !text.is_empty())
@@ -301,7 +309,7 @@ impl<Slim, T> Judged<Slim, T> {
     }
 }
 
-fn tell(root: &Node<'_>, item: Option<(&str, &str)>) -> Recognized {
+fn tell(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {
     let text = |field: &str, default: Option<&str>| match root.get(field) {
         None => default.map(str::to_owned).ok_or_else(|| hints::missing(field, root)),
         Some(node) => match node.as_str() {
@@ -325,7 +333,7 @@ fn classify(api: &str, kind: &str) -> Recognized {
     // The API server returns a list of pods as a PodList.
     let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
-        return Recognized::Known("List", Kind::List);
+        return Recognized::Known("List", ManifestKind::List);
     }
     let home = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(home, ..)| *home);
     if let Some(home) = home.filter(|home| is_slip_of(api, home)) {

@@ -32,7 +32,7 @@ impl fmt::Display for Position {
 
 /// One step of a [`FieldPath`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Step {
+pub enum PathSegment {
     /// Into the value of a key.
     Key(Box<str>),
     /// Into an item of a list, counted from 0.
@@ -41,7 +41,7 @@ pub enum Step {
 
 /// A path of fields, as the API server writes it in its own messages: `spec.ingress[0].from[1].podSelector`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FieldPath(Vec<Step>);
+pub struct FieldPath(Vec<PathSegment>);
 
 impl FieldPath {
     /// The object itself.
@@ -53,22 +53,22 @@ impl FieldPath {
     /// A path of keys only.
     #[must_use]
     pub fn of(keys: &[&str]) -> Self {
-        Self(keys.iter().map(|key| Step::Key((*key).into())).collect())
+        Self(keys.iter().map(|key| PathSegment::Key((*key).into())).collect())
     }
 
     /// This path and then `key`.
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        self.step(Step::Key(key.into()))
+        self.step(PathSegment::Key(key.into()))
     }
 
     /// This path and then item `index`.
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        self.step(Step::Index(index))
+        self.step(PathSegment::Index(index))
     }
 
-    fn step(&self, step: Step) -> Self {
+    fn step(&self, step: PathSegment) -> Self {
         let mut steps = Vec::with_capacity(self.0.len() + 1);
         steps.extend_from_slice(&self.0);
         steps.push(step);
@@ -83,7 +83,7 @@ impl FieldPath {
 
     /// Its steps, outermost first.
     #[must_use]
-    pub fn steps(&self) -> &[Step] {
+    pub fn steps(&self) -> &[PathSegment] {
         &self.0
     }
 
@@ -91,14 +91,14 @@ impl FieldPath {
     #[must_use]
     pub fn is_within(&self, keys: &[&str]) -> bool {
         self.0.len() >= keys.len()
-            && self.0.iter().zip(keys).all(|(step, key)| matches!(step, Step::Key(k) if **k == **key))
+            && self.0.iter().zip(keys).all(|(step, key)| matches!(step, PathSegment::Key(k) if **k == **key))
     }
 
     /// Everything but its last step, and that step's key; `None` for the root and for an item of a list.
     #[must_use]
     pub fn split_key(&self) -> Option<(Self, &str)> {
         match self.0.split_last() {
-            Some((Step::Key(key), parent)) => Some((Self(parent.to_vec()), key)),
+            Some((PathSegment::Key(key), parent)) => Some((Self(parent.to_vec()), key)),
             _ => None,
         }
     }
@@ -106,21 +106,21 @@ impl FieldPath {
     /// What a user would call the field: its last key, and the items below it, such as `from[1]`.
     #[must_use]
     pub fn last(&self) -> String {
-        let key = self.0.iter().rposition(|step| matches!(step, Step::Key(_)));
+        let key = self.0.iter().rposition(|step| matches!(step, PathSegment::Key(_)));
         let tail = &self.0[key.unwrap_or(0)..];
         let text: String = tail
             .iter()
             .map(|step| match step {
-                Step::Key(key) => key.to_string(),
-                Step::Index(index) => format!("[{index}]"),
+                PathSegment::Key(key) => key.to_string(),
+                PathSegment::Index(index) => format!("[{index}]"),
             })
             .collect();
         if text.is_empty() { "the object".to_owned() } else { text }
     }
 }
 
-impl FromIterator<Step> for FieldPath {
-    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+impl FromIterator<PathSegment> for FieldPath {
+    fn from_iter<I: IntoIterator<Item = PathSegment>>(steps: I) -> Self {
         Self(steps.into_iter().collect())
     }
 }
@@ -130,13 +130,13 @@ impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, step) in self.0.iter().enumerate() {
             match step {
-                Step::Index(index) => write!(f, "[{index}]")?,
-                Step::Key(key)
+                PathSegment::Index(index) => write!(f, "[{index}]")?,
+                PathSegment::Key(key)
                     if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) =>
                 {
                     write!(f, "{}{key}", if at > 0 { "." } else { "" })?;
                 }
-                Step::Key(key) => write!(f, "[{key}]")?,
+                PathSegment::Key(key) => write!(f, "[{key}]")?,
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 /// What a scalar means.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum ScalarKind {
     /// `null`, `~`, or nothing at all.
     Null,
     /// `true`, `yes`, `on`, `y` and their opposites.
@@ -20,29 +20,29 @@ pub enum Kind {
 
 /// What the plain (unquoted, untagged) scalar `text` means.
 #[must_use]
-pub fn resolve(text: &str) -> Kind {
+pub fn resolve(text: &str) -> ScalarKind {
     match text {
-        "" | "~" | "null" | "Null" | "NULL" => return Kind::Null,
+        "" | "~" | "null" | "Null" | "NULL" => return ScalarKind::Null,
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
-            return Kind::Bool(true);
+            return ScalarKind::Bool(true);
         }
         "n" | "N" | "no" | "No" | "NO" | "false" | "False" | "FALSE" | "off" | "Off" | "OFF" => {
-            return Kind::Bool(false);
+            return ScalarKind::Bool(false);
         }
-        ".nan" | ".NaN" | ".NAN" => return Kind::Float(f64::NAN),
-        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => return Kind::Float(f64::INFINITY),
-        "-.inf" | "-.Inf" | "-.INF" => return Kind::Float(f64::NEG_INFINITY),
+        ".nan" | ".NaN" | ".NAN" => return ScalarKind::Float(f64::NAN),
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" => return ScalarKind::Float(f64::INFINITY),
+        "-.inf" | "-.Inf" | "-.INF" => return ScalarKind::Float(f64::NEG_INFINITY),
         _ => {}
     }
     match text.as_bytes().first() {
         Some(b'0'..=b'9' | b'+' | b'-') => {
             let digits = without_underscores(text);
-            integer(&digits).map(Kind::Integer).or_else(|| float(&digits).map(Kind::Float))
+            integer(&digits).map(ScalarKind::Integer).or_else(|| float(&digits).map(ScalarKind::Float))
         }
-        Some(b'.') => float(text).map(Kind::Float),
+        Some(b'.') => float(text).map(ScalarKind::Float),
         _ => None,
     }
-    .unwrap_or(Kind::String)
+    .unwrap_or(ScalarKind::String)
 }
 
 fn without_underscores(text: &str) -> std::borrow::Cow<'_, str> {
@@ -89,22 +89,22 @@ mod tests {
     #[test]
     fn words_of_yaml_1_1_are_booleans() {
         for word in ["y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"] {
-            assert_eq!(resolve(word), Kind::Bool(true), "{word}");
+            assert_eq!(resolve(word), ScalarKind::Bool(true), "{word}");
         }
         for word in ["n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE"] {
-            assert_eq!(resolve(word), Kind::Bool(false), "{word}");
+            assert_eq!(resolve(word), ScalarKind::Bool(false), "{word}");
         }
         for word in ["yEs", "tRUE", "oN", "nope"] {
-            assert_eq!(resolve(word), Kind::String, "{word}");
+            assert_eq!(resolve(word), ScalarKind::String, "{word}");
         }
     }
 
     #[test]
     fn nothing_and_its_words_are_null() {
         for word in ["", "~", "null", "Null", "NULL"] {
-            assert_eq!(resolve(word), Kind::Null, "{word:?}");
+            assert_eq!(resolve(word), ScalarKind::Null, "{word:?}");
         }
-        assert_eq!(resolve("nULL"), Kind::String);
+        assert_eq!(resolve("nULL"), ScalarKind::String);
     }
 
     #[test]
@@ -121,19 +121,19 @@ mod tests {
             ("1_000", 1000),
             ("18446744073709551615", i128::from(u64::MAX)),
         ] {
-            assert_eq!(resolve(text), Kind::Integer(value), "{text}");
+            assert_eq!(resolve(text), ScalarKind::Integer(value), "{text}");
         }
     }
 
     #[test]
     fn what_only_looks_like_a_whole_number_is_something_else() {
-        assert_eq!(resolve("08"), Kind::Float(8.0));
-        assert_eq!(resolve("1e3"), Kind::Float(1000.0));
-        assert_eq!(resolve(".5"), Kind::Float(0.5));
+        assert_eq!(resolve("08"), ScalarKind::Float(8.0));
+        assert_eq!(resolve("1e3"), ScalarKind::Float(1000.0));
+        assert_eq!(resolve(".5"), ScalarKind::Float(0.5));
         for text in
             ["0x", "1.2.3", "10.0.0.1", "-", "+", ".", "1-2", "80/TCP", "2020-01-02", "infinity", "nan"]
         {
-            assert_eq!(resolve(text), Kind::String, "{text}");
+            assert_eq!(resolve(text), ScalarKind::String, "{text}");
         }
     }
 }

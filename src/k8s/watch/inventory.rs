@@ -26,7 +26,7 @@ use crate::model::{Change, Labels, MemoryExcess, Pod, Standing};
 
 /// An object that cannot be enforced as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Rejection {
     /// The object, if it is known which one it is.
     pub object: Option<ObjectId>,
     /// What is wrong with it.
@@ -34,7 +34,7 @@ pub struct Refusal {
 }
 
 /// `NetworkPolicy shop/deny-all: error: text (field path)`.
-impl fmt::Display for Refusal {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.object {
             Some(object) => write!(f, "{object}: {}", self.problem),
@@ -57,7 +57,7 @@ pub(super) struct Update {
     /// How many objects of a list are new, or no longer there.
     pub(super) came_or_went: usize,
     /// All current refusals, if they have changed.
-    pub(super) refused: Option<Vec<Refusal>>,
+    pub(super) refused: Option<Vec<Rejection>>,
     /// The namespaces whose policies take too much memory from now on.
     pub(super) closed: Vec<(Arc<str>, MemoryExcess)>,
     /// Whether to relist, for rules that were dropped and fit into memory now.
@@ -80,7 +80,7 @@ enum Held {
 pub(super) struct Inventory<S> {
     names: Interner,
     held: HashMap<Key, Held>,
-    refusals: BTreeMap<Key, Vec<Refusal>>,
+    refusals: BTreeMap<Key, Vec<Rejection>>,
     listing: Option<Listing>,
     /// `None` where everything is kept, whatever it takes.
     memory: Option<Memory>,
@@ -93,7 +93,7 @@ struct Listing {
     held: HashMap<Key, Held>,
     /// What was removed during the list, and has not come back.
     removed: HashSet<Key>,
-    refusals: BTreeMap<Key, Vec<Refusal>>,
+    refusals: BTreeMap<Key, Vec<Rejection>>,
     /// The last change of each object.
     changes: Vec<Change>,
     /// The index of each object in `changes`.
@@ -118,7 +118,7 @@ struct Judged {
     key: Key,
     held: Held,
     change: Option<Change>,
-    refusals: Vec<Refusal>,
+    refusals: Vec<Rejection>,
 }
 
 impl<S: Watched> Inventory<S> {
@@ -240,7 +240,7 @@ impl<S: Watched> Inventory<S> {
     }
 
     /// The result of one change, outside of a list. A removal can close a namespace as well: another one than before.
-    fn update(&mut self, change: Option<Change>, refused: Option<Vec<Refusal>>) -> Update {
+    fn update(&mut self, change: Option<Change>, refused: Option<Vec<Rejection>>) -> Update {
         let closed = self.memory.as_mut().map(Memory::take_new).unwrap_or_default();
         let dropped = closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess));
         let changes = dropped.chain(change).collect();
@@ -328,7 +328,7 @@ impl<S: Watched> Inventory<S> {
         if has_rules || held != Some(Held::Good) { held } else { Some(Held::StandIn) }
     }
 
-    fn refused(&self) -> Vec<Refusal> {
+    fn refused(&self) -> Vec<Rejection> {
         self.refusals.values().flatten().cloned().collect()
     }
 
@@ -361,7 +361,7 @@ impl<S: Watched> Inventory<S> {
         let more = errors.len().saturating_sub(ERRORS);
         let more = (more > 0).then(|| Problem::error(FieldPath::root(), format!("and {more} more errors")));
         let refusals = errors.into_iter().take(ERRORS).chain(more);
-        let refusals = refusals.map(|problem| Refusal { object: Some(id.clone()), problem }).collect();
+        let refusals = refusals.map(|problem| Rejection { object: Some(id.clone()), problem }).collect();
         Some(Judged { key, held, change, refusals })
     }
 
@@ -376,7 +376,7 @@ impl<S: Watched> Inventory<S> {
             Some(change) if before != Some(Held::Good) => (Held::StandIn, Some(change)),
             _ => (before.unwrap_or(Held::Nothing), None),
         };
-        let refusals = vec![Refusal { object: Some(id::<S>(&key)), problem }];
+        let refusals = vec![Rejection { object: Some(id::<S>(&key)), problem }];
         Some(Judged { key, held, change, refusals })
     }
 

@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 pub use access::{Access, AccessError};
 pub use error::{Cause, WatchError};
 pub use follow::SILENCE;
-pub use inventory::Refusal;
+pub use inventory::Rejection;
 pub use kinds::Kind;
 pub use memory::MemoryLimits;
 pub use snapshot::snapshot;
@@ -58,7 +58,7 @@ pub enum WatchEvent {
         changes: Vec<Change>,
     },
     /// The objects of a kind that cannot currently be enforced as they are; empty once there are none.
-    Refused(Kind, Vec<Refusal>),
+    Refused(Kind, Vec<Rejection>),
     /// The first lists of all kinds have been delivered.
     Synced,
     /// The API server sent something: an event, or a sign that there was none.

@@ -2,7 +2,7 @@
 
 use super::{
     super::types,
-    Access, Refusal, WatchError,
+    Access, Rejection, WatchError,
     follow::{SILENCE, pages},
     inventory::{Inventory, Update},
     kinds::Watched,
@@ -14,7 +14,7 @@ use crate::model::Cluster;
 ///
 /// # Errors
 /// If one kind cannot be listed: an answer from part of the objects would be wrong.
-pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Refusal>), WatchError> {
+pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Rejection>), WatchError> {
     let mut cluster = Cluster::new();
     let mut refusals = Vec::new();
     for update in [
