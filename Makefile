@@ -2,10 +2,11 @@
 
 SHELL := /bin/bash
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
+.PHONY: help build demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
         bench-cluster bench-tenants bench-guard bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
         clean
 
@@ -17,11 +18,14 @@ build: ## The release binary: target/release/towpath
 
 demo: packages ## A demo on two simulated nodes with real packets (root)
 	$(CARGO) build --release --locked
-	target/release/towpath demo $(DEMO_ARGS)
+	$(TARGET)/release/towpath demo $(DEMO_ARGS)
 
-test: packages fmt clippy doc unit ## All checks: fmt, clippy, docs, all tests (as root also the kernel tests)
+test: packages fmt-check clippy doc unit ## All checks: fmt, clippy, docs, all tests (as root also the kernel tests)
 
-fmt: ## Checks that the source is formatted
+fmt: ## Formats the source
+	$(CARGO) fmt --all
+
+fmt-check: ## Checks that the source is formatted
 	$(CARGO) fmt --all --check
 
 clippy: ## Lints, warnings denied
@@ -35,11 +39,11 @@ unit: packages ## All tests; those that need root or a control plane report when
 	$(CARGO) test --locked
 
 kernel: packages ## Only the tests with real packets and the real kernel (root)
-	$(CARGO) test --locked --test dataplane --test lab --test kernel -- --nocapture
+	$(CARGO) test --locked --test dataplane --test lab --test kernel --test faults -- --nocapture
 
 # The table is printed even if an attack got through: it shows which one.
 attacks: packages ## Attacks by a hostile pod, on every topology and variant, as a table (root)
-	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-target/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
+	@export TOWPATH_ATTACK_TABLE="$${TOWPATH_ATTACK_TABLE:-$(TARGET)/attacks.md}"; rm -f "$$TOWPATH_ATTACK_TABLE"; \
 	$(CARGO) test --locked --test attacks -- --nocapture; status=$$?; \
 	[ ! -e "$$TOWPATH_ATTACK_TABLE" ] || cat "$$TOWPATH_ATTACK_TABLE"; exit $$status
 
@@ -101,9 +105,9 @@ image: ## The container image (needs docker or a compatible tool: DOCKER=podman)
 	$(or $(DOCKER),docker) build -f deploy/Dockerfile -t $(IMAGE) .
 
 image-rootfs: build ## The image's root filesystem in target/image/root, without docker; its size must be under 40 MiB
-	./deploy/rootfs target/image/root target/release/towpath
-	@bytes=$$(du -s --apparent-size --block-size=1 target/image/root | cut -f1); \
-	packed=$$(tar -C target/image/root -c . | gzip -9 | wc -c); \
+	./deploy/rootfs $(TARGET)/image/root $(TARGET)/release/towpath
+	@bytes=$$(du -s --apparent-size --block-size=1 $(TARGET)/image/root | cut -f1); \
+	packed=$$(tar -C $(TARGET)/image/root -c . | gzip -9 | wc -c); \
 	echo "image: $$bytes bytes, packed $$packed bytes"; \
 	[ $$bytes -lt $$((40 * 1024 * 1024)) ] || { echo "image: more than 40 MiB" >&2; exit 1; }
 
