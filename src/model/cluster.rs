@@ -1,4 +1,4 @@
-//! The objects that are known, and what a change of one of them changes.
+//! The known objects, and the effect of a change of one of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{Labels, MemoryExcess, NetworkPolicy, ObjectKey, Pod};
 
-/// A namespace, as far as policy cares.
+/// The part of a namespace that matters to policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// Its name.
@@ -22,47 +22,47 @@ pub struct Namespace {
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its name, as `spec.nodeName` of its pods says it.
+    /// Its name, the same as in `spec.nodeName` of its pods.
     pub name: Arc<str>,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
-    /// The networks that its pods get their addresses from, as far as Kubernetes hands them out.
+    /// The networks of its pods' addresses, as far as Kubernetes assigns them.
     pub pod_cidrs: Vec<IpNet>,
 }
 
 /// One change of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The pod exists, and is this.
+    /// Adds or replaces a pod.
     SetPod(Pod),
-    /// The pod is gone.
+    /// Removes a pod.
     RemovePod(ObjectKey),
-    /// The namespace exists, and is this.
+    /// Adds or replaces a namespace.
     SetNamespace(Namespace),
-    /// The namespace is gone. The pods and policies in it have removals of their own.
+    /// Removes a namespace. The pods and policies in it have their own removals.
     RemoveNamespace(Arc<str>),
-    /// The policy exists, and is this.
+    /// Adds or replaces a policy.
     SetPolicy(NetworkPolicy),
-    /// The policy is gone.
+    /// Removes a policy.
     RemovePolicy(ObjectKey),
-    /// The policies of a namespace take too much memory: all of them lose their rules, and isolate.
+    /// Drops the rules of all policies of a namespace, which take too much memory: they isolate.
     DropRules(Arc<str>, MemoryExcess),
-    /// The node exists, and is this.
+    /// Adds or replaces a node.
     SetNode(Node),
-    /// The node is gone.
+    /// Removes a node.
     RemoveNode(Arc<str>),
 }
 
-/// What a [`Change`] changed: the object before and after.
+/// The effect of a [`Change`]: the object before and after.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
-    /// A pod, and the addresses that other pods report than before.
+    /// A pod, and the addresses whose claimants changed.
     Pod {
         /// The pod before.
         before: Option<Arc<Pod>>,
         /// The pod now.
         after: Option<Arc<Pod>>,
-        /// Addresses that the pod reports and did not report before, or the reverse.
+        /// Addresses that the pod claims and did not claim before, or vice versa.
         handovers: Vec<Handover>,
     },
     /// A namespace.
@@ -88,7 +88,7 @@ pub enum Delta {
     },
 }
 
-/// An address that changed hands, in whole or in part.
+/// An address whose set of claimants changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The address.
@@ -99,9 +99,9 @@ pub struct Handover {
     pub after: Vec<ObjectKey>,
 }
 
-/// Every object that is known.
+/// All known objects.
 ///
-/// What it holds is a function of the objects alone, whatever the order in which their changes came.
+/// The content depends on the objects alone, not on the order of their changes.
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
@@ -109,11 +109,11 @@ pub struct Cluster {
     policies: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<NetworkPolicy>>>,
     claims: HashMap<IpAddr, Claims>,
     nodes: BTreeMap<Arc<str>, Arc<Node>>,
-    /// Who says so: how many pods, or the node itself.
+    /// The nodes with each address, and how many objects report it: pods, or the node itself.
     node_addresses: BTreeMap<IpAddr, BTreeMap<Arc<str>, usize>>,
 }
 
-/// The selectable pods that report one address, by name. Nearly always one: the second is worth an allocation then.
+/// The selectable pods that report one address, by name. Nearly always one: only a second one needs an allocation.
 #[derive(Clone, Debug)]
 enum Claims {
     One(Arc<Pod>),
@@ -121,14 +121,14 @@ enum Claims {
 }
 
 impl Cluster {
-    /// A cluster without any object.
+    /// An empty cluster.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in one change; `None` if nothing differs afterwards. What is equal stays the same allocation: a list that
-    /// comes again must not bring a second copy of each object, and others compare objects by identity.
+    /// Applies one change; `None` if nothing differs afterwards. An equal object keeps its allocation: a relist must
+    /// not bring a second copy of each object, and other code compares objects by identity.
     pub fn apply(&mut self, change: Change) -> Option<Delta> {
         match change {
             Change::SetPod(pod) => self.replace_pod(&pod.key.clone(), Some(Arc::new(pod))),
@@ -175,7 +175,7 @@ impl Cluster {
         self.namespaces.values()
     }
 
-    /// One pod.
+    /// The pod with this key, if it is known.
     #[must_use]
     pub fn pod(&self, key: &ObjectKey) -> Option<&Arc<Pod>> {
         self.pods.get(&key.namespace)?.get(&key.name)
@@ -196,7 +196,7 @@ impl Cluster {
         self.pods.keys()
     }
 
-    /// One policy.
+    /// The policy with this key, if it is known.
     #[must_use]
     pub fn policy(&self, key: &ObjectKey) -> Option<&Arc<NetworkPolicy>> {
         self.policies.get(&key.namespace)?.get(&key.name)
@@ -212,11 +212,11 @@ impl Cluster {
         self.policies.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The pods that report `address`, by name: packets from and to it may be those of any of them.
+    /// The pods that report `address`, by name: packets from and to it may belong to any of them.
     ///
     /// Only pods that policy selects count: not finished ones, whose address may have a new owner, nor those on their
-    /// node's network. One is the rule. Several are there while one pod ends and another has its address already;
-    /// which of them sends, no packet tells.
+    /// node's network. Usually there is one. There are several while one pod terminates and another already has its
+    /// address; a packet does not show which of them sent it.
     #[must_use]
     pub fn claimants(&self, address: IpAddr) -> &[Arc<Pod>] {
         match self.claims.get(&address) {
@@ -226,7 +226,7 @@ impl Cluster {
         }
     }
 
-    /// One node, if its object is known.
+    /// The node of this name, if its object is known.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
         self.nodes.get(name)
@@ -237,17 +237,17 @@ impl Cluster {
         self.nodes.values()
     }
 
-    /// The nodes that have `address`, as far as they and the `status.hostIPs` of pods tell.
+    /// The nodes that have `address`, according to them and to the `status.hostIPs` of pods.
     pub fn nodes_at(&self, address: IpAddr) -> impl Iterator<Item = &Arc<str>> {
         self.node_addresses.get(&address).into_iter().flat_map(BTreeMap::keys)
     }
 
-    /// Every address of a node that nodes and the `status.hostIPs` of pods tell, ascending.
+    /// Every node address that nodes and the `status.hostIPs` of pods report, ascending.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.node_addresses.keys().copied()
     }
 
-    /// The changes that leave the policies of a namespace without their rules.
+    /// The changes that drop the rules of all policies of a namespace.
     #[must_use]
     pub fn without_rules(&self, namespace: &str, excess: MemoryExcess) -> Vec<Change> {
         let policies = self.policies_in(namespace);

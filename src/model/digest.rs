@@ -1,16 +1,16 @@
-//! Digests of what things mean: equal meaning, equal digest, in every process.
+//! Digests of values by their meaning: equal meaning, equal digest, in every process.
 
 use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
 
-/// Part of every digest: what is compiled otherwise is named otherwise, also across versions of this program.
+/// Part of every digest: what is compiled differently gets a different name, also across versions of this program.
 const LAYOUT: u32 = 1;
 
-/// Digits of a digest: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
+/// The number of digits: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
 pub const DIGITS: usize = 16;
 
-/// What digits are made of.
+/// The digits, by their value.
 pub const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// A digest of a value, as 16 characters of `a-z2-7`.
@@ -29,8 +29,8 @@ pub fn digest(value: &impl Hash) -> String {
         .collect()
 }
 
-/// Feeds what derived `Hash` implementations write into SHA-256: unlike the standard library's own hasher, the same
-/// in every process.
+/// Hashes the output of derived `Hash` implementations with SHA-256: unlike with the standard library's own hasher,
+/// the result is the same in every process.
 struct Stable(Sha256);
 
 impl Hasher for Stable {

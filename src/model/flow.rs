@@ -1,4 +1,4 @@
-//! A flow: who sends what to whom.
+//! A flow: its endpoints and its transport.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -14,7 +14,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Both, in the order in which a packet meets them.
+    /// Both, in the order in which a packet passes them.
     pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
 }
 
@@ -32,7 +32,7 @@ impl fmt::Display for Direction {
 pub enum Endpoint {
     /// A pod, by name.
     Pod(ObjectKey),
-    /// An address; it stands for the pod or the node that owns it, if one does.
+    /// An address; it means the pod or node that owns it, if there is one.
     Address(IpAddr),
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What a new connection or a first packet carries.
+/// The protocol, and the port if it has any, of a new connection or a first packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// A protocol with ports, and the destination port, 1 to 65535.
@@ -65,7 +65,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Reads `PORT` (TCP) or `PORT/PROTOCOL`, as `--port` takes it.
+/// Reads `PORT` (TCP) or `PORT/PROTOCOL`, as `--port` accepts it.
 impl FromStr for Transport {
     type Err = TransportError;
 
@@ -83,15 +83,15 @@ impl FromStr for Transport {
 #[error("{0:?} is not a port: want a number from 1 to 65535, or NUMBER/PROTOCOL with TCP, UDP or SCTP")]
 pub struct TransportError(String);
 
-/// A flow, as its first packet shows it.
+/// A flow, as defined by its first packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flow {
-    /// Who sends the first packet.
+    /// The sender of the first packet.
     pub from: Endpoint,
-    /// Who receives it.
+    /// The receiver of the first packet.
     pub to: Endpoint,
-    /// What it carries.
+    /// Its protocol and port.
     pub transport: Transport,
-    /// In which address family it travels; `None` takes the receiver's first one that the sender has too.
+    /// Its address family; `None` selects the receiver's first one that the sender has too.
     pub family: Option<Family>,
 }

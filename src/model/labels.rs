@@ -1,15 +1,15 @@
-//! Labels and the selectors that choose by them.
+//! Labels and label selectors.
 
 use std::{cmp::Ordering, fmt, sync::Arc};
 
 /// The labels of one object: keys with one value each, sorted by key.
 ///
-/// A clone is a reference: the pods of one workload can share one allocation. They take little more memory than their
-/// text, since the owner of a pod may give it tens of thousands.
+/// A clone is a reference: the pods of one workload can share one allocation. Labels take little more memory than
+/// their text, since the owner of a pod may set tens of thousands.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Labels(Arc<Content>);
 
-/// Keys and values one behind the other, sorted by key.
+/// Keys and values concatenated, sorted by key.
 #[derive(PartialEq, Eq, Hash, Default)]
 struct Content {
     text: Box<str>,
@@ -18,7 +18,7 @@ struct Content {
 }
 
 impl Labels {
-    /// The value under `key`; `Some("")` differs from `None`.
+    /// The value of `key`; `Some("")` differs from `None`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         let (mut from, mut to) = (0, self.0.ends.len());
@@ -39,19 +39,19 @@ impl Labels {
         (0..self.0.ends.len()).map(|index| self.at(index))
     }
 
-    /// Whether there is no label at all.
+    /// Whether there are no labels.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.ends.is_empty()
     }
 
-    /// How many bytes the keys and values have.
+    /// The length of all keys and values together, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.text.len()
     }
 
-    /// Whether somebody else holds the same allocation.
+    /// Whether another clone holds the same allocation.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
@@ -86,12 +86,12 @@ impl fmt::Debug for Labels {
     }
 }
 
-/// Collects pairs; of two pairs with one key the later one counts. What is behind the first 4 GiB is lost: an object has
-/// 1.5 MiB at most.
+/// Collects pairs; of two pairs with the same key the later one counts. Text after the first 4 GiB is lost: an object
+/// has 1.5 MiB at most.
 impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Labels {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
         let mut pairs: Vec<(K, V)> = pairs.into_iter().collect();
-        // Stable, so that of equal keys the last one is the later one.
+        // A stable sort, so that the last one of equal keys is the later one.
         pairs.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
         let (mut text, mut ends) = (String::new(), Vec::new());
         for (at, (key, value)) in pairs.iter().enumerate() {
@@ -112,8 +112,8 @@ impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Labels {
 /// A label selector: all of its requirements must hold.
 ///
 /// "A label selector is a label query over a set of resources. The result of matchLabels and matchExpressions are
-/// ANDed. An empty label selector matches all objects." Absence of a selector is `Option::None` where it can occur;
-/// it never means the same as an empty one by accident.
+/// ANDed. An empty label selector matches all objects." An absent selector is `Option::None` where it can occur; it
+/// is never confused with an empty one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LabelSelector {
     /// Sorted and without repetition, so that equal meaning is equal value.
@@ -125,25 +125,25 @@ pub struct LabelSelector {
 pub struct Requirement {
     /// The label's key.
     pub key: Arc<str>,
-    /// What is demanded of its value.
+    /// The condition on the label.
     pub operator: Operator,
 }
 
-/// What a [`Requirement`] demands.
+/// The condition of a [`Requirement`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operator {
     /// The key exists and its value is one of these.
     In(Arc<[Arc<str>]>),
     /// The key does not exist, or its value is none of these.
     NotIn(Arc<[Arc<str>]>),
-    /// The key exists, whatever its value, the empty one included.
+    /// The key exists with any value, including an empty one.
     Exists,
     /// The key does not exist.
     DoesNotExist,
 }
 
 impl LabelSelector {
-    /// A selector of these requirements; their order and repetition are of no meaning.
+    /// A selector with these requirements; their order and repetition do not matter.
     #[must_use]
     pub fn new(requirements: impl IntoIterator<Item = Requirement>) -> Self {
         let mut sorted: Vec<Requirement> = requirements.into_iter().map(Requirement::normalised).collect();
@@ -213,7 +213,7 @@ impl Requirement {
     }
 }
 
-/// As `kubectl get -l` writes it: `app=web,tier in (a,b),!old`; an empty selector is `<everything>`.
+/// In the syntax of `kubectl get -l`: `app=web,tier in (a,b),!old`; an empty selector is `<everything>`.
 impl fmt::Display for LabelSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_everything() {

@@ -1,8 +1,8 @@
-//! What is: plain values for the objects that policy speaks of.
+//! The objects that policy refers to, as plain values.
 //!
-//! Nothing in here does I/O, knows a clock, logs, or names a Kubernetes API type. Values are checked in their
-//! constructors, so that later stages cannot fail. The difference between "absent" and "empty", on which the
-//! standard turns so often, is part of the types ([`Peers::Any`] against [`Peers::Of`], [`Ports::Any`] against
+//! Nothing in here does I/O, uses a clock, logs, or names a Kubernetes API type. Values are checked in their
+//! constructors, so that later stages cannot fail. The difference between "absent" and "empty", which matters so
+//! often in the standard, is part of the types ([`Peers::Any`] against [`Peers::Of`], [`Ports::Any`] against
 //! [`Ports::Of`], `Option<Vec<PolicyRule>>` for "does not isolate" against "isolates and allows nothing").
 
 pub mod cluster;

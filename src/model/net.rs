@@ -64,7 +64,7 @@ impl fmt::Display for Family {
     }
 }
 
-/// A protocol with ports. The standard knows these three; "this field defaults to TCP".
+/// A protocol with ports. The standard defines these three; "this field defaults to TCP".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Protocol {
     /// TCP.
@@ -119,12 +119,12 @@ impl FromStr for Protocol {
     }
 }
 
-/// A text that names no protocol of the standard.
+/// A text that is not a protocol of the standard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unsupported protocol {0:?}: supported are \"TCP\", \"UDP\" and \"SCTP\"")]
 pub struct ProtocolError(String);
 
-/// Ports from `first` to `last`, both included; 1 to 65535 when it comes from a policy.
+/// Ports from `first` to `last`, both included; within 1 to 65535 if it comes from a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
     first: u16,
@@ -132,7 +132,7 @@ pub struct PortRange {
 }
 
 impl PortRange {
-    /// From `first` to `last`; `None` if that is no port at all.
+    /// The ports from `first` to `last`; `None` if there are none.
     #[must_use]
     pub const fn new(first: u16, last: u16) -> Option<Self> {
         if first <= last { Some(Self { first, last }) } else { None }
@@ -176,23 +176,23 @@ impl fmt::Display for PortRange {
 
 /// `ipBlock`: the addresses of `cidr` that lie in none of its `except`s.
 ///
-/// "Except is a slice of CIDRs that should not be included within an IPBlock": an except takes addresses out of this
+/// "Except is a slice of CIDRs that should not be included within an IPBlock": an except excludes addresses from this
 /// block alone. It denies nothing; another peer, rule or policy may allow the same address.
 ///
-/// A clone shares the excepts, of which a policy may have tens of thousands, and so does everything that is derived
+/// Clones share the excepts, of which a policy may have tens of thousands, and so does everything that is derived
 /// from a policy.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IpBlock {
     cidr: IpNet,
-    /// Absent if there is none: a policy may have tens of thousands of blocks without.
+    /// `None` if there are none: a policy may have tens of thousands of blocks without excepts.
     except: Option<Arc<Excepts>>,
 }
 
 /// The excepts of a block: sorted, without repetition.
 struct Excepts {
     nets: Box<[IpNet]>,
-    /// Stands for them in digests, if they are many. Whatever a program is made of is digested with it, and there may
-    /// be as many programs as pods.
+    /// Replaces them in digests, if there are many. All parts of a program are digested with it, and there may be as
+    /// many programs as pods.
     digest: Option<String>,
 }
 
@@ -204,11 +204,11 @@ impl PartialEq for Excepts {
 
 impl Eq for Excepts {}
 
-/// Up to so many excepts are looked through one by one, and digested as they are.
+/// Up to this many excepts are checked one by one, and digested as they are.
 const FEW_EXCEPTS: usize = 16;
 
 impl IpBlock {
-    /// A block; host bits are cleared (`10.0.0.5/24` is `10.0.0.0/24`), repeated excepts dropped.
+    /// A block; host bits are cleared (`10.0.0.5/24` is `10.0.0.0/24`), and repeated excepts are dropped.
     ///
     /// # Errors
     /// An except that is not a strict subset of `cidr`: outside of it, equal to it, or of the other family.
@@ -235,7 +235,7 @@ impl IpBlock {
         self.cidr
     }
 
-    /// What is taken out of it, sorted.
+    /// Its excepts, sorted.
     #[must_use]
     pub fn except(&self) -> &[IpNet] {
         self.except.as_ref().map_or(&[], |except| &except.nets)
@@ -247,8 +247,8 @@ impl IpBlock {
         self.cidr.contains(&address) && !self.excepts(address)
     }
 
-    /// Whether one of the excepts holds `address`, which lies in the block. Asked for every pod of a cluster, so that
-    /// many excepts are searched by prefix length and not looked through.
+    /// Whether one of the excepts contains `address`, which lies in the block. Called for every pod of a cluster, so
+    /// many excepts are searched by prefix length and not one by one.
     fn excepts(&self, address: IpAddr) -> bool {
         let excepts = self.except();
         if excepts.len() <= FEW_EXCEPTS {
@@ -305,7 +305,7 @@ impl fmt::Display for IpBlock {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{except} must be a strict subset of {cidr}")]
 pub struct IpBlockError {
-    /// Which except, counted from 0.
+    /// The index of the except, from 0.
     pub index: usize,
     /// The block.
     pub cidr: IpNet,

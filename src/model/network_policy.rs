@@ -6,8 +6,8 @@ use super::{Direction, IpBlock, LabelSelector, ObjectKey, Operator, PortRange, P
 
 /// A NetworkPolicy.
 ///
-/// For each direction, `None` is "does not isolate in this direction" (the direction is not among its policyTypes),
-/// and `Some` with no rules is "isolates, and allows nothing".
+/// For each direction, `None` means "does not isolate in this direction" (the direction is not among its
+/// policyTypes), and `Some` with no rules means "isolates, and allows nothing".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPolicy {
     /// Its namespace and name.
@@ -18,31 +18,31 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<PolicyRule>>,
     /// `spec.egress`, if it isolates for egress.
     pub egress: Option<Vec<PolicyRule>>,
-    /// Whether it says what its author wrote.
+    /// Whether it is what its author wrote.
     pub standing: Standing,
 }
 
 /// Whether a policy is what its author wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Standing {
-    /// It was read whole.
+    /// It was read completely.
     #[default]
     Accepted,
-    /// It was refused: this stands in for it, isolates the pods of its podSelector, and allows nothing.
+    /// It was refused: this is its stand-in, which isolates the pods of its podSelector, and allows nothing.
     Refused,
-    /// Its rules are not kept, since the policies of its namespace take too much memory: it isolates the pods of its
+    /// Its rules were dropped, since the policies of its namespace take too much memory: it isolates the pods of its
     /// podSelector, and allows nothing.
     TooLarge(MemoryExcess),
 }
 
-/// How much memory the policies of a namespace take that is too much.
+/// The memory that the policies of a namespace take, and the budget that it exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryExcess {
-    /// What all policies of the namespace take, in bytes.
+    /// The memory of all policies of the namespace, in bytes.
     pub bytes: u64,
-    /// What they may take, or what those of all namespaces may take together, in bytes.
+    /// The budget for them, or for those of all namespaces together, in bytes.
     pub budget: u64,
-    /// Whether that budget is the one of all namespaces together.
+    /// Whether the budget is that of all namespaces together.
     pub is_of_all: bool,
 }
 
@@ -60,31 +60,31 @@ pub struct PolicyRule {
 /// matches at least one item in the from list."
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peers {
-    /// Everybody, pods and addresses alike.
+    /// Every peer, pods and addresses alike.
     Any,
-    /// Who matches one of these; nobody when there is none.
+    /// Peers that match one of these; no peer if there are none.
     Of(Vec<Peer>),
 }
 
 /// One item of `from` or `to`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
-    /// Pods chosen by podSelector, namespaceSelector or both.
+    /// Pods selected by podSelector, namespaceSelector or both.
     Pods(PodPeer),
     /// Addresses.
     Block(IpBlock),
 }
 
-/// Pods chosen by labels: those that match `pods` in the namespaces of `scope`.
+/// Pods selected by labels: those that match `pods` in the namespaces of `scope`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodPeer {
-    /// In which namespaces.
+    /// The namespaces of the pods.
     pub scope: Scope,
-    /// Which pods there.
+    /// The labels of the pods there.
     pub pods: LabelSelector,
 }
 
-/// The namespaces in which a [`PodPeer`] looks for pods.
+/// The namespaces in which a [`PodPeer`] selects pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// No namespaceSelector: the policy's own namespace, named here.
@@ -96,9 +96,9 @@ pub enum Scope {
 /// `ports`: "If this field is empty or missing, this rule matches all ports (traffic not restricted by port)."
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ports {
-    /// Every port, and every protocol, also those without ports.
+    /// Every port and every protocol, including those without ports.
     Any,
-    /// What matches one of these; nothing when there is none.
+    /// Traffic that matches one of these; none if the list is empty.
     Of(Vec<Port>),
 }
 
@@ -123,8 +123,8 @@ impl NetworkPolicy {
         }
     }
 
-    /// The memory that it takes, in bytes, by estimate: the same for equal policies. What it shares with other objects
-    /// counts as its own.
+    /// The memory that it takes, in bytes, by estimate: the same for equal policies. Memory that it shares with other
+    /// objects counts as its own.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let rules = Direction::BOTH.into_iter().filter_map(|direction| self.rules(direction)).flatten();
@@ -151,10 +151,10 @@ impl NetworkPolicy {
     }
 }
 
-/// A podSelector that takes more bytes than this is not kept without the rules.
+/// A podSelector that takes more bytes than this is dropped with the rules.
 const LARGE_SELECTOR: usize = 2048;
 
-/// What an allocation takes besides its content: the allocator's own, and the counts of an [`Arc`].
+/// The overhead of an allocation: the allocator's own data, and the counts of an [`Arc`].
 const ALLOCATION: usize = 32;
 
 fn text(text: &Arc<str>) -> usize {

@@ -1,17 +1,17 @@
-//! A pod, as far as policy cares.
+//! The part of a pod that matters to policy.
 
 use std::{net::IpAddr, sync::Arc};
 
 use super::{Family, Labels, ObjectKey, Protocol};
 
-/// A pod, with only what decides about packets.
+/// A pod, with only the fields that affect packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace and name.
     pub key: ObjectKey,
     /// Its labels.
     pub labels: Labels,
-    /// `spec.nodeName`: the node that it is bound to, if any yet.
+    /// `spec.nodeName`: the node that it is bound to, if it is bound yet.
     pub node: Option<Arc<str>>,
     /// `status.podIPs` (with `status.podIP`): its addresses, the primary one first; empty while it has none.
     pub addresses: Vec<IpAddr>,
@@ -21,25 +21,25 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.phase`.
     pub phase: Phase,
-    /// `metadata.deletionTimestamp` is set: it was told to stop and may still be running.
+    /// `metadata.deletionTimestamp` is set: its deletion was requested, and it may still be running.
     pub terminating: bool,
-    /// The ports of all containers and init containers, sidecars among them.
+    /// The ports of all containers and init containers, including sidecars.
     pub ports: Vec<ContainerPort>,
 }
 
 /// `status.phase` of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// Accepted, not every container runs yet.
+    /// Accepted, but not every container runs yet.
     #[default]
     Pending,
     /// Bound to a node, at least one container runs or is about to.
     Running,
-    /// All containers ended well and will not be started again.
+    /// All containers terminated successfully and will not be restarted.
     Succeeded,
-    /// All containers ended, at least one of them badly.
+    /// All containers terminated, at least one of them with a failure.
     Failed,
-    /// The node could not be asked.
+    /// The node could not be reached.
     Unknown,
 }
 
@@ -48,13 +48,13 @@ pub enum Phase {
 pub struct ContainerPort {
     /// Its name, if it has one.
     pub name: Option<Arc<str>>,
-    /// Its protocol; TCP where none is written.
+    /// Its protocol; TCP if none is given.
     pub protocol: Protocol,
     /// Its number, 1 to 65535.
     pub number: u16,
 }
 
-/// How many numbers one name of a port may have in one pod. The API asks for one.
+/// How many numbers one port name may have in one pod. The API requires that it has only one.
 pub const NUMBERS_OF_A_NAME: usize = 16;
 
 impl Pod {
@@ -74,7 +74,7 @@ impl Pod {
         }
     }
 
-    /// Whether it has ended for good: its address may already belong to another pod.
+    /// Whether it has finished for good: its address may already belong to another pod.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
@@ -82,8 +82,8 @@ impl Pod {
 
     /// Whether policy selects it, as a subject or as a peer.
     ///
-    /// A pod on its node's own network is out of the standard's reach, and a finished one has no packets. A
-    /// terminating pod is still in: it may be serving its last requests.
+    /// The standard does not cover a pod on its node's own network, and a finished one has no packets. A terminating
+    /// pod is still selected: it may be serving its last requests.
     #[must_use]
     pub fn is_selectable(&self) -> bool {
         !self.host_network && !self.is_finished()
@@ -95,11 +95,11 @@ impl Pod {
         self.addresses.iter().copied().find(|address| Family::of(*address) == family)
     }
 
-    /// The numbers under which its containers declare a port of this name and protocol, ascending.
+    /// The numbers of its containers' ports with this name and protocol, ascending.
     ///
     /// Two containers may use one name for different numbers: the name then means all of them, up to the lowest
-    /// [`NUMBERS_OF_A_NAME`]. Each is an entry in the sets of whoever allows that name, also of other namespaces; whoever
-    /// owns a pod must not be able to fill them.
+    /// [`NUMBERS_OF_A_NAME`]. Each is an entry in the sets of every policy that allows that name, also in other
+    /// namespaces; a pod's owner must not be able to fill them.
     #[must_use]
     pub fn named_port(&self, name: &str, protocol: Protocol) -> Vec<u16> {
         let mut numbers: Vec<u16> = self

@@ -1,8 +1,8 @@
-//! What policies cost a node, and how much of that one policy, one namespace and all of them together may.
+//! The cost of policies on a node, and the budgets of one policy, of one namespace and of all of them together.
 //!
-//! Whoever owns a namespace writes its policies, and the API server admits some that no node can carry. So a node adds
-//! up what the policies that bind its pods would cost, before it does any of the work. What is over its budget is closed:
-//! the pods stay isolated and nothing is allowed. All other namespaces go on.
+//! The owner of a namespace writes its policies, and the API server admits some that no node can handle. So a node adds
+//! up what the policies that select its pods would cost, before it does any of the work. What is over its budget is
+//! closed: the pods stay isolated and nothing is allowed. All other namespaces are unaffected.
 //!
 //! Costs are computed from the objects alone. The same objects have the same costs, in whatever order they arrived.
 
@@ -21,29 +21,29 @@ use crate::model::{
     PolicyRule, Port, PortRange, Ports, Scope,
 };
 
-/// A cost: work and memory, and the sets that it takes.
+/// A cost: work and memory, and the number of sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
-    /// Entries of sets and rules, for both families together; work that is none of both counts as so many of them.
+    /// Entries of sets and rules, for both families together; other work counts as a number of them.
     pub units: u64,
     /// Sets, for both families together.
     pub sets: u64,
 }
 
-/// How much may be spent. What is equal to its budget is within it.
+/// The limits of costs. A cost equal to its budget is within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// Units of one policy, both directions together, however many pods it binds.
+    /// Units of one policy, both directions together, however many pods it selects.
     pub policy: u64,
-    /// Units of one namespace on this node: of each distinct list of policies that binds one of its pods.
+    /// Units of one namespace on this node: of each distinct list of policies that selects one of its pods.
     pub namespace: u64,
     /// Units of all namespaces on this node.
     pub node: u64,
     /// Sets of one namespace on this node.
     pub namespace_sets: u64,
-    /// Sets of all namespaces on this node. The kernel has room for 65,534 in all, which others use as well.
+    /// Sets of all namespaces on this node. The kernel has room for 65,534 in all, which other programs use as well.
     pub node_sets: u64,
-    /// Addresses in all sets of pods of one namespace on this node, if the cluster is small. Selectors that have to be
+    /// Addresses in all sets of pods of one namespace on this node, if the cluster is small. Selectors that must be
     /// compared with every pod may take 80 comparisons for each.
     pub namespace_members: u64,
     /// The same for all namespaces on this node.
@@ -64,24 +64,24 @@ impl Default for Budgets {
     }
 }
 
-/// How often one namespace may name each address of the cluster, where that is more than its budget of members. A
-/// budget that large clusters never meet has to grow with the cluster.
+/// How often one namespace may name each address of the cluster, if that is more than its budget of members. The
+/// budget must grow with the cluster, so that large clusters never reach it.
 const NAMESPACE_NAMES_EACH: u64 = 8;
 
 /// The same for a node.
 const NODE_NAMES_EACH: u64 = 16;
 
-/// How many comparisons of selectors with pods each address of the budget of members allows.
+/// How many comparisons of selectors with pods are allowed for each address of the budget of members.
 const COMPARISONS_EACH: u64 = 80;
 
-/// How often one namespace may compare each address of the cluster, where that is more.
+/// How often one namespace may compare each address of the cluster, if that is more.
 const NAMESPACE_COMPARES_EACH: u64 = 200;
 
 /// The same for a node.
 const NODE_COMPARES_EACH: u64 = 400;
 
 impl Budgets {
-    /// No budget at all.
+    /// No limits.
     pub const UNLIMITED: Self = Self {
         policy: u64::MAX,
         namespace: u64::MAX,
@@ -92,7 +92,7 @@ impl Budgets {
         node_members: u64::MAX,
     };
 
-    /// The budget of members of one namespace, in a cluster with so many addresses of pods.
+    /// The budget of members of one namespace, in a cluster with this many pod addresses.
     pub(super) fn namespace_members(&self, addresses: u64) -> u64 {
         self.namespace_members.max(addresses.saturating_mul(NAMESPACE_NAMES_EACH))
     }
@@ -115,7 +115,7 @@ impl Budgets {
     }
 }
 
-/// What a budget limits.
+/// A resource that a budget limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
     /// Entries and rules.
@@ -124,9 +124,9 @@ pub enum Resource {
     Sets,
     /// Addresses in sets of pods.
     Members,
-    /// Comparisons of pods with selectors that demand no label, or all the same one.
+    /// Comparisons of pods with selectors that require no label, or all the same one.
     Comparisons,
-    /// Memory for the policies themselves, on whichever pods they bear.
+    /// Memory for the policies themselves, whichever pods they select.
     Memory,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for Resource {
     }
 }
 
-/// What is closed.
+/// A closed object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Closed {
     /// A policy: it isolates the pods that it selects, and allows nothing.
@@ -192,16 +192,16 @@ impl fmt::Display for Scale {
     }
 }
 
-/// A policy or a namespace that is closed on this node, because it costs too much.
+/// A policy or a namespace that is closed on this node because it is over budget.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OverBudget {
-    /// What is closed.
+    /// The closed object.
     pub closed: Closed,
     /// Whose budget was exceeded.
     pub scale: Scale,
-    /// Of what it costs too much.
+    /// The resource that is over budget.
     pub resource: Resource,
-    /// What the closed object costs. It may be more: counting ends when the budget is exceeded.
+    /// The cost of the closed object. It may be more: counting stops when the budget is exceeded.
     pub cost: u64,
     /// The budget.
     pub budget: u64,
@@ -219,7 +219,7 @@ impl fmt::Display for OverBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { closed, scale, resource, cost, budget } = self;
         write!(f, "{closed} needs {cost} {resource}, ")?;
-        // What is over is not this namespace by itself.
+        // This namespace is not over the budget by itself.
         match (resource, scale) {
             (Resource::Memory, Scale::Node) => {
                 write!(f, "one of the largest while those of all namespaces need more than {budget}: ")?;
@@ -234,31 +234,31 @@ impl fmt::Display for OverBudget {
     }
 }
 
-/// A rule in both families, with what writing it costs.
+/// A rule in both families, including the cost of writing it.
 const RULE: u64 = 4;
 
-/// A peer by labels is compared with every pod that changes anywhere in the cluster.
+/// A peer by labels, which is compared with every pod that changes anywhere in the cluster.
 const PEER: u64 = 8;
 
-/// One more key that a selector asks about.
+/// One more key that a selector requires.
 const REQUIREMENT: u64 = 4;
 
-/// So many values of one key cost a unit.
+/// This many values of one key cost a unit.
 const VALUES: u64 = 4;
 
-/// A block in a rule with a named egress port is compared with every pod of the cluster.
+/// A block in a rule with a named egress port, which is compared with every pod of the cluster.
 const BLOCK_OF_OWNERS: u64 = 64;
 
-/// So many ports that a pod declares cost a unit for each name that is looked for among them.
+/// This many declared ports of a pod cost a unit for each name that is looked up among them.
 const DECLARED_PORTS: u64 = 16;
 
-/// The most entries of a set of networks with ports that one rule becomes.
+/// The most entries that one rule becomes in a set of networks with ports.
 const JOINED: u64 = 16;
 
-/// A range of ports takes two slots of a match; a match has this many.
+/// The slots of a port match; a range of ports takes two.
 const SLOTS: usize = 15;
 
-/// The units that a policy costs in one direction, before anything is known of the pods that it binds.
+/// The units that a policy costs in one direction, before anything is known of the pods that it selects.
 #[must_use]
 pub fn of_policy(policy: &NetworkPolicy, direction: Direction) -> u64 {
     let rules = policy.rules(direction).unwrap_or_default().iter();
@@ -266,14 +266,14 @@ pub fn of_policy(policy: &NetworkPolicy, direction: Direction) -> u64 {
     rules.saturating_add(1 + of_selector(&policy.subject))
 }
 
-/// The units that a policy costs in both directions: what its own budget is compared with.
+/// The units that a policy costs in both directions: this is compared with its own budget.
 #[must_use]
 pub fn of_both(policy: &NetworkPolicy) -> u64 {
     let isolating = Direction::BOTH.into_iter().filter(|direction| policy.rules(*direction).is_some());
     isolating.map(|direction| of_policy(policy, direction)).fold(0, u64::saturating_add)
 }
 
-/// A policy that costs more than `budget` allows it, as it is reported.
+/// The report for a policy that costs more than the budget of a policy allows; `None` if it is within.
 #[must_use]
 pub fn excess_of_policy(policy: &NetworkPolicy, budgets: &Budgets) -> Option<OverBudget> {
     let (cost, budget) = (of_both(policy), budgets.policy);
@@ -286,7 +286,7 @@ pub fn excess_of_policy(policy: &NetworkPolicy, budgets: &Budgets) -> Option<Ove
     })
 }
 
-/// What looking for the ports that a policy names costs for one pod.
+/// The cost of looking up the ports that a policy names, for one pod.
 pub(super) fn of_names(names: u64, subject: &Pod) -> u64 {
     names.saturating_mul(1 + count(subject.ports.len()) / DECLARED_PORTS)
 }
@@ -301,8 +301,8 @@ pub(super) fn names(policy: &NetworkPolicy) -> u64 {
     count(ports.filter(|port| matches!(port, Port::Named(..))).count())
 }
 
-/// The sets that programs need, and the entries of those of ports. Rules that are merged may need a set of ports that
-/// none of them needs alone, so this can only be said of programs. A set that several of them need counts once.
+/// The sets that programs need, and the entries of those of ports. Merged rules may need a set of ports that none of
+/// them needs alone, so this is only known of programs. A set that several of them need counts once.
 pub(super) fn of_programs<'a>(programs: impl IntoIterator<Item = &'a Arc<Program>>) -> Cost {
     let (mut selections, mut blocks, mut ports) = (HashSet::new(), HashSet::new(), HashSet::new());
     let rules = programs.into_iter().flat_map(|program| &program.tiers).flat_map(|tier| &tier.rules);
@@ -328,7 +328,7 @@ pub(super) fn of_programs<'a>(programs: impl IntoIterator<Item = &'a Arc<Program
     let families = |blocks: &Vec<IpBlock>| {
         count(blocks.iter().map(|block| Family::of_net(block.cidr())).collect::<BTreeSet<_>>().len())
     };
-    // Where excepts are asked for, they are a set of their own.
+    // Excepts that are looked up need their own set.
     let excepting =
         |blocks: &Vec<IpBlock>| count(blocks.iter().filter(|block| !block.except().is_empty()).count());
     let entries = ports.iter().flat_map(|ranges| ranges.iter());
@@ -340,7 +340,7 @@ pub(super) fn of_programs<'a>(programs: impl IntoIterator<Item = &'a Arc<Program
     }
 }
 
-/// What is made for both families.
+/// What exists in both families counts twice.
 const FAMILIES: u64 = 2;
 
 fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
@@ -361,9 +361,9 @@ fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
     let pairs = blocks.saturating_mul(numbers).min(JOINED);
     let merged = numbers + RULE * protocols * ways + peers.saturating_add(blocks) + pairs;
     let of_names = match direction {
-        // The pod that is reached has the names: they become numbers of this rule.
+        // The receiving pod has the names: they become numbers of this rule.
         Direction::Ingress => names,
-        // Each name is a rule of its own, with a set and a copy of all peers.
+        // Each name is its own rule, with a set and a copy of all peers.
         Direction::Egress => {
             let one = RULE + PEER + peers.saturating_add(blocks.saturating_mul(BLOCK_OF_OWNERS));
             one.saturating_mul(names)
@@ -372,7 +372,7 @@ fn of_rule(rule: &PolicyRule, direction: Direction) -> u64 {
     merged.saturating_add(of_names)
 }
 
-/// What the peers of a rule cost.
+/// The cost of a rule's peers.
 #[derive(Default)]
 struct Who {
     peers: u64,
@@ -407,11 +407,11 @@ fn of_selector(selector: &LabelSelector) -> u64 {
     selector.requirements().iter().map(|one| requirement(&one.operator)).sum()
 }
 
-/// A cover of a block that has no more networks than this is kept, however few excepts it has.
+/// A cover of a block with no more networks than this is used, however few excepts it has.
 const SMALL_COVER: u64 = 64;
 
-/// The entries of a block: itself, and the networks around its excepts that stay, one for each bit by which an except is
-/// longer; or, where these would be many, its excepts.
+/// The entries of a block: itself, and the networks that remain around its excepts, one for each bit by which an except
+/// is longer; or, if these would be many, its excepts.
 fn of_block(block: &IpBlock) -> u64 {
     let around = |prefix: u8| u64::from(prefix.saturating_sub(block.cidr().prefix_len()));
     let cover = block.except().iter().map(|except| around(except.prefix_len())).sum::<u64>();

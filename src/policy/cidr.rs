@@ -1,8 +1,8 @@
 //! Sets of addresses, computed exactly.
 //!
-//! Several blocks of one rule, each with excepts of its own, are a union of differences. The kernel's `nomatch`
-//! members cannot say that: they take out of the whole set, by longest prefix. So the addresses are computed here,
-//! and the set gets the fewest networks that hold exactly those.
+//! Several blocks of one rule, each with its own excepts, are a union of differences. The kernel's `nomatch` members
+//! cannot express that: they exclude from the whole set, by longest prefix. So the addresses are computed here, and
+//! the set gets the fewest networks that contain exactly those.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::model::{Family, IpBlock};
 
-/// A set of addresses of one family: ranges, ascending, apart from each other.
+/// A set of addresses of one family, as ascending ranges that neither overlap nor touch.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CidrSet {
     ranges: Vec<(u128, u128)>,
@@ -48,13 +48,13 @@ impl CidrSet {
         Self { ranges: merged }
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// Whether every address of `network` is in it.
+    /// Whether the set contains every address of `network`.
     #[must_use]
     pub fn covers(&self, network: IpNet) -> bool {
         let (first, last) = bounds(network);
@@ -62,7 +62,7 @@ impl CidrSet {
         self.ranges.get(at).is_some_and(|range| range.0 <= first && last <= range.1)
     }
 
-    /// The addresses that are in both.
+    /// The addresses that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let (mut mine, mut theirs) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
@@ -81,14 +81,14 @@ impl CidrSet {
         Self { ranges }
     }
 
-    /// The addresses that are in one of these.
+    /// The addresses that are in at least one of these sets.
     #[must_use]
     pub fn join(sets: impl IntoIterator<Item = Self>) -> Self {
         Self::of_ranges(sets.into_iter().flat_map(|set| set.ranges).collect())
     }
 
-    /// How many networks [`Self::networks`] would give. Beyond `most` it is not counted on: a few thousand excepts
-    /// can come to millions.
+    /// How many networks [`Self::networks`] would return. Counting stops beyond `most`: a few thousand excepts can
+    /// produce millions.
     #[must_use]
     pub fn count(&self, family: Family, most: usize) -> usize {
         let mut count = 0;
@@ -101,7 +101,7 @@ impl CidrSet {
         count
     }
 
-    /// The fewest networks that hold exactly these addresses, ascending. `family` is the one of [`Self::union`].
+    /// The fewest networks that contain exactly these addresses, ascending. `family` is the one of [`Self::union`].
     #[must_use]
     pub fn networks(&self, family: Family) -> Vec<IpNet> {
         let mut networks = Vec::new();
@@ -122,7 +122,7 @@ fn subtract(within: (u128, u128), excepts: &[IpNet], out: &mut Vec<(u128, u128)>
         if last >= next {
             match last.checked_add(1) {
                 Some(behind) => next = behind,
-                // The except ends where the address space does.
+                // The except ends at the end of the address space.
                 None => return,
             }
         }
@@ -132,7 +132,7 @@ fn subtract(within: (u128, u128), excepts: &[IpNet], out: &mut Vec<(u128, u128)>
     }
 }
 
-/// The fewest networks that hold exactly `first..=last`: again and again the largest one that begins where the last
+/// The fewest networks that contain exactly `first..=last`: repeatedly the largest one that begins where the previous
 /// one ended.
 fn pieces(family: Family, first: u128, last: u128) -> impl Iterator<Item = IpNet> {
     let bits = u32::from(family.bits());
@@ -165,7 +165,7 @@ fn number(address: IpAddr) -> u128 {
 }
 
 fn network(family: Family, first: u128, prefix: u32) -> IpNet {
-    // A prefix is at most the family's bits, and an IPv4 range never leaves 32 bits: neither can be cut off here.
+    // A prefix is at most the family's bits, and an IPv4 range never exceeds 32 bits: neither is truncated here.
     let prefix = u8::try_from(prefix).unwrap_or(u8::MAX);
     match family {
         Family::V4 => {
@@ -212,7 +212,7 @@ mod tests {
         assert!(networks(Family::V4, &[block("10.0.0.0/30", &["10.0.0.0/31", "10.0.0.2/31"])]).is_empty());
     }
 
-    /// Blocks within 10.0.0.0/24, small enough to ask for every address.
+    /// Blocks within 10.0.0.0/24, small enough to check every address.
     fn small_block() -> impl Strategy<Value = IpBlock> {
         let net = |host: u8, prefix: u8| IpNet::new(IpAddr::from([10, 0, 0, host]), prefix).unwrap();
         (any::<u8>(), 24_u8..=32, prop::collection::vec((any::<u8>(), 0_u8..=8), 0..5)).prop_map(

@@ -1,7 +1,7 @@
-//! How many addresses the selections of a node have, counted change by change.
+//! How many addresses the selections of a node have, counted incrementally.
 //!
-//! Members of selections are looked up only for namespaces that are within their budgets; to know which these are, they
-//! are counted for all that are within every other budget.
+//! Members of selections are looked up only for namespaces within their budgets. To know which these are, members are
+//! counted for all namespaces that are within every other budget.
 
 pub(super) mod index;
 
@@ -19,23 +19,23 @@ use super::{
 use crate::model::{Cluster, Namespace, Pod, PodPeer, Scope};
 use index::Index;
 
-/// How many addresses each selection has that is used or would be: of selectable pods that match, whoever owns the
-/// addresses. It is kept up to date change by change, also for namespaces that are closed, so that these open again as
-/// soon as they are within their budget.
+/// How many addresses each selection has that is used or would be: those of selectable pods that match, no matter who
+/// else reports them. It is updated with every change, also for closed namespaces, so that these open again as soon as
+/// they are within their budget.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     by_selection: BTreeMap<Arc<Selection>, u64>,
-    /// Their peers, since they are the same selections.
+    /// The index of the peers of these selections, until the selections change.
     index: Option<Arc<Index>>,
     /// The addresses of all selectable pods.
     pub(super) addresses: u64,
     /// The selections of each namespace that is within all other budgets.
     namespaces: BTreeMap<Arc<str>, Vec<Arc<Selection>>>,
-    /// Which of these are closed for their members.
+    /// Those of them that are closed for their members.
     closed: BTreeSet<Arc<str>>,
-    /// How many comparisons with each pod those namespaces take that take many.
+    /// How many comparisons with each pod a namespace takes, for those that take many.
     comparisons: BTreeMap<Arc<str>, u64>,
-    /// Which of these are closed for them.
+    /// Those of them that are closed for their comparisons.
     closed_for_comparisons: BTreeSet<Arc<str>>,
     changed: bool,
 }
@@ -45,7 +45,7 @@ impl Counts {
         self.by_selection.get(selection).copied().unwrap_or(0)
     }
 
-    /// Counts selections that are new, and forgets those that are gone.
+    /// Counts new selections, and drops those that are gone.
     pub(super) fn keep<'a>(&mut self, cluster: &Cluster, used: impl Iterator<Item = &'a Arc<Selection>>) {
         let used: BTreeSet<&Arc<Selection>> = used.collect();
         let before = self.by_selection.len();
@@ -58,13 +58,13 @@ impl Counts {
         self.by_selection.extend(counted(cluster, new));
     }
 
-    /// The peers of all selections that are counted.
+    /// The index of the peers of all counted selections.
     pub(super) fn index(&mut self) -> Arc<Index> {
         let selections = &self.by_selection;
         self.index.get_or_insert_with(|| Arc::new(Index::new(selections.keys().cloned().collect()))).clone()
     }
 
-    /// Which namespaces take too many comparisons: their own, or for all of them together.
+    /// Which namespaces take too many comparisons, by themselves or for all namespaces together.
     pub(super) fn over_comparisons(
         &mut self,
         comparisons: BTreeMap<Arc<str>, u64>,
@@ -91,7 +91,7 @@ impl Counts {
         self.changed = false;
     }
 
-    /// Whether other namespaces have to be closed for their members than those that are.
+    /// Whether the set of namespaces to close for their members or comparisons has changed.
     pub(super) fn crossed(&mut self, budgets: &Budgets) -> bool {
         if !std::mem::take(&mut self.changed) {
             return false;
@@ -115,7 +115,7 @@ impl Counts {
         now.len() != self.closed.len() || now.into_iter().any(|name| !self.closed.contains(name))
     }
 
-    /// Takes in that a pod changed. `cluster` is as it is after the change; namespaces have not changed.
+    /// Applies a change of a pod. `cluster` is the state after the change; namespaces have not changed.
     pub(super) fn pod(&mut self, cluster: &Cluster, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
         let index = self.index();
         for (pod, comes) in [(before, false), (after, true)] {
@@ -135,7 +135,7 @@ impl Counts {
         }
     }
 
-    /// Takes in that the labels of a namespace changed.
+    /// Applies a change of a namespace's labels.
     pub(super) fn namespace(
         &mut self,
         cluster: &Cluster,
@@ -164,7 +164,7 @@ fn shift(total: &mut u64, by: u64, up: bool) {
     *total = if up { total.saturating_add(by) } else { total.saturating_sub(by) };
 }
 
-/// Which namespaces take more comparisons than the budget of a namespace, or the node's, allows.
+/// Which namespaces take more comparisons than the budget of a namespace, or of the node, allows.
 fn over_comparisons(
     comparisons: &BTreeMap<Arc<str>, u64>,
     addresses: u64,
@@ -185,7 +185,7 @@ fn over_comparisons(
     large.chain(of_node.map(|(namespace, cost)| over(Scale::Node, namespace, cost, budget))).collect()
 }
 
-/// How many members selections take from `pod`, were it the owner of all its addresses: those that take any.
+/// How many members each selection has for `pod`, if it were the only owner of its addresses; only those with any.
 fn of_pod<'a>(
     index: &'a Index,
     cluster: &Cluster,
@@ -201,10 +201,10 @@ fn of_pod<'a>(
     members.filter(|(_, members)| *members != 0)
 }
 
-/// How many members `selection` takes from `pod`, which one of its peers chooses or none.
+/// How many members `selection` has for `pod`; `by_labels` is whether one of its peers selects the pod.
 fn of_selection(selection: &Selection, pod: &Pod, by_labels: bool) -> u64 {
     match &selection.chosen {
-        // These it takes by labels only.
+        // These are selected by labels only.
         Chosen::Pods(_) => count(pod.addresses.len()),
         Chosen::NamedPort { protocol, name, of } => {
             let numbers = count(pod.named_port(name, *protocol).len());
@@ -224,7 +224,7 @@ fn of_selection(selection: &Selection, pod: &Pod, by_labels: bool) -> u64 {
     }
 }
 
-/// How many members selections take from all pods: for all of them in one pass over the pods.
+/// How many members each of `selections` has in total, counted in one pass over the pods.
 fn counted(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selection>, u64)> {
     if selections.is_empty() {
         return Vec::new();

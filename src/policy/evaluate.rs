@@ -1,17 +1,17 @@
-//! May this flow pass? Written straight from the standard, one flow at a time, naive on purpose.
+//! May this flow pass? Written directly from the standard, one flow at a time, naive on purpose.
 //!
-//! Where the standard leaves something open, or says it without saying how to tell, this is how it is read here:
+//! Where the standard leaves something open, or does not say how to detect it, this is the interpretation here:
 //!
-//! - An address stands for the pod that reports it, else for the node that has it, else for the world outside.
-//! - While several pods report the same address, nobody can tell whose packets are which: a flow passes only if the policies
-//!   of each of them allow it, and a selector chooses the address as a peer only if it chooses each of them.
+//! - An address means the pod that reports it, else the node that has it, else the outside world.
+//! - While several pods report the same address, their packets cannot be told apart: a flow passes only if the policies
+//!   of each of them allow it, and a selector selects the address as a peer only if it selects each of them.
 //! - A pod on its node's network is its node: only an ipBlock matches it, and it has no named ports.
 //! - A node is recognised by its addresses and by its pods on the host network; node to own pod and pod to own node
 //!   always pass, and so does a pod's traffic to itself.
-//! - A finished pod is an address that nobody owns. A terminating pod is a pod.
-//! - A pod without an address takes part by its labels; no ipBlock matches it.
-//! - Of a pod that is asked by name the node is known: of several pods with its address only those of the same node can
-//!   be taken for it there. As a peer it is any of them.
+//! - A finished pod is an address without an owner. A terminating pod is a pod.
+//! - A pod without an address is matched by its labels; no ipBlock matches it.
+//! - The node of a pod that is given by name is known: of several pods with its address, only those of the same node
+//!   can be confused with it there. As a peer it is any of them.
 //! - While a namespace's object is unknown no namespaceSelector matches it, not even the empty one.
 
 use std::net::IpAddr;
@@ -37,9 +37,9 @@ pub fn evaluate(cluster: &Cluster, flow: &Flow) -> Verdict {
     Pair { from: &from, to: &to, family }.verdict(flow.transport)
 }
 
-/// The verdict of `flow` in each family in which it can travel, that of [`evaluate`] first.
+/// The verdict of `flow` in each family in which it is possible, that of [`evaluate`] first.
 ///
-/// With two families they may differ, since an ipBlock of one family allows nothing in the other.
+/// With two families the verdicts may differ, since an ipBlock of one family allows nothing in the other.
 #[must_use]
 pub fn evaluate_families(cluster: &Cluster, flow: &Flow) -> Vec<(Family, Verdict)> {
     let (from, to) = (Party::new(cluster, &flow.from), Party::new(cluster, &flow.to));
@@ -50,9 +50,9 @@ pub fn evaluate_families(cluster: &Cluster, flow: &Flow) -> Vec<(Family, Verdict
         .collect()
 }
 
-/// What decides about one pod in one direction.
+/// What decides for one pod in one direction.
 enum Decider {
-    /// What the ends are: the flow passes, whatever any rule says.
+    /// The kind of the ends: the flow passes, regardless of any rule.
     Nature(Reason),
     /// The rules of the policies that isolate the pod.
     Rules,
@@ -73,7 +73,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// What every pod that may be this end says together.
+    /// The combined verdict of every pod that may be this end.
     fn direction(&self, direction: Direction, transport: Transport) -> DirectionVerdict {
         let (subject, _) = self.ends(direction);
         let of_each = subject.subjects(self.family).map(|pod| self.of_pod(direction, pod, transport));
@@ -132,7 +132,7 @@ impl<'a> Pair<'a> {
         .collect()
     }
 
-    /// Which of `transports` pass: what [`evaluate`] says of each, without the reasons, for many at once.
+    /// Which of `transports` pass: the result of [`evaluate`] for each, without the reasons, for many at once.
     pub(super) fn passing(&self, transports: &[Transport]) -> Vec<bool> {
         let mut passing = vec![true; transports.len()];
         for direction in Direction::BOTH {
@@ -151,7 +151,7 @@ impl<'a> Pair<'a> {
         passing
     }
 
-    /// Whose policies are asked in `direction`, and who is on the other side.
+    /// The end whose policies apply in `direction`, and the other end.
     fn ends(&self, direction: Direction) -> (&'a Party<'a>, &'a Party<'a>) {
         match direction {
             Direction::Egress => (self.from, self.to),
@@ -189,7 +189,7 @@ impl<'a> Pair<'a> {
         let (_, peer) = self.ends(direction);
         let family = self.family;
         let all = subject.isolated_by(direction).iter().flat_map(move |policy| {
-            // What could not be read allows nothing, whatever came with it.
+            // A policy that could not be read allows nothing, even if it has rules.
             let read = policy.standing == Standing::Accepted;
             let rules = if read { policy.rules(direction) } else { None };
             rules.unwrap_or_default().iter().enumerate().map(|(at, rule)| (*policy, at, rule))
@@ -197,8 +197,8 @@ impl<'a> Pair<'a> {
         all.filter(move |(.., rule)| peers_match(&rule.peers, peer, family))
     }
 
-    /// A protocol without ports is matched by no entry of `ports`, only by their absence. A name is looked up at the
-    /// receiving pod, on whichever side the policy is; what is no pod has no names.
+    /// No entry of `ports` matches a protocol without ports, only their absence does. A name is looked up in the
+    /// receiving pod, whichever side the policy is on; an end that is not a pod has no names.
     fn ports_match(
         &self,
         ports: &Ports,
@@ -240,7 +240,7 @@ fn peers_match(peers: &Peers, party: &Party<'_>, family: Option<Family>) -> bool
     })
 }
 
-/// Whether there is a pod, and each is so.
+/// Whether there is a pod, and `is_so` holds for each.
 fn each<'c, 'a: 'c>(
     pods: impl Iterator<Item = &'c Claimant<'a>>,
     is_so: impl Fn(&Claimant<'a>) -> bool,

@@ -1,4 +1,4 @@
-//! What selectors, blocks and ports come to: members of sets.
+//! Members of sets: what selectors, blocks and ports resolve to.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::model::{Family, Protocol};
 pub enum Member {
     /// An address.
     Address(IpAddr),
-    /// A network. Its prefix length is at least 1: the kernel's hash of networks has no place for `/0`.
+    /// A network. Its prefix length is at least 1: the kernel's hash of networks cannot hold `/0`.
     Network(IpNet),
     /// A protocol and port of an address.
     Endpoint(IpAddr, Protocol, u16),
@@ -41,7 +41,7 @@ impl Members {
         }
     }
 
-    /// Whether these are the same members without looking at each: a clone that nobody has changed since.
+    /// Whether these are the same members without comparing each one: a clone that was not changed since.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         self.v4.ptr_eq(&other.v4) && self.v6.ptr_eq(&other.v6)
@@ -54,7 +54,7 @@ impl Members {
         }
     }
 
-    /// Makes the members that speak of `address` exactly these.
+    /// Replaces the members for `address` with these.
     pub(super) fn replace(&mut self, address: IpAddr, now: &[Member]) {
         let set = self.of_mut(Family::of(address));
         let span =
@@ -75,11 +75,11 @@ impl Members {
     }
 }
 
-/// Addresses whose members of sets one change moved.
+/// Addresses whose members of sets were moved by one change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     /// Those of one pod, or of all pods of a namespace.
     pub addresses: Vec<IpAddr>,
-    /// Whether they leave their old sets before they enter the new ones: they belong to several pods.
+    /// Whether they leave their old sets before they enter the new ones, because they belong to several pods.
     pub close_first: bool,
 }

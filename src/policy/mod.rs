@@ -1,9 +1,9 @@
-//! What it means: the standard, said twice.
+//! The meaning of policies: the standard, implemented twice.
 //!
-//! [`evaluate()`] is written straight from the standard, one flow at a time, and gives reasons. [`resolve`] is the
-//! enforcer's way: it keeps, for one node, which policies bind its pods and which addresses they mean, and makes
-//! [`program`]s of them to compile. The two share nothing but the model. That is on purpose: tests ask both and let
-//! them disagree.
+//! [`evaluate()`] follows the standard directly, one flow at a time, and gives reasons. [`resolve`] is for
+//! enforcement: it tracks, for one node, which policies select its pods and which addresses they match, and turns
+//! them into [`program`]s to compile. The two share nothing but the model. That is on purpose: tests compare their
+//! results.
 
 pub mod budget;
 pub mod cidr;

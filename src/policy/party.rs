@@ -1,46 +1,46 @@
-//! Who the two ends of a flow are.
+//! What the two ends of a flow are.
 
 use std::{net::IpAddr, sync::Arc};
 
 use crate::model::{Cluster, Direction, Endpoint, Family, Labels, NetworkPolicy, ObjectKey, Pod};
 
-/// One end of a flow, with all that its verdicts need.
+/// One end of a flow, with everything that its verdicts need.
 pub(super) struct Party<'a> {
     pub(super) who: Who<'a>,
-    /// The addresses that it may use; of several of one family the first.
+    /// The addresses that it may use; of several in one family the first is used.
     addresses: Vec<IpAddr>,
-    /// The nodes that it is: those of its address, or the one whose network it shares.
+    /// The nodes that this end is: those of its address, or the one whose network it shares.
     nodes: Vec<&'a Arc<str>>,
-    /// The pods that policy can select here: the pod that was asked about first, then those that report one of its
-    /// addresses as well. Empty for what is no pod.
+    /// The pods that policy can select here: first the pod in question, then those that also report one of its
+    /// addresses. Empty if the end is not a pod.
     pods: Vec<Claimant<'a>>,
-    /// Which of them may be the one whose packets these are.
+    /// Which of them may own the packets.
     place: Place<'a>,
 }
 
 /// Where the packets of an end come from.
 enum Place<'a> {
-    /// The end was named by its address, which says nothing of a node.
+    /// The end was given by its address, which says nothing about a node.
     Anywhere,
-    /// The node of the pod that was named, if it has one yet.
+    /// The node of the given pod, if it has one yet.
     Node(Option<&'a Arc<str>>),
 }
 
-/// What an end is. Only a [`Who::Pod`] is ever selected, be it as a subject or as a peer.
+/// What an end is. Only a [`Who::Pod`] is ever selected, as a subject or as a peer.
 pub(super) enum Who<'a> {
-    /// A pod with a network of its own; of several that report the address that was asked about, the first by name.
+    /// A pod with its own network; of several that report the address in question, the first by name.
     Pod(&'a Pod),
-    /// A pod on its node's network: to others it is its node's address, no more.
+    /// A pod on its node's network: to others it is only its node's address.
     HostNetwork(&'a Pod),
-    /// A pod that has ended. It has no traffic; asked all the same, it is an address that nobody owns.
+    /// A pod that has finished. It has no traffic; if evaluated anyway, it is an address without an owner.
     Finished(&'a Pod),
     /// A name that no pod has.
     Unknown(ObjectKey),
-    /// An address of a node, or of the world outside.
+    /// An address of a node, or outside of the cluster.
     Address(IpAddr),
 }
 
-/// A pod that may be the one behind an address.
+/// A pod that may be the owner of an address.
 pub(super) struct Claimant<'a> {
     pub(super) pod: &'a Pod,
     pub(super) namespace_labels: Option<&'a Labels>,
@@ -120,7 +120,7 @@ impl<'a> Party<'a> {
         Self { who, addresses, nodes, pods: Vec::new(), place: Place::Anywhere }
     }
 
-    /// The pods that may be the ones behind its address of `family`: to others it is any of them.
+    /// The pods that may own its address of `family`: to others it is any of them.
     pub(super) fn pods(&self, family: Option<Family>) -> impl Iterator<Item = &Claimant<'a>> {
         let address = self.address(family);
         let claims = move |(at, known): &(usize, &Claimant<'a>)| match address {
@@ -130,8 +130,8 @@ impl<'a> Party<'a> {
         self.pods.iter().enumerate().filter(claims).map(|(_, known)| known)
     }
 
-    /// Those of [`Self::pods`] whose policies are asked about its packets: what a pod sends and gets goes through its
-    /// own node, so that by name the pods of other nodes are none of them.
+    /// Those of [`Self::pods`] whose policies apply to its packets. A pod's packets pass through its own node, so if it
+    /// is given by name, pods of other nodes are excluded.
     pub(super) fn subjects(&self, family: Option<Family>) -> impl Iterator<Item = &Claimant<'a>> {
         self.pods(family).filter(|known| match self.place {
             Place::Anywhere => true,
@@ -161,9 +161,9 @@ impl<'a> Party<'a> {
     }
 }
 
-/// The families in which packets can go from one to the other, in the receiver's order.
+/// The families in which packets can go from `from` to `to`, in the receiver's order.
 ///
-/// An end without an address takes part by its labels; it will have what the other one has.
+/// An end without an address is matched by its labels; it is assumed to get the families of the other one.
 pub(super) fn families(from: &Party<'_>, to: &Party<'_>) -> Vec<Family> {
     let (senders, mut receivers) = (from.families(), to.families());
     if receivers.is_empty() {

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use crate::model::{PortRange, Protocol};
 
-/// What a program's rule demands of a packet's protocol and destination port.
+/// What a program's rule requires of a packet's protocol and destination port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortMatch {
-    /// Nothing: every protocol, also those without ports.
+    /// Nothing: every protocol matches, including those without ports.
     Any,
     /// One of these.
     Of(PortSet),
 }
 
-/// Ports by protocol: ranges, ascending, apart from each other.
+/// Ports by protocol, as ascending ranges that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortSet(BTreeMap<Protocol, Vec<PortRange>>);
 
@@ -24,14 +24,14 @@ impl PortSet {
         Self::default()
     }
 
-    /// Every port of a protocol, also those that a packet could carry and a policy cannot name.
+    /// Every port of a protocol, including those that a packet can have but a policy cannot name.
     #[must_use]
     pub fn all_of() -> PortRange {
         // `new` only refuses ranges that end before they begin.
         PortRange::new(0, u16::MAX).unwrap_or(PortRange::single(0))
     }
 
-    /// What of it `other` does not hold.
+    /// The ports that `other` does not contain.
     #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
         let mut left = BTreeMap::new();
@@ -45,7 +45,7 @@ impl PortSet {
         Self(left)
     }
 
-    /// Into how many pieces more `other` would cut it, at the most.
+    /// How many additional pieces [`Self::minus`] would produce at most.
     #[must_use]
     pub fn cuts(&self, other: &Self) -> usize {
         let cuts = |protocol: &Protocol, ranges: &[PortRange]| -> usize {
@@ -65,7 +65,7 @@ impl PortSet {
     }
 }
 
-/// Collects ranges in one go: adding them one by one to a large set would sort it each time.
+/// Collects all ranges at once: adding them one by one to a large set would sort it each time.
 impl FromIterator<(Protocol, PortRange)> for PortSet {
     fn from_iter<I: IntoIterator<Item = (Protocol, PortRange)>>(ranges: I) -> Self {
         let mut by_protocol: BTreeMap<Protocol, Vec<PortRange>> = BTreeMap::new();
@@ -80,7 +80,7 @@ impl FromIterator<(Protocol, PortRange)> for PortSet {
     }
 }
 
-/// Joins what overlaps or touches; `sorted` is ascending.
+/// Joins ranges that overlap or touch; `sorted` is ascending.
 fn merged(sorted: &[PortRange]) -> Vec<PortRange> {
     let mut merged: Vec<PortRange> = Vec::with_capacity(sorted.len());
     for range in sorted {
@@ -95,7 +95,7 @@ fn merged(sorted: &[PortRange]) -> Vec<PortRange> {
     merged
 }
 
-/// `range` minus `holes`, which are ascending and apart from each other.
+/// `range` minus `holes`, which are ascending and neither overlap nor touch.
 fn without(range: PortRange, holes: &[PortRange]) -> Vec<PortRange> {
     let mut rest = Vec::new();
     let mut next = u32::from(range.first());
@@ -105,7 +105,7 @@ fn without(range: PortRange, holes: &[PortRange]) -> Vec<PortRange> {
             rest.extend(PortRange::new(first, last));
         }
     };
-    // Of tens of thousands of holes only those that touch the range are looked at.
+    // Of tens of thousands of holes, visit only those that touch the range.
     let from = holes.partition_point(|hole| hole.last() < range.first());
     for hole in holes.iter().skip(from).take_while(|hole| hole.first() <= range.last()) {
         if u32::from(hole.first()) > next {

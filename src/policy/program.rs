@@ -1,8 +1,8 @@
 //! The verdict program of a pod: what its policies allow in one direction, merged.
 //!
-//! A program is ordered tiers of rules with actions, then a default. NetworkPolicy is one tier of Allow rules with
-//! the default Deny. Pods to which the same policies apply, and which resolve named ports alike, have equal programs
-//! and share one chain.
+//! A program has ordered tiers of rules with actions, then a default. NetworkPolicy is one tier of Allow rules with
+//! the default Deny. Pods with the same policies and the same numbers for named ports have equal programs and share
+//! one chain.
 
 use std::{
     cmp::Ordering,
@@ -22,7 +22,7 @@ use crate::model::{
     Protocol, Scope,
 };
 
-/// What is done with a packet.
+/// The action for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// It passes in this direction.
@@ -34,15 +34,15 @@ pub enum Action {
 /// The verdict program of one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Asked one after the other; the first rule that matches decides.
+    /// Evaluated in order; the first rule that matches decides.
     pub tiers: Vec<Tier>,
-    /// What happens to a packet that no rule matches.
+    /// The action for a packet that no rule matches.
     pub default: Action,
-    /// Tells programs apart, also from one process to the next.
+    /// Identifies the program, also across processes.
     pub digest: String,
 }
 
-/// Rules of one rank.
+/// Rules of one priority.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Tier {
     /// Its rules, in order.
@@ -56,18 +56,18 @@ pub struct Rule {
     pub peers: PeerMatch,
     /// Protocol and destination port.
     pub ports: PortMatch,
-    /// What then happens.
+    /// The action if both match.
     pub action: Action,
 }
 
-/// What a rule demands of the other end.
+/// What a rule requires of the other end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PeerMatch {
     /// Nothing.
     Any,
     /// That it is one of these pods, or lies in one of these blocks.
     Of {
-        /// The pods, if any are chosen by labels.
+        /// The pods, if any are selected by labels.
         pods: Option<Arc<Selection>>,
         /// The blocks, sorted.
         blocks: Vec<IpBlock>,
@@ -76,16 +76,16 @@ pub enum PeerMatch {
     NamedPorts(Arc<Selection>),
 }
 
-/// Pods, or named ports of pods, chosen by what policies say: the meaning of one set of addresses.
+/// Pods, or named ports of pods, that policies select: the meaning of one set of addresses.
 ///
-/// Compared by digest alone, as the kernel's names of them are: what is chosen may be thousands of blocks long.
+/// Compared by digest alone, like the names of the sets in the kernel: `chosen` may be thousands of blocks long.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Tells selections apart, also from one process to the next.
+    /// Identifies the selection, also across processes.
     pub digest: String,
-    /// What is chosen.
+    /// What is selected.
     pub chosen: Chosen,
-    /// The addresses of the blocks of [`Owners::Of`], by family: asked for every pod of a cluster.
+    /// The addresses of the blocks of [`Owners::Of`], by family: checked for every pod of a cluster.
     addresses: [CidrSet; 2],
 }
 
@@ -109,7 +109,7 @@ impl Ord for Selection {
     }
 }
 
-/// What the digests of programs are made of, and so all of it.
+/// Input of the digests of programs, so it covers everything.
 impl Hash for Selection {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.digest.hash(state);
@@ -117,28 +117,28 @@ impl Hash for Selection {
     }
 }
 
-/// What a [`Selection`] chooses.
+/// What a [`Selection`] selects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Chosen {
     /// The addresses of the pods that match at least one of these; sorted, without repetition.
     Pods(Vec<PodPeer>),
-    /// Of pods that declare a port of this name and protocol: their addresses with its number.
+    /// For pods that declare a port of this name and protocol: their addresses with its number.
     NamedPort {
         /// The protocol.
         protocol: Protocol,
         /// The name.
         name: Arc<str>,
-        /// Of which pods.
+        /// The owners of the ports.
         of: Owners,
     },
 }
 
-/// Whose named ports are chosen.
+/// The pods whose named ports are selected.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owners {
-    /// Every pod's.
+    /// All pods.
     Any,
-    /// Those of the pods that match one of `pods`, or whose address lies in one of `blocks`; both sorted.
+    /// The pods that match one of `pods`, or whose address lies in one of `blocks`; both sorted.
     Of {
         /// Pods by labels.
         pods: Vec<PodPeer>,
@@ -148,7 +148,7 @@ pub enum Owners {
 }
 
 impl Selection {
-    /// The selection of what `chosen` says.
+    /// A selection for `chosen`.
     #[must_use]
     pub fn new(chosen: Chosen) -> Self {
         let blocks = match &chosen {
@@ -167,7 +167,7 @@ impl Selection {
         addresses.covers(address.into())
     }
 
-    /// The peers by label that it speaks of.
+    /// Its peers by label.
     #[must_use]
     pub fn pod_peers(&self) -> &[PodPeer] {
         match &self.chosen {
@@ -177,10 +177,10 @@ impl Selection {
     }
 }
 
-/// Whether a peer of a policy is this pod, as its labels and its namespace's stand in `cluster`.
+/// Whether a peer of a policy matches this pod, with its labels and those of its namespace in `cluster`.
 ///
 /// A namespace whose object is not known has no labels to match: a namespaceSelector, even an empty one, does not
-/// choose its pods.
+/// select its pods.
 #[must_use]
 pub fn selects(cluster: &Cluster, peer: &PodPeer, pod: &Pod) -> bool {
     let in_scope = match &peer.scope {
@@ -192,26 +192,26 @@ pub fn selects(cluster: &Cluster, peer: &PodPeer, pod: &Pod) -> bool {
     in_scope && peer.pods.matches(&pod.labels)
 }
 
-/// The peers of rules while they are being merged; `None` is everybody.
+/// The peers of rules while they are being merged; `None` is every peer.
 type Who = Option<(BTreeSet<PodPeer>, BTreeSet<IpBlock>)>;
 
 /// Ports by number while rules are being merged; `None` is every port of every protocol.
 type Numbers = Option<Vec<(Protocol, PortRange)>>;
 
 impl Program {
-    /// What `policies` allow together in `direction`, for a pod that resolves named ports as `subject` does.
+    /// What `policies` together allow in `direction`, for a pod that resolves named ports as `subject` does.
     ///
     /// "The set of allowed connections from/to a pod is the union of what the applicable policies allow": the order
-    /// of policies and of their rules is of no meaning, so that rules may be merged. Rules with the same peers become
-    /// one with the union of their ports, and rules with the same ports one with the union of their peers: what a
-    /// packet has to walk grows with the distinct ports, not with the policies.
+    /// of policies and of their rules does not matter, so rules may be merged. Rules with the same peers become one
+    /// with the union of their ports, and rules with the same ports one with the union of their peers: the number of
+    /// rules that a packet passes grows with the distinct ports, not with the policies.
     #[must_use]
     pub fn of_policies<'a>(
         direction: Direction,
         policies: impl IntoIterator<Item = &'a Arc<NetworkPolicy>>,
         subject: &Pod,
     ) -> Self {
-        // Collected first and put in order once: rules of the same peers may have tens of thousands of ports.
+        // Collected first and sorted once: rules with the same peers may have tens of thousands of ports.
         let mut by_peers: BTreeMap<Who, Numbers> = BTreeMap::new();
         let mut named: BTreeMap<(Protocol, Arc<str>), Who> = BTreeMap::new();
         for rule in policies.into_iter().flat_map(|policy| policy.rules(direction).unwrap_or_default()) {
@@ -246,7 +246,7 @@ impl Program {
         Self { tiers, default, digest }
     }
 
-    /// Whether it lets everything through, so that nothing needs to be asked.
+    /// Whether it allows everything, so that no rule needs to be evaluated.
     #[must_use]
     pub fn allows_everything(&self) -> bool {
         let first = self.tiers.iter().flat_map(|tier| &tier.rules).next();
@@ -267,11 +267,11 @@ impl Program {
     }
 }
 
-/// What a rule for everybody allows is not taken out of another rule if that would cut it into more pieces than this:
-/// thousands of ports that are open to all, cut out of thousands of rules for all ports, would be millions of pieces.
+/// Ports that a rule for every peer allows are not removed from another rule if that would cut it into more pieces than
+/// this: thousands of ports that are open to all, removed from thousands of rules for all ports, would make millions.
 const MOST_CUTS: usize = 15;
 
-/// Drops what a rule for everybody allows anyway, and joins rules of equal ports.
+/// Drops what a rule for every peer allows anyway, and joins rules with equal ports.
 fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
     let for_all = by_peers.remove(&None);
     let mut by_ports: BTreeMap<PortMatch, Who> = BTreeMap::new();
@@ -297,7 +297,7 @@ fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
     by_ports
 }
 
-/// The peers of a rule, sorted. No peer at all stays no peer: it must never become everybody.
+/// The peers of a rule, sorted. An empty list stays empty: it must never become every peer.
 fn who(peers: &Peers) -> Who {
     let Peers::Of(list) = peers else { return None };
     let mut pods = BTreeSet::new();
@@ -321,7 +321,7 @@ fn join(who: &mut Who, other: Who) {
     }
 }
 
-/// The ports of a rule by number, and those by name that only the receiver knows.
+/// The ports of a rule by number, and those by name that only the receiver can resolve.
 ///
 /// A named port of an ingress rule means the subject's own; one of an egress rule means each receiver's own.
 fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (Numbers, Vec<(Protocol, Arc<str>)>) {

@@ -1,4 +1,4 @@
-//! Who may talk to whom: the verdict of every flow between many ends, and what differs between two such tables.
+//! Reachability: the verdict of every flow between many ends, and the difference between two such tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,17 +26,17 @@ pub struct Reachability {
 pub enum Reach {
     /// It is the same end.
     Itself,
-    /// It may, in every family that both have.
+    /// Allowed, in every family that both have.
     Allowed,
-    /// It may not, in any family.
+    /// Denied, in every family.
     Denied,
-    /// It may in this family, and not in the other; the flag tells whether this is the family that it would use, the
-    /// first one of the receiver.
+    /// Allowed in this family, and denied in the other; the flag says whether this is the family that the flow would
+    /// use, the first one of the receiver.
     Only(Family, bool),
 }
 
 impl Reach {
-    /// Whether a packet in `family` passes; `None` stands for the family that the flow would use.
+    /// Whether a packet in `family` passes; `None` means the family that the flow would use.
     #[must_use]
     pub fn allowed(self, family: Option<Family>) -> bool {
         match self {
@@ -60,8 +60,8 @@ impl Reach {
 impl Reachability {
     /// The table of all pods that have not finished, sorted, and then of the addresses in `external`.
     ///
-    /// Each pair is looked at once, whatever the number of transports: the cost is that of pairs times rules of the
-    /// policies that select the two.
+    /// Each pair is evaluated once for all transports: the cost is pairs times rules of the policies that select the
+    /// two.
     #[must_use]
     pub fn new(cluster: &Cluster, external: &[IpAddr], transports: &[Transport]) -> Self {
         let pods = cluster.pods().filter(|pod| !pod.is_finished()).map(|pod| Endpoint::Pod(pod.key.clone()));
@@ -89,7 +89,7 @@ impl Reachability {
         &self.endpoints
     }
 
-    /// What is sent between them, in the order in which it was asked for.
+    /// The transports, in the order in which they were given.
     #[must_use]
     pub fn transports(&self) -> &[Transport] {
         &self.transports
@@ -97,7 +97,7 @@ impl Reachability {
 
     /// Whether the `from`th end may reach the `to`th end with the `transport`th transport.
     ///
-    /// `None` if there are not that many.
+    /// `None` if an index is out of range.
     #[must_use]
     pub fn reach(&self, from: usize, to: usize, transport: usize) -> Option<Reach> {
         let ends = self.endpoints.len();
@@ -132,7 +132,7 @@ fn between(from: &Party<'_>, to: &Party<'_>, transports: &[Transport]) -> Vec<Re
     (0..transports.len()).map(|at| Reach::merge(&of(at))).collect()
 }
 
-/// What is worth asking about: every container port of a pod that has not finished, and every number that a policy
+/// The transports worth checking: every container port of a pod that has not finished, and every number that a policy
 /// names; of a range its first and its last port. Sorted by number, then by protocol.
 #[must_use]
 pub fn known_transports(cluster: &Cluster) -> Vec<Transport> {
@@ -155,7 +155,7 @@ pub fn known_transports(cluster: &Cluster) -> Vec<Transport> {
     known.into_iter().map(|(number, protocol)| Transport::Port(protocol, number)).collect()
 }
 
-/// What differs between two tables.
+/// The difference between two tables.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Difference {
     /// Flows that were denied and now pass.
@@ -175,23 +175,23 @@ pub struct FlowChange {
     pub from: Endpoint,
     /// The receiver.
     pub to: Endpoint,
-    /// What is sent.
+    /// The protocol and port.
     pub transport: Transport,
-    /// In which family it changed; `None` if in each that both ends have.
+    /// The family in which it changed; `None` if in each that both ends have.
     pub family: Option<Family>,
 }
 
 impl Difference {
-    /// Whether no flow changed its verdict.
+    /// Whether no verdict changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.opened.is_empty() && self.closed.is_empty()
     }
 }
 
-/// Which flows `after` opens and which it closes, among the ends and transports that both tables have.
+/// The flows that `after` opens and those that it closes, among the ends and transports that both tables have.
 ///
-/// To compare two clusters, make both tables with the transports of both.
+/// To compare two clusters, build both tables with the transports of both.
 #[must_use]
 pub fn difference(before: &Reachability, after: &Reachability) -> Difference {
     let positions = |table: &Reachability| -> BTreeMap<Endpoint, usize> {
@@ -247,7 +247,7 @@ mod tests {
         Pod { addresses, ..Pod::new(ObjectKey::new("shop", name)) }
     }
 
-    /// Isolates every pod of the namespace for ingress, and lets in these blocks to these ports.
+    /// Isolates every pod of the namespace for ingress, and allows these blocks to these ports.
     fn mk_policy(blocks: &[&str], ports: Ports) -> NetworkPolicy {
         let block = |cidr: &&str| Peer::Block(IpBlock::new(cidr.parse().unwrap(), []).unwrap());
         NetworkPolicy {

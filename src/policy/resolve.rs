@@ -1,8 +1,8 @@
-//! Which policies bind the pods of this node, and which addresses their selectors mean, kept incrementally.
+//! Which policies select the pods of this node, and which addresses their selectors match, tracked incrementally.
 //!
-//! A [`Resolver`] is told every [`Delta`] of the cluster. The cost of one is that of the change: a remote pod is
-//! held against the selections that this node's programs use, and only its own addresses move. Policies that bind
-//! no pod of this node cost nothing.
+//! A [`Resolver`] receives every [`Delta`] of the cluster. Its cost is that of the change: a remote pod is compared
+//! with the selections that this node's programs use, and only its own addresses move. Policies that select no pod
+//! of this node cost nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,7 +23,7 @@ use crate::model::{
     Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Scope,
 };
 
-/// What this node has to enforce: everything that the compiler needs.
+/// What this node must enforce: everything that the compiler needs.
 #[derive(Clone, Debug, Default)]
 pub struct Resolved {
     /// The pods of this node that have an address, by namespace and name. While this is the same allocation, only
@@ -31,13 +31,13 @@ pub struct Resolved {
     pub pods: Arc<[LocalPod]>,
     /// Every selection of their programs, with its members.
     pub selections: BTreeMap<Arc<Selection>, Members>,
-    /// The addresses of all nodes that are known.
+    /// The addresses of all known nodes.
     pub nodes: Members,
-    /// The addresses that pods own, of the whole cluster.
+    /// The addresses that pods own, in the whole cluster.
     pub all_pods: Members,
-    /// The blocks from which pods of this node get their addresses, as far as the node's object says.
+    /// The blocks of this node's pod addresses, as far as the node's object says.
     pub pod_cidrs: Arc<[IpNet]>,
-    /// What is closed because it costs too much; sorted.
+    /// What is closed for being over budget; sorted.
     pub over_budget: Arc<[OverBudget]>,
 }
 
@@ -46,16 +46,16 @@ pub struct Resolved {
 pub struct LocalPod {
     /// Its namespace and name.
     pub key: ObjectKey,
-    /// The addresses that it reports. While another pod of this node reports one of them as well, both have it here:
-    /// what passes then is what both may.
+    /// The addresses that it reports. While another pod of this node also reports one of them, both have it here: only
+    /// traffic that both allow passes then.
     pub addresses: Vec<IpAddr>,
-    /// Those of them that another pod reports as well, on whichever node: what goes to them may go to that pod.
+    /// Those of them that another pod, on any node, also reports: packets to them may go to that pod.
     pub shared: Vec<IpAddr>,
-    /// What may come in; `None` if no policy restricts it.
+    /// The allowed ingress; `None` if no policy restricts it.
     pub ingress: Option<Arc<Program>>,
-    /// What may go out; `None` if no policy restricts it.
+    /// The allowed egress; `None` if no policy restricts it.
     pub egress: Option<Arc<Program>>,
-    /// The policies whose podSelector selects it, by name. Programs say what they mean together; these are for people.
+    /// The policies whose podSelector selects it, by name. Programs have their combined meaning; these are for people.
     pub policies: Arc<[Arc<NetworkPolicy>]>,
 }
 
@@ -70,25 +70,25 @@ impl LocalPod {
     }
 }
 
-/// Keeps what one node has to enforce while the cluster changes.
+/// Tracks what one node must enforce while the cluster changes.
 #[derive(Debug)]
 pub struct Resolver {
     node: Arc<str>,
     budgets: Budgets,
     subjects: BTreeMap<ObjectKey, Subject>,
     selections: BTreeMap<Arc<Selection>, Members>,
-    /// What each namespace with pods of this node comes to. What one of them does makes only its own anew.
+    /// The state of each namespace with pods of this node. A change in one of them recomputes only its own.
     tenants: BTreeMap<Arc<str>, Tenant>,
-    /// Namespaces of which a pod of this node, or a policy that binds one, changed since the last round.
+    /// Namespaces of which a pod of this node, or a policy that selects one, changed since the last sync.
     stale: BTreeSet<Arc<str>>,
     costs: Costs,
     counts: Counts,
     nodes: Members,
     all_pods: Members,
-    /// The outcome of the last round, until a pod of this node or a policy that binds one changes.
+    /// The result of the last sync, until a pod of this node or a policy that selects one changes.
     pods: Option<Arc<[LocalPod]>>,
     over_budget: Arc<[OverBudget]>,
-    /// What moved members since the moves were last taken, in the order of the events.
+    /// The moves of members since they were last taken, in the order of the events.
     moves: Vec<Move>,
 }
 
@@ -126,7 +126,7 @@ impl Resolver {
         resolver
     }
 
-    /// The same with other budgets.
+    /// The same resolver with other budgets.
     #[must_use]
     pub fn with_budgets(mut self, budgets: Budgets) -> Self {
         self.budgets = budgets;
@@ -134,7 +134,7 @@ impl Resolver {
         self
     }
 
-    /// Takes in a change. `cluster` is as it is after the change.
+    /// Applies a change. `cluster` is the state after the change.
     pub fn update(&mut self, cluster: &Cluster, delta: &Delta) {
         match delta {
             Delta::Pod { before, after, handovers } => {
@@ -151,9 +151,9 @@ impl Resolver {
         }
     }
 
-    /// What this node has to enforce now.
+    /// What this node must enforce now.
     pub fn resolve(&mut self, cluster: &Cluster) -> Resolved {
-        // The members of a selection change without any change of a pod of this node.
+        // The members of a selection can change without any change of a pod of this node.
         if self.counts.crossed(&self.budgets) {
             self.pods = None;
         }
@@ -175,7 +175,7 @@ impl Resolver {
         }
     }
 
-    /// Gives every pod of this node its programs, and forgets what none of them needs.
+    /// Computes the programs of every pod of this node, and drops what none of them needs.
     fn local_pods(&mut self, cluster: &Cluster) -> Arc<[LocalPod]> {
         for namespace in std::mem::take(&mut self.stale) {
             let before = self.tenants.remove(&namespace);
@@ -199,13 +199,13 @@ impl Resolver {
         pods
     }
 
-    /// What moved members since this was last asked.
+    /// The moves of members since the last call.
     pub fn take_moves(&mut self) -> Vec<Move> {
         std::mem::take(&mut self.moves)
     }
 
-    /// Several changes that came as one: no state between them was ever real, so all that they moved closes first.
-    /// `before` is how many moves there were when the first of them was taken in.
+    /// Joins the moves of several changes that came as one: no state between them ever existed, so all that they moved
+    /// closes first. `before` is how many moves there were when the first of them was applied.
     pub fn join_moves(&mut self, before: usize) {
         let joined: Vec<Move> = self.moves.drain(before.min(self.moves.len())..).collect();
         let addresses: Vec<IpAddr> = joined.into_iter().flat_map(|step| step.addresses).collect();
@@ -214,7 +214,7 @@ impl Resolver {
         }
     }
 
-    /// How many moves there are that were not taken yet.
+    /// How many moves were not taken yet.
     #[must_use]
     pub fn moves(&self) -> usize {
         self.moves.len()
@@ -241,7 +241,7 @@ impl Resolver {
         self.counts.pod(cluster, before, after);
         let addresses: BTreeSet<IpAddr> =
             [before, after].into_iter().flatten().flat_map(|pod| pod.addresses.iter().copied()).collect();
-        // Every selection of a program is counted, so that the index has it.
+        // Every selection of a program is counted, so the index has it.
         let index = self.counts.index();
         for address in &addresses {
             let pods = cluster.claimants(*address);
@@ -289,7 +289,7 @@ impl Resolver {
             }
         }
         if moved {
-            // All its pods move at once, and no order among them was ever real.
+            // All its pods move at once, and no order among them ever existed.
             self.moves.push(Move { addresses, close_first: true });
         }
     }
@@ -310,7 +310,7 @@ impl Resolver {
         }
     }
 
-    /// Takes note that the programs of these pods, if they are of this node, have to be made anew.
+    /// Marks the programs of these pods, if they are of this node, to be recomputed.
     fn concerns<'a>(&mut self, keys: impl Iterator<Item = &'a ObjectKey>) {
         for key in keys {
             if self.subjects.contains_key(key) {
@@ -320,7 +320,7 @@ impl Resolver {
         }
     }
 
-    /// Makes a pod a subject if it is one of this node.
+    /// Adds a pod to the subjects if it is selectable and on this node.
     fn place(&mut self, pod: &Arc<Pod>) {
         if pod.is_selectable() && pod.node.as_ref() == Some(&self.node) {
             self.stale.insert(pod.key.namespace.clone());
@@ -328,7 +328,7 @@ impl Resolver {
         }
     }
 
-    /// Looks up anew which of `addresses` are those of nodes.
+    /// Recomputes which of `addresses` are node addresses.
     fn node_addresses(&mut self, cluster: &Cluster, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses {
             let is_node = cluster.nodes_at(address).next().is_some();
@@ -337,7 +337,7 @@ impl Resolver {
         }
     }
 
-    /// Looks up anew which of `addresses` pods own.
+    /// Recomputes which of `addresses` are owned by pods.
     fn pod_addresses(&mut self, cluster: &Cluster, addresses: impl Iterator<Item = IpAddr>) {
         for address in addresses {
             let now: &[Member] =
@@ -364,8 +364,8 @@ impl Resolver {
     }
 }
 
-/// The members that `selection` takes from `address`, which `pods` report: while there are several, only what it takes
-/// from each of them, and `by_labels` is whether one and the same peer chooses them all.
+/// The members that `selection` has for `address`, which `pods` report: if there are several, only those that it has
+/// for each of them. `by_labels` is whether a single peer selects them all.
 fn chosen(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr, by_labels: bool) -> Vec<Member> {
     let is_chosen = by_labels
         || match &selection.chosen {
@@ -376,7 +376,7 @@ fn chosen(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr, by_labels: 
     if is_chosen { taken(selection, pods, address) } else { Vec::new() }
 }
 
-/// The members that `selection` takes from an address whose pods it chooses: of a named port the numbers that it has
+/// The members that `selection` has for an address whose pods it selects: for a named port, the numbers that it has
 /// in each of them.
 fn taken(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr) -> Vec<Member> {
     match (&selection.chosen, pods) {
@@ -391,7 +391,7 @@ fn taken(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr) -> Vec<Membe
     }
 }
 
-/// All members of selections, found for all of them in one pass over the pods.
+/// The members of all `selections`, found in one pass over the pods.
 fn members(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selection>, Members)> {
     if selections.is_empty() {
         return Vec::new();
@@ -402,7 +402,7 @@ fn members(cluster: &Cluster, selections: Vec<Arc<Selection>>) -> Vec<(Arc<Selec
     for pod in index.reach(cluster) {
         for address in &pod.addresses {
             let pods = cluster.claimants(*address);
-            // Once for each address: a selection chooses the first of several pods if it chooses them all.
+            // Once for each address: a selection selects the first of several pods if it selects them all.
             if pods.first().is_none_or(|first| first.key != pod.key) {
                 continue;
             }

@@ -1,6 +1,6 @@
-//! What one namespace comes to on a node: its pods there, their programs and what these cost.
+//! The state of one namespace on a node: its pods there, their programs and the cost of these.
 //!
-//! A namespace is made anew only when one of its own pods or policies changed, so that no namespace pays for another.
+//! A namespace is recomputed only when one of its own pods or policies changed, so that no namespace pays for another.
 //! Before anything is merged, compiled or looked up for it, its costs are added up and compared with the budgets.
 
 use std::{
@@ -21,21 +21,21 @@ use crate::model::{Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, P
 #[derive(Debug)]
 pub(super) struct Subject {
     pod: Arc<Pod>,
-    /// Looked up when they are needed: once for a round, however often the pod changed.
+    /// Looked up on demand: once per sync, however often the pod changed.
     policies: Option<BTreeMap<Arc<str>, Arc<NetworkPolicy>>>,
 }
 
-/// What a program is a function of.
+/// Everything that a program depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ProgramKey {
     direction: Direction,
-    /// By identity: a policy that changed is another value.
+    /// By identity: a changed policy is another value.
     policies: Vec<Identity>,
-    /// What the policies' named ports mean for the pod, in their order; empty for egress.
+    /// The numbers of the policies' named ports in the pod, in their order; empty for egress.
     named: Vec<Vec<u16>>,
 }
 
-/// A policy, compared by identity. Holding it keeps its address from being given to another.
+/// A policy, compared by identity. Holding it prevents reuse of its address for another.
 #[derive(Debug, Clone)]
 struct Identity(Arc<NetworkPolicy>);
 
@@ -53,17 +53,17 @@ impl std::hash::Hash for Identity {
     }
 }
 
-/// What one policy costs.
+/// The cost of one policy.
 #[derive(Debug, Clone)]
 struct PolicyCost {
     /// In the order of [`Direction::BOTH`].
     directions: [u64; 2],
-    /// How many names its ingress rules have in the place of port numbers.
+    /// How many names its ingress rules have instead of port numbers.
     names: u64,
     over_budget: Option<OverBudget>,
 }
 
-/// What policies cost, so that each is looked through once.
+/// The costs of policies, so that each is computed only once.
 #[derive(Debug, Default)]
 pub(super) struct Costs(HashMap<Identity, PolicyCost>);
 
@@ -76,10 +76,10 @@ impl Costs {
         })
     }
 
-    /// Forgets policies that bind no pod of this node any more.
+    /// Drops policies that select no pod of this node any more.
     pub(super) fn keep_used(&mut self, tenants: &BTreeMap<Arc<str>, Tenant>) {
         let used: usize = tenants.values().map(|tenant| tenant.bound).sum();
-        // Only now and then: going through all of them costs more than holding some that are gone.
+        // Only occasionally: walking all of them costs more than holding some that are gone.
         if self.0.len() > 2 * used + 64 {
             let bound = tenants.values().flat_map(|tenant| &tenant.pods).flat_map(|pod| pod.policies.iter());
             let bound: BTreeSet<*const NetworkPolicy> = bound.map(Arc::as_ptr).collect();
@@ -93,39 +93,39 @@ impl Costs {
 struct TenantPod {
     key: ObjectKey,
     addresses: Vec<IpAddr>,
-    /// Those of its addresses that other pods report as well.
+    /// Those of its addresses that other pods also report.
     shared: Vec<IpAddr>,
     policies: Arc<[Arc<NetworkPolicy>]>,
     /// For each of [`Direction::BOTH`].
     isolation: [Isolation; 2],
 }
 
-/// What policies do to a pod in one direction.
+/// The effect of policies on a pod in one direction.
 #[derive(Debug)]
 enum Isolation {
-    /// None isolates it.
+    /// No policy isolates it.
     Open,
-    /// It is isolated, and nothing is allowed: what would be allowed costs too much to say.
+    /// It is isolated, and nothing is allowed: computing what would be allowed costs too much.
     Closed,
-    /// It is isolated, and this says what is allowed.
+    /// It is isolated, and the program says what is allowed.
     Program(Arc<Program>),
 }
 
-/// What one namespace comes to on this node.
+/// The state of one namespace on this node.
 #[derive(Debug, Default)]
 pub(super) struct Tenant {
     /// Its pods of this node that have an address, by name.
     pods: Vec<TenantPod>,
     programs: HashMap<ProgramKey, Arc<Program>>,
-    /// What its distinct programs cost.
+    /// The cost of its distinct programs.
     cost: Cost,
     /// How many comparisons with each pod of the cluster the selectors of its programs take.
     comparisons: u64,
     /// Policies that are over the budget of a policy.
     over_budget: Vec<OverBudget>,
-    /// How many different policies bind its pods.
+    /// How many different policies select its pods.
     bound: usize,
-    /// Why the rules of its policies are not kept, if they are not.
+    /// Why the rules of its policies were dropped, if they were.
     too_large: Option<MemoryExcess>,
 }
 
@@ -134,7 +134,7 @@ impl Subject {
         Self { pod, policies: None }
     }
 
-    /// Takes in that a policy of its namespace changed. Whether that may concern it.
+    /// Applies a change of a policy of its namespace. Returns whether that may affect the pod.
     pub(super) fn policy(&mut self, name: &Arc<str>, after: Option<&Arc<NetworkPolicy>>) -> bool {
         let Some(policies) = &mut self.policies else { return true };
         let now = after.filter(|policy| policy.subject.matches(&self.pod.labels));
@@ -157,12 +157,12 @@ impl Subject {
     }
 }
 
-/// So many pairs of a pod and a policy that binds it cost a unit: they are gone through in every round in which the
+/// This many pairs of a pod and a policy that selects it cost a unit: they are visited in every sync in which the
 /// namespace changed.
 const PAIRS: u64 = 8;
 
 impl Tenant {
-    /// What the pods `subjects` of one namespace come to. Programs of `before` that are still needed are kept.
+    /// The state for the pods `subjects` of one namespace. Programs of `before` that are still needed are kept.
     pub(super) fn new<'a>(
         cluster: &Cluster,
         subjects: impl Iterator<Item = (&'a ObjectKey, &'a mut Subject)>,
@@ -175,7 +175,7 @@ impl Tenant {
         let mut bodies: Vec<Arc<Pod>> = Vec::new();
         let mut pairs = 0;
         for (key, subject) in subjects {
-            // A pod of another node may claim the address, too: its packets go through that node, and these are ours.
+            // A pod of another node may claim the address too: its packets go through that node, and these are ours.
             let addresses = subject.pod.addresses.clone();
             if addresses.is_empty() {
                 continue;
@@ -208,7 +208,7 @@ impl Tenant {
         tenant
     }
 
-    /// Adds up what the programs of all pods cost, and says which these are; nothing once it is more than the budget.
+    /// Adds up the cost of all pods' programs, and returns their keys; `None` as soon as it is over the budget.
     fn add_up(
         &mut self,
         bodies: &[Arc<Pod>],
@@ -237,7 +237,7 @@ impl Tenant {
                     }
                     policies.push(Identity(policy.clone()));
                 }
-                // Names are looked for in each pod.
+                // Names are looked up in each pod.
                 self.cost.units = self.cost.units.saturating_add(budget::of_names(sought, body));
                 within(self.cost)?;
                 let named = if sought > 0 { numbers(&policies, body) } else { Vec::new() };
@@ -254,7 +254,7 @@ impl Tenant {
         Some(keys)
     }
 
-    /// Gives the pods their programs, and adds what can only be said of these to the cost.
+    /// Sets the programs of the pods, and adds to the cost what is only known from these.
     fn merge(
         &mut self,
         keys: Vec<[Option<ProgramKey>; 2]>,
@@ -279,7 +279,7 @@ impl Tenant {
         self.comparisons = index::comparisons(self.selections());
     }
 
-    /// Whether no pod of this node is in it.
+    /// Whether it has no pods on this node.
     pub(super) fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }
@@ -316,14 +316,14 @@ impl Tenant {
         self.programs.values().flat_map(|program| program.selections()).collect()
     }
 
-    /// Why it is closed whatever others cost, if it is.
+    /// Why it is closed regardless of the cost of others, if it is.
     fn own_excess(&self, namespace: &Arc<str>, budgets: &Budgets) -> Option<OverBudget> {
         let over = |resource, cost, budget| {
             let closed = Closed::Namespace(namespace.clone());
             (cost > budget).then_some(OverBudget { closed, scale: Scale::Namespace, resource, cost, budget })
         };
-        // Closed as a whole from the first policy on whose rules are missing: which one is first depends on the order in
-        // which they came.
+        // Closed as a whole as soon as the rules of one policy are missing: which one is first depends on the order in
+        // which they were received.
         let too_large = self.too_large.map(|MemoryExcess { bytes, budget, is_of_all }| OverBudget {
             closed: Closed::Namespace(namespace.clone()),
             scale: if is_of_all { Scale::Node } else { Scale::Namespace },
@@ -337,7 +337,7 @@ impl Tenant {
     }
 }
 
-/// What the named ports of these policies mean for `pod`, in their order.
+/// The numbers of these policies' named ports in `pod`, in their order.
 fn numbers(policies: &[Identity], pod: &Pod) -> Vec<Vec<u16>> {
     policies
         .iter()
@@ -353,10 +353,10 @@ fn numbers(policies: &[Identity], pod: &Pod) -> Vec<Vec<u16>> {
         .collect()
 }
 
-/// Which namespaces are closed, and all that is over its budget.
+/// Decides which namespaces are closed, and returns these and everything that is over its budget.
 ///
 /// A namespace over its own budget closes. If the others together are over the node's, the largest of them close, until
-/// the rest is within; of two of one size the one that comes first by name.
+/// the rest is within; of two equally large ones the first by name.
 pub(super) fn close(
     cluster: &Cluster,
     tenants: &BTreeMap<Arc<str>, Tenant>,
@@ -390,7 +390,7 @@ pub(super) fn close(
         open.remove(excess.namespace());
         over.push(excess);
     }
-    // Members are counted of what is open so far: how many selections these have is bounded by now.
+    // Members are counted only for what is still open: the number of its selections is bounded by now.
     let by_namespace: BTreeMap<&Arc<str>, BTreeSet<&Arc<Selection>>> =
         open.iter().map(|(namespace, tenant)| (*namespace, tenant.selections())).collect();
     counts.keep(cluster, by_namespace.values().flatten().copied());
@@ -425,7 +425,7 @@ fn of_node((namespace, cost): (&Arc<str>, u64), resource: Resource, budget: u64)
     OverBudget { closed: Closed::Namespace(namespace.clone()), scale: Scale::Node, resource, cost, budget }
 }
 
-/// The largest that have to go so that the others are within `budget` together.
+/// The largest ones that must be closed so that the others together are within `budget`.
 pub(super) fn largest(costs: BTreeMap<&Arc<str>, u64>, budget: u64) -> Vec<(&Arc<str>, u64)> {
     let mut total: u64 = costs.values().copied().fold(0, u64::saturating_add);
     if total <= budget {

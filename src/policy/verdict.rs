@@ -4,39 +4,39 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::model::{Direction, ObjectKey};
 
-/// Whether a flow may pass: both ends must let it.
+/// Whether a flow may pass: both ends must allow it.
 ///
 /// "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod
 /// and the ingress policy on the destination pod need to allow the connection."
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What the sender's policies say.
+    /// The verdict of the sender's policies.
     pub egress: DirectionVerdict,
-    /// What the receiver's policies say.
+    /// The verdict of the receiver's policies.
     pub ingress: DirectionVerdict,
 }
 
-/// What the policies of one end say.
+/// The verdict of one end's policies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectionVerdict {
     /// The policies that select this end for this direction, by name. It is isolated if there is one.
     pub isolated_by: Vec<ObjectKey>,
     /// Every rule of these policies that allows the flow, in the order of the policies.
     pub allowed_by: Vec<RuleRef>,
-    /// What decided.
+    /// Why this end allows or denies it.
     pub reason: Reason,
 }
 
-/// One rule of a policy; its direction is known from where it is named.
+/// One rule of a policy; its direction follows from the context.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleRef {
     /// The policy.
     pub policy: ObjectKey,
-    /// Which entry of its `ingress` or `egress`, counted from 0.
+    /// The index in its `ingress` or `egress`, from 0.
     pub rule: usize,
 }
 
-/// Why a flow may pass one end, or may not. Displays as a sentence without its full stop.
+/// Why one end allows or denies a flow. Displays as a sentence without its full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Allowed: this end is an address that no pod owns.
@@ -45,11 +45,11 @@ pub enum Reason {
     UnknownPod(ObjectKey),
     /// Allowed: the pod uses its node's own network and addresses.
     HostNetwork(ObjectKey),
-    /// Allowed: the pod has ended, and sends and receives nothing.
+    /// Allowed: the pod has finished, and sends and receives nothing.
     Finished(ObjectKey),
     /// Allowed: no policy selects the pod for this direction.
     NotIsolated(ObjectKey, Direction),
-    /// Allowed: the pod talks to itself.
+    /// Allowed: the pod connects to itself.
     Itself(ObjectKey),
     /// Allowed: the sender is the node of the receiving pod.
     FromOwnNode(ObjectKey, Arc<str>),
@@ -57,7 +57,7 @@ pub enum Reason {
     ToOwnNode(ObjectKey, Arc<str>),
     /// Allowed: by at least one rule of the policies that select the pod.
     AllowedBy(Vec<RuleRef>),
-    /// Denied: policies select the pod for this direction, and no rule of theirs allows the flow.
+    /// Denied: policies select the pod for this direction, and none of their rules allows the flow.
     DeniedBy {
         /// The pod.
         pod: ObjectKey,
@@ -73,13 +73,13 @@ pub enum Reason {
 }
 
 impl Verdict {
-    /// Whether both ends let it pass.
+    /// Whether both ends allow it.
     #[must_use]
     pub const fn allowed(&self) -> bool {
         self.egress.allowed() && self.ingress.allowed()
     }
 
-    /// What one end says.
+    /// The verdict of one end.
     #[must_use]
     pub const fn of(&self, direction: Direction) -> &DirectionVerdict {
         match direction {
@@ -90,19 +90,19 @@ impl Verdict {
 }
 
 impl DirectionVerdict {
-    /// Whether this end lets it pass.
+    /// Whether this end allows it.
     #[must_use]
     pub const fn allowed(&self) -> bool {
         !matches!(self.reason, Reason::DeniedBy { .. })
     }
 
-    /// Whether a policy selects this end for this direction. What is isolated may still be allowed.
+    /// Whether a policy selects this end for this direction. An isolated end may still allow the flow.
     #[must_use]
     pub const fn isolated(&self) -> bool {
         !self.isolated_by.is_empty()
     }
 
-    /// What two pods that may both be this end say together: one that denies decides, else one that has rules.
+    /// Combines the verdicts of two pods that may both be this end: one that denies decides, else one that has rules.
     pub(super) fn and(mut self, other: Self) -> Self {
         let decides = match (&self.reason, &other.reason) {
             (Reason::DeniedBy { .. }, _) => false,

@@ -1,12 +1,11 @@
-//! How the addresses of blocks are told by sets: as exact covers, or as networks without excepts.
+//! How sets represent the addresses of blocks: as exact covers, or as networks minus excepts.
 //!
-//! The fewest networks that hold exactly what a block holds are one lookup and no rule more. But each except of a
-//! single address costs up to 32 of them, or 128 of IPv6, and a policy may have tens of thousands. So where the
-//! cover is larger than what the policy itself says, a rule asks twice: the address is in the blocks, and it is not
-//! in their excepts. For blocks that lie apart from each other that is exact, since an except lies within its own
-//! block. Blocks within each other go into layers of blocks that lie apart. That costs one entry for each block and
-//! except and one rule for each layer, of which there are at most as many as an address has bits, whatever the
-//! policies say.
+//! The fewest networks that contain exactly the addresses of a block take one lookup and no additional rule. But each
+//! except of a single address costs up to 32 of them, or 128 of IPv6, and a policy may have tens of thousands. So if
+//! the cover is larger than the policy itself, a rule makes two lookups: the address is in the blocks, and it is not in
+//! their excepts. For disjoint blocks that is exact, since an except lies within its own block. Nested blocks are split
+//! into layers of disjoint blocks. That costs one entry for each block and except and one rule for each layer, of which
+//! there are at most as many as an address has bits, whatever the policies say.
 
 use ipnet::IpNet;
 
@@ -15,12 +14,12 @@ use crate::{
     policy::cidr::CidrSet,
 };
 
-/// Addresses that one rule can tell: those in `within` that are not in `without`.
+/// Addresses that one rule can match: those in `within` that are not in `without`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Area {
-    /// The fewest networks that hold what they hold, ascending; at least one.
+    /// The fewest networks for their addresses, ascending; at least one.
     pub(super) within: Vec<IpNet>,
-    /// Likewise; none if nothing is taken out. Never a whole family.
+    /// Likewise; empty if nothing is excluded. Never a whole family.
     pub(super) without: Vec<IpNet>,
 }
 
@@ -31,20 +30,21 @@ impl Area {
     }
 }
 
-/// A cover of so many networks is preferred whatever the blocks say: the private networks, or an IPv4 address or two.
-/// Beyond that two lookups are cheaper for a packet as well, since a cover is searched by every prefix length in it.
+/// A cover of up to this many networks is preferred whatever the blocks are: enough to except the private networks, or
+/// an IPv4 address or two. Beyond that two lookups are cheaper for a packet as well, since a cover is searched by every
+/// prefix length in it.
 const SMALL_COVER: usize = 64;
 
-/// A block of so many excepts gets areas of its own. They are the same whichever blocks stand beside it, so that
-/// programs that differ share their sets.
+/// A block with this many excepts gets its own areas. They are the same whichever other blocks there are, so that
+/// different programs share their sets.
 const MANY_EXCEPTS: usize = 1024;
 
-/// Whether a block is to be told apart from all others: by [`areas`] of it alone.
+/// Whether a block is handled separately from all others: by [`areas`] of it alone.
 pub(super) fn stands_alone(block: &IpBlock) -> bool {
     block.except().len() >= MANY_EXCEPTS
 }
 
-/// The areas that together hold exactly what `blocks` hold of one family. None, if that is nothing.
+/// The areas that together contain exactly the addresses of `blocks` of one family. Empty if there are none.
 pub(super) fn areas(family: Family, blocks: &[IpBlock]) -> Vec<Area> {
     let of_family = blocks.iter().filter(|block| Family::of_net(block.cidr()) == family);
     let said: usize = of_family.clone().map(|block| 1 + block.except().len()).sum();
@@ -65,17 +65,17 @@ fn exact_area(family: Family, set: &CidrSet) -> Option<Area> {
     (!set.is_empty()).then(|| Area { within: set.networks(family), without: Vec::new() })
 }
 
-/// The areas of blocks, each asked with its excepts.
+/// The areas of blocks, each looked up with its excepts.
 fn layers<'a>(family: Family, blocks: impl Iterator<Item = &'a IpBlock>) -> Vec<Area> {
     let mut blocks: Vec<&IpBlock> = blocks.collect();
-    // A network comes before those that lie in it.
+    // A network comes before those within it.
     blocks.sort_unstable_by_key(|block| block.cidr());
     let mut plain: Vec<IpNet> = Vec::new();
     let mut layers: Vec<(Vec<IpNet>, Vec<CidrSet>)> = Vec::new();
     let mut around: Vec<IpNet> = Vec::new();
     for same in blocks.chunk_by(|a, b| a.cidr() == b.cidr()) {
         let Some(cidr) = same.first().map(|block| block.cidr()) else { continue };
-        // What one of several blocks of the same network holds is not excepted by all of them.
+        // Of several blocks with the same network, only addresses that all of them except are excluded.
         let excepts = same.iter().map(|block| CidrSet::of(block.except().iter().copied()));
         let Some(excepts) = excepts.reduce(|all, other| all.intersection(&other)) else { continue };
         if excepts.is_empty() {
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_cover_is_preferred_as_long_as_it_is_no_larger_than_what_the_block_says() {
-        // Every second network of 256 addresses; of the last ones only the half, which leaves a piece more for each.
+        // Every second network of 256 addresses; of the last ones only half, which leaves one more piece for each.
         let of = |halves: u8| {
             let prefix = |at: u8| if at < 128 - halves { 24 } else { 25 };
             let excepts = (0..128).map(|at| IpNet::new_assert([10, 0, 2 * at + 1, 0].into(), prefix(at)));
@@ -230,15 +230,15 @@ mod tests {
         assert!(areas.len() == 1 && areas[0].is_everything());
     }
 
-    /// The last 16 bits of a block and its prefix length among them, with its excepts.
+    /// The last 16 bits of a block and its prefix length within them, with its excepts.
     type Said = (u16, u8, Vec<(u16, u8)>);
 
-    /// A host part and a prefix length, of which short ones and nested ones are as likely as single addresses.
+    /// Host parts and prefix lengths; short ones, nested ones and single addresses are equally likely.
     fn nets() -> impl Strategy<Value = Vec<(u16, u8)>> {
         prop::collection::vec((any::<u16>(), prop_oneof![0_u8..=16, 12_u8..=16, Just(16)]), 0..40)
     }
 
-    /// Blocks in the last 16 bits of an address, so that they overlap in every way. `base` is what stands before.
+    /// Blocks in the last 16 bits of an address, so that they overlap in every way. `base` has the bits before.
     fn blocks(base: IpAddr, said: Vec<Said>) -> Vec<IpBlock> {
         let bits = Family::of(base).bits();
         let net = |host: u16, prefix: u8| IpNet::new_assert(at(base, host), bits - 16 + prefix).trunc();

@@ -1,4 +1,4 @@
-//! From what a node has to enforce to the chains and sets that do it.
+//! Compiles what a node must enforce into chains and sets.
 //!
 //! ```text
 //! FORWARD (position 1) -> TOWPATH-FORWARD
@@ -7,16 +7,16 @@
 //!   [without the interface guard] broadcast, multicast, link-local -> DROP, while a pod of this node is isolated
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
 //!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
-//!   tunnel packets from local pods to others than pods -> DROP
+//!   tunnel packets from local pods to anything but pods -> DROP
 //! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
 //! TP-PE-<pod>:    to itself -> RETURN; goto its group
 //! TP-SE-<address> [several pods report it]: jump to the chain of each pod, goto that of the last
 //! TP-GE-<group>:  the program's rules -> RETURN; then log, count, DROP
 //! ```
 //!
-//! `goto` is the point of it: a RETURN inside a group chain goes back to TOWPATH-FORWARD, behind the rule that asked
-//! about this direction. So "allowed" needs no packet mark, and the other direction is still asked. An allowed packet
-//! returns to FORWARD and is never accepted outright: the rules of others still apply to it.
+//! The use of `goto` is essential: a RETURN inside a group chain goes back to TOWPATH-FORWARD, after the rule that
+//! checks this direction. So "allowed" needs no packet mark, and the other direction is still checked. An allowed
+//! packet returns to FORWARD and is never accepted outright: the rules of other programs still apply to it.
 //!
 //! Compiling is total and deterministic: every input has exactly one ruleset.
 
@@ -43,20 +43,20 @@ use crate::{
     },
 };
 
-/// How a node enforces, where that is a matter of taste.
+/// The configurable parts of enforcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// What a sender learns of a denied packet.
+    /// Whether the sender of a denied packet is informed.
     pub deny: DenyAction,
     /// The netlink log group that gets a copy of denied packets; `None` logs nothing.
     pub log_group: Option<u16>,
-    /// Whether egress policy also holds for packets of a pod to its own node.
+    /// Whether egress policy also applies to packets of a pod to its own node.
     pub enforce_pod_to_node: bool,
     /// The UDP port of the node's VXLAN endpoint, to which no pod may send: its packets would come out on another
-    /// node as if they were some other pod's.
+    /// node as if they came from some other pod.
     pub vxlan_port: u16,
-    /// Whether these rules have to drop what passes between pods by addresses that are no pod's: broadcast, multicast
-    /// and link-local ones. They need not where the interface guard does.
+    /// Whether these rules must drop traffic between pods over addresses that belong to no pod: broadcast, multicast
+    /// and link-local ones. They need not if the interface guard does.
     pub link_rules: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Tunnels {
     pub others: BTreeSet<u16>,
     /// The IP protocols of its other tunnels: 4 (IPv4 in IP), 41 (IPv6 in IP), 47 (GRE).
     pub protocols: BTreeSet<u8>,
-    /// The hosts to which its VXLAN interfaces forward: those whose packets it has to accept.
+    /// The hosts to which its VXLAN interfaces forward: it must accept their packets.
     pub ends: BTreeSet<IpAddr>,
 }
 
@@ -88,37 +88,37 @@ impl Default for Options {
 /// What happens to a denied packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenyAction {
-    /// It vanishes: its sender waits.
+    /// It is dropped silently: its sender waits.
     Drop,
-    /// Its sender is told: connections are refused at once.
+    /// Its sender is informed: connections are refused at once.
     Reject,
 }
 
 /// At most this many pods in one chain of the dispatch tree; beyond it the chain is split by prefix.
 const DISPATCH_WIDTH: usize = 16;
 
-/// By how many bits one level of the dispatch tree tells addresses apart: at most 16 branches.
+/// How many address bits one level of the dispatch tree distinguishes: at most 16 branches.
 const DISPATCH_BITS: u8 = 4;
 
-/// How deep the dispatch tree may be: the nft variant takes 16 chains behind each other, ours included. Addresses that
-/// would need more are in one long chain.
+/// How deep the dispatch tree may be: the nft variant accepts 16 nested chains, ours included. Addresses that would
+/// need more are in one long chain.
 const DISPATCH_DEPTH: usize = 8;
 
-/// The ruleset that enforces `resolved` on a node of whose tunnels nothing is known.
+/// The ruleset that enforces `resolved` on a node whose tunnels are not known.
 #[must_use]
 pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
     Compiler::new(options.clone()).whole(resolved)
 }
 
-/// Compiles round after round, and does only the work that the last change makes necessary.
+/// Compiles incrementally: each sync does only the work that the last change requires.
 ///
-/// What it returns is always what [`compile`] would.
+/// The result is always that of [`compile`].
 #[derive(Clone, Debug)]
 pub struct Compiler {
     options: Options,
     tunnels: Option<Tunnels>,
     last: Option<(Arc<[LocalPod]>, Ruleset)>,
-    /// What was made for the programs of the last ruleset.
+    /// The groups of the programs of the last ruleset.
     v4: Cache,
     v6: Cache,
 }
@@ -130,13 +130,13 @@ impl Compiler {
         Self { options, tunnels: None, last: None, v4: Cache::new(), v6: Cache::new() }
     }
 
-    /// Takes note of the tunnels that end on the node.
+    /// Sets the tunnels that end on the node.
     pub fn set_tunnels(&mut self, tunnels: Tunnels) {
         self.tunnels = Some(tunnels);
         self.last = None;
     }
 
-    /// Every chain and every set. Those of programs that did not change are taken from the last ruleset.
+    /// Every chain and every set. Those of unchanged programs are taken from the last ruleset.
     fn whole(&mut self, resolved: &Resolved) -> Ruleset {
         let (options, tunnels) = (&self.options, self.tunnels.as_ref());
         let table = |family, cache: &mut Cache| {
@@ -151,9 +151,8 @@ impl Compiler {
 
     /// The ruleset that enforces `resolved`.
     ///
-    /// While no pod of this node and no program changed, no chain does, and sets only get other members: that is
-    /// what most changes in a large cluster come to. Otherwise the chains and covers of programs that did not change
-    /// are taken over.
+    /// While no pod of this node and no program changes, no chain does, and only members of sets change: that is the
+    /// case for most changes in a large cluster. Otherwise the chains and covers of unchanged programs are reused.
     pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
         let mut ruleset = match self.last.take() {
             Some((pods, ruleset)) if Arc::ptr_eq(&pods, &resolved.pods) => ruleset,
@@ -182,7 +181,7 @@ impl Compiler {
     }
 }
 
-/// The set that holds the members of a selection, and its kind.
+/// The name of the set for a selection, and its kind.
 pub(super) fn selection_set(family: Family, selection: &program::Selection) -> (SetName, SetKind) {
     match &selection.chosen {
         Chosen::Pods(_) => (names::pods(family, &selection.digest), SetKind::Addresses),
@@ -196,7 +195,7 @@ struct TableBuilder<'a> {
     options: &'a Options,
     tunnels: Option<&'a Tunnels>,
     cache: &'a mut Cache,
-    /// The sets of isolated pods, once they are made.
+    /// The sets of isolated pods, once they are built.
     isolated: BTreeMap<Direction, SetName>,
     table: Table,
 }
@@ -260,8 +259,8 @@ impl TableBuilder<'_> {
         self.table.chains.insert(names::dispatch(direction), dispatch);
     }
 
-    /// A chain that goes on, by the isolated pod's address, in that pod's chain; made of branches when there are many.
-    /// Who is in no branch is isolated but has no chain, and stays closed.
+    /// The dispatch chain: continues in the isolated pod's chain, by its address; split into branches if there are many
+    /// pods. A pod in no branch is isolated but has no chain, and stays closed.
     fn dispatch(&mut self, direction: Direction, leaves: &[(IpAddr, ChainName)], depth: usize) -> Chain {
         let own = |network| own_address(direction, network);
         let goto = |network, to: ChainName| Rule::new([own(network)], Target::Goto(to));
@@ -288,8 +287,8 @@ impl TableBuilder<'_> {
         rules.into_iter().chain([end]).collect()
     }
 
-    /// The chain of an address that several isolated pods report: a packet has to come back from the chain of each of
-    /// them. What one of them allows returns here, behind its jump; the last one is entered by goto, as ever.
+    /// The chain of an address that several isolated pods report: a packet must return from the chain of each of them.
+    /// A packet that one of them allows returns here, after its jump; the last one is entered by goto, as usual.
     fn shared(
         &mut self,
         direction: Direction,
@@ -304,8 +303,8 @@ impl TableBuilder<'_> {
         name
     }
 
-    /// The chain of one pod: what it sends to itself passes, also by way of its own Service. An address that another
-    /// pod reports as well may not be the pod itself.
+    /// The chain of one pod: its traffic to itself passes, also through its own Service. An address that another pod
+    /// also reports may not be the pod itself.
     fn pod(&mut self, direction: Direction, pod: &LocalPod, name: ChainName, group: ChainName) {
         let is_own =
             |address: &&IpAddr| Family::of(**address) == self.family && !pod.shared.contains(*address);
@@ -350,7 +349,7 @@ impl TableBuilder<'_> {
     }
 }
 
-/// That the isolated pod of a packet lies in `network`.
+/// Matches packets whose isolated pod has an address in `network`.
 fn own_address(direction: Direction, network: IpNet) -> Match {
     match direction {
         Direction::Ingress => Match::Destination(network),
@@ -358,8 +357,8 @@ fn own_address(direction: Direction, network: IpNet) -> Match {
     }
 }
 
-/// How many leading bits all these addresses share; they are of one family and ascend, so that its first and last
-/// tell.
+/// How many leading bits all these addresses share; they are of one family and ascending, so the first and the last
+/// are enough.
 fn common_prefix(leaves: &[(IpAddr, ChainName)]) -> u8 {
     let bits = match (leaves.first(), leaves.last()) {
         (Some((IpAddr::V4(a), _)), Some((IpAddr::V4(b), _))) => {
@@ -373,7 +372,7 @@ fn common_prefix(leaves: &[(IpAddr, ChainName)]) -> u8 {
     u8::try_from(bits).unwrap_or(0)
 }
 
-/// At most as long as the kernel's comment match takes: 255 bytes. Names are ASCII.
+/// Shortened to what the kernel's comment match accepts: 255 bytes. Names are ASCII.
 fn shortened(text: &str) -> Arc<str> {
     text.chars().take(255).collect::<String>().into()
 }

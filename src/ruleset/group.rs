@@ -1,8 +1,8 @@
-//! The chain of a program: what it asks of a packet, in rules and sets.
+//! The chain of a program: its conditions as rules and sets.
 //!
-//! A chain and the sets that are named after their members follow from the program alone. So what was made for a
-//! program is kept by the program's digest for as long as pods have it: a change costs the programs that it changes,
-//! however large the others are.
+//! A chain and the sets that are named after their members depend on the program alone. So they are cached by the
+//! program's digest for as long as pods have it: the cost of a change is that of the programs that it changes, however
+//! large the others are.
 
 use std::{
     collections::BTreeMap,
@@ -27,40 +27,41 @@ use crate::{
     },
 };
 
-/// Copies of denied packets a second, for each program.
+/// Copies of denied packets per second, for each program.
 const LOGS_PER_SECOND: u32 = 10;
 
-/// From so many rules on, those of one block and few ports each become one lookup of address and port together. It
-/// costs a packet as much as that many rules.
+/// From this many rules on, those with one block and few ports each are combined into one lookup of address and port.
+/// It costs a packet as much as that many rules.
 const JOINED_FROM: usize = 16;
 
-/// The most entries that one rule may become in such a set: the kernel needs about as much memory for them as for it.
+/// The most entries that one rule may become in such a set: the kernel needs about as much memory for them as for the
+/// rule.
 const JOINED_ENTRIES: usize = 16;
 
-/// So many ports are put into a set rather than one rule more. It takes 8 KiB, however many they are.
+/// A set of ports is used for up to this many ports per rule that it replaces. It takes 8 KiB, however many they are.
 const RULE_PORTS: usize = 64;
 
-/// The chain of one program, and what it asks.
+/// The chain of one program, and what it looks up.
 #[derive(Debug)]
 pub(super) struct Group {
     /// The chain.
     pub(super) chain: Chain,
     /// Its sets that are named after their members.
     pub(super) sets: Vec<(SetName, IpSet)>,
-    /// The selections whose sets it asks.
+    /// The selections whose sets it looks up.
     pub(super) selections: Vec<Arc<Selection>>,
-    /// What its blocks came to. Held so that other programs find it.
+    /// The places of its blocks. Held so that other programs can share them.
     _places: Vec<Arc<[Place]>>,
 }
 
-/// What was made for one family of the programs of the last ruleset.
+/// The groups of one family for the programs of the last ruleset.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cache {
-    /// By the chain's name, which is made of the program's digest.
+    /// By the chain's name, which contains the program's digest.
     groups: BTreeMap<ChainName, Arc<Group>>,
-    /// Those of the ruleset before this one, as long as nobody asked for them.
+    /// Those of the previous ruleset that this one has not used yet.
     before: BTreeMap<ChainName, Arc<Group>>,
-    /// What blocks came to, by the blocks' digest.
+    /// The places of blocks, by the blocks' digest.
     places: BTreeMap<String, Weak<[Place]>>,
 }
 
@@ -69,7 +70,7 @@ impl Cache {
         Self { groups: BTreeMap::new(), before: BTreeMap::new(), places: BTreeMap::new() }
     }
 
-    /// Another ruleset begins: what it does not ask for is forgotten at its end.
+    /// A new ruleset begins: what it does not use is dropped at its end.
     pub(super) fn begin(&mut self) {
         self.before = std::mem::take(&mut self.groups);
     }
@@ -80,7 +81,7 @@ impl Cache {
         self.places.retain(|_, places| places.strong_count() > 0);
     }
 
-    /// What a program comes to.
+    /// The group of a program.
     pub(super) fn group(
         &mut self,
         family: Family,
@@ -109,11 +110,11 @@ impl Cache {
     }
 }
 
-/// Addresses that one rule tells, as what it asks.
+/// Addresses that one rule can match, as its lookups.
 #[derive(Clone, Debug)]
 struct Place {
     within: Within,
-    /// What is taken out, if anything is.
+    /// The excluded addresses, if any.
     without: Option<(SetName, OrdSet<Member>)>,
 }
 
@@ -123,7 +124,7 @@ enum Within {
     All,
     /// One network.
     One(IpNet),
-    /// Several.
+    /// Several networks.
     Set(SetName, OrdSet<Member>),
 }
 
@@ -144,7 +145,7 @@ impl Place {
         matches!(self.within, Within::All) && self.without.is_none()
     }
 
-    /// Its networks, if they are at most `most` and nothing is taken out of them.
+    /// Its networks, if they are at most `most` and nothing is excluded from them.
     fn few(&self, most: usize) -> Option<Vec<IpNet>> {
         match (&self.within, &self.without) {
             (Within::One(network), None) => Some(vec![*network]),
@@ -175,7 +176,7 @@ struct GroupBuilder<'a> {
 impl GroupBuilder<'_> {
     fn build(mut self, program: &Program) -> Group {
         for tier in &program.tiers {
-            // The first rule that matches decides. Among rules of one action the order is of no meaning.
+            // The first rule that matches decides. Among rules with one action the order does not matter.
             for run in tier.rules.chunk_by(|a, b| a.action == b.action) {
                 self.run(run);
             }
@@ -189,7 +190,7 @@ impl GroupBuilder<'_> {
         }
     }
 
-    /// Rules of one action, which stand behind each other.
+    /// Consecutive rules with one action.
     fn run(&mut self, rules: &[program::Rule]) {
         let placed: Vec<(&program::Rule, Vec<Arc<[Place]>>)> =
             rules.iter().map(|rule| (rule, self.places(&rule.peers))).collect();
@@ -197,7 +198,7 @@ impl GroupBuilder<'_> {
         for (rule, places) in placed.iter().filter(|(rule, _)| rule.action == Action::Allow) {
             for more in places.iter().flat_map(|places| places.iter()).filter_map(|place| joined(rule, place))
             {
-                // Each protocol would be a rule of its own.
+                // Each protocol would be its own rule.
                 saved += protocols(&rule.ports);
                 members.extend(more);
             }
@@ -221,7 +222,7 @@ impl GroupBuilder<'_> {
         self.places.extend(placed.into_iter().flat_map(|(_, places)| places));
     }
 
-    /// What `action` does with the packets for which `matches` hold.
+    /// Adds the rules that apply `action` to packets for which `matches` hold.
     fn act(&mut self, action: Action, matches: &[Match]) {
         let with = |more: &[Match]| [matches, more].concat();
         match action {
@@ -236,8 +237,8 @@ impl GroupBuilder<'_> {
                     Direction::Ingress => Field::Destination,
                     Direction::Egress => Field::Source,
                 };
-                // Looking an address up in this set counts the packet. Every isolated pod is in it; the rule behind
-                // is for the moment in which one is not yet, or no longer.
+                // A lookup in this set counts the packet. Every isolated pod is in it; the rule after it is for the
+                // moment in which one is not in it yet, or no longer.
                 let counted = Match::Set { set: names::drops(self.family), field };
                 for counted in [&[counted][..], &[]] {
                     match self.options.deny {
@@ -253,8 +254,8 @@ impl GroupBuilder<'_> {
         }
     }
 
-    /// The alternatives of one rule: a packet for which all matches of one of them hold is meant. None, if the rule
-    /// speaks of the other family only. With `join`, without those that are joined.
+    /// The alternatives of one rule: it matches a packet for which all matches of one of them hold. Empty if the rule
+    /// is for the other family only. With `join`, without those that are joined.
     fn alternatives(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
         let peers = self.peers(rule, places, join);
         if peers.is_empty() {
@@ -265,7 +266,7 @@ impl GroupBuilder<'_> {
         peers.iter().flat_map(|peer| ports.iter().map(move |port| pair(port, peer))).collect()
     }
 
-    /// The alternatives by which the other end is recognised; an empty one takes every end.
+    /// The alternatives for the other end; an empty one matches every end.
     fn peers(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
         let (field, other_end): (_, fn(IpNet) -> Match) = match self.direction {
             Direction::Ingress => (Field::Source, Match::Source),
@@ -307,7 +308,7 @@ impl GroupBuilder<'_> {
         }
     }
 
-    /// What the blocks of `peers` come to.
+    /// The places of the blocks of `peers`.
     fn places(&mut self, peers: &PeerMatch) -> Vec<Arc<[Place]>> {
         let PeerMatch::Of { blocks, .. } = peers else { return Vec::new() };
         let of_family = blocks.iter().filter(|block| Family::of_net(block.cidr()) == self.family);
@@ -317,7 +318,7 @@ impl GroupBuilder<'_> {
         alone.chain(together).map(|blocks| self.placed(&blocks)).collect()
     }
 
-    /// What blocks come to that are computed together.
+    /// The places of blocks that are computed together.
     fn placed(&mut self, blocks: &[IpBlock]) -> Arc<[Place]> {
         let make = || -> Arc<[Place]> {
             areas(self.family, blocks).iter().map(|area| Place::new(self.family, area)).collect()
@@ -333,8 +334,8 @@ impl GroupBuilder<'_> {
         })
     }
 
-    /// The alternatives by which protocol and port are recognised, of which each is a rule for every one of `peers`
-    /// alternatives.
+    /// The alternatives for protocol and port; each becomes a rule for each of the `peers` alternatives of the other
+    /// end.
     fn port_matches(&mut self, ports: &PortMatch, peers: usize) -> Vec<Vec<Match>> {
         let PortMatch::Of(ports) = ports else { return vec![Vec::new()] };
         ports.iter().flat_map(|(protocol, ranges)| self.ranges(protocol, ranges, peers)).collect()
@@ -368,7 +369,7 @@ impl GroupBuilder<'_> {
     }
 }
 
-/// Ranges in parts of at most [`PORT_SLOTS`] slots.
+/// Splits ranges into parts of at most [`PORT_SLOTS`] slots.
 fn slotted(ranges: &[PortRange]) -> Vec<Vec<PortRange>> {
     let mut parts: Vec<Vec<PortRange>> = Vec::new();
     let mut left = 0;
@@ -386,12 +387,12 @@ fn slotted(ranges: &[PortRange]) -> Vec<Vec<PortRange>> {
     parts
 }
 
-/// How many ports there are in ranges.
+/// How many ports the ranges contain.
 fn numbers(ranges: &[PortRange]) -> usize {
     ranges.iter().map(|range| 1 + usize::from(range.last() - range.first())).sum()
 }
 
-/// How many protocols a rule names, each of which is a rule of its own.
+/// How many protocols a rule names, each of which becomes its own rule.
 fn protocols(ports: &PortMatch) -> usize {
     match ports {
         PortMatch::Any => 1,
@@ -399,7 +400,7 @@ fn protocols(ports: &PortMatch) -> usize {
     }
 }
 
-/// The members that a rule comes to for one of its places in a set of networks with ports: few enough, or `None`.
+/// The members of a set of networks with ports for one of a rule's places; `None` if these would be too many.
 fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
     let PortMatch::Of(ports) = &rule.ports else { return None };
     let numbers: usize = ports.iter().map(|(_, ranges)| numbers(ranges)).sum();

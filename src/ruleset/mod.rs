@@ -1,13 +1,13 @@
-//! How it is enforced: chains, rules and sets, as data.
+//! How policy is enforced: chains, rules and sets, as data.
 //!
 //! ```text
-//! Resolved --compile--> Ruleset --plan(Observed)--> Steps --render--> text for the kernel edge
+//! Resolved --compile--> Ruleset --plan(Observed)--> Steps --render--> text for the dataplane
 //!                          |
 //!                          +--trace(Packet)--> what these rules do with a packet
 //! ```
 //!
-//! The words are netfilter's (chain, rule, match, target, set), the text is not: only [`render`] writes what
-//! `iptables-restore` and `ipset restore` read, so that another dataplane can stand beside that one.
+//! The terms are netfilter's (chain, rule, match, target, set), the text is not: only [`render`] writes the input of
+//! `iptables-restore` and `ipset restore`, so that another dataplane can be added.
 
 mod areas;
 pub mod compile;
@@ -32,7 +32,7 @@ pub use crate::policy::members::Member;
 
 use crate::model::{Direction, Family, PortRange, Protocol};
 
-/// Everything of ours that the kernel of one node shall hold.
+/// Everything of ours that the kernel of one node should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// For IPv4.
@@ -59,11 +59,11 @@ impl Ruleset {
         }
     }
 
-    /// Closes what cannot be written: for each of `broken`, the allow rules that need that set vanish, and every
-    /// jump to that chain drops. Nothing else changes, so that one bad object costs no other pod anything.
+    /// Closes what cannot be written: for each of `broken`, the allow rules that need that set are removed, and every
+    /// jump to that chain becomes a drop. Nothing else changes, so that one bad object does not affect other pods.
     ///
-    /// An allow rule needs the set of what is excepted from it as much as any other: without it, it would allow more.
-    /// Sets that close, those of isolated pods first of all, have no such way out (see [`names::may_break`]).
+    /// An allow rule needs the set of its excepts as much as any other: without it, it would allow more. Sets that
+    /// close, above all those of isolated pods, cannot be left out like this (see [`names::may_break`]).
     #[must_use]
     pub fn without(mut self, broken: &BTreeSet<Object>) -> Self {
         for family in Family::BOTH {
@@ -75,7 +75,7 @@ impl Ruleset {
     }
 }
 
-/// Our chains and sets of one family, and where they are hooked in.
+/// Our chains and sets of one family, and their hooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     /// Our chains in the filter table.
@@ -93,7 +93,7 @@ impl Table {
         let is_broken_chain =
             |name: &ChainName| any_chain && broken.contains(&Object::Chain(family, name.clone()));
         self.chains.retain(|name, _| !is_broken_chain(name));
-        // Only what allows, and what counts or logs, may go for want of a set. A rule that closes stays and keeps its
+        // Only rules that allow, count or log may be removed for lack of a set. A rule that closes stays and keeps its
         // set: without the rule its packets would pass.
         let needs_broken_set = |rule: &Rule| {
             let closes = match rule.target {
@@ -127,17 +127,17 @@ impl Table {
     }
 }
 
-/// Whether a rule only counts what the rule behind it drops as well.
+/// Whether a rule only counts what the rule after it drops as well.
 fn counts(rule: &Rule) -> bool {
     rule.matches.iter().any(|m| matches!(m, Match::Set { set, .. } if set.role() == SetRole::Drops))
 }
 
-/// A chain or a set of ours, as something that an operation can fail on.
+/// One of our chains or sets, as the object of an operation that can fail.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     /// A chain of one family's filter table.
     Chain(Family, ChainName),
-    /// A set; its name tells the family.
+    /// A set; its name includes the family.
     Set(SetName),
 }
 
@@ -164,7 +164,7 @@ impl fmt::Display for Object {
 pub enum BuiltIn {
     /// Packets to the node itself.
     Input,
-    /// Packets through the node: between its pods, and between them and the world.
+    /// Packets through the node: between its pods, and between them and the outside world.
     Forward,
 }
 
@@ -172,7 +172,7 @@ impl BuiltIn {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Input, Self::Forward];
 
-    /// The kernel's name of it.
+    /// Its name in the kernel.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -182,18 +182,18 @@ impl BuiltIn {
     }
 }
 
-/// The name of a chain of ours; [`names`] says which names are.
+/// The name of one of our chains; [`names`] defines which names are ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChainName(Arc<str>);
 
 impl ChainName {
-    /// The name, if this version or a former one gives it to chains.
+    /// The name, if this version or a former one uses it for chains.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         names::is_chain(name).then(|| Self(name.into()))
     }
 
-    /// As text.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -206,7 +206,7 @@ impl fmt::Display for ChainName {
     }
 }
 
-/// The name of a set of ours: a family, a role and, for most roles, a digest. Ordered as its text is.
+/// The name of one of our sets: a family, a role and, for most roles, a digest. Ordered like its text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SetName {
     text: Arc<str>,
@@ -215,14 +215,14 @@ pub struct SetName {
 }
 
 impl SetName {
-    /// The name, if this version or a former one gives it to sets.
+    /// The name, if this version or a former one uses it for sets.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let (family, role) = names::parse_set(name)?;
         Some(Self { text: name.into(), family, role })
     }
 
-    /// As text.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -234,7 +234,7 @@ impl SetName {
         self.family
     }
 
-    /// What the set is for.
+    /// The purpose of the set.
     #[must_use]
     pub const fn role(&self) -> SetRole {
         self.role
@@ -247,10 +247,10 @@ impl fmt::Display for SetName {
     }
 }
 
-/// What a set of ours is for. [`names`] says what follows from it: its name, its kind, and when it may grow.
+/// The purpose of a set. [`names`] derives the set's name, its kind, and when it may grow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetRole {
-    /// Counts what was dropped, by isolated pod.
+    /// Counts dropped packets, by isolated pod.
     Drops,
     /// The pods of this node.
     LocalPods,
@@ -276,14 +276,14 @@ pub enum SetRole {
     Ports,
 }
 
-/// A chain: rules that a packet meets in this order. A packet that leaves it at its end goes on as after `Return`.
+/// A chain: rules that a packet passes in this order. The end of a chain acts like `Return`.
 #[derive(Clone, Debug, Eq)]
 pub struct Chain {
     /// Its rules.
     pub rules: Arc<[Rule]>,
 }
 
-/// Chains of programs that did not change are shared from one ruleset to the next: equal at once.
+/// Chains of unchanged programs are shared from one ruleset to the next, which makes comparing them cheap.
 impl PartialEq for Chain {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.rules, &other.rules) || self.rules == other.rules
@@ -296,17 +296,17 @@ impl FromIterator<Rule> for Chain {
     }
 }
 
-/// A rule: where every match holds, the target happens.
+/// A rule: if every match holds, the target applies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What must hold of the packet, in the order in which it is tested: cheap first.
+    /// The conditions on the packet, in the order in which they are tested: cheap ones first.
     pub matches: Vec<Match>,
-    /// What happens then.
+    /// The action if all of them hold.
     pub target: Target,
 }
 
 impl Rule {
-    /// A rule.
+    /// A rule with these matches and this target.
     #[must_use]
     pub fn new(matches: impl Into<Vec<Match>>, target: Target) -> Self {
         Self { matches: matches.into(), target }
@@ -319,13 +319,13 @@ pub enum Match {
     /// It belongs to a connection that passed before.
     Established,
     /// It is about a connection that passed before: with the protocol ICMP, an error. With other protocols it would be
-    /// a connection that a helper expects, of which policy knows nothing.
+    /// a connection that a helper expects, which policy does not cover.
     Related,
     /// Its IP protocol number.
     Protocol(u8),
     /// Its protocol and destination port: at most [`PORT_SLOTS`] slots.
     Ports(Protocol, Vec<PortRange>),
-    /// It goes to everybody on a link of this node: the broadcast address of one of its networks, or of all.
+    /// It is a broadcast on a link of this node: to the broadcast address of one of its networks, or of all.
     Broadcast,
     /// It is an ICMPv6 message of this type.
     Icmpv6Type(u8),
@@ -333,39 +333,39 @@ pub enum Match {
     Source(IpNet),
     /// Its destination lies in this network.
     Destination(IpNet),
-    /// What `field` says of it is a member of the set.
+    /// Its `field` is a member of the set.
     Set {
         /// The set.
         set: SetName,
-        /// What is looked up.
+        /// The field that is looked up.
         field: Field,
     },
-    /// What `field` says of it is an address, and no member of the set.
+    /// Its `field` is an address, and not a member of the set.
     ///
-    /// The set closes here. Only a set of addresses or networks may stand in it: one that also looks at ports has no
-    /// answer to a packet without ports, and the kernel takes no answer for "not a member".
+    /// Here the set closes. Only a set of addresses or networks may be used: one that also matches ports has no answer
+    /// for a packet without ports, and the kernel treats no answer as "not a member".
     NotInSet {
         /// The set.
         set: SetName,
-        /// What is looked up: an address.
+        /// The field that is looked up: an address.
         field: Field,
     },
-    /// It is an IPv6 packet with this hop limit. In FORWARD, 255 means that no router has passed it on, this node
-    /// included.
+    /// It is an IPv6 packet with this hop limit. In FORWARD, 255 means that no router has forwarded it, including this
+    /// node.
     HopLimit(u8),
-    /// It has at most so many bytes, its IP header included.
+    /// It has at most this many bytes, including its IP header.
     LengthAtMost(u16),
     /// Not more often than this; for logging only.
     Limit {
-        /// Packets a second, with a burst of as many.
+        /// Packets per second, and the size of a burst.
         per_second: u32,
     },
-    /// Always holds; tells a reader what the rule is for. At most 255 bytes.
+    /// Always holds; describes the rule to a reader. At most 255 bytes.
     Comment(Arc<str>),
 }
 
 impl Match {
-    /// The set that it asks.
+    /// The set that it looks up.
     #[must_use]
     pub const fn set(&self) -> Option<&SetName> {
         match self {
@@ -375,11 +375,11 @@ impl Match {
     }
 }
 
-/// How many slots one [`Match::Ports`] has; a range of more than one port takes two. The kernel's `multiport` match
-/// has room for so many.
+/// How many slots one [`Match::Ports`] has; a range of more than one port takes two. This is the limit of the kernel's
+/// `multiport` match.
 pub const PORT_SLOTS: usize = 15;
 
-/// What a set lookup takes from a packet.
+/// The part of a packet that a set lookup uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
     /// Its source address.
@@ -394,24 +394,24 @@ pub enum Field {
     SourceWithPort,
 }
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    /// Leaves the chain, for the rule behind the latest `Jump`.
+    /// Leaves the chain, and continues after the latest `Jump`.
     Return,
     /// Drops the packet.
     Drop,
-    /// Drops the packet and tells its sender: TCP by a reset, others by ICMP.
+    /// Drops the packet and informs its sender: TCP by a reset, others by ICMP.
     Reject,
-    /// Goes through another chain and comes back.
+    /// Passes through another chain and comes back.
     Jump(ChainName),
-    /// Goes on in another chain; what returns from there returns from here too.
+    /// Continues in another chain; a return from there returns from this chain too.
     Goto(ChainName),
-    /// Hands a copy to whoever listens on this netlink log group, and goes on.
+    /// Sends a copy to the listeners of this netlink log group, and continues.
     Log {
         /// The netlink log group, 1 to 65535.
         group: u16,
-        /// Stands before the copy; at most 64 bytes with its end.
+        /// The prefix of the copy; at most 64 bytes with its terminator.
         prefix: Arc<str>,
     },
 }
@@ -419,13 +419,13 @@ pub enum Target {
 /// A set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IpSet {
-    /// What it can hold.
+    /// The kind of its members.
     pub kind: SetKind,
-    /// What it holds. A clone shares the members, and a difference costs what differs.
+    /// Its members. A clone shares them, and the cost of a difference depends on what differs.
     pub members: OrdSet<Member>,
 }
 
-/// What a set can hold.
+/// The kind of a set's members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetKind {
     /// Addresses (`hash:ip`).

@@ -1,15 +1,15 @@
 //! The names of our chains and sets.
 //!
-//! A name is a prefix that tells what the object is, and either a fixed word or a digest of what the object *means*:
-//! the selectors of a set (not its members), the ordered program of a group chain, the name of a pod. Equal meaning
-//! is equal name, so that policies share sets and pods share chains; another meaning is another object beside the
-//! old one, which makes every replacement atomic.
+//! A name is a prefix for the type of the object, and either a fixed word or a digest of what the object *means*: the
+//! selectors of a set (not its members), the ordered program of a group chain, the name of a pod. Equal meaning is
+//! equal name, so that policies share sets and pods share chains; a new meaning is a new object beside the old one,
+//! which makes every replacement atomic.
 //!
-//! A name is ours if it is one of the fixed words, or a prefix of ours with exactly as many digits of a digest as we give
-//! it: a chain `TP-LINK` or a set `tp4-mine` belongs to another program. Names that only former versions gave are ours as well,
-//! so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
+//! A name is ours if it is one of the fixed words, or one of our prefixes with exactly as many digits of a digest as we
+//! use: a chain `TP-LINK` or a set `tp4-mine` belongs to another program. Names that only former versions used are ours
+//! as well, so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
 //!
-//! To add a role of sets: a variant of [`SetRole`], its line in `ROLES`, and what the compiler then asks for.
+//! To add a role of sets: a variant of [`SetRole`], its line in `ROLES`, and what the compiler then requires.
 
 use imbl::OrdSet;
 
@@ -19,7 +19,7 @@ use crate::{
     policy::digest::{ALPHABET, DIGITS, digest},
 };
 
-/// The chains that have a word of their own. No word is ever taken off this list: the last ones are of former versions.
+/// The chains with fixed names. No name is ever removed from this list: the last ones are of former versions.
 const WORDS: [&str; 9] = [
     "TOWPATH-FORWARD",
     "TOWPATH-FORWARD-ND",
@@ -27,16 +27,16 @@ const WORDS: [&str; 9] = [
     "TOWPATH-INPUT-ND",
     "TOWPATH-INGRESS",
     "TOWPATH-EGRESS",
-    // Chains that no packet meets: into them rules are written for a trial.
+    // Chains that no packet passes: rules are written into them as a trial.
     "TOWPATH-PROBE",
     "TOWPATH-TRIAL",
     "TOWPATH-MIDSTREAM",
 ];
 
-/// What stands in front of a chain's digest: of a pod, a group, a branch of the dispatch tree, and a shared address.
+/// The prefixes of chains with a digest: for a pod, a group, a branch of the dispatch tree, and a shared address.
 const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
 
-/// Every role of sets, with its word, and how many digits of a digest follow.
+/// Every role of sets, with its word, and the number of digits of a digest that follow.
 const ROLES: [(SetRole, &str, usize); 13] = [
     (SetRole::Drops, "drops", 0),
     (SetRole::LocalPods, "local-pods", 0),
@@ -54,18 +54,18 @@ const ROLES: [(SetRole, &str, usize); 13] = [
     (SetRole::Ports, "ports", DIGITS),
 ];
 
-/// Whether chains of ours are called like this.
+/// Whether this is a name of our chains.
 pub(super) fn is_chain(name: &str) -> bool {
     WORDS.contains(&name)
         || DIGESTED.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| is_digest(rest, DIGITS)))
 }
 
-/// The family and the role of a set of ours with this name.
+/// The family and the role of our set with this name.
 pub(super) fn parse_set(name: &str) -> Option<(Family, SetRole)> {
     let (family, rest) =
         Family::BOTH.into_iter().find_map(|family| Some((family, name.strip_prefix(set_prefix(family))?)))?;
     let is_named_so = |role, word: &str, digits: usize| match (rest.strip_prefix(word), role) {
-        // Former versions had one set of isolated pods for each direction, whoever was in it.
+        // Former versions had one set of isolated pods for each direction, regardless of its members.
         (Some(""), SetRole::Isolated(_)) => true,
         (Some(""), _) => digits == 0,
         (Some(more), _) => more.strip_prefix('-').is_some_and(|digest| is_digest(digest, digits)),
@@ -75,7 +75,7 @@ pub(super) fn parse_set(name: &str) -> Option<(Family, SetRole)> {
     Some((family, role))
 }
 
-/// Whether this is so many digits of a digest.
+/// Whether this is a digest with this many digits.
 fn is_digest(text: &str, digits: usize) -> bool {
     digits > 0 && text.len() == digits && text.bytes().all(|byte| ALPHABET.contains(&byte))
 }
@@ -87,7 +87,7 @@ const fn set_prefix(family: Family) -> &'static str {
     }
 }
 
-/// What sets of a role can hold. One of another kind is not ours, whatever its name.
+/// The kind of sets of a role. A set of another kind is not ours, whatever its name.
 #[must_use]
 pub const fn kind(role: SetRole) -> SetKind {
     match role {
@@ -105,19 +105,19 @@ pub const fn kind(role: SetRole) -> SetKind {
     }
 }
 
-/// What all forwarded packets meet.
+/// The chain that all forwarded packets pass.
 #[must_use]
 pub fn forward() -> ChainName {
     chain("TOWPATH-FORWARD")
 }
 
-/// What packets to the node itself meet.
+/// The chain that packets to the node itself pass.
 #[must_use]
 pub fn input() -> ChainName {
     chain("TOWPATH-INPUT")
 }
 
-/// Where packets of isolated pods part, by direction.
+/// The dispatch chain of isolated pods, by direction.
 #[must_use]
 pub fn dispatch(direction: Direction) -> ChainName {
     chain(match direction {
@@ -156,8 +156,8 @@ pub fn isolated(family: Family, direction: Direction, members: &OrdSet<Member>) 
     set(family, SetRole::Isolated(direction), &digest(members))
 }
 
-/// Whether a set may grow at any time and should shrink late: being in it closes, or it is named after its members, so
-/// that what it lacks is what a former process did not get to. Every other set allows.
+/// Whether a set may grow at any time and should shrink late: membership closes, or it is named after its members, so
+/// that members are missing only if a previous process did not finish it. Every other set allows.
 #[must_use]
 pub const fn grows_early(name: &SetName) -> bool {
     match name.role() {
@@ -173,7 +173,7 @@ pub const fn grows_early(name: &SetName) -> bool {
     }
 }
 
-/// Whether other members would be another name.
+/// Whether the name depends on the members.
 #[must_use]
 pub const fn is_named_after_members(name: &SetName) -> bool {
     match name.role() {
@@ -193,7 +193,7 @@ pub const fn is_named_after_members(name: &SetName) -> bool {
 }
 
 /// Whether rules can do without a set, by closing what it would allow. Without one of the others something would open:
-/// if it cannot be written, nothing of its round may be.
+/// if it cannot be written, nothing of its sync may be.
 #[must_use]
 pub const fn may_break(name: &SetName) -> bool {
     match name.role() {
@@ -212,8 +212,8 @@ pub const fn may_break(name: &SetName) -> bool {
     }
 }
 
-/// Whether more members of a set deny more. A set of excepts may break all the same, because the rule that asks it
-/// goes with it.
+/// Whether more members of a set deny more. A set of excepts may still break, because the rule that looks it up is
+/// removed with it.
 #[must_use]
 pub const fn closes(name: &SetName) -> bool {
     match name.role() {
@@ -229,7 +229,7 @@ pub const fn closes(name: &SetName) -> bool {
     }
 }
 
-/// Counts what was dropped, by isolated pod.
+/// Counts dropped packets, by isolated pod.
 #[must_use]
 pub fn drops(family: Family) -> SetName {
     set(family, SetRole::Drops, "")
@@ -271,7 +271,7 @@ pub fn networks(family: Family, digest: &str) -> SetName {
     set(family, SetRole::Networks, digest)
 }
 
-/// What is excepted from blocks: networks, named after them.
+/// The excepts of blocks: networks, named after them.
 #[must_use]
 pub fn excepts(family: Family, digest: &str) -> SetName {
     set(family, SetRole::Excepts, digest)

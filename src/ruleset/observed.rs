@@ -1,4 +1,4 @@
-//! What of ours the kernel holds now, as far as it is known.
+//! What the kernel holds of ours now, as far as it is known.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use super::{
 };
 use crate::model::Family;
 
-/// What of ours the kernel holds. Nothing of anybody else's is in it.
+/// What the kernel holds of ours. Objects of other programs are not included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Of IPv4.
+    /// For IPv4.
     pub v4: ObservedTable,
-    /// Of IPv6.
+    /// For IPv6.
     pub v6: ObservedTable,
 }
 
-/// What one family's table holds of ours.
+/// Our objects in the tables of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedTable {
     /// Our chains.
@@ -31,23 +31,23 @@ pub struct ObservedTable {
 /// What is known of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Only that it is there: a former process wrote it, and rules are never read back.
+    /// Only that it exists: a previous process wrote it, and rules are never read back.
     Unknown,
     /// We wrote this.
     Known(Chain),
 }
 
-/// Our jumps in one built-in chain; absent where there is none.
+/// Our jumps in one built-in chain; absent if there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookState {
-    /// The chains of ours to which it jumps, one entry for each such rule, in their order.
+    /// Our chains to which it jumps, one entry for each such rule, in their order.
     pub targets: Vec<ChainName>,
     /// Whether the first of them is the first rule of the built-in chain.
     pub first: bool,
 }
 
 impl HookState {
-    /// One jump to `chain`, in the first place: as it ought to be.
+    /// One jump to `chain`, in the first place: the desired state.
     #[must_use]
     pub fn in_place(chain: ChainName) -> Self {
         Self { targets: vec![chain], first: true }
@@ -55,7 +55,7 @@ impl HookState {
 }
 
 impl Observed {
-    /// What is observed once `ruleset` is in the kernel.
+    /// The state in which the kernel holds `ruleset`.
     #[must_use]
     pub fn holding(ruleset: &Ruleset) -> Self {
         let table = |table: &Table| ObservedTable {
@@ -83,7 +83,7 @@ impl Observed {
         }
     }
 
-    /// Whether nothing of ours is there.
+    /// Whether the kernel holds nothing of ours.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         Family::BOTH.into_iter().all(|family| {
@@ -92,8 +92,8 @@ impl Observed {
         })
     }
 
-    /// Shares the members of sets that hold what `ruleset` says. What was noted edit by edit is a copy of its own,
-    /// which takes as much memory again, and the next plan would compare all of it.
+    /// Shares the members of sets that equal those of `ruleset`. Members that were noted edit by edit are a separate
+    /// copy, which takes as much memory again, and the next plan would compare all of it.
     pub fn share(&mut self, ruleset: &Ruleset) {
         for family in Family::BOTH {
             let there = &mut self.table_mut(family).sets;
@@ -109,7 +109,7 @@ impl Observed {
         }
     }
 
-    /// Takes note that a step was carried out.
+    /// Records that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {
             Step::Sets(edits) | Step::Tidy(edits) => edits.iter().for_each(|edit| self.note_edit(edit)),
@@ -131,7 +131,7 @@ impl Observed {
         }
     }
 
-    /// Takes note that one edit of a set was carried out.
+    /// Records that one edit of a set was carried out.
     pub fn note_edit(&mut self, edit: &SetEdit) {
         let sets = &mut self.table_mut(edit.set().family()).sets;
         match edit {

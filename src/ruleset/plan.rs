@@ -1,7 +1,7 @@
-//! The way from what the kernel holds to what it shall hold, in an order of which every prefix is legal.
+//! The steps from the observed to the desired state, in an order of which every prefix is legal.
 //!
-//! "Legal" is: the kernel accepts it, and after any number of its edits no packet passes that both the old and the
-//! new state refuse. A process may be killed behind any edit, and another one goes on from there.
+//! "Legal" means: the kernel accepts it, and after any number of its edits no packet passes that both the old and the
+//! new state deny. A process may be killed after any edit, and another one continues from there.
 //!
 //! ```text
 //! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets
@@ -10,17 +10,17 @@
 //! Tidy    destroy unused sets
 //! ```
 //!
-//! Which pods are isolated, by which programs, and which sets those ask: all of that is in chains, and so it changes
-//! at one instant. (The sets of isolated pods are named after their members: another membership is another set, to
-//! which the chains pass over.) What remains are members that come and go in sets that stay.
+//! Which pods are isolated, by which programs, and which sets those look up: all of that is in chains, and so it
+//! changes atomically. (The sets of isolated pods are named after their members: another membership is another set, to
+//! which the chains switch.) What remains are members that are added to and removed from existing sets.
 //!
-//! - Without a change of chains, members move pod by pod in the order of the events, so that every state on the way
+//! - Without a change of chains, members move pod by pod in the order of the events, so that every intermediate state
 //!   is one that the objects went through. A pod enters its new sets before it leaves the old ones: it never loses
 //!   what both allow.
-//! - Together with a change of chains neither the old nor the new chains may meet members that are only the other's:
-//!   first the sets lose what goes, then the chains change, then the sets get what comes. That can refuse for some
-//!   milliseconds what both states allow by different sets; the other order could let through what neither allows.
-//!   So too when many pods move at once, and when one moved twice: an address that passes from one pod to another.
+//! - Together with a change of chains neither the old nor the new chains may see members that only the other needs:
+//!   first members are removed from the sets, then the chains change, then members are added. That can deny for some
+//!   milliseconds what both states allow by different sets; the other order could allow what neither state allows.
+//!   The same applies when many pods move at once, and when one moved twice: an address that passes to another pod.
 
 use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{model::Family, policy::members::Move};
 
-/// One step of a plan: what one run of one tool carries out.
+/// One step of a plan, carried out by one run of one tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Edits of sets, in this order; each takes effect by itself.
@@ -40,20 +40,20 @@ pub enum Step {
     /// Changes of one family's chains, which take effect all at once.
     Chains(Family, ChainBatch),
     /// Removal of sets that nothing uses any more. Nothing waits for it: the kernel may still hold a set for a
-    /// moment after the last rule that used it went, and the next round takes it along.
+    /// moment after the last rule that used it is gone, and the next sync removes it.
     Tidy(Vec<SetEdit>),
 }
 
 /// One edit of one set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetEdit {
-    /// Makes an empty set.
+    /// Creates an empty set.
     Create(SetName, SetKind),
-    /// Puts a member in.
+    /// Adds a member.
     Add(SetName, Member),
-    /// Takes a member out.
+    /// Removes a member.
     Remove(SetName, Member),
-    /// Removes a set.
+    /// Destroys a set.
     Destroy(SetName),
 }
 
@@ -70,11 +70,11 @@ impl SetEdit {
 /// Changes of the chains of one family, for one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainBatch {
-    /// Chains to write whole, whether or not they are there already.
+    /// Chains to write completely, whether or not they exist already.
     pub write: Vec<(ChainName, Chain)>,
     /// Chains to remove.
     pub remove: Vec<ChainName>,
-    /// Jumps in built-in chains to mend.
+    /// Jumps in built-in chains to repair.
     pub hooks: Vec<HookEdit>,
 }
 
@@ -91,14 +91,14 @@ pub struct HookEdit {
     pub at: BuiltIn,
     /// Jumps to remove, one entry for each rule.
     pub remove: Vec<ChainName>,
-    /// Where its first rule shall jump to.
+    /// The chain that its first rule should jump to.
     pub now: Option<ChainName>,
 }
 
-/// The steps that lead from `observed` to `desired`; empty if it is there.
+/// The steps that lead from `observed` to `desired`; empty if nothing differs.
 ///
-/// `moves` are what moved members since `observed` was desired, in the order of the events. What it does not explain
-/// leaves its old sets first.
+/// `moves` are the moves of members since `observed` was the desired state, in the order of the events. Members that
+/// they do not explain leave their old sets first.
 #[must_use]
 pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step> {
     let mut sets = SetEdits::default();
@@ -111,7 +111,7 @@ pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step>
             chains.push(Step::Chains(family, batch));
         }
     }
-    // If the kernel has no room for all of them, it must be sets that allow which are refused.
+    // If the kernel has no room for all of them, it must refuse sets that allow.
     sets.created.sort_by_key(|edit| names::may_break(edit.set()));
     let step = |edits: Vec<SetEdit>| (!edits.is_empty()).then_some(Step::Sets(edits));
     let tidy = (!sets.tidy.is_empty()).then_some(Step::Tidy(sets.tidy));
@@ -125,18 +125,18 @@ pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step>
     step(before).into_iter().chain(chains).chain(step(after)).chain(tidy).collect()
 }
 
-/// The edits that lead from one state of all sets to another, by what they do.
+/// The edits that lead from one state of all sets to another, by their effect.
 #[derive(Debug, Default)]
 struct SetEdits {
     /// New sets with all their members, and more members for sets that may grow at any time.
     created: Vec<SetEdit>,
-    /// Members that allow-sets lose.
+    /// Members to remove from allow-sets.
     removed: Vec<(SetName, Member)>,
-    /// Members that allow-sets get.
+    /// Members to add to allow-sets.
     added: Vec<(SetName, Member)>,
-    /// Members that such sets lose.
+    /// Members to remove from sets that may grow at any time.
     retired: Vec<SetEdit>,
-    /// Sets that go.
+    /// Sets to destroy.
     tidy: Vec<SetEdit>,
 }
 
@@ -162,7 +162,7 @@ impl SetEdits {
     }
 }
 
-/// Members as they move, pod by pod in the order of the events.
+/// The edits that move members, pod by pod in the order of the events.
 fn in_order(
     removed: Vec<(SetName, Member)>,
     added: Vec<(SetName, Member)>,
@@ -176,10 +176,10 @@ fn in_order(
         }
     }
     if moved_again {
-        // Only its last place is known by now: the states in between cannot be told any more.
+        // Only its last place is known by now: the states in between are lost.
         places.clear();
     }
-    // What nothing explains comes first, and closes first.
+    // Members without a known move come first, and close first.
     let place = |member: Member| match member {
         Member::Address(address) | Member::Endpoint(address, ..) => places.get(&address).copied(),
         Member::Network(_) | Member::Port(_) | Member::NetworkEndpoint(..) => None,
@@ -198,7 +198,7 @@ fn in_order(
     edits.into_iter().map(|(_, edit)| edit)
 }
 
-/// What is in `want` but not in `now`, and the reverse.
+/// What is in `want` but not in `now`, and vice versa.
 fn difference(now: &imbl::OrdSet<Member>, want: &imbl::OrdSet<Member>) -> (Vec<Member>, Vec<Member>) {
     let mut added = Vec::new();
     let mut removed = Vec::new();
@@ -214,10 +214,10 @@ fn difference(now: &imbl::OrdSet<Member>, want: &imbl::OrdSet<Member>) -> (Vec<M
     (added, removed)
 }
 
-/// How many members a set of `want` lacks if it may be filled before any rule asks it; `None` if it is complete, or if
-/// rules may ask it already.
+/// How many members a set of `want` lacks if it may be filled before any rule refers to it; `None` if it is complete,
+/// or if rules may already refer to it.
 ///
-/// Rules ask a set only once all of it is there. So one that is not there is asked by none, and so is one that is named
+/// Rules refer to a set only once it is complete. So no rule refers to one that does not exist, or to one that is named
 /// after its members and lacks some: a process that was killed did not finish it.
 #[must_use]
 pub fn missing(observed: &Observed, name: &SetName, want: &IpSet) -> Option<usize> {
@@ -229,8 +229,8 @@ pub fn missing(observed: &Observed, name: &SetName, want: &IpSet) -> Option<usiz
     }
 }
 
-/// The next edits, at most `most` of them, that lead a set which no rule asks to what is wanted of it; empty if it is
-/// complete. Such a set may be edited in any order: nothing passes by it.
+/// The next edits, at most `most` of them, that bring a set to which no rule refers to its desired state; empty if it
+/// is complete. Such a set may be edited in any order: no packet depends on it.
 #[must_use]
 pub fn piece(observed: &Observed, name: &SetName, want: &IpSet, most: usize) -> Vec<SetEdit> {
     let there = observed.table(name.family()).sets.get(name).filter(|there| there.kind == want.kind);

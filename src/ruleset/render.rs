@@ -1,4 +1,4 @@
-//! Rulesets and steps as the text that `iptables-restore` and `ipset restore` read.
+//! Rulesets and steps as input of `iptables-restore` and `ipset restore`.
 
 use std::fmt::Write as _;
 
@@ -8,15 +8,15 @@ use super::{
 };
 use crate::model::{Family, PortRange, Protocol};
 
-/// The most members that a set may have. The kernel grows a hash as it fills; this is only its ceiling, for which
-/// its own default of 65,536 is too low.
+/// The most members that a set may have. The kernel grows a hash as it fills; this is only its limit, for which the
+/// kernel's default of 65,536 is too low.
 const MAX_MEMBERS: u32 = 4_194_304;
 
 /// One batch of chain changes, for `iptables-restore --noflush` (or `ip6tables-restore`).
 #[must_use]
 pub fn chains(family: Family, batch: &ChainBatch) -> String {
     let mut text = String::from("*filter\n");
-    // Declaring a chain makes it, or empties it if it is there, so that what follows is all that it holds.
+    // Declaring a chain creates it, or flushes it if it exists, so that it has only the rules that follow.
     for name in batch.write.iter().map(|(name, _)| name).chain(&batch.remove) {
         line(&mut text, format_args!(":{name} - [0:0]"));
     }
@@ -107,7 +107,7 @@ fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     let _ = writeln!(text, "{arguments}");
 }
 
-/// One rule: what stands behind `-A` and the chain's name.
+/// One rule: the arguments after `-A` and the chain's name.
 #[must_use]
 pub fn rule(family: Family, rule: &Rule) -> String {
     let mut text = String::new();
@@ -140,7 +140,7 @@ fn match_arguments(m: &Match) -> String {
     }
 }
 
-/// Which ends of a packet the parts of a set's entry are taken from.
+/// The ends of a packet from which the parts of a set's entry are taken.
 const fn directions(field: Field) -> &'static str {
     match field {
         Field::Source => "src",
@@ -192,7 +192,7 @@ fn target_arguments(family: Family, target: &Target, matches: &[Match]) -> Strin
     }
 }
 
-/// In quotes as the restore parser reads them.
+/// Quotes text as the restore parser expects it.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
@@ -216,7 +216,7 @@ fn protocol_name(number: u8) -> String {
     }
 }
 
-/// The arguments of `ipset create` behind the name.
+/// The arguments of `ipset create` after the name.
 fn header(family: Family, kind: SetKind) -> String {
     let family = match family {
         Family::V4 => "inet",

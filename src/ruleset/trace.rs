@@ -1,6 +1,6 @@
-//! What our own rules do with a packet: an interpreter of chains and sets.
+//! The effect of our own rules on a packet: an interpreter of chains and sets.
 //!
-//! It knows nothing of policies, and is how the compiled rules are held against their meaning.
+//! It does not depend on policies, and is used to compare the compiled rules with their meaning.
 
 use std::net::IpAddr;
 
@@ -9,22 +9,22 @@ use ipnet::IpNet;
 use super::{BuiltIn, ChainName, Field, Match, Member, Table, Target};
 use crate::model::{Protocol, Transport};
 
-/// A packet, as a rule sees it.
+/// A packet, as rules see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// The built-in chain that it comes through.
+    /// The built-in chain that it passes.
     pub at: BuiltIn,
     /// Its source address.
     pub source: IpAddr,
-    /// Its destination address, behind any translation of a Service's address.
+    /// Its destination address, after any translation of a Service's address.
     pub destination: IpAddr,
-    /// What it carries.
+    /// Its protocol and port.
     pub transport: Transport,
     /// For an ICMPv6 packet, its type.
     pub icmpv6_type: Option<u8>,
-    /// Its hop limit or time to live, as the rules see it: behind the decrement of a router.
+    /// Its hop limit or time to live, as the rules see it: after the decrement of a router.
     pub hop_limit: u8,
-    /// How many bytes it has, its IP header included.
+    /// Its length in bytes, including its IP header.
     pub length: u16,
     /// Whether it belongs to a connection that passed before, or is an error about one.
     pub established: bool,
@@ -47,14 +47,14 @@ impl Packet {
     }
 }
 
-/// What became of a packet, and the way it went.
+/// The verdict for a packet, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
-    /// Whether our rules let it through; others' rules come behind them.
+    /// Whether our rules let it pass; rules of other programs come after them.
     pub passed: bool,
-    /// Every rule whose matches held: the chain, and the rule's number in it, from 0.
+    /// Every rule whose matches held: the chain, and the index of the rule in it, from 0.
     pub hits: Vec<(ChainName, usize)>,
-    /// How many rules were looked at: what the packet costs.
+    /// How many rules were evaluated: the cost of the packet.
     pub rules_walked: usize,
     /// How many sets were looked up.
     pub set_lookups: usize,
@@ -62,8 +62,8 @@ pub struct Trace {
 
 /// Sends a packet through the rules of its family's table.
 ///
-/// What refers to a chain or a set that is not there does as the kernel's tools do, which refuse such rules: it
-/// cannot happen in a table that the kernel holds. Here it closes.
+/// A reference to a missing chain or set cannot happen in a table that the kernel holds, since the kernel's tools
+/// refuse such rules. Here it closes.
 #[must_use]
 pub fn trace(table: &Table, packet: &Packet) -> Trace {
     let mut trace = Trace { passed: true, hits: Vec::new(), rules_walked: 0, set_lookups: 0 };
@@ -75,7 +75,7 @@ pub fn trace(table: &Table, packet: &Packet) -> Trace {
     trace
 }
 
-/// Whether the packet comes back from `start`.
+/// Whether the packet returns from `start`.
 fn walk(table: &Table, start: &ChainName, packet: &Packet, trace: &mut Trace) -> bool {
     let mut name = start;
     'chain: loop {
@@ -120,7 +120,7 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
             Transport::Other(_) => false,
         },
         Match::Icmpv6Type(number) => packet.icmpv6_type == Some(*number),
-        // Which other addresses are broadcast, only the node's own routes tell.
+        // Only the node's own routes show which other addresses are broadcast.
         Match::Broadcast => packet.destination == IpAddr::from([255, 255, 255, 255]),
         Match::Source(network) => network.contains(&packet.source),
         Match::Destination(network) => network.contains(&packet.destination),
@@ -159,18 +159,18 @@ fn is_member(members: &imbl::OrdSet<Member>, field: Field, packet: &Packet) -> b
     }
 }
 
-/// The networks of each prefix length that hold an address, in which the kernel looks for it as well.
+/// The network of each prefix length that contains an address; the kernel looks up the same ones.
 fn networks(address: IpAddr) -> impl Iterator<Item = IpNet> {
     let bits = if address.is_ipv4() { 32 } else { 128 };
     (0..=bits).map(move |prefix| IpNet::new_assert(address, prefix).trunc())
 }
 
-/// Whether one of the networks holds the address.
+/// Whether one of the networks contains the address.
 fn has_network(members: &imbl::OrdSet<Member>, address: IpAddr) -> bool {
     networks(address).any(|network| members.contains(&Member::Network(network)))
 }
 
-/// Whether one of the networks holds the address, with this port.
+/// Whether one of the networks contains the address, with this port.
 fn has_network_endpoint(
     members: &imbl::OrdSet<Member>,
     address: IpAddr,

@@ -13,7 +13,7 @@ fn pod(namespace: &str, name: &str, last: u8) -> Pod {
     Pod { labels, node: Some(NODE.into()), addresses, ..Pod::new(ObjectKey::new(namespace, name)) }
 }
 
-/// A policy for all pods of its namespace, that lets in `peers`.
+/// A policy for all pods of its namespace that allows ingress from `peers`.
 fn policy(namespace: &str, name: &str, peers: Vec<Peer>) -> NetworkPolicy {
     NetworkPolicy {
         key: ObjectKey::new(namespace, name),
@@ -40,7 +40,7 @@ fn resolved(changes: impl IntoIterator<Item = Change>, budgets: Budgets) -> Reso
     resolver.resolve(&cluster)
 }
 
-/// How many rules let something in to this pod; nothing if it is not isolated.
+/// How many rules allow ingress to this pod; `None` if it is not isolated.
 fn rules(resolved: &Resolved, pod: &str) -> Option<usize> {
     let pod = resolved.pods.iter().find(|one| &*one.key.name == pod).unwrap();
     pod.ingress.as_ref().map(|program| program.tiers.iter().map(|tier| tier.rules.len()).sum())
@@ -92,7 +92,7 @@ fn a_namespace_over_its_budget_is_closed_and_opens_again_when_it_is_within() {
     assert_eq!((rules(&result, "web"), rules(&result, "db")), (Some(0), Some(1)));
     assert_eq!(result.over_budget.len(), 1);
     assert_eq!(result.over_budget[0].closed, Closed::Namespace("a".into()));
-    // The order in which objects arrive is of no meaning.
+    // The order in which objects arrive does not matter.
     changes.reverse();
     assert_eq!(resolved(changes.clone(), budgets).over_budget, result.over_budget);
     changes.extend((0..15).map(|at| Change::RemovePolicy(ObjectKey::new("a", format!("p{at}")))));
@@ -157,7 +157,7 @@ fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_op
         }
         resolver.resolve(&cluster).over_budget.len()
     };
-    // Rules of different ports, so that they are not merged: ten sets of two pods.
+    // Rules with different ports, so that they are not merged: ten sets of two pods.
     let rules = (0..10).map(|at| PolicyRule {
         peers: Peers::Of(vec![everybody(at)]),
         ports: Ports::Of(vec![Port::Range(
@@ -231,7 +231,7 @@ fn what_is_equal_to_its_budget_is_within_it() {
         (Scale::Node, Resource::Sets, |budgets, node_sets| Budgets { node_sets, ..budgets }),
     ] {
         let of = |budget| over(with(Budgets::UNLIMITED, budget));
-        // Counting ends when the budget is exceeded, so that what is reported may be less than it costs.
+        // Counting stops when the budget is exceeded, so the reported cost may be less than the real one.
         let mut cost = 0;
         while let Some(excess) = of(cost) {
             assert_eq!((excess.scale, excess.resource, excess.budget), (scale, resource, cost));
@@ -262,7 +262,7 @@ fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
     assert_eq!(cost(8, with_ports(15)), names_alone);
     assert_eq!(cost(8, with_ports(16)), names_alone + 8);
     assert_eq!(cost(8, with_ports(48)), names_alone + 24);
-    // Each name is looked for, and becomes a number of the rule.
+    // Each name is looked up, and becomes a number of the rule.
     assert_eq!(cost(16, with_ports(0)), names_alone + 8 * (1 + 1));
 }
 
@@ -295,7 +295,7 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
     };
     let same = |cost: u64| [cost; 2];
     assert_eq!(costs(vec![], vec![]), same(1));
-    // Of the subject, each requirement, and each four of its values.
+    // For the subject: each requirement, and every four of its values.
     let eight = Operator::NotIn((0..8).map(|n| n.to_string().into()).collect());
     assert_eq!(costs(vec![requirement(eight), requirement(Operator::Exists)], vec![]), same(1 + (4 + 2) + 4));
     // A rule in both families.
@@ -318,10 +318,10 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
         costs(vec![], vec![rule(Peers::Of(peers), ports)]),
         same(1 + 3 + of_rules + of_peers + 2 + 2 * 3)
     );
-    // Of many pairs of a block and a port no more than can become entries.
+    // Of many pairs of a block and a port, only as many count as can become entries.
     let many = rule(Peers::Of(blocks(20)), Ports::Of(vec![single(80)]));
     assert_eq!(costs(vec![], vec![many]), same(1 + 1 + 4 + 20 + 16));
-    // To a pod its names are numbers. From a pod each name is a rule with a copy of all peers.
+    // For ingress, names become numbers. For egress, each name is a rule with a copy of all peers.
     let ports = Ports::Of(vec![by_name("http"), by_name("admin"), single(80)]);
     let mut peers = vec![peer(own(), vec![])];
     peers.extend(blocks(1));
@@ -363,7 +363,7 @@ fn the_sets_that_programs_need_are_counted_once_for_each_family_that_needs_them(
     let pods = |app| (Some(app), &[][..], PortMatch::Any);
     assert_eq!(cost(vec![]), (0, 0));
     assert_eq!(cost(vec![pods("x"), pods("y"), pods("x")]), (0, 2 * 2));
-    // One block alone is no set. Several are one in each family that they speak of, and so is one with excepts, which may
+    // One block alone needs no set. Several need one in each of their families, and so does one with excepts, which may
     // be a set themselves.
     let nets = |nets: &'static [&'static str]| (None, nets, PortMatch::Any);
     assert_eq!(cost(vec![nets(&["10.0.0.0/8"])]), (0, 0));
@@ -374,7 +374,7 @@ fn the_sets_that_programs_need_are_counted_once_for_each_family_that_needs_them(
     );
     assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16"])]), (0, 1 + 1));
     assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16", "192.0.2.0/24"])]), (0, 1 + 1));
-    // Ports are a set where a rule has no room for them: fifteen numbers, or seven ranges and a number.
+    // Ports become a set if a rule has no room for them: it has room for fifteen numbers, or seven ranges and a number.
     let everybody = |ports| (None, &[][..], ports);
     let singles = |count: u16| (0..count).map(|at| (10 * at, 10 * at)).collect::<Vec<_>>();
     let wide = |count: u16| (0..count).map(|at| (10 * at, 10 * at + 2)).collect::<Vec<_>>();
@@ -382,7 +382,7 @@ fn the_sets_that_programs_need_are_counted_once_for_each_family_that_needs_them(
     assert_eq!(cost(vec![everybody(ranges(Tcp, &singles(16)))]), (2 * 16, 2));
     assert_eq!(cost(vec![everybody(ranges(Tcp, &[wide(7), vec![(100, 100)]].concat()))]), (0, 0));
     assert_eq!(cost(vec![everybody(ranges(Tcp, &wide(8)))]), (2 * 8 * 3, 2));
-    // Of two protocols it is the same set.
+    // Two protocols share the same set.
     let both = [everybody(ranges(Tcp, &singles(16))), everybody(ranges(Udp, &singles(16)))];
     assert_eq!(cost(both.into()), (2 * 16, 2));
 }

@@ -1,7 +1,7 @@
-//! Which selections choose a pod, without holding each of their peers against it.
+//! Finds the selections that select a pod, without comparing each of their peers with it.
 //!
-//! Whoever writes policies decides how many peers there are, and a cluster has many pods: each against each is more than
-//! a loop has time for. A peer that demands a label is held only against the pods that have it.
+//! The authors of policies decide how many peers there are, and a cluster has many pods: comparing each with each takes
+//! more time than the sync loop has. A peer that requires a label is compared only with the pods that have it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,37 +16,37 @@ use crate::{
     },
 };
 
-/// A requirement with more values than this is found by its key alone.
+/// A requirement with more values than this is indexed by its key alone.
 const FEW_VALUES: usize = 16;
 
-/// So few peers are held against each pod: looking for its labels would take longer.
+/// Up to this many peers are compared with each pod: looking up its labels would take longer.
 const FEW_PEERS: usize = 8;
 
-/// So many values cost as much as one more peer.
+/// This many values cost as much as one more peer.
 const VALUES: usize = 16;
 
-/// So many peers may demand one label before they count as comparisons with every pod.
+/// Up to this many peers may require one label before they count as comparisons with every pod.
 const CROWDED: u64 = 256;
 
-/// So many comparisons with every pod count nothing: many namespaces have a few.
+/// Up to this many comparisons with every pod count as zero: many namespaces have a few.
 const COMMON: u64 = 64;
 
-/// So many pairs of a scope and a namespace are compared to leave out namespaces that no scope has.
+/// Up to this many pairs of a scope and a namespace are compared to skip namespaces that no scope matches.
 const PAIRS: usize = 1_000_000;
 
-/// The peers of some selections, by a label that each of them demands.
+/// The peers of some selections, by a label that each of them requires.
 #[derive(Debug, Default)]
 pub(in crate::policy) struct Index {
     selections: Vec<Arc<Selection>>,
     peers: Vec<Indexed>,
     buckets: Buckets,
-    /// Peers that demand no label.
+    /// Peers that require no label.
     rest: Vec<usize>,
-    /// The selections that can choose a pod of any namespace, by its address or without condition.
+    /// The selections that can select a pod of any namespace, by its address or without condition.
     everywhere: Vec<usize>,
 }
 
-/// A peer, and which selections have it.
+/// A peer, and the selections that have it.
 #[derive(Debug)]
 struct Indexed {
     peer: PodPeer,
@@ -60,7 +60,7 @@ struct Buckets {
     own: HashMap<Arc<str>, Vec<usize>>,
 }
 
-/// Peers by a key, with any value or with one.
+/// Peers by a key, with any value or with one value.
 #[derive(Debug, Default)]
 struct ByLabel(HashMap<Arc<str>, OfKey>);
 
@@ -70,7 +70,7 @@ struct OfKey {
     values: HashMap<Arc<str>, Vec<usize>>,
 }
 
-/// Where a peer can be found: every pod that it chooses has one of these.
+/// Where a peer can be found: every pod that it selects has one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Place<'a> {
     Pod(&'a Arc<str>, Option<&'a Arc<str>>),
@@ -122,12 +122,12 @@ impl Index {
         &self.selections
     }
 
-    /// The selections that can choose a pod by its address or without condition, as numbers.
+    /// The selections that can select a pod by its address or without condition, as numbers.
     pub(in crate::policy) fn everywhere(&self) -> &[usize] {
         &self.everywhere
     }
 
-    /// Which selections have a peer that chooses each of `pods`, as numbers, ascending.
+    /// The selections that have a peer that selects each of `pods`, as numbers, ascending.
     pub(in crate::policy) fn chosen(&self, cluster: &Cluster, pods: &[Arc<Pod>]) -> Vec<usize> {
         let Some(first) = pods.first() else { return Vec::new() };
         let namespace = cluster.namespace(&first.key.namespace);
@@ -144,7 +144,7 @@ impl Index {
         selections
     }
 
-    /// The same as selections.
+    /// The same as [`Self::chosen`], as selections.
     pub(in crate::policy) fn chosen_selections(
         &self,
         cluster: &Cluster,
@@ -154,7 +154,7 @@ impl Index {
         numbers.into_iter().filter_map(|number| self.selections.get(number)).collect()
     }
 
-    /// The pods that any of the selections can choose, as far as their namespaces say.
+    /// The pods that any of the selections can select, judged by their namespaces only.
     pub(in crate::policy) fn reach<'a>(&self, cluster: &'a Cluster) -> Vec<&'a Arc<Pod>> {
         let scopes: BTreeSet<&Scope> = self.peers.iter().map(|indexed| &indexed.peer.scope).collect();
         let all = |scope: &&Scope| matches!(scope, Scope::Matching(selector) if selector.is_everything());
@@ -192,7 +192,7 @@ impl Buckets {
 }
 
 impl ByLabel {
-    /// The peers that demand one of these labels.
+    /// The peers that require one of these labels.
     fn at<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a Vec<usize>> {
         labels
             .iter()
@@ -201,8 +201,8 @@ impl ByLabel {
     }
 }
 
-/// How many comparisons with each pod of the cluster the peers of `selections` take; nothing if these are few. It is a
-/// function of the selections alone.
+/// How many comparisons with each pod of the cluster the peers of `selections` take; zero if these are few. It depends
+/// on the selections alone.
 pub(in crate::policy) fn comparisons<'a>(selections: impl IntoIterator<Item = &'a Arc<Selection>>) -> u64 {
     let peers = selections.into_iter().flat_map(|selection| selection.pod_peers());
     let peers: Vec<&PodPeer> = peers.collect::<BTreeSet<_>>().into_iter().collect();
@@ -237,7 +237,7 @@ fn weight(peer: &PodPeer) -> u64 {
     1 + count(requirements.map(|one| values(&one.operator)).sum::<usize>() / VALUES)
 }
 
-/// For each peer where it is found: by that of its requirements that it shares with the fewest others.
+/// The places of each peer: by the requirement that it shares with the fewest others.
 fn places<'a>(peers: impl Iterator<Item = &'a PodPeer>) -> Vec<Vec<Place<'a>>> {
     let choices: Vec<Vec<Vec<Place<'_>>>> = peers.map(choices).collect();
     let mut shared: HashMap<Place<'_>, usize> = HashMap::new();
@@ -248,7 +248,7 @@ fn places<'a>(peers: impl Iterator<Item = &'a PodPeer>) -> Vec<Vec<Place<'a>>> {
     choices.into_iter().map(|choices| choices.into_iter().min_by_key(most).unwrap_or_default()).collect()
 }
 
-/// Where a peer can be found; each choice alone is enough. An `In` with no value matches nothing and is found nowhere.
+/// Where a peer can be found; each choice alone is enough. An `In` without values matches nothing and is found nowhere.
 fn choices(peer: &PodPeer) -> Vec<Vec<Place<'_>>> {
     fn of<'a>(
         selector: &'a LabelSelector,

@@ -11,7 +11,7 @@ use crate::{
 
 const HERE: &str = "n1";
 
-/// A cluster that is resolved anew and change by change; both must come to the same.
+/// A cluster that is resolved both from scratch and incrementally; the results must be equal.
 struct World {
     cluster: Cluster,
     resolver: Resolver,
@@ -19,7 +19,7 @@ struct World {
     pods: Option<Arc<[LocalPod]>>,
 }
 
-/// What is over its budget: the namespace, whose budget, of what, and the cost.
+/// What is over its budget: the namespace, whose budget, the resource, and the cost.
 type Over = Vec<(String, Scale, Resource, u64)>;
 
 impl World {
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    /// What is over its budget now, and whether pods had to be resolved anew.
+    /// What is over its budget now, and whether the pods had to be recomputed.
     fn over(&mut self) -> (Over, bool) {
         let Resolved { pods, over_budget, selections, .. } = self.resolver.resolve(&self.cluster);
         let anew = Resolver::of(HERE, &self.cluster).with_budgets(self.budgets).resolve(&self.cluster);
@@ -71,7 +71,7 @@ fn pod(node: &str, namespace: &str, name: &str, lasts: &[u8]) -> Change {
     Change::SetPod(Pod { labels, node: Some(node.into()), addresses, ..pod })
 }
 
-/// A pod of another node, that no policy isolates here.
+/// A pod of another node that no policy isolates here.
 fn far(name: &str, lasts: &[u8]) -> Change {
     pod("n2", "far", name, lasts)
 }
@@ -80,7 +80,7 @@ fn gone(name: &str) -> Change {
     Change::RemovePod(ObjectKey::new("far", name))
 }
 
-/// A policy of `namespace` whose rules, each with a port of its own so that they are not merged, are for these peers.
+/// A policy of `namespace` with a rule for each of these peers, each with its own port so that they are not merged.
 fn policy(namespace: &str, peers: impl IntoIterator<Item = PodPeer>) -> Change {
     let rule = |(peer, port): (PodPeer, u16)| PolicyRule {
         peers: Peers::Of(vec![Peer::Pods(peer)]),
@@ -95,7 +95,7 @@ fn policy(namespace: &str, peers: impl IntoIterator<Item = PodPeer>) -> Change {
     })
 }
 
-/// The pods of the namespace `far` that have `requirement`, and not a label that none has: `count` peers that differ.
+/// `count` distinct peers: pods of the namespace `far` that meet `requirement`, and lack a label that none has.
 fn peers(count: usize, requirement: Option<&Requirement>) -> impl Iterator<Item = PodPeer> {
     (0..count).map(move |at| {
         let operator = Operator::NotIn([at.to_string().into()].into());
@@ -105,7 +105,7 @@ fn peers(count: usize, requirement: Option<&Requirement>) -> impl Iterator<Item 
     })
 }
 
-/// The same of every namespace, so that they are found by no label; in one rule, so that they are one set.
+/// The same in every namespace, so that no label finds them; in one rule, so that they are one set.
 fn compared_with_all(namespace: &str, count: usize) -> Change {
     let everywhere = |peer: PodPeer| PodPeer { scope: Scope::Matching(LabelSelector::everything()), ..peer };
     let peers = peers(count, None).map(everywhere).map(Peer::Pods).collect();
@@ -126,7 +126,7 @@ fn pods_elsewhere_close_a_namespace_that_names_too_many_and_open_it_when_they_go
     world.expect(far("p1", &[1]), &[], false);
     world.expect(far("p2", &[2]), &[], false);
     world.expect(far("p3", &[3]), &[("a", Scale::Namespace, Resource::Members, 60)], true);
-    // Its cost is that of the moment in which it closed.
+    // The reported cost is that at the moment of closing.
     world.expect(far("p4", &[4]), &[("a", Scale::Namespace, Resource::Members, 60)], false);
     world.expect(gone("p4"), &[("a", Scale::Namespace, Resource::Members, 60)], false);
     world.expect(gone("p1"), &[], true);
@@ -139,7 +139,7 @@ fn pods_elsewhere_close_the_largest_namespace_of_a_node_that_names_too_many() {
     let mut world = World::new(Budgets { node_members: 72, ..Budgets::UNLIMITED }, &["a", "b"]);
     world.take(policy("a", peers(12, None)));
     world.expect(policy("b", peers(12, None)), &[], true);
-    // Sixteen for each address of the cluster are 96 by now, and exactly that.
+    // Sixteen for each address of the cluster are exactly 96 by now.
     world.expect(far("p1", &[1, 2, 3, 4]), &[], false);
     world.expect(far("p2", &[5]), &[("a", Scale::Node, Resource::Members, 60)], true);
     world.expect(gone("p2"), &[], true);
@@ -209,7 +209,7 @@ fn the_index_is_kept_while_the_selections_are_the_same() {
     assert!(Arc::ptr_eq(&first, &index(&[&one])));
     assert_eq!(index(&[&one, &other]).selections().len(), 2);
     assert_eq!(index(&[&other]).selections(), std::slice::from_ref(&other));
-    // As many as before, and another one.
+    // As many as before, but another one.
     assert_eq!(index(&[&one]).selections(), [one]);
 }
 

@@ -1,4 +1,4 @@
-//! The cases that tools get wrong, each a sentence.
+//! The cases that implementations get wrong, one sentence each.
 
 use super::*;
 use crate::model::{
@@ -277,7 +277,7 @@ fn a_block_of_one_family_allows_nothing_in_the_other() {
         .into_iter()
         .map(|(family, verdict)| (family, verdict.allowed()))
         .collect();
-    // The receiver's first family comes first, and is what the flow uses when it names none.
+    // The receiver's first family comes first, and is used if the flow names none.
     assert_eq!(by_family, [(Family::V4, true), (Family::V6, false)]);
     assert!(passes(&cluster, "shop/web", "shop/db", "80"));
     let over_v6 = Flow { family: Some(Family::V6), ..flow("shop/web", "shop/db", "80") };

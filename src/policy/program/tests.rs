@@ -1,4 +1,4 @@
-//! What the rules of policies become.
+//! How rules of policies become programs.
 
 use super::*;
 use crate::model::{LabelSelector, ObjectKey, PolicyRule, Standing};
@@ -16,7 +16,7 @@ fn to_ports(peers: Peers, ports: impl IntoIterator<Item = (Protocol, PortRange)>
     PolicyRule { peers, ports: Ports::Of(ports.collect()) }
 }
 
-/// What a policy with these rules allows to come in.
+/// The ingress program of a policy with these rules.
 fn program(rules: Vec<PolicyRule>) -> Program {
     let policy = NetworkPolicy {
         key: ObjectKey::new("a", "p"),
@@ -29,7 +29,7 @@ fn program(rules: Vec<PolicyRule>) -> Program {
     Program::of_policies(Direction::Ingress, [&Arc::new(policy)], &subject)
 }
 
-/// The rules of a program: for everybody or not, and the ports.
+/// The rules of a program: whether for every peer, and the ports.
 fn rules(program: &Program) -> Vec<(bool, PortMatch)> {
     let rules = program.tiers.iter().flat_map(|tier| &tier.rules);
     rules.map(|rule| (rule.peers == PeerMatch::Any, rule.ports.clone())).collect()

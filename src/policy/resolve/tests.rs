@@ -1,4 +1,4 @@
-//! What a resolver keeps, forgets and tells while the cluster changes.
+//! What a resolver keeps, drops and reports while the cluster changes.
 
 use super::*;
 use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Standing};
@@ -42,7 +42,7 @@ fn pod(node: &str, name: &str, last: u8) -> Change {
     Change::SetPod(Pod { labels, node: Some(node.into()), addresses, ..Pod::new(ObjectKey::new("a", name)) })
 }
 
-/// Every pod may only be reached by the pods that are called `friend`.
+/// Every pod accepts ingress only from the pods that are called `friend`.
 fn policy() -> Change {
     policy_for("friend")
 }
@@ -69,7 +69,7 @@ fn nothing_moves_before_anything_was_resolved_and_everything_does_from_then_on()
     world.resolve();
     world.take(pod("n2", "friend", 3));
     assert_eq!(world.moves(), [(vec![address(2), address(3)], false)]);
-    // A pod of this node has to be resolved anew; what others do until then is told all the same.
+    // A pod of this node must be recomputed; moves of others until then are still reported.
     world.take(pod(HERE, "db", 4));
     world.take(pod("n2", "friend", 5));
     assert_eq!(world.moves(), [(vec![address(4)], false), (vec![address(3), address(5)], false)]);

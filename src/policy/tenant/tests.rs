@@ -1,4 +1,4 @@
-//! What is told apart, what is shared, and what is forgotten.
+//! What is distinguished, what is shared, and what is dropped.
 
 use super::*;
 use crate::model::{Change, ContainerPort, LabelSelector, Peers, PolicyRule, Protocol, Standing};

@@ -1,4 +1,4 @@
-//! The chains that the built-in ones jump to: what every packet meets before and behind the rules of pods.
+//! The chains that the built-in ones jump to: what every packet passes before and after the rules of pods.
 
 use std::{
     collections::BTreeSet,
@@ -16,15 +16,15 @@ use crate::{
 };
 
 /// ICMPv6 types without which IPv6 does not work on a link: router solicitation and advertisement, neighbour
-/// solicitation and advertisement, redirect. A receiver takes them with a hop limit of 255 only (RFC 4861), which no
-/// packet has that a router passed on.
+/// solicitation and advertisement, redirect. A receiver accepts them only with a hop limit of 255 (RFC 4861), which no
+/// forwarded packet has.
 const NEIGHBOUR_DISCOVERY: [u8; 5] = [133, 134, 135, 136, 137];
 
-/// Of these, the ones that no host sends in more than [`DISCOVERY_LENGTH`] bytes.
+/// Those of them that no host sends with more than [`DISCOVERY_LENGTH`] bytes.
 const SHORT_DISCOVERY: [u8; 3] = [133, 135, 136];
 
 /// 40 bytes of IPv6 header, 24 of the message, and room for the options that hosts send with it: their hardware
-/// address and a nonce. More would be a message of another kind.
+/// address and a nonce. A longer one would be a message of another kind.
 const DISCOVERY_LENGTH: u16 = 104;
 
 /// ICMPv6 types of multicast listeners: query, report, done, and the second report. They stay on their link: they are
@@ -34,7 +34,7 @@ const MULTICAST_LISTENER: [u8; 4] = [130, 131, 132, 143];
 const LINK_SCOPE_MULTICAST: IpNet =
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0), 16));
 
-/// IP protocol numbers of tunnels without ports that a node may have without our knowledge: IPv4 in IP, IPv6 in IP.
+/// IP protocol numbers of tunnels without ports that a node may have undetected: IPv4 in IP, IPv6 in IP.
 const IP_IN_IP: [u8; 2] = [4, 41];
 
 const GRE: u8 = 47;
@@ -75,7 +75,7 @@ impl TableBuilder<'_> {
         }
     }
 
-    /// Asks about the isolated end of the packet, for each of `directions`.
+    /// Checks the isolated end of the packet, for each of `directions`.
     fn ask(&self, directions: &[Direction]) -> Vec<Rule> {
         let directions =
             directions.iter().filter_map(|direction| Some((*direction, self.isolated.get(direction)?)));
@@ -90,7 +90,7 @@ impl TableBuilder<'_> {
             .collect()
     }
 
-    /// Lets ICMP errors about connections pass. In IPv6 the chain for ICMPv6 does.
+    /// Lets ICMP errors about connections pass. For IPv6 the chain for ICMPv6 does this.
     fn errors(&self) -> Vec<Rule> {
         match self.family {
             Family::V4 => vec![Rule::new([Match::Protocol(ICMP), Match::Related], Target::Return)],
@@ -98,8 +98,8 @@ impl TableBuilder<'_> {
         }
     }
 
-    /// Sends ICMPv6 through a chain of its own, so that other packets pay for one comparison only. What that chain
-    /// returns leaves the caller as well; so it asks itself what the caller would have asked.
+    /// Sends ICMPv6 to its own chain, so that other packets need only one comparison. A return from that chain leaves
+    /// the caller as well, so it contains the checks that the caller would have made.
     fn discovery(&mut self, name: &str, directions: &[Direction]) -> Vec<Rule> {
         let (Family::V6, Some(name)) = (self.family, ChainName::new(name)) else { return Vec::new() };
         let neighbours = NEIGHBOUR_DISCOVERY.map(|number| {
@@ -120,10 +120,10 @@ impl TableBuilder<'_> {
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
     }
 
-    /// Drops what goes past the addresses of pods, while any pod of this node is isolated.
+    /// Drops traffic that bypasses the addresses of pods, while any pod of this node is isolated.
     ///
-    /// On a bridge, pods reach each other also by broadcast, multicast and link-local addresses, which say nothing of
-    /// the pod: no policy could allow them, and no set of isolated pods knows them. None of it is ever routed.
+    /// On a bridge, pods also reach each other by broadcast, multicast and link-local addresses, which do not identify
+    /// the pod: no policy could allow them, and no set of isolated pods contains them. None of it is ever routed.
     fn link_wide(&self) -> Vec<Rule> {
         let is_isolated = |pod: &LocalPod| pod.ingress.is_some() || pod.egress.is_some();
         if !self.options.link_rules || !self.resolved.pods.iter().any(is_isolated) {
@@ -140,8 +140,8 @@ impl TableBuilder<'_> {
         matches.into_iter().map(|m| Rule::new([m], Target::Drop)).collect()
     }
 
-    /// Drops tunnel packets that a pod sends through this node to anything that is no pod: a host could take them for
-    /// its peer's, and let out what is inside as some other pod's.
+    /// Drops tunnel packets that a pod sends through this node to anything but a pod: a host could mistake them for its
+    /// peer's, and forward the inner packet as if it came from some other pod.
     fn forwarded_tunnels(&self) -> Vec<Rule> {
         let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
         let to_host = Match::NotInSet { set: names::all_pods(self.family), field: Field::Destination };
@@ -150,8 +150,8 @@ impl TableBuilder<'_> {
         self.tunnel_ports().chain(protocols).map(drop).collect()
     }
 
-    /// Drops tunnel packets to this node that come from a pod, and those of VXLAN that come from anybody but the hosts
-    /// that it exchanges packets with, as far as these are known.
+    /// Drops tunnel packets to this node that come from a pod, and VXLAN packets that do not come from the hosts that
+    /// it exchanges packets with, as far as these are known.
     fn received_tunnels(&mut self) -> Vec<Rule> {
         let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
         let vxlan = self.tunnels.map(|tunnels| &tunnels.vxlan).filter(|ports| !ports.is_empty());
@@ -180,7 +180,7 @@ impl TableBuilder<'_> {
         udp_ports(self.all_tunnel_ports().collect::<Vec<_>>().into_iter()).into_iter()
     }
 
-    /// The UDP ports of tunnels: the one that is configured, and those of the node's interfaces.
+    /// The UDP ports of tunnels: the configured one, and those of the node's interfaces.
     fn all_tunnel_ports(&self) -> impl Iterator<Item = u16> + use<> {
         let mut ports = BTreeSet::from([self.options.vxlan_port]);
         if let Some(tunnels) = self.tunnels {
@@ -204,7 +204,7 @@ pub(super) fn tunnel_ends(family: Family, tunnels: &Tunnels, resolved: &Resolved
     members
 }
 
-/// Matches of UDP packets to these ports, as many as are needed.
+/// Matches for UDP packets to these ports, as many as needed.
 fn udp_ports(ports: impl Iterator<Item = u16>) -> Vec<Match> {
     let ports: Vec<PortRange> = ports.map(PortRange::single).collect();
     ports.chunks(PORT_SLOTS).map(|ports| Match::Ports(Protocol::Udp, ports.to_vec())).collect()

@@ -1,4 +1,4 @@
-//! What pods become that the scenarios have few of: many on one node, two with one address, isolated on one side only.
+//! Cases that are rare in the scenarios: many pods on one node, two with one address, isolation in one direction only.
 
 use super::*;
 use crate::{
@@ -21,7 +21,7 @@ fn pod(name: &str, addresses: &[IpAddr]) -> Change {
     Change::SetPod(Pod { labels, node: Some("n1".into()), addresses: addresses.to_vec(), ..pod })
 }
 
-/// Lets everybody reach this pod at `ports` only, or be reached by it, or both.
+/// Allows only `ports` from any peer to this pod, or from it to any peer, or both.
 fn policy(name: &str, directions: &[Direction], ports: &[u16]) -> Change {
     let ports = ports.iter().map(|port| Port::Range(Protocol::Tcp, PortRange::single(*port)));
     let rules = vec![PolicyRule { peers: Peers::Any, ports: Ports::Of(ports.collect()) }];
@@ -52,7 +52,7 @@ fn passes(rules: &Ruleset, from: IpAddr, to: IpAddr, port: u16) -> bool {
     trace(rules.table(Family::of(to)), &packet).passed
 }
 
-/// How many chains lie behind each other from this one on, itself included, and how many rules the longest one has.
+/// How deep chains are nested from this one on, itself included, and how many rules the longest one has.
 fn depth_and_width(table: &Table, from: &ChainName, above: usize) -> (usize, usize) {
     assert!(above < 16, "more chains behind each other than the kernel takes, or a loop");
     let rules = &table.chains[from].rules;
@@ -63,8 +63,8 @@ fn depth_and_width(table: &Table, from: &ChainName, above: usize) -> (usize, usi
     next.fold((1, rules.len()), |(depth, width), (more, other)| (depth.max(1 + more), width.max(other)))
 }
 
-/// Isolates a pod at each of these addresses, lets port 1000 of the first in, port 1001 of the second, and so on, and
-/// asks for these ports. What is returned is [`depth_and_width`] of where packets to pods part.
+/// Isolates a pod at each of these addresses, allows port 1000 of the first, port 1001 of the second, and so on, and
+/// checks these ports. Returns [`depth_and_width`] of the dispatch of packets to pods.
 fn each_with_its_own_port(addresses: &[IpAddr]) -> (usize, usize) {
     let changes = addresses.iter().zip(1000_u16..).flat_map(|(address, port)| {
         let name = format!("p{port}");
@@ -87,7 +87,7 @@ fn a_packet_finds_one_of_many_pods_through_few_short_chains() {
     let v4: Vec<IpAddr> = (0..200_u8).map(|last| [10, 244, 1, last].into()).collect();
     let v6: Vec<IpAddr> = (0..200).map(|last| parse(&format!("fd00:10:244:1::{last:x}"))).collect();
     for addresses in [v4, v6] {
-        // Two of the tree, as the shared prefix is passed over; the pod's and its group's.
+        // Two of the tree, since the shared prefix is skipped; the pod's and its group's.
         assert_eq!(each_with_its_own_port(&addresses), (4, DISPATCH_WIDTH + 1));
     }
 }
@@ -102,7 +102,7 @@ fn as_many_pods_as_fit_into_one_chain_need_no_tree() {
 
 #[test]
 fn addresses_that_would_make_a_deep_tree_are_in_one_long_chain_in_the_end() {
-    // Each level tells one of them from all others.
+    // Each level separates one of them from all others.
     let address = |digit: u32| IpAddr::from((0xfd_u128 << 120 | 1 << (4 * digit)).to_be_bytes());
     let addresses: Vec<IpAddr> = (0..30).map(address).collect();
     let (depth, width) = each_with_its_own_port(&addresses);

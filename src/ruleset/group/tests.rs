@@ -1,4 +1,4 @@
-//! What the rules of a program become.
+//! How rules of a program become chains and sets.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// The rules and sets of a program of one rule for everybody.
+/// The rules and sets of a program with one rule for every peer.
 fn group(ranges: &[(u16, u16)]) -> Arc<Group> {
     let range = |(first, last): &(u16, u16)| (Protocol::Tcp, PortRange::new(*first, *last).unwrap());
     let ports = PortMatch::Of(ranges.iter().map(range).collect());
@@ -38,7 +38,7 @@ fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
     assert_eq!(of_single.sets[0].1.members.len(), 20);
     assert!(ports_of(&of_single).is_empty());
 
-    // 8 of two slots each are one too many for one rule, and 24,008 numbers too many for a set.
+    // 8 ranges of two slots each are one too many for one rule, and 24,008 numbers too many for a set.
     let wide: Vec<_> = (0..8).map(|n| (5000 * n, 5000 * n + 3000)).collect();
     let of_wide = group(&wide);
     assert!(of_wide.sets.is_empty());
@@ -47,7 +47,7 @@ fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
     let together: Vec<_> = parts.concat().iter().map(|range| (range.first(), range.last())).collect();
     assert_eq!(together, wide);
 
-    // As many as there can be are fewer entries than rules.
+    // Even the largest number of ranges has few enough ports per rule for a set.
     let every_second: Vec<_> = (0..16_000).map(|n| (4 * n, 4 * n + 1)).collect();
     let of_all = group(&every_second);
     assert_eq!((of_all.sets.len(), of_all.sets[0].1.members.len()), (1, 32_000));
@@ -120,7 +120,7 @@ fn blocks_with_a_port_each_become_one_lookup_once_they_are_many() {
             }
         }
     }
-    // A rule for each protocol is saved.
+    // One rule is saved for each protocol.
     let ports = |at: u16| {
         let range = PortRange::single(1000 + at);
         PortMatch::Of([(Protocol::Tcp, range), (Protocol::Udp, range)].into_iter().collect())
@@ -155,7 +155,7 @@ fn a_rule_of_many_pairs_of_block_and_port_stays_out_of_the_lookup_of_others() {
 
 #[test]
 fn the_first_rule_that_matches_decides_also_where_rules_of_one_action_are_joined() {
-    // Each block is allowed at one port, and then denied.
+    // Each block is allowed to one port, and then denied.
     let rules = (0..20_u16).flat_map(|at| {
         let block = format!("10.9.{at}.0/24");
         [
@@ -219,7 +219,7 @@ fn what_the_last_ruleset_did_not_ask_for_is_forgotten() {
 #[test]
 fn a_set_of_ports_is_worth_so_many_ports_for_each_rule_that_it_saves() {
     let kinds = |ports: u16, everybody: bool| {
-        // Two rules, since one has room for seven ranges: of two ports each, and the last one of the others.
+        // Two rules, since one has room for seven ranges: of two ports each; the last range has the other ports.
         let ranges = (0..8_u16).map(|at| (1000 * at, 1000 * at + if at == 7 { ports - 15 } else { 1 }));
         let ranges = ranges.map(|(first, last)| (Protocol::Tcp, PortRange::new(first, last).unwrap()));
         let ports = PortMatch::Of(ranges.collect());
@@ -235,7 +235,7 @@ fn a_set_of_ports_is_worth_so_many_ports_for_each_rule_that_it_saves() {
     let set = |ports: u16| vec![(SetKind::Ports, usize::from(ports))];
     assert_eq!(kinds(saved, true), set(saved));
     assert_eq!(kinds(saved + 1, true), []);
-    // The block and the pods are rules of their own.
+    // The block and the pods are separate rules.
     assert_eq!(kinds(2 * saved, false), set(2 * saved));
     assert_eq!(kinds(2 * saved + 1, false), []);
     assert!(group(&[(80, 80), (90, 95)]).sets.is_empty(), "one rule has room for them");

@@ -1,4 +1,4 @@
-//! Which pod is behind which interface.
+//! Binds pods to interfaces.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,14 +25,14 @@ pub struct Known<'a> {
     pub all_pods: &'a Members,
     /// The addresses of all nodes.
     pub nodes: &'a Members,
-    /// The blocks from which pods of this node get their addresses, as far as they are known.
+    /// The blocks of this node's pod addresses, as far as they are known.
     pub pod_cidrs: &'a [IpNet],
     /// The addresses of this host's own interfaces.
     pub host: &'a BTreeSet<IpAddr>,
 }
 
 impl Known<'_> {
-    /// Whether somebody owns this address who is not behind an unknown interface.
+    /// Whether this host, a pod or a node is known to own this address.
     fn is_owned(&self, address: IpAddr) -> bool {
         let family = Family::of(address);
         let member = Member::Address(address);
@@ -41,23 +41,23 @@ impl Known<'_> {
             || self.nodes.of(family).contains(&member)
     }
 
-    /// Whether an interface has an address from which only pods of this node have theirs.
+    /// Whether an interface has an address in the blocks of this node's pods.
     fn is_pods(&self, veth: &Veth) -> bool {
         veth.evidence().any(|address| self.pod_cidrs.iter().any(|block| block.contains(&address)))
     }
 }
 
-/// Binds interfaces to pods. `before` is what was bound until now.
+/// Binds interfaces to pods. `before` are the bindings until now.
 ///
 /// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same. A
-/// pod that is not bound yet is behind the interface that has exactly its addresses, or else behind the only one that
-/// has them among others. An interface whose pod's object is gone is retired: it may use no address any more, and is
-/// another pod's only if no other interface can be.
+/// pod that is not bound yet is bound to the interface that has exactly its addresses, or else to the only one that has
+/// them among others. An interface whose pod's object is gone is retired: it may use no address any more, and is bound
+/// to another pod only if no other interface can be.
 ///
 /// Besides the interfaces of pods, these are guarded: all ports of a bridge that has a pod's interface, further
 /// interfaces into a pod's network namespace, links to which this host routes the single address that the other end
-/// has, and interfaces with an address out of the blocks of this node's pods. They may use the addresses that they
-/// have, as long as no pod and no node owns them. An interface that was guarded once is so until it is gone.
+/// has, and interfaces with an address in the blocks of this node's pods. They may use the addresses that they have, as
+/// long as no pod and no node owns them. An interface that was guarded once stays guarded until it is gone.
 #[must_use]
 pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
     let mut owners = keep(veths, known.pods, before);
@@ -68,7 +68,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
         |index: u32| before.ports.get(&index).is_some_and(|port| port.retired || port.pod.is_some());
     for (exactly, retired) in [(true, false), (false, false), (true, true), (false, true)] {
         waiting.retain(|pod| {
-            // Another interface can be this pod's, so that of a pod that is gone is not.
+            // Other interfaces may be this pod's, so a retired one is not.
             if retired && ambiguous.contains(&pod.key) {
                 return true;
             }
@@ -79,7 +79,7 @@ pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
                     false
                 }
                 several => {
-                    // As many pods with these addresses as interfaces: each has one, and all may use the same addresses.
+                    // As many pods with these addresses as interfaces: each gets one, and all may use these addresses.
                     let same = known.pods.iter().filter(|other| other.addresses == pod.addresses).count();
                     match several.first() {
                         Some(index) if same >= several.len() => {
@@ -121,7 +121,7 @@ fn keep<'a>(veths: &[Veth], pods: &'a [LocalPod], before: &Bindings) -> BTreeMap
     veths.iter().filter_map(stays).collect()
 }
 
-/// The interfaces that may be the pod's and are nobody's yet, among those that `counts`.
+/// The unbound interfaces that may be the pod's, among those for which `counts` holds.
 fn candidates(
     veths: &[Veth],
     pod: &LocalPod,
@@ -139,14 +139,14 @@ fn candidates(
     veths.iter().filter(fits).map(|veth| veth.index).collect()
 }
 
-/// Whether an interface that is no known pod's is guarded all the same.
+/// Whether an interface without a known pod is still guarded.
 fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, before: &Bindings) -> bool {
     let is_pods = |other: &&Veth| {
         owners.contains_key(&other.index)
             || before.ports.get(&other.index).is_some_and(|port| port.pod.is_some() || port.retired)
     };
     let shares_bridge = |other: &Veth| other.bridge.is_some() && other.bridge == veth.bridge;
-    // An interface without addresses has nothing to forge on a network that is not pods'.
+    // An interface without addresses has nothing to spoof on a network that does not belong to pods.
     let shares_netns = |other: &Veth| other.netns == veth.netns && veth.evidence().next().is_some();
     let stays = before.ports.contains_key(&veth.index);
     let routed = veth.is_read && veth.routed.iter().any(|address| veth.addresses.contains(address));
@@ -188,8 +188,8 @@ fn port(veth: &Veth, pod: Option<&LocalPod>, known: &Known<'_>, before: Option<&
     }
 }
 
-/// Sees to it that no two interfaces of one bridge have the same hardware or link-local address, and that an interface
-/// that is no known pod's has no address of another interface. The one that was bound first keeps it; pods come before
+/// Ensures that no two interfaces of one bridge have the same hardware or link-local address, and that an interface
+/// without a known pod has no address of another interface. The one that was bound first keeps it; pods come before
 /// others.
 fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
     let mut order: Vec<u32> = ports.keys().copied().collect();
@@ -211,7 +211,7 @@ fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
     let mut addresses: BTreeSet<IpAddr> = BTreeSet::new();
     for index in order {
         let Some(port) = ports.get_mut(&index) else { continue };
-        // Links of their own share nothing: the same addresses on two of them do no harm.
+        // Separate links share nothing: the same addresses on two of them do no harm.
         if port.bridge.is_some() {
             port.mac = port.mac.filter(|mac| macs.insert((port.bridge, *mac)));
             let bridge = port.bridge;
@@ -226,7 +226,8 @@ fn part(ports: &mut BTreeMap<u32, Port>, before: &Bindings) {
 }
 
 impl Bindings {
-    /// What is known of interfaces that a former process had closed: pods that are gone may still run behind them.
+    /// The bindings for interfaces that a previous process had closed: processes of pods that are gone may still run
+    /// behind them.
     #[must_use]
     pub fn retired(interfaces: impl IntoIterator<Item = u32>) -> Self {
         let port = Port {

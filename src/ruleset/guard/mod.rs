@@ -1,19 +1,19 @@
-//! The interface guard: which host interface is which pod's, and what may enter through it.
+//! The interface guard: which host interface belongs to which pod, and what may enter through it.
 //!
-//! The rules of iptables know a pod by the addresses in a packet's header, and a pod writes its headers itself. So a
+//! The rules of iptables identify a pod by the addresses in a packet's header, and a pod can spoof its headers. So a
 //! frame is checked where it enters the node: a pod's interface may only send the pod's own hardware address with the
 //! pod's own IP addresses, claim only these in ARP and neighbour discovery, and send nothing but IPv4, IPv6 and ARP.
 //!
 //! ```text
-//! Veths, pods --bind--> Bindings --> Guard --render--> nft text for the kernel edge
+//! Veths, pods --bind--> Bindings --> Guard --render--> nft text for the dataplane
 //! ```
 //!
-//! Who is behind an interface is read from the kernel, not learned from packets: the other end of a veth pair lies in
-//! the pod's network namespace, and the addresses that the network plugin gave it there tell which pod it is. A pod
-//! can change these only with `CAP_NET_ADMIN`, and only once one of its processes runs; the network plugin is done
-//! before that. So what counts is what was read first: it is never read again while the interface exists, whatever the
-//! pod makes of its end. An interface that is bound to a pod stays with it, and an address or a hardware address that
-//! is bound to one interface is not given to another.
+//! The pod behind an interface is read from the kernel, not learned from packets: the other end of a veth pair lies in
+//! the pod's network namespace, and the addresses that the network plugin assigned to it there identify the pod. A pod
+//! can change these only with `CAP_NET_ADMIN`, and only once one of its processes runs; the network plugin has finished
+//! before that. So only the first reading counts: it is never repeated while the interface exists, whatever the pod
+//! does to its end. An interface that is bound to a pod stays with it, and an address or a hardware address that is
+//! bound to one interface is not given to another.
 
 mod bind;
 pub mod render;
@@ -31,7 +31,7 @@ pub use bind::{Known, bind};
 
 use crate::model::{Direction, ObjectKey};
 
-/// The most addresses that an interface may use which is no known pod's.
+/// The most addresses that an interface without a known pod may use.
 const MOST_ADDRESSES: usize = 16;
 
 /// A hardware address.
@@ -47,8 +47,8 @@ impl fmt::Display for Mac {
     }
 }
 
-/// The host's end of a veth pair whose other end lies in another network namespace, with what the kernel said of that
-/// other end when the network plugin had set it up.
+/// The host's end of a veth pair whose other end lies in another network namespace, with what the kernel reported of
+/// that other end after the network plugin had set it up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
     /// Its interface index.
@@ -57,41 +57,41 @@ pub struct Veth {
     pub name: String,
     /// The index of the bridge that it is a port of.
     pub bridge: Option<u32>,
-    /// The number by which this network namespace knows the one of the other end.
+    /// The ID of the other end's network namespace in this one.
     pub netns: i32,
     /// The hardware address of the other end.
     pub mac: Mac,
     /// The addresses of the other end.
     pub addresses: Vec<IpAddr>,
-    /// Single addresses that this host routes to it, as the ptp plugin does.
+    /// Single addresses that this host routes to it, like the ptp plugin does.
     pub routed: Vec<IpAddr>,
-    /// Whether the other end could be read at all. If not, it may use no address, and is no pod's yet.
+    /// Whether the other end could be read at all. If not, it may use no address, and belongs to no pod yet.
     pub is_read: bool,
 }
 
 impl Veth {
-    /// The addresses by which a pod is recognised behind it.
+    /// The addresses that identify the pod behind it.
     fn evidence(&self) -> impl Iterator<Item = IpAddr> {
         let all = self.addresses.iter().chain(&self.routed).copied();
         all.filter(|address| self.is_read && !is_link_local(*address))
     }
 }
 
-/// What is known of the interfaces that are guarded, by index.
+/// The state of the guarded interfaces, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bindings {
     /// Each guarded interface.
     pub ports: BTreeMap<u32, Port>,
-    /// Pods of this node behind none of the interfaces, each with why.
+    /// Pods of this node without an interface, each with the reason.
     pub unbound: BTreeMap<ObjectKey, Unbound>,
 }
 
-/// Why a pod is behind no interface that is known.
+/// Why a pod has no known interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unbound {
     /// No interface has its addresses.
     NoInterface,
-    /// Several interfaces have its addresses, and nothing tells which one is the pod's.
+    /// Several interfaces have its addresses, and it is not known which one is the pod's.
     Ambiguous,
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for Unbound {
 pub struct Port {
     /// Its name.
     pub name: String,
-    /// The bridge that it is a port of; `None` for a link of its own, as of the ptp plugin.
+    /// The bridge that it is a port of; `None` for a separate link, such as those of the ptp plugin.
     pub bridge: Option<u32>,
     /// The hardware address that it may send from; `None` if another interface of its bridge has it, which closes it.
     pub mac: Option<Mac>,
@@ -117,10 +117,10 @@ pub struct Port {
     pub addresses: Vec<IpAddr>,
     /// The link-local addresses that it may send from and claim.
     pub link_local: Vec<Ipv6Addr>,
-    /// The pod behind it; `None` while no object says whose it is. Then it may use the addresses that the network
-    /// plugin gave it, as long as nobody else owns them.
+    /// The pod behind it; `None` while no object identifies the pod. Then it may use the addresses that the network
+    /// plugin assigned to it, as long as they have no other owner.
     pub pod: Option<ObjectKey>,
-    /// Whether a pod was behind it whose object is gone. What still runs there may send nothing.
+    /// Whether the object of the pod behind it is gone. Processes that still run there may send nothing.
     pub retired: bool,
     /// Whether policy isolates the pod, for ingress and for egress.
     isolated: [bool; 2],
@@ -138,7 +138,7 @@ impl Port {
 }
 
 impl Mac {
-    /// The link-local address that an interface makes of its hardware address (RFC 4291, appendix A).
+    /// The link-local address that an interface derives from its hardware address (RFC 4291, appendix A).
     #[must_use]
     pub fn link_local(self) -> Ipv6Addr {
         let mut octets = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x00ff, 0xfe00, 0).octets();
@@ -150,7 +150,7 @@ impl Mac {
     }
 }
 
-/// Whether an address is of use on its own link only.
+/// Whether an address is only usable on its own link.
 fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_loopback(),

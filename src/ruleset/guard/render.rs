@@ -1,8 +1,8 @@
-//! The guard as text that `nft -f` reads.
+//! The guard as input of `nft -f`.
 //!
-//! Two tables, both called `towpath`. That of the bridge family sees what enters by ports of bridges, and what passes
-//! between two of them. That of the netdev family has a chain for each guarded link that is no port of a bridge. The
-//! sets and the checks are the same in both.
+//! Two tables, both called `towpath`. That of the bridge family sees frames that enter by ports of bridges, and those
+//! that pass between two of them. That of the netdev family has a chain for each guarded link that is not a port of a
+//! bridge. The sets and the checks are the same in both.
 //!
 //! ```text
 //! bridge prerouting, netdev ingress
@@ -13,7 +13,7 @@
 //! bridge forward
 //!   (interface, destination) in destinations4 or destinations6 -> accept
 //!   from or to the interface of an isolated pod: discovery     -> accept; multicast, broadcast, link-local -> drop
-//!   between two guarded interfaces, for another pod or nobody  -> drop
+//!   between two guarded interfaces, for another pod or no pod  -> drop
 //! ```
 
 use std::{
@@ -30,23 +30,23 @@ use crate::{
 /// The name of our tables, in each family.
 pub const TABLE: &str = "towpath";
 
-/// The families that have a table of ours, as nft calls them.
+/// The families in which we have a table, as nft calls them.
 pub const FAMILIES: [&str; 2] = ["bridge", "netdev"];
 
 /// Before the bridge's own filtering, and before iptables sees bridged packets (which is at 0).
 const PRIORITY: i32 = -300;
 
 /// The longest IPv6 payload of a neighbour solicitation: 24 bytes, and room for the options that hosts send with it
-/// (hardware address, nonce), but none for messages of another kind.
+/// (hardware address, nonce), but not for messages of another kind.
 const DISCOVERY_PAYLOAD: u16 = 48;
 
 /// The longest ARP message: 28 bytes, padded to the shortest frame.
 const ARP_LENGTH: u16 = 46;
 
-/// What the sets are made of, by name.
+/// The types of the sets, by name.
 ///
-/// A set of one part is written as `typeof`, and there is no verdict map: as nft 1.1 stores those, nft 1.0.6 crashes when it
-/// lists any table of the node, and other programs of the node may have that one.
+/// A set of one part is written as `typeof`, and there is no verdict map: otherwise nft 1.1 stores them in a form on
+/// which nft 1.0.6 crashes when it lists any table of the node, and other programs on the node may use that version.
 const SETS: [(&str, &str); 12] = [
     ("guarded", "typeof iif"),
     ("frames", "type iface_index . ether_addr"),
@@ -73,26 +73,26 @@ pub const COUNTERS: [(&str, &str); 7] = [
     ("dhcp", "an offer of a DHCP server"),
 ];
 
-/// What the guard wants of the kernel: the elements of its sets and its chains for single links.
+/// The content of the guard's tables: the elements of its sets and its chains for single links.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     bridge: Elements,
     netdev: Elements,
-    /// The guarded links of their own, by index: their names.
+    /// The names of the guarded separate links, by index.
     links: BTreeMap<u32, String>,
 }
 
 /// The elements of one table's sets, by set.
 type Elements = BTreeMap<&'static str, BTreeSet<String>>;
 
-/// The chain that says by its name which checks a table has: other checks are another table, written anew.
+/// The name of the chain that identifies the checks of a table: with other checks, the table is rewritten.
 fn layout() -> String {
     format!("layout-{}", digest(&(SETS, FAMILIES.map(checks), bridge_chains())))
 }
 
 impl Guard {
-    /// What former text of the tables says is in the kernel, if it has the checks that we would write: `bridge` and
-    /// `netdev` as `nft -n list table` prints them, `interfaces` the indices by name.
+    /// Reads the guard that is in the kernel, if it has the checks that we would write: `bridge` and `netdev` as
+    /// `nft -n list table` prints them, `interfaces` the indices by name.
     #[must_use]
     pub fn read(bridge: &str, netdev: &str, interfaces: &BTreeMap<String, u32>) -> Option<Self> {
         let marker = format!("chain {} {{", layout());
@@ -142,7 +142,7 @@ impl Guard {
         guard
     }
 
-    /// The interfaces that are guarded and may send nothing.
+    /// The guarded interfaces that may send nothing.
     #[must_use]
     pub fn closed(&self) -> BTreeSet<u32> {
         let interfaces = |elements: &Elements, set: &str| -> BTreeSet<u32> {
@@ -155,7 +155,7 @@ impl Guard {
         &of(&self.bridge) | &of(&self.netdev)
     }
 
-    /// Both tables anew, in one transaction that replaces what is there.
+    /// The text that writes both tables, in one transaction that replaces what is there.
     #[must_use]
     pub fn whole(&self) -> String {
         let mut text = removal();
@@ -170,7 +170,7 @@ impl Guard {
         text
     }
 
-    /// What leads from `before`, which is in the kernel, to this; empty if nothing differs. One transaction.
+    /// The text that leads from `before`, which is in the kernel, to this; empty if nothing differs. One transaction.
     #[must_use]
     pub fn difference(&self, before: &Self) -> String {
         let mut text = String::new();
@@ -223,7 +223,7 @@ fn chains(text: &str) -> BTreeMap<&str, usize> {
     chains
 }
 
-/// Reads the elements of all sets in what `nft -n list table` prints. `None` if one of them is none of ours.
+/// Reads the elements of all sets from the output of `nft -n list table`. `None` if one of them is not ours.
 fn read_elements(text: &str, interfaces: &BTreeMap<String, u32>, elements: &mut Elements) -> Option<()> {
     let (mut set, mut inside) = (None, false);
     for line in text.lines().map(str::trim) {
@@ -245,7 +245,7 @@ fn read_elements(text: &str, interfaces: &BTreeMap<String, u32>, elements: &mut 
     Some(())
 }
 
-/// One element as we write it. The interface is printed by its name, and by its index once it is gone.
+/// One element as we write it. nft prints the interface by its name, and by its index once it is gone.
 fn read_element(set: &str, element: &str, interfaces: &BTreeMap<String, u32>) -> Option<String> {
     let mut parts = element.split(" . ");
     let name = parts.next()?;
@@ -265,7 +265,7 @@ fn read_element(set: &str, element: &str, interfaces: &BTreeMap<String, u32>) ->
     Some(std::iter::once(index.to_string()).chain(rest?).collect::<Vec<_>>().join(" . "))
 }
 
-/// Tables that no packet meets, with the same rules: how nft prints these is how it prints ours. Called `name`.
+/// Tables called `name` that no packet passes, with the same rules: nft prints these as it prints ours.
 #[must_use]
 pub fn trial(name: &str) -> String {
     let mut text = String::new();
@@ -280,7 +280,7 @@ pub fn trial(name: &str) -> String {
     text
 }
 
-/// What is in the table of one family, without the chains of single links.
+/// The content of one family's table, without the chains of single links.
 fn body(family: &str, elements: &Elements) -> String {
     let mut text = String::new();
     line(&mut text, format_args!("chain {} {{", layout()));
@@ -301,12 +301,12 @@ fn body(family: &str, elements: &Elements) -> String {
     text
 }
 
-/// Removes both tables, whether or not they are there.
+/// Removes both tables, whether or not they exist.
 #[must_use]
 pub fn removal() -> String {
     let mut text = String::new();
     for family in FAMILIES {
-        // Declaring it first makes deleting it succeed where there is none.
+        // Declaring it first makes deleting it succeed if there is none.
         line(&mut text, format_args!("table {family} {TABLE}"));
         line(&mut text, format_args!("delete table {family} {TABLE}"));
     }
@@ -356,17 +356,17 @@ fn elements(index: u32, port: &Port, elements: &mut Elements) {
 
 /// The chains that check what enters, the same in both families.
 ///
-/// No anonymous set has a range in it: the kernel makes such sets visible a moment after the rules that ask them.
+/// No anonymous set contains a range: the kernel makes such sets visible a moment after the rules that look them up.
 ///
-/// A frame to a group's hardware address carries a packet to a group: with the address of a host in it, the bridge's own
-/// copy would leave a connection behind although the rules drop the packet, and what the other end then sends would
-/// pass as a reply.
+/// A frame to a group's hardware address must carry a packet to a group: with the address of a host in it, the bridge's
+/// own copy would create a connection although the rules drop the packet, and what the other end then sends would pass
+/// as a reply.
 ///
-/// An ICMP error quotes the packet that it is about. A pod is no router: it can only have got a packet that was for
-/// itself, so what it quotes must go to its own address. Redirects and advertisements of routers come from no pod.
+/// An ICMP error quotes the packet that it is about. A pod is not a router: it can only have received a packet that was
+/// for itself, so the quoted packet must go to its own address. Router redirects and advertisements come from no pod.
 ///
-/// Frames that enter by ports which are not guarded leave these chains at once in the bridge family. A chain of the
-/// netdev family sees no others, and must not ask: what a lookup misses while a table is replaced would be let through.
+/// Frames that enter by unguarded ports leave these chains at once in the bridge family. A chain of the netdev family
+/// sees no others, and must not check this: a lookup that misses while a table is replaced would let frames through.
 fn checks(family: &str) -> String {
     let pass_unguarded = if family == "bridge" { "iif != @guarded accept\n" } else { "" };
     format!(
@@ -433,10 +433,10 @@ iif @guarded counter name claim drop
     )
 }
 
-/// The chains of the bridge family: what enters by ports, and what passes between two of them.
+/// The chains of the bridge family: for frames that enter by ports, and for those that pass between two of them.
 ///
-/// Between two pods, a frame goes to an address of the pod behind the port that it leaves by. Multicast and broadcast
-/// are for those that no policy isolates.
+/// Between two pods, a frame must go to an address of the pod behind the port that it leaves by. Multicast and
+/// broadcast are only for pods that no policy isolates.
 fn bridge_chains() -> String {
     format!(
         "chain prerouting {{

@@ -14,7 +14,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// An interface on bridge 2 with these addresses behind it; its namespace and its hardware address follow from its index.
+/// An interface on bridge 2 with these addresses behind it; its index determines its namespace and hardware address.
 fn veth(index: u32, addresses: &[&str]) -> Veth {
     Veth {
         index,
@@ -39,7 +39,7 @@ fn pod(name: &str, addresses: &[&str]) -> LocalPod {
     }
 }
 
-/// Binds with what follows from the pods, and these further addresses of pods elsewhere and of this host.
+/// Binds with the addresses of the pods, and these further addresses of pods elsewhere and of this host.
 fn bound(
     veths: &[Veth],
     pods: &[LocalPod],
@@ -76,7 +76,7 @@ fn a_pod_is_behind_the_interface_that_has_its_addresses() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3", "fd00::3"])];
     let bindings = fresh(&veths, &pods);
     assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("a"), Some("b")));
-    // Its own, and the one that follows from its hardware address.
+    // Its own, and the one that is derived from its hardware address.
     let own = ["fe80::4", "fe80::ff:fe00:4"].map(|address| address.parse::<Ipv6Addr>().unwrap());
     assert_eq!(bindings.ports[&4].link_local, own);
     assert!(bindings.unbound.is_empty());
@@ -110,11 +110,11 @@ fn an_interface_whose_pod_is_gone_may_use_nothing_and_is_the_next_owners_only_if
     let before = fresh(&[veth(3, &["10.244.1.2"])], &pods);
     let gone = bound(&[veth(3, &["10.244.1.2"])], &[], &[], &[], &before);
     assert!(gone.ports[&3].retired && gone.ports[&3].mac.is_none() && gone.ports[&3].addresses.is_empty());
-    // Its address has a new owner, with an interface of its own.
+    // Its address has a new owner, with its own interface.
     let next = [pod("next", &["10.244.1.2"])];
     let after = bound(&[veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.2"])], &next, &[], &[], &gone);
     assert_eq!((owner(&after, 3), owner(&after, 5)), (None, Some("next")));
-    // The same pod's object is back, as that of a static pod whose mirror was deleted.
+    // The same pod's object is back, as for a static pod whose mirror was deleted.
     let back = bound(&[veth(3, &["10.244.1.2"])], &pods, &[], &[], &gone);
     assert_eq!((owner(&back, 3), back.ports[&3].retired), (Some("a"), false));
 }
@@ -142,7 +142,7 @@ fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tell
         &[pod("a", &["10.244.1.2"]), pod("c", &["10.244.1.5"])],
     );
     assert_eq!(bindings.unbound.get(&ObjectKey::new("shop", "a")), Some(&Unbound::Ambiguous));
-    // Guarded, since they are on the bridge of a pod; and the address is a pod's, so neither may use it.
+    // Guarded, since they are on the bridge of a pod; and the address belongs to a pod, so neither may use it.
     assert!(bindings.ports[&3].addresses.is_empty() && bindings.ports[&4].addresses.is_empty());
 }
 
@@ -158,7 +158,7 @@ fn the_interface_of_a_pod_that_is_gone_is_not_taken_because_two_others_are_ambig
 
 #[test]
 fn a_pod_that_is_bound_is_not_listed_as_ambiguous_too() {
-    // Nothing has exactly the addresses of either pod. Once b has its interface, only one is left for a.
+    // No interface has exactly the addresses of either pod. Once b has its interface, only one is left for a.
     let veths = [veth(3, &["10.244.1.2", "10.244.1.8"]), veth(4, &["10.244.1.2", "10.244.1.3"])];
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let first = fresh(&veths, &pods);
@@ -281,7 +281,7 @@ fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
     let none = Guard::new(&Bindings::default());
     let text = some.difference(&none);
     assert!(text.contains("hook ingress device \"veth6\" priority -300; policy drop;"), "{text}");
-    // What is in the sets is there before the chain that asks them.
+    // The elements of the sets exist before the chain that looks them up.
     assert!(text.find("add element").unwrap() < text.find("add chain").unwrap());
     assert!(none.difference(&some).contains("delete chain netdev towpath ingress-6"));
 }

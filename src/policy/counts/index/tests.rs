@@ -12,7 +12,7 @@ fn requirement() -> impl Strategy<Value = Requirement> {
         1 => values().prop_map(|values| Operator::NotIn(values.into_iter().map(Into::into).collect())),
         1 => Just(Operator::Exists),
         1 => Just(Operator::DoesNotExist),
-        // More values than are found one by one.
+        // More values than are indexed one by one.
         1 => Just(Operator::In((0..=FEW_VALUES).map(|n| n.to_string().into()).chain(["a".into()]).collect())),
     ];
     ("[k-m]", operator).prop_map(|(key, operator)| Requirement { key: key.into(), operator })
@@ -44,7 +44,7 @@ proptest! {
         pods in proptest::collection::vec(("[x-z]", labels()), 1..8),
     ) {
         let mut cluster = Cluster::new();
-        // The third has pods and no object.
+        // The third one has pods but no object.
         for (name, labels) in ["x", "y"].into_iter().zip(namespaces) {
             cluster.apply(Change::SetNamespace(Namespace { name: name.into(), labels }));
         }
@@ -56,7 +56,7 @@ proptest! {
         let pods: Vec<Arc<Pod>> = cluster.pods().cloned().collect();
         let reach: BTreeSet<ObjectKey> =
             index.reach(&cluster).into_iter().map(|pod| pod.key.clone()).collect();
-        // One pod, and two that report one address.
+        // One pod, and two that report the same address.
         for together in pods.windows(1).chain(pods.windows(2)) {
             let by_all = |peer: &PodPeer| together.iter().all(|pod| selects(&cluster, peer, pod));
             let linear: Vec<usize> = index.selections().iter().enumerate()
@@ -71,7 +71,7 @@ proptest! {
     }
 }
 
-/// `count` peers that require what `requirements` says of each.
+/// `count` peers, each with the requirements that `requirements` returns for it.
 fn many(count: usize, requirements: impl Fn(usize) -> Vec<Requirement>) -> [Arc<Selection>; 1] {
     let everywhere = || Scope::Matching(LabelSelector::everything());
     let peers =
@@ -87,28 +87,28 @@ fn only_peers_without_a_label_of_their_own_are_compared_with_all_pods() {
     assert_eq!(comparisons(&many(4_000, |at| vec![common(), own(at)])), 0);
     assert_eq!(comparisons(&many(4_000, |at| vec![absent(at)])), 4_000);
     assert_eq!(comparisons(&many(4_000, |at| vec![common(), absent(at)])), 4_000);
-    // A few of them count nothing, be it few without a label or few with the same.
+    // A few of them count as zero, whether few without a label or few with the same one.
     assert_eq!([64, 65].map(|count| comparisons(&many(count, |at| vec![absent(at)]))), [0, 65]);
     let same = |count| comparisons(&many(count, |at| vec![common(), absent(at)]));
     assert_eq!([256, 257].map(same), [0, 257]);
-    // Sixteen values are as much work as one more.
+    // Sixteen values cost as much as one more peer.
     let values = |at: usize| {
         let operator = Operator::NotIn((0..32).map(|n| n.to_string().into()).collect());
         Requirement { key: format!("k{at}").into(), operator }
     };
     assert_eq!(comparisons(&many(100, |at| vec![values(at)])), 300);
-    // Values that nobody else asks for find a peer as long as they are few; beyond that only the key does.
+    // A few values that no other peer requires are indexed; a larger number is indexed by the key alone.
     let one_of = |at: usize, values: usize| {
         let operator = Operator::In((0..values).map(|n| format!("v{at}-{n}").into()).collect());
         Requirement { key: "k".into(), operator }
     };
     let of_values = |values| comparisons(&many(300, |at| vec![one_of(at, values)]));
     assert_eq!([FEW_VALUES, FEW_VALUES + 1].map(of_values), [0, 600]);
-    // What asks for one of no values finds nobody, and is found by what else it asks for.
+    // A peer that requires one of no values matches nothing, and is indexed by its other requirements.
     assert_eq!(comparisons(&many(100, |at| vec![one_of(at, 0), own(at)])), 0);
 }
 
-/// Prints what peers that match nobody take: `cargo test --release --lib -- --ignored --nocapture peers_of_nobody`.
+/// Prints the cost of peers that match nothing: `cargo test --release --lib -- --ignored --nocapture peers_of_nobody`.
 #[test]
 #[ignore = "measures, and asserts nothing about time"]
 fn peers_of_nobody_in_a_cluster_of_many_pods() {
