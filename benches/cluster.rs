@@ -1,7 +1,7 @@
-//! What a cluster costs a node: a real API server, `towpath run` as its ServiceAccount, real packets.
+//! The cost of a cluster on a node: a real API server, `towpath run` as its ServiceAccount, real packets.
 //!
-//! `make bench-cluster` runs it, as root. It prints how long it takes from a request to the API to another fate of
-//! packets, and what the daemon needs of memory; docs/benchmarks.md holds figures.
+//! `make bench-cluster` runs it, as root. It prints the time from an API request until packets are treated differently,
+//! and the daemon's memory; docs/benchmarks.md contains results.
 
 #![expect(clippy::unwrap_used, reason = "whatever is missing here ends the bench")]
 #![expect(clippy::expect_used, reason = "as above")]
@@ -34,12 +34,12 @@ use harness::{
 
 const CHANGES: usize = 200;
 
-/// How many labels of pods of other nodes change in a second, and for how many seconds.
+/// How many labels of pods on other nodes change per second, and for how many seconds.
 const CHURN: [usize; 2] = [20, 100];
 const CHURN_SECONDS: u64 = 20;
 const PORT: u16 = 7777;
 
-/// Long enough for a change to reach the kernel on a machine that does nothing else.
+/// Long enough for a change to reach the kernel on an otherwise idle machine.
 const PAUSE: Duration = Duration::from_millis(250);
 
 const fn size(pods: usize, policies: usize) -> Size {
@@ -49,7 +49,7 @@ const fn size(pods: usize, policies: usize) -> Size {
 const SIZES: [Size; 3] = [size(1_000, 100), size(5_000, 500), size(20_000, 2_000)];
 
 fn main() {
-    // `cargo bench -- --test` only wants to know that it runs.
+    // `cargo bench -- --test` only checks that it runs.
     let smoke = std::env::args().any(|argument| argument == "--test");
     let sizes = if smoke { &[size(100, 20)][..] } else { &SIZES };
     println!(
@@ -68,7 +68,7 @@ fn main() {
     }
 }
 
-/// The objects of a cluster of this size, as they come from the API: a pod with all that real ones drag along.
+/// The objects of a cluster of this size, as the API returns them: pods with everything that real ones contain.
 fn populate(world: &World, size: Size) {
     let (mut first, mut pods) = (Vec::new(), Vec::new());
     for change in sized::cluster(size) {
@@ -78,7 +78,7 @@ fn populate(world: &World, size: Size) {
                 let here = pod.node.as_deref() == Some(sized::NODE);
                 let elsewhere = format!("elsewhere-{}", pod.node.as_deref().unwrap_or_default());
                 let mut pod = manifests::pod(&pod);
-                // The only node that is there has a name of its own, which no other may bear by chance.
+                // The only real node has its own name, which no other may have by chance.
                 pod["spec"]["nodeName"] = if here { world.node(0).name().into() } else { elsewhere.into() };
                 pods.push(with_ballast(pod));
             }
@@ -93,7 +93,7 @@ fn populate(world: &World, size: Size) {
     world.api().create_all(pods);
 }
 
-/// What a pod of a Deployment has beside what policy is about: environment, probes, volumes, conditions, image ids.
+/// The parts of a Deployment's pod that do not concern policy: environment, probes, volumes, conditions, image ids.
 fn with_ballast(mut pod: Value) -> Value {
     let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
     let owner = json!({
@@ -181,7 +181,7 @@ fn latency(world: &World, size: Size, changes: usize) {
         let arrivals = flood.arrivals();
         let mut after = arrivals.iter().map(|arrival| arrival.at).filter(|at| *at > asked);
         let seen = if opens { after.next() } else { after.next_back() };
-        // Whoever sees packets when it is closed, or none when it is open, has measured nothing.
+        // If packets arrive while it is closed, or none while it is open, nothing was measured.
         let is_open = arrivals.last().is_some_and(|last| last.at.elapsed() < PAUSE / 4);
         if is_open == opens {
             latencies[usize::from(opens)].push(seen.map_or(Duration::ZERO, |seen| seen - asked));
@@ -202,7 +202,7 @@ fn latency(world: &World, size: Size, changes: usize) {
     }
 }
 
-/// What it costs the node when labels of pods elsewhere change all the time.
+/// The cost for the node when labels of pods on other nodes change continuously.
 fn churn(world: &World, size: Size, seconds: u64) {
     const TICKS: u64 = 5;
     let daemon = world.run(0);
@@ -215,10 +215,10 @@ fn churn(world: &World, size: Size, seconds: u64) {
             let mut changes = Vec::new();
             for _ in 0..per_second / 5 {
                 turn += 1;
-                // Far apart from one turn to the next, and of pods that live on other nodes.
+                // Far apart from one turn to the next, and of pods that run on other nodes.
                 let index = size.local + turn * 7_919 % (size.pods - size.local);
                 let Change::SetPod(pod) = sized::pod(size, index) else { panic!("a pod") };
-                // Another label each time that it is a pod's turn again.
+                // A different label each time that it is a pod's turn again.
                 let app = (turn + turn / (size.pods - size.local)) % 10;
                 let label = json!({ "metadata": { "labels": { "app": format!("app-{app}") } } });
                 changes.push((path("pods", &pod.key.to_string()), label));
@@ -236,10 +236,10 @@ fn churn(world: &World, size: Size, seconds: u64) {
     }
 }
 
-/// The processor time of a daemon and of the commands that it has waited for, in seconds.
+/// The CPU time of a daemon and of the commands that it has waited for, in seconds.
 fn processor(daemon: &Daemon<'_>) -> f64 {
-    // Behind the name, which may hold anything: utime, stime, cutime and cstime are the fields 14 to 17, in hundredths
-    // of a second.
+    // After the name, which may contain anything: utime, stime, cutime and cstime are the fields 14 to 17, in
+    // hundredths of a second.
     let stat = daemon.proc("stat");
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u32 = fields[11..15].iter().map(|ticks| ticks.parse::<u32>().unwrap()).sum();

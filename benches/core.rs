@@ -1,6 +1,6 @@
-//! What the core costs: resolve, compile, plan and evaluate at three sizes, and one change at each.
+//! The cost of the core: resolve, compile, plan and evaluate at three sizes, and one change at each.
 //!
-//! `make bench` runs it; docs/benchmarks.md holds figures and says on what machine they were seen.
+//! `make bench` runs it; docs/benchmarks.md contains results and the machine that they are from.
 
 use std::hint::black_box;
 

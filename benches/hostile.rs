@@ -1,7 +1,7 @@
-//! What one tenant's worst policies cost the core: a first round, and a change of one local pod behind it.
+//! The cost of one tenant's worst policies for the core: a first sync, and a later change of one local pod.
 //!
-//! `make bench` runs it; docs/benchmarks.md holds figures and says on what machine they were seen. One shape in a
-//! process of its own (`--test` and its name) shows how much memory it needs.
+//! `make bench` runs it; docs/benchmarks.md contains results and the machine that they are from. One shape in its own
+//! process (`--test` and its name) shows how much memory it needs.
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use towpath::{
@@ -29,7 +29,7 @@ struct Settled {
 }
 
 impl Settled {
-    /// The first round: from the objects to the steps that write everything.
+    /// The first sync: from the objects to the steps that write everything.
     fn new(objects: Vec<Change>) -> Self {
         let cluster = cluster_of(objects);
         let mut resolver = Resolver::of(NODE, &cluster);
@@ -58,7 +58,7 @@ impl Settled {
     }
 }
 
-/// What of it is written: rules and set entries of both families.
+/// The size of what is written: rules and set entries of both families.
 fn size(ruleset: &Ruleset) -> (usize, usize) {
     let tables = [&ruleset.v4, &ruleset.v6];
     let rules = tables.iter().flat_map(|table| table.chains.values()).map(|chain| chain.rules.len());

@@ -1,7 +1,7 @@
-//! What a node costs, end to end: a real `towpath run` in a network namespace, with the objects of a whole cluster in
-//! files, judged by real packets.
+//! The cost of a node, end to end: a real `towpath run` in a network namespace, with the objects of a whole cluster in
+//! files, tested with real packets.
 //!
-//! `make bench-node` runs it, as root. It prints medians and the 99th percentiles; docs/benchmarks.md holds figures.
+//! `make bench-node` runs it, as root. It prints medians and the 99th percentiles; docs/benchmarks.md contains results.
 
 #![expect(clippy::expect_used, reason = "whatever is missing here ends the bench with its name")]
 
@@ -40,7 +40,7 @@ const CHANGES: usize = 100;
 const PORT: u16 = 7777;
 
 fn main() {
-    // `cargo test` and `cargo bench -- --test` only want to know that it starts.
+    // `cargo test` and `cargo bench -- --test` only check that it starts.
     let smoke = std::env::args().any(|argument| argument == "--test");
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root, to make network namespaces");
@@ -55,7 +55,7 @@ fn main() {
     }
 }
 
-/// What the first packet of a flow between two policed pods of the node has to pass.
+/// The rules that the first packet of a flow between two isolated pods of the node passes.
 fn rules_walked() {
     println!("first packet of an allowed flow to a policed pod of the node: rules walked, sets looked up");
     for size in SIZES {
@@ -132,7 +132,7 @@ fn node(size: Size, variant: Variant, changes: usize) {
             flood.arrivals().iter().map(|arrival| arrival.at).filter(|arrival| *arrival > at).collect();
         let seen = if closes { arrivals.last() } else { arrivals.first() };
         latencies.entry(what).or_default().push(seen.map_or(Duration::ZERO, |seen| *seen - at));
-        // Whoever sees packets when it is closed, or none when it is open, has measured nothing.
+        // If packets arrive while it is closed, or none while it is open, nothing was measured.
         let recent = flood.arrivals().iter().any(|arrival| arrival.at.elapsed() < Duration::from_millis(50));
         if recent == closes {
             let log = fs::read_to_string(folder.path().join(".log")).unwrap_or_default();
@@ -180,7 +180,7 @@ fn get(lab: &Lab, path: &str) -> Option<String> {
     Some(answer)
 }
 
-/// The objects of a cluster, and two pods of the lab in a namespace of their own.
+/// The objects of a cluster, and two pods of the lab in their own namespace.
 struct Objects {
     others: Vec<Change>,
     client: Pod,
@@ -232,7 +232,7 @@ impl Objects {
         self.write_changed(folder, false);
     }
 
-    /// When the changed file took its place.
+    /// Writes the changed file; returns when it was renamed.
     fn write_changed(&self, folder: &Path, pods: bool) -> Instant {
         if pods {
             let others = self.others.iter().filter_map(|change| match change {
@@ -256,7 +256,7 @@ impl Objects {
     }
 }
 
-/// Writes documents beside their place and moves them there. When it moved them: what writing costs is in no figure.
+/// Writes documents to another name and renames that. Returns when it renamed: the time of writing is not measured.
 fn save(path: &Path, documents: &[Value]) -> Instant {
     let documents: Vec<String> = documents.iter().map(|document| format!("---\n{document}\n")).collect();
     let next = path.with_extension("next");

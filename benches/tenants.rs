@@ -1,10 +1,10 @@
-//! What one tenant can do to the others: a real `towpath run` in a network namespace with the objects of a hostile tenant
-//! in files, and the change of another tenant, judged by real packets.
+//! What one tenant can do to the others: a real `towpath run` in a network namespace with the objects of a hostile
+//! tenant in files, and the change of another tenant, tested with real packets.
 //!
-//! `make bench-tenants` runs it, as root. `TOWPATH_BIN` names another program to measure, an older one say;
-//! `TOWPATH_VARIANT` the variant of iptables, `TOWPATH_SHAPE` a part of the name of the only shapes to measure. It prints,
-//! for each shape of hostility, how long it takes from the start until another tenant's packets obey, from a change of
-//! its policy until they do, and the most memory that the daemon had. docs/benchmarks.md holds figures.
+//! `make bench-tenants` runs it, as root. `TOWPATH_BIN` names another program to measure, for example an older one;
+//! `TOWPATH_VARIANT` the variant of iptables, `TOWPATH_SHAPE` a part of the name of the only shapes to measure. For
+//! each hostile shape it prints how long it takes from the start until another tenant's policy is enforced, and from a
+//! change of that policy until it is, and the daemon's peak memory. docs/benchmarks.md contains results.
 
 #![expect(clippy::expect_used, reason = "whatever is missing here ends the bench with its name")]
 
@@ -34,7 +34,7 @@ const LISTEN: &str = "127.0.0.1:9586";
 const PORT: u16 = 7777;
 const CHANGES: usize = 10;
 
-/// What is not seen within this is printed as such.
+/// What does not happen within this is printed as such.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 fn main() {
@@ -122,7 +122,7 @@ fn measure(shape: &Shape, changes: usize) {
     let _ = daemon.kill();
 }
 
-/// How long after `start` packets began to arrive, or ceased to.
+/// How long after `start` packets began to arrive, or stopped.
 fn until(flood: &Flood, open: bool, start: Instant) -> Option<Duration> {
     const QUIET: Duration = Duration::from_millis(150);
     loop {

@@ -1,7 +1,7 @@
-//! The standard, read twice, says the same: for random clusters and every flow in them, what [`evaluate`] says of the
-//! flow is what the compiled rules of the nodes on its way do with its first packet.
+//! Two readings of the standard agree: for random clusters and every flow in them, the verdict of [`evaluate`] is what
+//! the compiled rules of the nodes on its path do with its first packet.
 //!
-//! `TOWPATH_SEED` starts elsewhere, `TOWPATH_FLOWS` asks about more flows (`make soak`).
+//! `TOWPATH_SEED` sets the first seed, `TOWPATH_FLOWS` the number of flows to test (`make soak`).
 
 #![cfg(test)]
 
@@ -36,12 +36,12 @@ fn number(variable: &str, otherwise: usize) -> usize {
         .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 
-/// Without budgets, of which the standard knows nothing.
+/// Without budgets, which the standard does not have.
 fn resolve(node: &str, cluster: &Cluster) -> Resolved {
     Resolver::of(node, cluster).with_budgets(Budgets::UNLIMITED).resolve(cluster)
 }
 
-/// In how many tables rules ask about many addresses or ports at once.
+/// How many tables have rules that match many addresses or ports at once.
 #[derive(Debug, Default)]
 struct Forms {
     excepts: usize,
@@ -76,7 +76,7 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
         let seed = u64::try_from(seed).unwrap();
         let mut generator = Generator::new(seed, shape);
         let mut cluster = cluster_of(generator.cluster());
-        // Every third cluster has policies that no person would write, which are compiled otherwise.
+        // Every third cluster has policies that no person would write, which are compiled differently.
         let hostile = if seed / 3 % 3 == 1 { 1 + generator.random().below(2) } else { 0 };
         for index in 0..hostile {
             let namespaces: Vec<_> = cluster.pods().map(|pod| pod.key.namespace.clone()).collect();
@@ -137,8 +137,8 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
     );
 }
 
-/// On a bridge pods can be reached by addresses that are nobody's own. No policy speaks of them, so that they must not
-/// lead past one; and where no pod is isolated they are nobody's business.
+/// On a bridge pods can be reached by addresses that belong to no host. Policies do not mention them, so they must not
+/// bypass one; and where no pod is isolated they do not matter.
 #[test]
 fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
     let shape = Shape { stack: Stack::V4, namespaces: 1, pods: 3, policies: 0, oddities: false };
@@ -174,7 +174,7 @@ fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
     }
 }
 
-/// `from: []` means everybody, and is read so; a list of peers that names nobody must not become that on its way.
+/// `from: []` means everyone, and is read so; a list of peers that selects nothing must not become that on its way.
 #[test]
 fn a_rule_without_any_peer_admits_nobody() {
     let shape = Shape { stack: Stack::Dual, namespaces: 1, pods: 4, policies: 0, oddities: false };

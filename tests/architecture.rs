@@ -1,7 +1,7 @@
-//! The rules of the house, read off the source.
+//! The architecture rules, checked in the source.
 //!
-//! Rooms are the folders and files right below `src/`. Data flows downward through the list of [`ROOMS`]; lower never
-//! names higher. The core does no I/O, and knows neither async, clock, log nor Kubernetes' types.
+//! Rooms are the folders and files right below `src/`. Data flows downward through the list of [`ROOMS`]; a lower room
+//! never names a higher one. The core does no I/O, and uses no async, clock, log or Kubernetes types.
 
 #![cfg(test)]
 
@@ -53,7 +53,7 @@ const FORBIDDEN_IN_CORE: &[&str] = &[
     "prometheus",
 ];
 
-/// Where processes may be started: the kernel edge, and the proving ground with the demo that stands on it.
+/// Where processes may be started: the kernel edge, and the lab with the demo that uses it.
 const STARTS_PROCESSES: [&str; 3] = ["src/dataplane/command.rs", "src/lab/", "src/cli/demo/"];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -1,7 +1,7 @@
-//! What a node enforces is a function of the objects, whatever the order in which they came.
+//! What a node enforces is a function of the objects, whatever the order in which they arrived.
 //!
-//! Random sequences of changes are taken in one by one with a round after each, all at once, shuffled, reversed and
-//! twice over: the rulesets must be the same to the byte.
+//! Random sequences of changes are applied one by one with a sync after each, all at once, shuffled, reversed and
+//! twice: the rulesets must be identical to the byte.
 
 #![cfg(test)]
 
@@ -25,13 +25,13 @@ fn bytes(ruleset: &Ruleset) -> String {
     format!("{}{}", render::all_sets(ruleset), chains.concat())
 }
 
-/// Takes in `changes` on one node, with a round after each if `every_round`.
+/// Applies `changes` on one node, with a sync after each if `every_round`.
 fn run(node: &str, changes: &[Change], every_round: bool) -> (Cluster, Ruleset) {
     let (cluster, ruleset, _) = run_within(Budgets::default(), node, changes, every_round);
     (cluster, ruleset)
 }
 
-/// The same with these budgets; and what is over them, in words.
+/// The same with these budgets; and what exceeds them, in words.
 fn run_within(
     budgets: Budgets,
     node: &str,
@@ -53,7 +53,7 @@ fn run_within(
     (cluster, compiler.compile(&now), over)
 }
 
-/// The objects of a cluster, as the changes that make it.
+/// The objects of a cluster, as the changes that create it.
 fn objects(cluster: &Cluster) -> Vec<Change> {
     let pods = cluster.pods().map(|pod| Change::SetPod((**pod).clone()));
     let namespaces = cluster.namespaces().map(|namespace| Change::SetNamespace((**namespace).clone()));
@@ -103,7 +103,7 @@ fn any_order_duplication_or_squashing_of_changes_gives_the_same_bytes() {
     assert!(rules > 1000, "the rulesets are not empty");
 }
 
-/// Budgets so small that ordinary clusters are over each of them now and then.
+/// Budgets so small that ordinary clusters exceed each of them now and then.
 fn tiny(seed: u64) -> Budgets {
     let unlimited = Budgets::UNLIMITED;
     match seed % 6 {

@@ -25,7 +25,7 @@ fn is_root() -> bool {
     root
 }
 
-/// The demo, with a folder for temporary files of its own, so that what it leaves there can be seen.
+/// The demo, with its own folder for temporary files, so that a test sees what it leaves there.
 fn demo(folder: &std::path::Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
     command.arg("demo").args(arguments).env("TMPDIR", folder).stdin(Stdio::null());

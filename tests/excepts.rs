@@ -1,4 +1,4 @@
-//! A set of excepts closes within a rule that allows: behind no edit may an address pass that is in it.
+//! A set of excepts closes within a rule that allows: after no edit may an address in it pass.
 
 #![cfg(test)]
 
@@ -29,13 +29,13 @@ fn excepted(n: u8) -> IpAddr {
     IpAddr::from([n * 16 + 3, 1, 2, 3])
 }
 
-/// Everything but `excepts`.
+/// Everything except `excepts`.
 fn everything_but(excepts: impl IntoIterator<Item = u8>) -> Peer {
     let excepts = excepts.into_iter().map(|n| IpNet::from(excepted(n)));
     Peer::Block(IpBlock::new("0.0.0.0/0".parse().unwrap(), excepts).unwrap())
 }
 
-/// What the node enforces whose only pod may send to these peers.
+/// The ruleset of a node whose only pod may send to these peers.
 fn allowing(peers: Vec<Peer>) -> Ruleset {
     let pod =
         Pod { node: Some("n".into()), addresses: vec![POD.into()], ..Pod::new(ObjectKey::new("x", "a")) };
@@ -74,7 +74,7 @@ fn effects(steps: &[Step]) -> Vec<Step> {
         .collect()
 }
 
-/// Carries out the plan to `ruleset` and asks behind each effect; at most `most` effects.
+/// Carries out the plan to `ruleset` and checks after each effect; at most `most` effects.
 fn carry_out(fake: &mut Fake, ruleset: &Ruleset, most: usize, holds: impl Fn(&Ruleset) -> bool) -> usize {
     let steps = plan(&fake.observe().unwrap(), ruleset, &[]);
     let effects = effects(&steps);
@@ -121,7 +121,7 @@ fn an_except_that_others_took_out_is_the_first_that_is_put_back() {
     let name = set_of_excepts(&open);
     let IpSet { members, .. } = fake.ruleset_mut().v4.sets.get_mut(&name).unwrap();
     members.remove(&Member::Network(excepted(5).into()));
-    // And chains that have to be written as well.
+    // And chains that must be written as well.
     fake.ruleset_mut().v6.chains.clear();
     fake.ruleset_mut().v6.hooks.clear();
     assert!(passes(fake.ruleset(), excepted(5)));
@@ -143,7 +143,7 @@ fn what_was_noted_is_shared_with_what_was_meant_and_no_more_is_planned() {
     observed.share(&open);
     assert!(is_shared(&observed));
     assert_eq!(observed, Observed::holding(&open));
-    // A set that differs stays what it is.
+    // A set that differs stays unchanged.
     let members = &mut observed.v4.sets.get_mut(&name).unwrap().members;
     members.remove(&Member::Network(excepted(5).into()));
     observed.share(&open);

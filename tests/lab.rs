@@ -1,4 +1,4 @@
-//! The lab against the real kernel: open where nothing filters, and able to see every kind of deny.
+//! The lab against the real kernel: open where nothing filters, and able to detect every kind of deny.
 
 #![expect(clippy::unwrap_used, reason = "what these tests share fails as the tests themselves do")]
 
@@ -94,7 +94,7 @@ fn without_rules_every_pod_and_the_outside_reach_every_pod() {
     }
 }
 
-/// Two pods on node 0 and one on node 1, in a lab with bridged packets filtered as towpath wants it.
+/// Two pods on node 0 and one on node 1, in a lab with bridged packets filtered as towpath needs it.
 fn three_pods(options: LabOptions) -> (Lab, [PodId; 3]) {
     let mut lab = Lab::new(options).unwrap();
     let specs = [("a", 0), ("b", 0), ("c", 1)].map(|(name, node)| PodSpec::new(name, node).listening(&PORTS));
@@ -105,7 +105,7 @@ fn three_pods(options: LabOptions) -> (Lab, [PodId; 3]) {
     (lab, pods.try_into().unwrap())
 }
 
-/// Drops every flow to one address in FORWARD; what that address started itself is answered.
+/// Drops every flow to one address in FORWARD; replies to flows that the address started still pass.
 fn drop_to(lab: &Lab, node: usize, variant: Variant, to: IpAddr) {
     let mut command = Command::new(variant.program(Family::of(to), ""));
     command.args(["-w", "-I", "FORWARD", "-d", &to.to_string()]);
@@ -263,7 +263,7 @@ fn the_outside_is_reached_at_every_address_and_sees_the_pods_own() {
             let probes =
                 TRANSPORTS.map(|it| Probe { source_address: from, ..Probe::new(End::External, pod, it) });
             assert_eq!(lab.probe_all(&probes, DEFAULT_TIMEOUT).unwrap(), ALL_OPEN, "from {to}");
-            // What filters by source on the way tells which source there was.
+            // A rule that filters by source on the path shows which source was used.
             let mut command = Command::new(variant.program(Family::of(to), ""));
             command.args([
                 "-w",
@@ -443,7 +443,7 @@ fn a_probe_that_is_repeated_without_end_stays_a_new_flow() {
     let (lab, [a, b, _]) = three_pods(options(Topology::Bridge, Families::V4, 2));
     let to = address(&lab, b, Family::V4);
     for transport in TRANSPORTS {
-        // Whatever was seen before passes: only a flow that is new is not.
+        // Every flow seen before passes: only a new one does not.
         let all_open: Vec<Probe> = vec![Probe::new(a, to, transport); 500];
         assert!(
             lab.probe_all(&all_open, DEFAULT_TIMEOUT).unwrap().iter().all(|it| it.is_open()),

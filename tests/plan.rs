@@ -1,7 +1,7 @@
-//! Why the edits of a plan come in the order in which they come: for each clause a change of two objects that lets a
-//! packet through which no state of the objects allows, if the clause did not hold.
+//! Why the edits of a plan have their order: for each clause a change of two objects that, if the clause did not hold,
+//! would let a packet through that no state of the objects allows.
 //!
-//! `tests/restart.rs` looks for such packets in random clusters. What is rare there is built here.
+//! `tests/restart.rs` searches for such packets in random clusters. Cases that are rare there are built here.
 
 #![cfg(test)]
 
@@ -36,15 +36,15 @@ struct World {
     kernel: Fake,
 }
 
-/// What one round does: the plan, and what the kernel holds before it and behind each of its effects.
+/// One sync: the plan, and what the kernel holds before it and after each of its effects.
 struct Round {
     steps: Vec<Step>,
     start: Fake,
-    /// What the rules would be behind each change.
+    /// What the rules would be after each change.
     states: Vec<Ruleset>,
 }
 
-/// A packet: its sender, its receiver, what it carries.
+/// A packet: its sender, its receiver, its transport.
 type Sent<'a> = (&'a str, &'a str, Transport);
 
 impl World {
@@ -71,7 +71,7 @@ impl World {
         self.planned(states)
     }
 
-    /// A round after changes that came as one.
+    /// A sync after changes that arrived as one input.
     fn together(&mut self, changes: Vec<Change>) -> Round {
         let before = self.resolver.moves();
         for change in changes {
@@ -97,7 +97,7 @@ impl World {
 
 impl Round {
     /// No state allows the packet, and no effect of the plan lets it through; but with the effects in the order of
-    /// `wrong` one would, so that the order is needed.
+    /// `wrong` one would, so the order is necessary.
     fn never_passes(&self, sent: Sent<'_>, wrong: impl Fn(&Effect) -> usize) {
         for (number, state) in self.states.iter().enumerate() {
             assert!(!passes(state, sent), "{sent:?}: the objects allow it in state {number}");
@@ -127,7 +127,7 @@ impl Round {
     }
 }
 
-/// What takes effect at once.
+/// A single atomic effect.
 #[derive(Clone, Debug)]
 enum Effect {
     Set(SetEdit),
@@ -148,7 +148,7 @@ fn allows(role: SetRole) -> bool {
     matches!(role, SetRole::Pods | SetRole::NamedPorts)
 }
 
-/// The effect behind which the packet passes.
+/// The effect after which the packet passes.
 fn first_to_pass<'a>(start: &Fake, effects: &'a [Effect], sent: Sent<'_>) -> Option<&'a Effect> {
     let mut kernel = start.clone();
     effects.iter().find(|effect| {
@@ -247,7 +247,7 @@ fn with_a_change_of_chains_allow_sets_grow_after_it() {
 
 #[test]
 fn with_a_change_of_chains_allow_sets_shrink_before_it() {
-    // A pod ceases to be an x, then `a` gets the right to reach x.
+    // A pod stops being an x, then `a` gets the right to reach x.
     let start =
         [pod("far", THERE, FAR, "app=x"), may_reach("a", [peer("app=y")]), may_reach("b", [peer("app=x")])];
     let mut world = World::new([two_pods(), start.into()].concat());
@@ -258,7 +258,7 @@ fn with_a_change_of_chains_allow_sets_shrink_before_it() {
 
 #[test]
 fn new_sets_are_filled_before_chains_ask_them() {
-    // `b` becomes isolated as `a` is: the isolated pods of the node are another set.
+    // `b` becomes isolated like `a`: the node's isolated pods become another set.
     let mut world = World::new([two_pods(), vec![may_reach("a", [])]].concat());
     let round = world.round(vec![may_reach("b", [])]);
     let is_isolated = |role| matches!(role, SetRole::Isolated(_));
@@ -269,7 +269,7 @@ fn new_sets_are_filled_before_chains_ask_them() {
     });
 }
 
-/// Whether a set is that of all pods: to these, and to nothing else, a pod may send packets of tunnels.
+/// Whether a set is that of all pods: a pod may send tunnel packets only to these.
 fn all_pods(role: SetRole) -> bool {
     role == SetRole::AllPods
 }
@@ -280,7 +280,7 @@ fn block(net: &str) -> Peer {
 
 #[test]
 fn the_set_of_all_pods_shrinks_before_a_change_of_chains() {
-    // A pod ends, and then `a` may reach its address: but not with tunnel packets, now that it is no pod's.
+    // A pod ends, and then `a` may reach its address: but not with tunnel packets, now that no pod has it.
     let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [])];
     let mut world = World::new([two_pods(), start.into()].concat());
     let gone = Change::RemovePod(ObjectKey::new("shop", "far"));
@@ -295,14 +295,14 @@ fn the_set_of_all_pods_grows_after_a_change_of_chains() {
     round.never_passes((A, FAR, TUNNEL), |effect| usize::from(!effect.adds_to(all_pods)));
 }
 
-/// `a` may reach what is red, and `b` lets in what is round.
+/// `a` may reach what is red, and `b` admits what is round.
 fn red_and_round() -> Vec<Change> {
     vec![may_reach("a", [peer("color=red")]), lets_in("b", [peer("shape=round")])]
 }
 
 #[test]
 fn without_a_change_of_chains_members_move_in_the_order_of_the_events() {
-    // `a` ceases to be round, and only then `b` becomes red.
+    // `a` stops being round, and only then `b` becomes red.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
     let round = world.round(vec![pod("a", HERE, A, "app=a"), pod("b", HERE, B, "app=b color=red")]);
     assert!(!round.changes_chains());
@@ -315,8 +315,8 @@ fn a_is_round() -> Vec<Change> {
 
 #[test]
 fn when_a_pod_moves_twice_everything_closes_first() {
-    // As above, and then `a` becomes something else once more: its last place in the order says nothing of its first
-    // move any more.
+    // As above, and then `a` changes once more: its last place in the order does not tell about its first move any
+    // more.
     let more = vec![pod("c", HERE, "10.0.1.3", "app=c"), lets_in("c", [peer("shape=square")])];
     let mut world = World::new([a_is_round(), red_and_round(), more].concat());
     let round = world.round(vec![
@@ -330,7 +330,7 @@ fn when_a_pod_moves_twice_everything_closes_first() {
 
 #[test]
 fn a_namespaces_move_closes_first() {
-    // All its pods move at once: `a` out of what `b` lets in, `b` into what `a` may reach.
+    // All its pods move at once: `a` out of what `b` admits, `b` into what `a` may reach.
     let start = vec![may_reach("a", [anywhere("team=new")]), lets_in("b", [anywhere("team=old")])];
     let mut world = World::new([two_pods(), start].concat());
     let round = world.round(vec![namespace("team=new")]);
@@ -340,8 +340,8 @@ fn a_namespaces_move_closes_first() {
 
 #[test]
 fn several_changes_that_came_as_one_close_first() {
-    // A list after an outage has its own order: here `b` turns red before `a` ceases to be round, which no state
-    // between the last one and this one ever was.
+    // A list after an outage has its own order: here `b` becomes red before `a` stops being round, a state that never
+    // existed between the last one and this one.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
     let round = world.together(vec![pod("b", HERE, B, "app=b color=red"), pod("a", HERE, A, "app=a")]);
     assert!(!round.changes_chains());
@@ -350,7 +350,7 @@ fn several_changes_that_came_as_one_close_first() {
 
 #[test]
 fn an_address_that_changes_hands_is_never_in_the_sets_of_two_pods() {
-    // `a` lets in what is red at one port, and what is blue at another: a pod of one colour must not have both.
+    // `a` admits what is red on one port, and what is blue on another: a pod of one colour must not reach both.
     let at = |port| Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(port))]);
     let rules = [("color=red", 80), ("color=blue", 81)]
         .map(|(of, port)| PolicyRule { peers: Peers::Of(vec![peer(of)]), ports: at(port) });

@@ -1,8 +1,8 @@
-//! Killed behind any single edit, and started again: nothing opens on the way, and it converges.
+//! Killed after any single edit, and restarted: nothing opens on the way, and it converges.
 //!
-//! The plans between random states are carried out edit by edit on the fake kernel. Behind each edit, every flow that
-//! passes must be one that some state of the objects on the way allowed; and a new process that finds what the dead
-//! one left must arrive at the same rules, with the same promise.
+//! The plans between random states are carried out edit by edit on the fake kernel. After each edit, every flow that
+//! passes must be one that some state of the objects on the way allowed; and a new process that finds what the dead one
+//! left must arrive at the same rules, under the same conditions.
 
 #![cfg(test)]
 
@@ -25,7 +25,7 @@ use towpath::{
 const CLUSTERS: u64 = 12;
 const ROUNDS: usize = 8;
 
-/// Every flow that could tell the states apart.
+/// Every flow that could distinguish the states.
 struct Flows(Vec<Packet>);
 
 impl Flows {
@@ -45,7 +45,7 @@ impl Flows {
     }
 }
 
-/// A step as the single effects that it has.
+/// The single effects of a step.
 fn effects(step: &Step) -> Vec<Step> {
     match step {
         Step::Chains(..) => vec![step.clone()],
@@ -54,8 +54,8 @@ fn effects(step: &Step) -> Vec<Step> {
     }
 }
 
-/// Whether a plan moves members of sets that stay, and changes chains as well: the one case that may refuse for a
-/// moment what both states allow.
+/// Whether a plan moves members of existing sets, and changes chains as well: the one case that may deny for a moment
+/// what both states allow.
 fn is_mixed(observed: &Observed, steps: &[Step]) -> bool {
     let stays = |edit: &SetEdit| {
         let set = edit.set();
@@ -65,8 +65,8 @@ fn is_mixed(observed: &Observed, steps: &[Step]) -> bool {
     moves && steps.iter().any(|step| matches!(step, Step::Chains(..)))
 }
 
-/// Carries out `steps` one effect after the other; behind each, holds every flow against `states`, the verdicts of
-/// all states that the objects went through. Stops behind `stop_after` effects.
+/// Carries out `steps` one effect after the other; after each, compares every flow with `states`, the verdicts of all
+/// states that the objects went through. Stops after `stop_after` effects.
 fn carry_out(
     fake: &mut Fake,
     steps: &[Step],

@@ -1,4 +1,4 @@
-//! What a round of the loop does, seen from the dataplane.
+//! A sync of the loop, observed from the dataplane.
 
 #![cfg(test)]
 
@@ -33,12 +33,12 @@ use towpath::{
     },
 };
 
-/// A fake that writes down what is asked of it, and that others can look into.
+/// A fake that records the calls, and whose state others can inspect.
 #[derive(Clone, Default)]
 struct Spied {
     fake: Arc<Mutex<Fake>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
-    /// Whether it can not be looked at.
+    /// Whether its checks fail.
     blind: Arc<AtomicBool>,
 }
 
@@ -109,7 +109,7 @@ impl Loop {
         self.inputs.send(input).unwrap();
     }
 
-    /// Ends it once it has done all that it was told.
+    /// Stops it once it has handled all inputs.
     fn end(mut self) {
         thread::sleep(Duration::from_millis(50));
         self.tell(Input::Stop);
@@ -158,7 +158,7 @@ fn nothing_changed_nothing_run() {
     running.end();
     assert_eq!(dataplane.calls(), settled);
 
-    // A new process looks once. It takes over sets as they are, and writes chains anew, since it never reads rules.
+    // A new process observes once. It takes over sets as they are, and rewrites chains, since it never reads rules.
     let held = dataplane.ruleset();
     let successor = Spied { fake: dataplane.fake.clone(), ..Spied::default() };
     let running = Loop::start(successor.clone());
@@ -200,7 +200,7 @@ fn without_its_excepts_a_rule_allows_nothing_and_the_rules_beside_it_stay() {
     let pod = [10, 244, 1, 1];
     let node = Some(NODES[0].into());
     let pod = Pod { node, addresses: vec![pod.into()], ..Pod::new(ObjectKey::new("x", "a")) };
-    // Far too many for a cover, and each apart from the next.
+    // Far too many for a cover, and none adjacent to the next.
     let excepts = (0..200_u8).map(|n| IpAddr::from([172, 16, n, n]).into());
     let block = IpBlock::new("0.0.0.0/0".parse().unwrap(), excepts).unwrap();
     let other = IpBlock::new("192.0.2.0/24".parse().unwrap(), []).unwrap();
@@ -337,7 +337,7 @@ fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
     assert_eq!(observed("NetworkPolicy").0, 0, "what was there before the start did not change");
 
     dataplane.fake.lock().unwrap().die_after(0);
-    // A source that heard of it an hour ago: so the figure is the source's, not the loop's.
+    // A source that received it an hour ago: so the value is the source's, not the loop's.
     let received = Instant::now().checked_sub(Duration::from_hours(1)).unwrap();
     let both = vec![deny_all("all", "x"), deny_all("all", "y")];
     running.tell(Input::Changes { received, changes: both.clone() });
@@ -351,7 +351,7 @@ fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
     let text = running.metrics.text();
     assert!(text.contains("towpath_failures_total{reason=\"system\","), "{text}");
 
-    // Told again, nothing differs, and nothing is observed.
+    // Sent again, nothing differs, and nothing is observed.
     running.tell(Input::changes(both));
     thread::sleep(Duration::from_millis(50));
     assert_eq!(observed("NetworkPolicy").0, 2);
@@ -359,7 +359,7 @@ fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
     running.end();
 }
 
-/// A loop that looks every few milliseconds, and that is settled.
+/// A loop that checks every few milliseconds, and that is settled.
 fn looking_often(dataplane: &Spied) -> Loop {
     let pace = Pace { check: Duration::from_millis(20), ..Pace::default() };
     let running = Loop::start_with(dataplane.clone(), pace);
@@ -403,7 +403,7 @@ fn a_rule_that_was_replaced_is_put_right_as_soon_as_somebody_suspects_it() {
         let chain = fake.ruleset_mut().v4.chains.values_mut().find(|chain| !chain.rules.is_empty()).unwrap();
         *chain = chain.rules.iter().map(|_| Rule::new([], Target::Return)).collect();
     };
-    // Whoever keeps at it finds it put right every time.
+    // Repeated changes are repaired every time.
     for _ in 0..5 {
         replace();
         assert_ne!(dataplane.ruleset(), before);
@@ -423,7 +423,7 @@ fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
         _ => false,
     });
     assert!(running.metrics.failures.with_label_values(&["check", "lock"]).get() >= 3);
-    // What is to be written is written all the same.
+    // Pending changes are still written.
     let denied = vec![deny_all("all", "x"), deny_all("all", "y")];
     let wanted = ruleset_of(&[changes(), denied.clone()].concat());
     assert_ne!(wanted.v4.chains, dataplane.ruleset().v4.chains);
@@ -436,8 +436,8 @@ fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
 
 #[test]
 fn what_came_as_one_input_is_one_state() {
-    // In one write, a pod that may not be reached by b becomes a, and the policy that let a in lets z in: neither the
-    // state before nor the one behind lets the pod in, whichever of the two is looked at first.
+    // In one input, a pod that b may not reach becomes a, and the policy that admitted a admits z: neither the state
+    // before nor the one after admits the pod, whichever of the two is considered first.
     let label = |app: &str| -> Labels { [("app", app)].into_iter().collect() };
     let pod = |name: &str, app: &str, node: usize, address: [u8; 4]| {
         let (node, addresses) = (Some(NODES[node].into()), vec![IpAddr::from(address)]);
@@ -471,7 +471,7 @@ fn what_came_as_one_input_is_one_state() {
     assert!(written.lock().unwrap().iter().all(|passed| !passed), "{:?}", written.lock().unwrap());
 }
 
-/// A fake that looks behind every step whether a packet passes.
+/// A fake that checks after every step whether a packet passes.
 #[derive(Clone)]
 struct Watched {
     spied: Spied,
@@ -495,8 +495,8 @@ impl Dataplane for Watched {
     }
 }
 
-/// Policies in one namespace that each let in so many addresses of their own to each pod of the node, on a port of their
-/// own: as many sets.
+/// Policies in one namespace that each admit `entries` addresses of their own to each pod of the node, on their own
+/// port: `sets` policies make as many sets.
 fn large(namespace: &str, sets: u16, entries: u32) -> Vec<Change> {
     let policy = |set: u16| {
         let block = |at: u32| {
@@ -523,12 +523,12 @@ fn local(namespace: &str, name: &str, last: u8) -> Change {
     Change::SetPod(Pod { node, addresses, ..Pod::new(ObjectKey::new(namespace, name)) })
 }
 
-/// A fake that counts edits of sets, and behind each step keeps what it holds.
+/// A fake that counts edits of sets, and records its state after each step.
 #[derive(Clone, Default)]
 struct Slow {
     spied: Spied,
     steps: Arc<Mutex<Vec<(usize, Ruleset)>>>,
-    /// Each step of sets takes so long.
+    /// How long each step of sets takes.
     pause: Duration,
 }
 
@@ -579,7 +579,7 @@ fn isolation_comes_first_and_large_sets_in_pieces_whose_rules_come_last() {
     assert!(isolated(&steps[first].1, 2));
     let written: usize = steps[..=first].iter().map(|(edits, _)| edits).sum();
     assert!(written < 21_000, "{written} edits came before isolation");
-    // Whatever step was the last one, nothing passes that is not allowed, and no rule asks a set that is not whole.
+    // Whichever step was the last one, nothing passes that is not allowed, and no rule refers to an incomplete set.
     let whole = ruleset_of(&objects());
     for (_, ruleset) in &steps[first..] {
         assert!(isolated(ruleset, 1) && isolated(ruleset, 2));
@@ -615,7 +615,7 @@ fn a_change_of_another_namespace_does_not_wait_for_large_sets() {
     wait_for("the deny", || {
         dataplane.steps.lock().unwrap().last().is_some_and(|(_, ruleset)| denied(ruleset))
     });
-    // The piece that is being written when it arrives, and what one round writes: in entries, which the kernel takes at
+    // The piece that is being written when it arrives, and what one sync writes: in entries, which the kernel takes at
     // a steady rate, so that the bound holds on any machine.
     let ahead: usize = {
         let steps = dataplane.steps.lock().unwrap();

@@ -1,5 +1,5 @@
-//! What the compiled rules do with packets that no table of flows speaks of: replies, neighbour discovery, tunnels,
-//! packets to the node itself, and moments in which a set is not what the chains count on.
+//! What the compiled rules do with packets that no table of flows covers: replies, neighbour discovery, tunnels,
+//! packets to the node itself, and moments in which a set is not what the chains expect.
 
 #![cfg(test)]
 
@@ -16,8 +16,8 @@ use towpath::{
     },
 };
 
-/// `db` is isolated in both directions, and may only be reached by `web` at port 5432 and at many others; `free` is
-/// not isolated, and `far` runs on another node.
+/// `db` is isolated in both directions, and may only be reached by `web` on port 5432 and on many others; `free` is not
+/// isolated, and `far` runs on another node.
 const OBJECTS: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -137,7 +137,7 @@ fn neighbours_and_routers_are_found_on_their_link_only_and_ping_obeys_policy() {
             let there = packet.destination;
             assert_passes(&rules, of(255, 72, there), any_length || short);
             assert_passes(&rules, of(255, 1200, there), any_length);
-            // A router has passed these on, or they are not for the link.
+            // A router has forwarded these, or they are not for the link.
             assert_passes(&rules, of(254, 72, there), false);
             assert_passes(&rules, of(1, 72, there), false);
             assert_passes(&rules, of(1, 72, group), listener);
@@ -167,7 +167,7 @@ fn tunnel_packets_of_a_pod_go_to_pods_only_and_the_node_takes_those_of_its_peers
         assert_passes(&rules, packets(FREE, FAR, transport), true);
         assert_passes(&rules, input(FREE, OWN_NODE, transport), false);
         assert_passes(&rules, input(OTHER_NODE, OWN_NODE, transport), true);
-        // It forwards to this one, so it takes what comes from there.
+        // The node forwards to this host, so it accepts packets from there.
         assert_passes(&rules, input(OUTSIDE, OWN_NODE, transport), true);
     }
     for port in [8472, 4790] {

@@ -1,16 +1,16 @@
 //! One folder for each clause of the standard, in `tests/scenarios/`.
 //!
 //! - `cluster.yaml`: the objects.
-//! - `table.txt`: what `towpath matrix` prints for them, worked out by hand. The compiled rules are held against it as
-//!   well, and against the evaluator for what the table does not name: other ports and protocols, the other family, and
+//! - `table.txt`: what `towpath matrix` prints for them, worked out by hand. The compiled rules are compared with it,
+//!   and with the evaluator for what the table does not contain: other ports and protocols, the other family, and
 //!   addresses at the edges of blocks. Lines with `#` come first: the arguments,
-//!   then the clause. Beside the arguments of the command there is `--protocol N`, for protocols without ports.
+//!   then the clause. Besides the arguments of the command there is `--protocol N`, for protocols without ports.
 //! - `faults.txt`: what `towpath lint` finds in `cluster.yaml`, without the name of the file.
 //! - `ruleset.snap`: what the nodes of `cluster.yaml` would enforce, as text for the kernel's tools. To be read, and
-//!   renewed by `INSTA_UPDATE=always cargo test --test scenarios` after a change that is meant.
+//!   updated by `INSTA_UPDATE=always cargo test --test scenarios` after an intended change.
 //! - `step-1.yaml`, `step-2.yaml`...: every object after a change, and `table-1.txt`... the tables then.
 //!
-//! A folder holds a table or faults, and nothing that is not listed here.
+//! A folder contains a table or faults, and nothing that is not listed here.
 
 use std::{
     collections::BTreeSet,
@@ -38,16 +38,16 @@ use towpath::{
 
 mod way;
 
-/// A folder, and what is asked of it.
+/// A folder, and its checks.
 struct Scenario {
     folder: PathBuf,
     files: BTreeSet<String>,
 }
 
-/// A question to a folder, and what does not hold.
+/// Checks a folder; the error is what does not hold.
 type Check = fn(&Scenario) -> Result<(), String>;
 
-/// What every folder is asked, by name. A check of something that a folder does not have holds.
+/// The checks of every folder, by name. A check of something that a folder does not have passes.
 const CHECKS: &[(&str, Check)] = &[
     ("its files are known", files_are_known),
     ("its table", table_holds),
@@ -142,7 +142,7 @@ fn ruleset_holds(scenario: &Scenario) -> Result<(), String> {
     Ok(())
 }
 
-/// The same cluster with a node and an address for every pod that lacks them, where none has a node.
+/// The same cluster with a node and an address for every pod without them, if no pod has a node.
 fn placed(cluster: &Cluster) -> Cluster {
     let mut placed = cluster.clone();
     if cluster.pods().any(|pod| pod.node.is_some()) {
@@ -159,7 +159,7 @@ fn placed(cluster: &Cluster) -> Cluster {
     placed
 }
 
-/// The rules let through what the tables say, and of everything near it what the evaluator says.
+/// The rules pass what the tables allow, and everything near it as the evaluator says.
 fn rules_do_what_the_tables_say(scenario: &Scenario) -> Result<(), String> {
     for (objects, table) in scenario.steps().filter(|(_, table)| scenario.has(table)) {
         let (cluster, _) = scenario.load(&objects)?;
@@ -209,13 +209,13 @@ impl<'a> Nodes<'a> {
         Ok(())
     }
 
-    /// Holds the rules against the table of the pods, each by its addresses.
+    /// Compares the rules with the table of the pods, each by its addresses.
     fn do_what_the_table_says(&self, external: &[IpAddr], transports: &[Transport]) -> Result<(), String> {
         let addresses = |end: &Endpoint| match end {
             Endpoint::Address(address) => vec![*address],
             Endpoint::Pod(key) => self.cluster.pod(key).map(|pod| pod.addresses.clone()).unwrap_or_default(),
         };
-        // Where pods of two nodes report one address, a name says which node is meant, and the address does not.
+        // If pods of two nodes report the same address, a name identifies the node, and the address does not.
         let is_on_one_node = |address: &IpAddr| {
             let nodes = self.cluster.claimants(*address).iter().map(|pod| &pod.node);
             nodes.collect::<BTreeSet<_>>().len() < 2
@@ -233,8 +233,8 @@ impl<'a> Nodes<'a> {
         self.pass(flows)
     }
 
-    /// Holds the rules against the evaluator, for every end that some policy may tell from others, and for what is
-    /// beside the transports that are named.
+    /// Compares the rules with the evaluator, for every end that some policy may distinguish, and for transports near
+    /// the named ones.
     fn do_what_is_near(&self, external: &[IpAddr], transports: &[Transport]) -> Result<(), String> {
         let cluster = self.cluster;
         let pods: BTreeSet<IpAddr> = cluster.pods().flat_map(|pod| pod.addresses.iter().copied()).collect();
@@ -262,7 +262,7 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// The first and the last address of every block and except, and those beside them.
+/// The first and the last address of every block and except, and their neighbours.
 fn edges(cluster: &Cluster) -> BTreeSet<IpAddr> {
     let mut edges = BTreeSet::new();
     let rules = cluster.policies().flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
@@ -288,7 +288,7 @@ fn edges(cluster: &Cluster) -> BTreeSet<IpAddr> {
             }
         }
     }
-    // What no pod sends to another, and what is dropped for what it is, is not what policies speak of.
+    // Policies do not concern addresses that no pod sends to, or that are always dropped.
     edges.retain(|address| !address.is_multicast() && !address.is_unspecified() && !is_link_wide(*address));
     edges
 }
@@ -300,7 +300,7 @@ fn is_link_wide(address: IpAddr) -> bool {
     }
 }
 
-/// These transports, the ports beside them, the same ports of the other protocols, and protocols without ports: ICMP in
+/// These transports, the adjacent ports, the same ports of the other protocols, and protocols without ports: ICMP in
 /// both families, and GRE.
 fn near(transports: &[Transport]) -> BTreeSet<Transport> {
     let mut near: BTreeSet<Transport> = transports.iter().copied().collect();
@@ -316,8 +316,8 @@ fn near(transports: &[Transport]) -> BTreeSet<Transport> {
     near
 }
 
-/// The same cluster with every second pod on another node, and an address of each family for every pod that has a
-/// network of its own. Nodes that are named stay.
+/// The same cluster with every second pod on another node, and an address of each family for every pod with its own
+/// network. Named nodes stay.
 fn apart(cluster: &Cluster) -> Cluster {
     let mut apart = cluster.clone();
     let any_node = cluster.pods().any(|pod| pod.node.is_some());
@@ -348,7 +348,7 @@ fn faults_hold(scenario: &Scenario) -> Result<(), String> {
     same(&expected, &found)
 }
 
-/// Steps are taken by one cluster that lives on, object by object; its table is also that of a fresh one.
+/// One living cluster applies the steps, object by object; its table is also that of a fresh one.
 fn steps_hold(scenario: &Scenario) -> Result<(), String> {
     let (mut living, _) = scenario.load("cluster.yaml")?;
     for (objects, table) in scenario.steps().skip(1) {
@@ -373,7 +373,7 @@ impl Scenario {
         fs::read_to_string(self.folder.join(file)).map_err(|error| format!("cannot read {file}: {error}\n"))
     }
 
-    /// The objects of a file, and what is wrong with it, a line for each fault.
+    /// The objects of a file, and its faults, one per line.
     fn load(&self, file: &str) -> Result<(Cluster, String), String> {
         let loaded = load_text(Path::new(file), &self.read(file)?, Options::default());
         let prefix = format!("{file}:");
@@ -381,7 +381,7 @@ impl Scenario {
         Ok((loaded.cluster(), loaded.faults.iter().map(text).collect()))
     }
 
-    /// The files of each step with those of its table, the beginning first.
+    /// The files of each step with those of its table, the first state first.
     fn steps(&self) -> impl Iterator<Item = (String, String)> {
         let later = (1..).map(|step| (format!("step-{step}.yaml"), format!("table-{step}.txt")));
         let first = ("cluster.yaml".to_owned(), "table.txt".to_owned());
@@ -410,7 +410,7 @@ impl Scenario {
     }
 }
 
-/// What the first line of a table says.
+/// The first line of a table.
 #[derive(Default)]
 struct Arguments {
     external: Vec<IpAddr>,
@@ -437,7 +437,7 @@ impl Arguments {
     }
 }
 
-/// What makes the objects of `before` those of `after`: removals first.
+/// The changes from the objects of `before` to those of `after`: removals first.
 fn changes(before: &Cluster, after: &Cluster) -> Vec<Change> {
     let mut changes = Vec::new();
     for policy in before.policies().filter(|policy| after.policy(&policy.key).is_none()) {

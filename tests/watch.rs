@@ -1,5 +1,5 @@
-//! What the watches make of answers that a real API server gives seldom, or only with a storage that is not at hand: a
-//! server of a few lines gives them.
+//! How the watches handle answers that a real API server gives seldom, or only with a storage that is not available
+//! here: a minimal server gives them.
 
 #![cfg(test)]
 
@@ -20,24 +20,24 @@ use towpath::{
     model::{Change, NetworkPolicy, Standing},
 };
 
-/// How long an event may take, on a busy machine: one for which silence is borne, and others.
+/// How long an event may take, on a busy machine: the timeout for silence, and more.
 const PATIENCE: Duration = SILENCE.saturating_add(Duration::from_mins(1));
 
-/// What is asked for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     /// A page.
     Page,
-    /// A watch that begins with everything there is.
+    /// A watch that begins with all existing objects.
     StreamingList,
-    /// A watch that goes on.
+    /// A resumed watch.
     Watch,
 }
 
-/// What the server says: a page, or events, behind which a watch stays open without a word.
+/// The server's answer: a page, or events, after which a watch stays open and silent.
 type Answer = Vec<String>;
 
-/// An API server and the watches of it.
+/// An API server and the watches that use it.
 struct Watched {
     events: mpsc::Receiver<WatchEvent>,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -47,12 +47,12 @@ struct Watched {
 }
 
 impl Watched {
-    /// With a node and nothing else but what `pods` says of pods, each time that it is asked.
+    /// A server with a node and nothing else except the answers of `pods` to requests for pods.
     fn new(pods: impl FnMut(Asked) -> Answer + Send + 'static) -> Self {
         Self::of("/pods?", MemoryLimits::default(), pods)
     }
 
-    /// With a node and nothing else but what `answers` says of the objects of one kind, which are in `place`.
+    /// A server with a node and nothing else except the `answers` for the objects of one kind, at paths with `place`.
     fn of(
         place: &'static str,
         limits: MemoryLimits,
@@ -98,7 +98,7 @@ impl Watched {
         Self { events, asked, _source: source, _runtime: runtime, _folder: folder }
     }
 
-    /// The first event, from now on, that `is` takes.
+    /// The first event, from now on, that `is` accepts.
     #[track_caller]
     fn wait<T>(&self, is: impl Fn(WatchEvent) -> Option<T>) -> T {
         let start = Instant::now();
@@ -130,7 +130,7 @@ fn asked_for(path: &str) -> Asked {
     }
 }
 
-/// Answers one request, and closes only what ends with an error.
+/// Answers one request, and closes the connection only after an error.
 fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
@@ -143,7 +143,7 @@ fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) {
     let _ = write!(stream, "{head}{body}");
     let is_over = said.last().is_some_and(|last| last.starts_with(r#"{"type":"ERROR""#));
     if asked_for(path) != Asked::Page && !is_over {
-        // Until the client goes.
+        // Until the client disconnects.
         lines.map_while(Result::ok).for_each(drop);
     }
 }
@@ -152,7 +152,7 @@ fn object(name: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "shop", "resourceVersion": "1" } })
 }
 
-/// An event as the API server writes it: first of which type.
+/// An event as the API server writes it: its type first.
 fn event(kind: &str, object: &Value) -> String {
     format!(r#"{{"type":"{kind}","object":{object}}}"#)
 }
@@ -178,7 +178,7 @@ fn page(names: &[&str]) -> String {
 
 #[test]
 fn where_a_streaming_list_begins_only_to_fail_pages_are_asked_for() {
-    // As an API server does whose storage cannot say how far it is.
+    // As an API server does whose storage cannot report its progress.
     let watched = Watched::new(|asked| match asked {
         Asked::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
         Asked::Page => vec![page(&["a"])],
@@ -230,7 +230,7 @@ fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
     assert!(!watched.events.try_iter().any(heard), "an error is no sign of life");
 }
 
-/// Both take as long as silence is borne, and are only waited for: so they are side by side.
+/// Both take as long as the timeout for silence, and are mostly waiting: so they run in parallel.
 #[test]
 fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet() {
     let mut lists = 0;
@@ -256,7 +256,7 @@ fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet(
     quiet.wait(|event| matches!(event, WatchEvent::Alive(Kind::Pod)).then_some(()));
 }
 
-/// What is told of the policy `shop/a`, until it is as `is` says.
+/// Waits until the reported policy `shop/a` matches `is`.
 #[track_caller]
 fn until_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
     watched.wait(|event| {

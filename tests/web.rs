@@ -1,4 +1,4 @@
-//! Whoever asks the daemon over HTTP holds up neither its rounds nor others who ask.
+//! HTTP clients of the daemon delay neither its syncs nor other clients.
 
 #![cfg(test)]
 
@@ -73,7 +73,7 @@ impl Daemon {
         }
     }
 
-    /// Brings about `count` rounds, one after the other.
+    /// Causes `count` syncs, one after the other.
     fn rounds(&mut self, count: u64) {
         let rounds = || self.metrics.syncs.with_label_values(&["success"]).get();
         for _ in 0..count {
@@ -116,7 +116,7 @@ fn scrapes_in_a_tight_loop_hold_up_no_round_and_always_see_everything() {
     let object = ["Pod", "shop", "db"].map(str::to_owned);
     let refused = Refused { object: Some(object), reason: "unreadable".to_owned() };
     daemon.status.set_refused("files", vec![refused.clone()], &daemon.metrics);
-    // What is counted by a label is there once it happened.
+    // Counters with labels exist after their first event.
     daemon.rounds(1);
     let over = Arc::new(AtomicBool::new(false));
     let scrapers: Vec<JoinHandle<u64>> = (0..4)
@@ -158,7 +158,7 @@ fn clients_that_never_ask_or_never_read_stop_neither_rounds_nor_others() {
     let mut silent: Vec<TcpStream> = Vec::new();
     for number in 0..200 {
         let mut stream = TcpStream::connect(daemon.address).unwrap();
-        // A third says nothing, a third says half of it, a third asks and never reads.
+        // A third sends nothing, a third half a request, a third a request without reading the answer.
         let said =
             [&b""[..], b"GET /metrics HTTP/1.1\r\nHost: tow", b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n"];
         stream.write_all(said[number % 3]).unwrap();
@@ -172,7 +172,7 @@ fn clients_that_never_ask_or_never_read_stop_neither_rounds_nor_others() {
     let (head, body) = daemon.get("/metrics");
     assert_eq!(head, "HTTP/1.1 200 OK");
     assert!(body.contains("towpath_syncs_total{result=\"success\"} "), "{body}");
-    // Those who came first were closed for those who came later.
+    // The first connections were closed in favour of later ones.
     let mut first = silent.remove(0);
     first.set_read_timeout(Some(PATIENCE)).unwrap();
     let end = first.read(&mut [0; 64]);
@@ -185,7 +185,7 @@ fn a_request_that_is_too_large_is_refused() {
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let long = "x".repeat(100_000);
-    // The other end may close before it has read all of it.
+    // The other end may close before it has read everything.
     let _ = write!(stream, "GET /metrics HTTP/1.1\r\nHost: towpath\r\nX-Long: {long}\r\n\r\n");
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);

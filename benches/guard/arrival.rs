@@ -21,12 +21,12 @@ use crate::{
     quantile,
 };
 
-/// What a frame says of itself, between the number of its pod and its own.
+/// The kind in a frame's token, between the number of its pod and its sequence number.
 const FORGED: u32 = 1 << 20;
 const OWN: u32 = 2 << 20;
 const SEQUENCE: u32 = (1 << 20) - 1;
 
-/// For so long frames are sent: the guard has to be there long before.
+/// How long frames are sent: the guard must be active long before.
 const WATCHED: Duration = Duration::from_millis(400);
 const BEAT: Duration = Duration::from_micros(100);
 
@@ -76,7 +76,7 @@ fn pods(size: Size, known: bool) {
             let token = Token(u32::from(number) << 24 | kind | sequence).bytes();
             link.ip(&ip.packet(protocol::UDP, &ip.udp(9, PORT, &token)))
         };
-        // The forged one bears the address of another pod of the node.
+        // The forged one has the address of another pod of the node.
         let (other, this) = (ground.address(2), address(number));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -115,7 +115,7 @@ fn pods(size: Size, known: bool) {
         from_link.push(since(linked, last));
         from_up.push(since(up, last));
         from_address.push(since(addressed, last));
-        // Behind the last forged one, and behind the last one of its own that was dropped.
+        // After the last forged one, and after the last of its own that was dropped.
         let own: Vec<(u32, Instant)> = of(OWN).collect();
         let gap = own.windows(2).rposition(|pair| pair[1].0 != pair[0].0 + 1);
         shut += usize::from(gap.is_some());

@@ -1,8 +1,7 @@
-//! Ways to check the sender of a bridged packet, side by side: what each costs a packet of an established flow from the
-//! last pod.
+//! Ways to check the sender of a bridged packet: what each costs a packet of an established flow from the last pod.
 //!
-//! Each checks interface, hardware address and source of every IPv4 packet, and drops what does not match. None of them
-//! but the guard itself checks anything else, such as claims in ARP.
+//! Each checks interface, hardware address and source of every IPv4 packet, and drops what does not match. Only the
+//! guard itself also checks other things, such as claims in ARP.
 
 use std::fmt::Write as _;
 
@@ -13,14 +12,14 @@ use crate::{
 };
 use towpath::lab::Topology;
 
-/// One way: what installs it, as a program and the text that it reads, and what removes it.
+/// One way: what installs it, as a program and its input, and what removes it.
 struct Candidate {
     name: &'static str,
     install: (&'static str, &'static [&'static str], String),
     remove: &'static [&'static [&'static str]],
 }
 
-/// What sees every bridged packet on a node of towpath: connection tracking, and one rule.
+/// What every bridged packet passes on a node of towpath: connection tracking, and one rule.
 const TRACKED: &str = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN\nCOMMIT\n";
 const RESTORE: &[&str] = &["--noflush"];
 
@@ -91,7 +90,7 @@ fn candidates(ground: &Ground, pods: usize) -> Vec<Candidate> {
     );
     let rules = "ether type != ip accept\niif . ether saddr . ip saddr @s accept\n";
     let ports = interfaces.join(", ");
-    // What enters by other interfaces is none of the guard's business.
+    // The guard does not check packets from other interfaces.
     let bridge = format!(
         "table bridge test {{\n{set}\nset p {{ type iface_index; elements = {{ {ports} }}; }}\nchain c {{\n\
          type filter hook prerouting priority -300; policy accept;\n{rules}iif @p drop\n}}\n}}\n"

@@ -1,4 +1,4 @@
-//! The node on which everything is measured, and the two pods that send and receive.
+//! The measured node, and the two pods that send and receive.
 
 use std::{
     fs,
@@ -31,15 +31,15 @@ const LISTEN: &str = "127.0.0.1:9586";
 pub(crate) const PORT: u16 = 7777;
 const PAYLOAD: [u8; 32] = [0; 32];
 
-/// How many source ports the first packets of flows come from, so many in each turn.
+/// The number of source ports for the first packets of flows, and how many of them are used in each turn.
 const FLOWS: u16 = 60_000;
 const TURN: usize = 5_000;
 const FIRST_PORT: u16 = 1024;
 
-/// Unanswered flows are forgotten after a second, so that the same ports soon make new flows.
+/// Unanswered flows expire after a second, so that the same ports soon make new flows.
 const FORGET: &[(&str, &str)] = &[("netfilter/nf_conntrack_udp_timeout", "1")];
 
-/// One node and its pods. A policy denies all to the second pod; the first and the last are measured.
+/// One node and its pods. A policy denies everything to the second pod; the first and the last are measured.
 pub(crate) struct Ground {
     pub(crate) lab: Lab,
     pub(crate) ids: Vec<PodId>,
@@ -90,7 +90,7 @@ impl Ground {
         mac_of(self.inside(pod), "eth0").expect("a hardware address")
     }
 
-    /// Writes a file of objects beside its place and moves it there.
+    /// Writes a file of objects under another name and renames it.
     pub(crate) fn write(&self, name: &str, text: &str) {
         let path = self.folder.path().join(name);
         let next = path.with_extension("next");
@@ -130,7 +130,7 @@ impl Ground {
         Some(answer)
     }
 
-    /// Runs a program on the node that has to succeed; it reads `input`.
+    /// Runs a program on the node that must succeed, with `input` as its standard input.
     pub(crate) fn succeed(&self, program: &str, arguments: &[&str], input: &str) -> String {
         self.netns().succeed(program, arguments, input).expect(program)
     }
@@ -216,7 +216,7 @@ impl Pair {
         Self { client, server, raw, frames, turn: 0 }
     }
 
-    /// What a packet of an established flow takes to send, in nanoseconds.
+    /// How long it takes to send a packet of an established flow, in nanoseconds.
     pub(crate) fn established(&self, count: u32) -> f64 {
         self.answer();
         pinned(|| {
@@ -228,7 +228,7 @@ impl Pair {
         })
     }
 
-    /// What the first packet of a flow takes to send, in nanoseconds.
+    /// How long it takes to send the first packet of a flow, in nanoseconds.
     pub(crate) fn first(&mut self) -> f64 {
         self.answer();
         let turn = self.turn % (self.frames.len() / TURN);
@@ -243,7 +243,7 @@ impl Pair {
         })
     }
 
-    /// Has the server answer, which makes the flow an established one, and shows that packets arrive at all.
+    /// Makes the server answer, which establishes the flow, and shows that packets arrive at all.
     fn answer(&self) {
         let mut buffer = [0; 64];
         self.server.set_nonblocking(true).expect("a mode");
@@ -256,13 +256,13 @@ impl Pair {
     }
 }
 
-/// On one processor, so that what a packet touches stays in its caches.
+/// On one processor, so that the data that a packet touches stays in its caches.
 fn pinned<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     scope(|scope| {
         let thread = scope.spawn(|| {
             let mut processors = CpuSet::new();
             processors.set(0).expect("a processor");
-            // On a machine without this processor it is measured all the same.
+            // On a machine without this processor it is still measured.
             let _ = sched_setaffinity(Pid::from_raw(0), &processors);
             work()
         });

@@ -1,11 +1,11 @@
-//! What the interface guard costs: a real `towpath run` in a network namespace, with real packets between two pods.
+//! The cost of the interface guard: a real `towpath run` in a network namespace, with real packets between two pods.
 //!
 //! `make bench-guard` runs it, as root. `TOWPATH_PART` names the only part to run (`packets`, `tables`, `candidates` or
-//! `arrival`), `TOWPATH_BIN` another program to measure. docs/benchmarks.md holds figures.
+//! `arrival`), `TOWPATH_BIN` another program to measure. docs/benchmarks.md contains results.
 //!
-//! A veth pair and a bridge hand a packet on within the sender's system call. So the time that sending takes includes
+//! A veth pair and a bridge forward a packet within the sender's system call. So the time of sending includes
 //! everything that the node does with the packet, and the difference between two kinds of node is the difference of
-//! their rules. The two are measured by turns, so that what else the machine does falls on both.
+//! their rules. The two are measured alternately, so that other load on the machine affects both.
 
 #![expect(clippy::expect_used, reason = "whatever is missing here ends the bench with its name")]
 
@@ -40,7 +40,7 @@ const FULL: Size = Size { pods: &[10, 250], rounds: 41, established: 20_000, arr
 const SMOKE: Size = Size { pods: &[3], rounds: 1, established: 100, arrivals: 2 };
 
 fn main() {
-    // `cargo test` and `cargo bench -- --test` only want to know that it starts.
+    // `cargo test` and `cargo bench -- --test` only check that it starts.
     let smoke = std::env::args().any(|argument| argument == "--test");
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: needs root, to make network namespaces");
@@ -76,7 +76,7 @@ fn packets(size: Size) {
         for &pods in size.pods {
             let ground = Ground::new(topology, pods);
             let mut pair = Pair::new(&ground);
-            // The daemon writes policy and guard. What it has written stays, and nothing else is at work.
+            // The daemon writes policy and guard. What it has written stays, and nothing else is running.
             let mut daemon = ground.daemon(variant, true);
             daemon.signal(Signal::SIGTERM).expect("a signal");
             daemon.wait(Duration::from_secs(10)).expect("its end").expect("its end");
@@ -85,7 +85,7 @@ fn packets(size: Size) {
             let mut established = [Vec::new(), Vec::new()];
             let mut first = [Vec::new(), Vec::new()];
             for round in 0..size.rounds {
-                // Each is as often the first of the two.
+                // Each is first equally often.
                 for guard in [round % 2 == 0, round % 2 != 0] {
                     ground.succeed("nft", &["-f", "-"], if guard { &whole } else { &removal });
                     assert_eq!(has_guard(&ground), guard, "the guard is there exactly if it is on");
@@ -117,7 +117,7 @@ fn figures(values: Vec<f64>) -> String {
     format!("{:.0} ({best:.0})", median(values))
 }
 
-/// The middle one, or the higher of the two.
+/// The middle one, or the higher of the two middle ones.
 fn median(values: Vec<f64>) -> f64 {
     quantile(values, 0.5)
 }

@@ -1,4 +1,4 @@
-//! What writing the guard's tables costs: all of them, and the difference that one pod makes.
+//! The cost of writing the guard's tables: all of them, and the difference for one pod.
 
 use std::time::Instant;
 
@@ -38,7 +38,7 @@ fn nft(ground: &Ground, text: &str) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
-/// In KiB; 0 where there is no GNU time.
+/// In KiB; 0 without GNU time.
 fn most_memory(ground: &Ground, text: &str) -> u32 {
     let mut command = std::process::Command::new("/usr/bin/time");
     command.args(["-f", "%M", "nft", "-f", "-"]);

@@ -1,9 +1,9 @@
 //! Runs programs: the one place that starts processes.
 //!
-//! Every command runs to its end, with its standard input given and its output and exit status kept. The input is
-//! there as a whole before the program starts: through a pipe, a daemon that is killed while it writes would leave half
-//! a line behind, and half an address can be another address. Programs that take the xtables lock wait for it: in the legacy variant all writers of the machine share one lock file, and a
-//! firewall with many rules can hold it for seconds.
+//! Every command runs to its end, with its standard input given and its output and exit status kept. The whole input
+//! exists before the program starts: through a pipe, a daemon that is killed while it writes would leave half a line
+//! behind, and half an address can be another address. Programs that take the xtables lock wait for it: in the legacy
+//! variant all writers of the machine share one lock file, and a firewall with many rules can hold it for seconds.
 
 use std::{
     collections::BTreeMap,
@@ -24,24 +24,24 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::DataplaneError;
 
-/// How long one run of a program waits for the xtables lock, in seconds. After each round a warning is logged.
+/// How long one run of a program waits for the xtables lock, in seconds. After each such wait a warning is logged.
 const LOCK_ROUND_SECONDS: u32 = 2;
 
-/// How long an operation waits for the xtables lock in all.
+/// How long an operation waits for the xtables lock in total.
 const LOCK_PATIENCE: Duration = Duration::from_mins(1);
 
-/// Where programs are looked for if there is no `PATH`.
+/// Where programs are searched for if there is no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Runs programs and counts how many were started.
+/// Runs programs and counts how many it started.
 #[derive(Debug)]
 pub struct Commands {
     path: OsString,
     patience: Duration,
     started: AtomicU64,
-    /// How many runs have taken the xtables lock, or tried to. Held while one does.
+    /// How many runs have taken the xtables lock, or tried to. Locked while one does.
     lock_runs: Mutex<u64>,
-    /// Programs that were found, with their files. The `iptables` crate wants names that live forever; there are a
+    /// Programs that were found, with their paths. The `iptables` crate needs names with a static lifetime; there are a
     /// dozen of them.
     found: Mutex<BTreeMap<String, &'static str>>,
 }
@@ -53,7 +53,7 @@ impl Default for Commands {
 }
 
 impl Commands {
-    /// Looks for programs in the directories of `path`, which is written as `PATH` is.
+    /// Searches for programs in the directories of `path`, in the format of `PATH`.
     #[must_use]
     pub fn new(path: OsString) -> Self {
         Self {
@@ -65,13 +65,13 @@ impl Commands {
         }
     }
 
-    /// How many processes it has started.
+    /// How many processes were started.
     #[must_use]
     pub fn started(&self) -> u64 {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// Whether `program` is there.
+    /// Whether `program` is installed.
     #[must_use]
     pub fn has(&self, program: &str) -> bool {
         self.find(program).is_ok()
@@ -80,8 +80,7 @@ impl Commands {
     /// Runs `program` to its end with `input` as its standard input.
     ///
     /// # Errors
-    /// If it is not installed or could not be run. Whether it succeeded is for the caller to ask: see
-    /// [`Output::checked`].
+    /// If it is not installed or could not be run. The caller must check whether it succeeded: see [`Output::checked`].
     pub fn run(&self, program: &str, arguments: &[&str], input: &str) -> Result<Output, DataplaneError> {
         let command = [&[program], arguments].concat().join(" ");
         let failed = |source| DataplaneError::System { doing: format!("running {command}"), source };
@@ -107,10 +106,10 @@ impl Commands {
         Ok(output)
     }
 
-    /// Runs one of the programs that take the xtables lock, and waits for the lock for up to a minute.
+    /// Runs a program that takes the xtables lock, and waits for the lock for up to a minute.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and [`DataplaneError::Locked`] if somebody holds the lock for longer.
+    /// As [`run`](Self::run), and [`DataplaneError::Locked`] if another process holds the lock for longer.
     pub fn run_with_lock(
         &self,
         program: &str,
@@ -122,12 +121,12 @@ impl Commands {
         self.until_unlocked(|| self.run(program, &arguments, input))
     }
 
-    /// Asks `program`, an iptables or ip6tables, about a chain of `table`: `-S FORWARD 1`, say.
+    /// Queries a chain of `table` with `program`, an iptables or ip6tables: `-S FORWARD 1`, for example.
     ///
     /// # Errors
     /// As [`run_with_lock`](Self::run_with_lock).
     pub fn ask(&self, program: &str, table: &str, question: &str) -> Result<Output, DataplaneError> {
-        // Not the crate's own waiting, which has no end and says nothing.
+        // Not the crate's own waiting, which has no timeout and logs nothing.
         let tool = IPTables { cmd: self.find(program)?, has_check: true, has_wait: false, is_numeric: true };
         let arguments = format!("{question} -w {LOCK_ROUND_SECONDS}");
         self.until_unlocked(|| {
@@ -171,7 +170,7 @@ impl Commands {
         }
     }
 
-    /// How many runs have taken the xtables lock, or tried to. While this is held, none does.
+    /// How many runs have taken the xtables lock, or tried to. While this guard is held, none can.
     pub(super) fn lock_runs(&self) -> MutexGuard<'_, u64> {
         self.lock_runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,7 +191,7 @@ impl Commands {
     }
 }
 
-/// A file without a name that holds `input`, to be read from its start.
+/// An anonymous file that holds `input`, positioned at its start.
 fn in_memory(input: &str) -> io::Result<File> {
     let mut file = File::from(memfd_create("input", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(input.as_bytes())?;
@@ -200,7 +199,7 @@ fn in_memory(input: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// The package that brings a program, as Debian calls it.
+/// The Debian package that contains a program.
 fn package(program: &str) -> &'static str {
     match program {
         "ipset" => "ipset",
@@ -211,7 +210,7 @@ fn package(program: &str) -> &'static str {
     }
 }
 
-/// What a program said, and how it ended.
+/// What a program printed, and its exit status.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The command with its arguments.
@@ -220,7 +219,7 @@ pub struct Output {
     pub stdout: String,
     /// What it wrote to standard error, trimmed.
     pub stderr: String,
-    /// Whether it ended well.
+    /// Whether it exited with status 0.
     pub success: bool,
     /// Its exit status in words.
     status: String,
@@ -240,7 +239,7 @@ impl Output {
         }
     }
 
-    /// What it wrote to standard output, if it ended well.
+    /// What it wrote to standard output, if it succeeded.
     ///
     /// # Errors
     /// [`DataplaneError::Command`] if it did not.
@@ -248,7 +247,7 @@ impl Output {
         if self.success { Ok(self.stdout) } else { Err(self.into_error()) }
     }
 
-    /// The error that says that, how and why it failed.
+    /// The error for this failure, with its exit status and standard error.
     #[must_use]
     pub fn into_error(self) -> DataplaneError {
         DataplaneError::Command { command: self.command, status: self.status, stderr: self.stderr }

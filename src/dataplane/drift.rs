@@ -1,4 +1,4 @@
-//! What differs from what was written: names, places, numbers, and the members of sets.
+//! Differences from what was written: names, positions, counts, and the members of sets.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::{
     },
 };
 
-/// How one family's chains and hooks differ, each difference as a sentence. `chains` tells how many rules each chain
-/// has.
+/// How one family's chains and hooks differ, each difference as a sentence. `chains` gives the number of rules of each
+/// chain.
 pub(super) fn chains(
     family: Family,
     expected: &ObservedTable,
@@ -48,7 +48,7 @@ pub(super) fn chains(
     findings
 }
 
-/// How sets differ, each difference as a sentence. `entries` tells how many members a set has, if it is there.
+/// How sets differ, each difference as a sentence. `entries` returns the number of members of a set, if it exists.
 pub(super) fn sets(expected: &ObservedTable, entries: impl Fn(&SetName) -> Option<usize>) -> Vec<String> {
     let mut findings = Vec::new();
     for (name, set) in &expected.sets {
@@ -63,7 +63,7 @@ pub(super) fn sets(expected: &ObservedTable, entries: impl Fn(&SetName) -> Optio
     findings
 }
 
-/// How sets differ from those that are `there`, member by member, each difference as a sentence.
+/// How sets differ from those in `there`, member by member, each difference as a sentence.
 pub(super) fn members(expected: &ObservedTable, there: &BTreeMap<SetName, IpSet>) -> Vec<String> {
     let mut findings = Vec::new();
     for (name, set) in &expected.sets {

@@ -1,8 +1,8 @@
-//! A dataplane in memory, for tests: it refuses what the kernel refuses, and stops wherever it is told to.
+//! A dataplane in memory, for tests: it refuses what the kernel refuses, and stops where a test wants it to.
 //!
-//! Where the kernel silently takes a rule that can never match, a loop that no packet reaches yet, or a text that it
-//! cuts because it is too long, the fake is stricter: all three are faults of whoever wrote them. So is a rule that asks
-//! whether a packet is not in a set, unless that is a set of networks.
+//! The kernel silently accepts a rule that can never match, a loop that no packet reaches yet, and a text that it
+//! truncates because it is too long. The fake is stricter: all three are bugs of the code that wrote them. So is a rule
+//! that checks that a packet is not in a set, unless that is a set of networks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ const DEPTH: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Fake {
     ruleset: Ruleset,
-    /// Built-in chains where somebody put a rule in front of our jump.
+    /// Built-in chains in which another program put a rule in front of our jump.
     displaced: BTreeSet<(Family, BuiltIn)>,
     effects: u64,
     dies_at: Option<u64>,
@@ -36,7 +36,7 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// One that holds `ruleset` already.
+    /// A fake that already holds `ruleset`.
     #[must_use]
     pub fn holding(ruleset: Ruleset) -> Self {
         Self { ruleset, ..Self::default() }
@@ -48,12 +48,12 @@ impl Fake {
         &self.ruleset
     }
 
-    /// What it holds now, for somebody else to meddle with.
+    /// What it holds now, for a test to change as another program would.
     pub const fn ruleset_mut(&mut self) -> &mut Ruleset {
         &mut self.ruleset
     }
 
-    /// Somebody else puts a rule in front of our jump.
+    /// Puts a rule of another program in front of our jump.
     pub fn displace(&mut self, family: Family, at: BuiltIn) {
         self.displaced.insert((family, at));
     }
@@ -64,22 +64,22 @@ impl Fake {
         self.effects
     }
 
-    /// From here on, `count` more effects take place; then everything fails, as after a SIGKILL.
+    /// From now on `count` more effects take place; then everything fails, as after a SIGKILL.
     pub const fn die_after(&mut self, count: u64) {
         self.dies_at = Some(self.effects + count);
     }
 
-    /// A new process begins with what the dead one left.
+    /// A new process starts with what the dead one left.
     pub const fn revive(&mut self) {
         self.dies_at = None;
     }
 
-    /// Every writing of `object` is refused from here on.
+    /// From now on every write of `object` is refused.
     pub fn refuse(&mut self, object: Object) {
         self.refused.insert(object);
     }
 
-    /// Nothing is refused any more but what the kernel would refuse.
+    /// From now on only what the kernel would refuse is refused.
     pub fn refuse_nothing(&mut self) {
         self.refused.clear();
     }
@@ -160,7 +160,7 @@ impl Fake {
     fn chains(&mut self, family: Family, batch: &ChainBatch) -> Result<(), ApplyError> {
         self.alive()?;
         let mut table = self.ruleset.table(family).clone();
-        // What goes is declared first as well, so that removing what is missing is no fault.
+        // Removed chains are declared first as well, so that removing a missing one is no error.
         for name in &batch.remove {
             table.chains.insert(name.clone(), [].into_iter().collect());
         }
@@ -313,7 +313,7 @@ fn targets(chain: &Chain) -> impl Iterator<Item = &ChainName> {
     })
 }
 
-/// Why the kernel would not take this chain, if it would not.
+/// Why the kernel would refuse this chain, if it would.
 fn chain_fault(family: Family, table: &Table, batch: &ChainBatch, chain: &Chain) -> Option<String> {
     let missing = targets(chain).find(|to| !table.chains.contains_key(*to) || batch.remove.contains(to));
     if let Some(to) = missing {
@@ -391,7 +391,7 @@ fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
     }
 }
 
-/// Follows every way from `name`; `path` is the way to it.
+/// Follows every path from `name`; `path` is the path to it.
 fn nesting<'a>(table: &'a Table, name: &'a ChainName, path: &mut Vec<&'a ChainName>) -> Result<(), String> {
     if path.contains(&name) {
         return Err(format!("the chain {name} leads back to itself"));

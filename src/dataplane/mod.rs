@@ -1,4 +1,4 @@
-//! Edge out: what holds the rules. The kernel is one; [`fake`] refuses what the kernel refuses, and fails on demand.
+//! Output edge: what holds the rules. The kernel is one; [`fake`] refuses what the kernel refuses, and fails on demand.
 
 pub mod command;
 mod drift;
@@ -12,37 +12,36 @@ use crate::ruleset::{Object, observed::Observed, plan::Step};
 
 /// Something that holds chains and sets.
 pub trait Dataplane {
-    /// What of ours it holds. Reads names, set members and hooks; never parses rules back.
+    /// What it holds of ours. Reads names, set members and hooks; never parses rules back.
     ///
     /// # Errors
-    /// If it could not be asked.
+    /// If it could not be queried.
     fn observe(&mut self) -> Result<Observed, DataplaneError>;
 
-    /// Carries out one step. A chain that shall go but that somebody else's rule uses is emptied and left; a warning in
-    /// the log says whose rule it is.
+    /// Carries out one step. A chain that should be removed but that a rule of another program uses is emptied and
+    /// left; a warning in the log shows that rule.
     ///
     /// # Errors
     /// [`ApplyError::Refused`] names what was refused. Of a step of sets, the rest was carried out; a step of chains
-    /// takes effect whole or not at all. After [`ApplyError::Failed`] nothing is known: observe again.
+    /// takes effect completely or not at all. After [`ApplyError::Failed`] nothing is known: observe again.
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError>;
 
-    /// Told once that the first full sync is in it: what a former run left elsewhere may go now.
+    /// Called once when the first full sync is in the dataplane: what a previous run left elsewhere can be removed now.
     fn settled(&mut self) {}
 
-    /// Whether it still holds what `expected` says: hooks in the first place, chains with their rules, and of sets as
-    /// much as `look` says.
+    /// Whether it still holds `expected`: hooks first, chains with their rules, and sets as closely as `depth` says.
     ///
     /// # Errors
-    /// If it could not be asked.
+    /// If it could not be queried.
     fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError>;
 }
 
-/// How closely [`Dataplane::check`] looks at sets.
+/// How closely [`Dataplane::check`] checks sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// At the number of their members: often, whenever somebody may have changed something.
+    /// The number of their members: often, whenever another program may have changed something.
     Counts,
-    /// At every member: now and then.
+    /// Every member: now and then.
     Members,
 }
 
@@ -58,7 +57,7 @@ pub struct Drift {
 pub struct Refusal {
     /// What could not be written.
     pub object: Object,
-    /// What the tool said, and what of the object it did not take.
+    /// What the tool said, and which part of the object it refused.
     pub reason: String,
 }
 
@@ -81,7 +80,7 @@ pub enum DataplaneError {
     Missing {
         /// The program.
         program: String,
-        /// The package that brings it, as Debian calls it.
+        /// The Debian package that contains it.
         package: &'static str,
     },
     /// A command ended with an error.
@@ -94,18 +93,18 @@ pub enum DataplaneError {
         /// What it said on standard error, trimmed.
         stderr: String,
     },
-    /// This process may not change the kernel's tables.
+    /// This process lacks the privilege to change the kernel's tables.
     #[error(
         "changing the kernel's tables needs root, or at least the capability {capability}: run it as root"
     )]
     NotPermitted {
-        /// What it lacks.
+        /// The missing capability.
         capability: &'static str,
     },
     /// The kernel lacks something.
     #[error("{what}: {remedy}")]
     Unsupported {
-        /// What is missing, and what said so.
+        /// What is missing, and how that was detected.
         what: String,
         /// What to do about it.
         remedy: &'static str,
@@ -116,7 +115,7 @@ pub enum DataplaneError {
         /// The command that could not get it.
         command: String,
     },
-    /// Something else about the system.
+    /// Another system error.
     #[error("{doing}: {source}")]
     System {
         /// What was being done.

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use super::DataplaneError;
 
-/// The sort of a failure.
+/// The category of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Another process holds the xtables lock.
@@ -13,9 +13,9 @@ pub enum Reason {
     Refused,
     /// A program is not installed.
     MissingProgram,
-    /// This process may not.
+    /// This process lacks the privilege.
     Permission,
-    /// It did not end in time.
+    /// It timed out.
     Timeout,
     /// The kernel lacks something.
     Unsupported,
@@ -43,7 +43,7 @@ impl Reason {
 }
 
 impl DataplaneError {
-    /// The sort of this error.
+    /// The category of this error.
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
@@ -51,7 +51,7 @@ impl DataplaneError {
             Self::NotPermitted { .. } => Reason::Permission,
             Self::Unsupported { .. } => Reason::Unsupported,
             Self::Locked { .. } => Reason::Lock,
-            // The words of EPERM and EACCES: the tools have no exit status for them.
+            // The texts of EPERM and EACCES: the tools have no exit status for them.
             Self::Command { stderr, .. }
                 if ["Operation not permitted", "Permission denied"]
                     .iter()

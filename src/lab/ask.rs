@@ -1,4 +1,4 @@
-//! Asking a lab: probes, streams, floods and watches between its hosts.
+//! Requests to a lab: probes, streams, floods and watches between its hosts.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use super::{
     Flood, FloodFlow, Host, Lab, LabError, Outcome, PodId, Probe, Reply, Stream, Watch, probe::ask_all,
 };
 
-/// How long links may take to come to life: a hundred times what they take on an idle machine.
+/// How long new links may take to become usable: a hundred times what they take on an idle machine.
 const READY: Duration = Duration::from_secs(10);
 
-/// Someone who can send and receive.
+/// A host that can send and receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum End {
     /// A pod.
@@ -71,19 +71,19 @@ impl Lab {
             .ok_or(LabError::Unowned(address))
     }
 
-    /// Sends all probes at once and says what became of each, in their order.
+    /// Sends all probes at once and returns their outcomes, in the same order.
     ///
-    /// Every probe is a new flow, from a port that was not used lately, and is sent once: whether a silence is worth
-    /// a second question is for the caller to say. All senders work side by side, so that however many probes stay
-    /// unanswered, the whole takes little more than `timeout`.
+    /// Every probe is a new flow, from a port that was not used recently, and is sent once: whether to retry an
+    /// unanswered one is up to the caller. All senders work in parallel, so that however many probes stay unanswered,
+    /// the whole takes little more than `timeout`.
     ///
     /// # Errors
-    /// If a sender does not exist, has not the source address that a probe asks for, or the system gives no socket.
+    /// If a sender does not exist or does not have a probe's source address, or the system provides no socket.
     pub fn probe_all(&self, probes: &[Probe], timeout: Duration) -> Result<Vec<Outcome>, LabError> {
         Ok(self.ask_all(probes, timeout)?.into_iter().map(|reply| reply.outcome).collect())
     }
 
-    /// As [`Self::probe_all`], and says who answered.
+    /// As [`Self::probe_all`], and returns who answered.
     ///
     /// # Errors
     /// As [`Self::probe_all`].
@@ -113,14 +113,14 @@ impl Lab {
                 }
             }
         }
-        // Each sender answers for each of its probes, and each probe has a sender.
+        // Each sender returns a reply for each of its probes, and each probe has a sender.
         Ok(all.into_iter().flatten().collect())
     }
 
     /// Waits until every one of these probes has been answered once.
     ///
-    /// The kernel brings links to life in the background, and drops what is sent through them before: on a busy
-    /// machine that takes a moment.
+    /// The kernel activates links in the background, and drops what is sent through them before: on a busy machine that
+    /// takes a moment.
     pub(super) fn wait_for(&self, probes: &[Probe]) -> Result<(), LabError> {
         let until = Instant::now() + READY;
         let mut missing = probes.to_vec();
@@ -139,10 +139,10 @@ impl Lab {
         }
     }
 
-    /// Opens a TCP connection that stays, to a port on which the owner of `to` listens.
+    /// Opens a TCP connection that stays open, to a port on which the owner of `to` listens.
     ///
     /// # Errors
-    /// If it does not come about `within` this time.
+    /// If it is not established `within` this time.
     pub fn open_stream(
         &self,
         from: impl Into<End>,
@@ -152,17 +152,17 @@ impl Lab {
         self.host(from.into())?.netns().run(move || Stream::connect(to, within))?
     }
 
-    /// Starts a new UDP flow of each of these at every `beat`, and records what arrives.
+    /// Starts a new UDP flow for each of these at every `beat`, and records what arrives.
     ///
     /// # Errors
-    /// [`LabError::Unowned`] if nobody has a receiver's address, or the system gives no socket.
+    /// [`LabError::Unowned`] if no host has a receiver's address, or the system provides no socket.
     pub fn flood(&self, flows: &[FloodFlow], beat: Duration) -> Result<Flood, LabError> {
         let ends = |flow: &FloodFlow| Ok((*flow, self.host(flow.from)?, self.owner(flow.to)?));
         let flows = flows.iter().map(ends).collect::<Result<Vec<_>, LabError>>()?;
         Flood::start(&flows, beat)
     }
 
-    /// Repeats these probes, which are expected to be answered always, and counts what became of them.
+    /// Repeats these probes, which are expected to be answered always, and counts their outcomes.
     ///
     /// # Errors
     /// If a sender does not exist.
@@ -184,12 +184,12 @@ fn by_sender(probes: &[Probe]) -> BTreeMap<End, Vec<usize>> {
     by_sender
 }
 
-/// How many files this process may open; raised to what the system allows when first asked.
+/// How many files this process may open; raised to the hard limit by the first call.
 fn file_limit() -> usize {
     static RAISE: Once = Once::new();
     RAISE.call_once(|| {
         if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-            // Fewer files mean smaller rounds of probes, no more.
+            // With fewer files the rounds of probes are smaller, nothing else.
             let _refused = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
         }
     });

@@ -1,21 +1,21 @@
-//! What can keep a lab from being built or used.
+//! Why a lab cannot be built or used.
 
 use std::{io, net::IpAddr, process::ExitStatus};
 
 use super::PodId;
 
-/// Why something in the lab could not be done.
+/// Why an operation in the lab failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// The process may not make network namespaces.
+    /// The process may not create network namespaces.
     #[error("the lab makes network namespaces and needs root: run it with sudo ({0})")]
     NotRoot(io::Error),
     /// A program is not installed.
     #[error("`{program}` was not found: install Debian's package {package}")]
     MissingProgram {
-        /// What was to be started.
+        /// The program to start.
         program: String,
-        /// The Debian package that brings it.
+        /// The Debian package that contains it.
         package: &'static str,
     },
     /// The kernel lacks a module.
@@ -27,21 +27,21 @@ pub enum LabError {
         /// The module's name.
         module: &'static str,
     },
-    /// A program that was to set something up failed.
+    /// A set-up program failed.
     #[error("`{command}` in the namespace of {namespace} ended with {status}: {stderr}\n{input}")]
     Command {
-        /// What was run.
+        /// The command that was run.
         command: String,
-        /// In whose namespace.
+        /// In which namespace.
         namespace: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it said.
+        /// What it wrote to standard error.
         stderr: String,
-        /// What it had been given to read.
+        /// Its input.
         input: String,
     },
-    /// A call of the operating system failed.
+    /// A system call failed.
     #[error("could not {action}: {source}")]
     System {
         /// What was being done, on what.
@@ -49,16 +49,16 @@ pub enum LabError {
         /// What the system said.
         source: io::Error,
     },
-    /// The thread of a namespace has ended, most likely in a panic.
+    /// The thread of a namespace has ended, most likely because it panicked.
     #[error("the thread of the namespace of {0} has ended: its own message is above")]
     ThreadEnded(String),
-    /// No such pod, or no longer.
+    /// There is no such pod, or no longer.
     #[error("there is no pod {0:?} in this lab: it was removed, or belongs to another one")]
     NoSuchPod(PodId),
-    /// No such node.
+    /// There is no such node.
     #[error("there is no node {index} in this lab: it has {nodes}, counted from 0")]
     NoSuchNode {
-        /// The one asked for.
+        /// The requested one.
         index: usize,
         /// How many there are.
         nodes: usize,
@@ -82,15 +82,15 @@ pub enum LabError {
     /// A new link does not carry packets.
     #[error("{from} could not ping {to} within 10 seconds of its set-up: look for rules in INPUT and OUTPUT")]
     NotReady {
-        /// Who sent.
+        /// The sender.
         from: String,
-        /// To which address.
+        /// The destination address.
         to: IpAddr,
     },
 }
 
 impl LabError {
-    /// Turns a system error into one that says what was being done.
+    /// Adds to a system error what was being done.
     pub(super) fn system<E: Into<io::Error>>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
         let action = action.into();
         move |source| Self::System { action, source: source.into() }

@@ -1,4 +1,4 @@
-//! The iptables rules that stand on a real node before towpath does: flannel's and kube-proxy's.
+//! The iptables rules that a real node has before towpath starts: flannel's and kube-proxy's.
 
 use std::fmt::Write;
 
@@ -19,7 +19,7 @@ impl Variant {
     /// Both.
     pub const BOTH: [Self; 2] = [Self::Nft, Self::Legacy];
 
-    /// As `--iptables-backend` takes it: `nft`, `legacy`.
+    /// As `--iptables-backend` accepts it: `nft`, `legacy`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -41,15 +41,15 @@ impl Variant {
 
 /// The rules that flannel and kube-proxy keep on every node.
 ///
-/// The policy of FORWARD is DROP, as Docker and hardened hosts set it; `FLANNEL-FWD`, appended, accepts what is from or
-/// to a pod, `KUBE-FORWARD` what belongs to a known connection, and `FLANNEL-POSTRTG` hides pods behind their node
-/// when they leave the cluster. kubelet's hint chain is there too, by which others find out the variant in use.
+/// The policy of FORWARD is DROP, as Docker and hardened hosts set it; `FLANNEL-FWD`, appended, accepts packets from or
+/// to a pod, `KUBE-FORWARD` packets of a known connection, and `FLANNEL-POSTRTG` masquerades pods behind their node
+/// when they leave the cluster. kubelet's hint chain exists too, by which other programs find out the variant in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlannelRules {
     /// The variant in which they are written.
     pub variant: Variant,
-    /// Whether pods are masqueraded towards the external host, as flannel would. `false` lets it see their own
-    /// addresses, which makes it a peer like any other.
+    /// Whether pods are masqueraded towards the external host, as flannel would. With `false` it sees their own
+    /// addresses, which makes it an ordinary peer.
     pub masquerade_external: bool,
 }
 
@@ -98,10 +98,10 @@ impl FlannelRules {
              -A FLANNEL-POSTRTG ! -s {cluster} -d {own} -j RETURN\n"
         );
         if !self.masquerade_external {
-            // Whatever leaves by eth0 and not by the tunnel is for the external host.
+            // Packets that leave through eth0 and not through the tunnel are for the external host.
             text.push_str("-A FLANNEL-POSTRTG -o eth0 -j RETURN\n");
         }
-        // A String takes whatever is written to it.
+        // Writing to a String cannot fail.
         let _infallible = write!(
             text,
             "-A FLANNEL-POSTRTG -s {cluster} ! -d {multicast} -j MASQUERADE --random-fully\n\

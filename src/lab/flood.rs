@@ -1,4 +1,4 @@
-//! Floods: new flows without a pause, and a record of everything that arrives.
+//! Floods: continuous new flows, and a record of everything that arrives.
 
 use std::{
     io,
@@ -17,17 +17,17 @@ use crate::model::Family;
 
 use super::{End, Host, LabError, Netns, socket::open};
 
-/// How long a packet may still be under way after its sender has stopped.
+/// How long a packet may still be in transit after its sender has stopped.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Who sends to whom.
+/// The sender, receiver and port of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FloodFlow {
-    /// Who sends.
+    /// The sender.
     pub from: End,
-    /// To which address, which a pod, a node or the external host has.
+    /// The destination address, of a pod, a node or the external host.
     pub to: IpAddr,
-    /// To which UDP port; nobody else may listen there.
+    /// The destination UDP port; no other listener may use it.
     pub port: u16,
 }
 
@@ -36,17 +36,17 @@ pub struct FloodFlow {
 pub struct Arrival {
     /// The index of its flow among those given to [`super::Lab::flood`].
     pub flow: usize,
-    /// Its number among those of its flow, from 0.
+    /// Its number within its flow, from 0.
     pub sequence: u64,
     /// When it was received.
     pub at: Instant,
 }
 
-/// Senders that try a new flow at every beat, and receivers that write down whatever arrives.
+/// Senders that start a new flow at every beat, and receivers that record everything that arrives.
 ///
-/// Each datagram leaves from a socket, and so from a port, of its own: to connection tracking it is the first packet
-/// of a new flow, which only the rules of that instant decide about. Nothing is answered, so that no flow is ever
-/// ESTABLISHED. One datagram that slips through is one [`Arrival`].
+/// Each datagram leaves from its own socket, and so from its own port: to connection tracking it is the first packet of
+/// a new flow, which only the current rules judge. Nothing is answered, so no flow ever becomes ESTABLISHED. Each
+/// datagram that slips through is one [`Arrival`].
 #[derive(Debug)]
 pub struct Flood {
     shared: Arc<Shared>,
@@ -62,12 +62,12 @@ struct Shared {
     arrivals: Mutex<Vec<Arrival>>,
 }
 
-/// What a flood has seen until its end.
+/// What a flood recorded until its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FloodReport {
     /// How many datagrams each flow sent.
     pub sent: Vec<u64>,
-    /// What arrived, in the order of its arrival at each receiver.
+    /// What arrived, in order of arrival at each receiver.
     pub arrivals: Vec<Arrival>,
 }
 
@@ -126,7 +126,7 @@ impl Flood {
         self.shared.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends it, after the last packets had time to arrive.
+    /// Stops it, after the last packets had time to arrive.
     #[must_use]
     pub fn stop(mut self) -> FloodReport {
         self.end();
@@ -178,11 +178,11 @@ impl Flood {
                 let sequence = sent.load(Ordering::Relaxed);
                 let gone = open(family, Type::DGRAM, None)
                     .and_then(|socket| socket.send_to(&encode(flow, sequence), &to.into()));
-                // What this host's own kernel refuses, for want of a route or by its filter, was never sent.
+                // A datagram that this host's own kernel refuses, for lack of a route or by its filter, was never sent.
                 if gone.is_ok() {
                     sent.fetch_add(1, Ordering::Relaxed);
                 }
-                // Late beats are dropped, not caught up with: a burst would overflow queues and look like a loss.
+                // Late beats are dropped, not made up for: a burst would overflow queues and look like a loss.
                 next = (next + beat).max(Instant::now());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
             }

@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// A host in a namespace of its own, in which nothing is yet but the settings that make it answer at once.
+    /// A host in its own namespace, which has nothing yet but the settings that make it answer at once.
     pub(super) fn new(
         name: &str,
         families: Families,
@@ -30,7 +30,7 @@ impl Host {
         fresh: Arc<FreshPorts>,
     ) -> Result<Self, LabError> {
         let netns = Netns::new(name)?;
-        // Errors are to reach a probe however many there are, and any process may ping.
+        // ICMP errors must reach a probe however many there are, and any process may ping.
         netns.sysctl(&[
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
@@ -50,7 +50,7 @@ impl Host {
         Ok(Self { listener: None, netns, addresses, ports: Vec::new(), families, fresh })
     }
 
-    /// What messages and banners call it.
+    /// Its name in messages and banners.
     #[must_use]
     pub fn name(&self) -> &str {
         self.netns.name()
@@ -80,7 +80,7 @@ impl Host {
         &self.ports
     }
 
-    /// Listens on more ports. Connections that stand are closed by it.
+    /// Listens on more ports. This closes existing connections.
     ///
     /// # Errors
     /// If a port cannot be opened.
@@ -109,8 +109,8 @@ impl Host {
     }
 }
 
-/// The port counters of a lab, by primary address: whoever takes over an address goes on counting where its last
-/// owner stopped, because connection tracking remembers addresses, not pods.
+/// The port counters of a lab, by primary address: the next owner of an address continues where the last one stopped,
+/// because connection tracking remembers addresses, not pods.
 #[derive(Debug, Default)]
 pub(super) struct Counters(RwLock<std::collections::HashMap<IpAddr, Arc<FreshPorts>>>);
 

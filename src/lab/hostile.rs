@@ -1,4 +1,4 @@
-//! Clusters whose policies are the worst that an API server admits: for benches and for tests of what they may cost.
+//! Clusters whose policies are the worst that an API server admits: for benches and for tests of their cost.
 //!
 //! The same shape gives the same objects on every machine.
 
@@ -12,7 +12,7 @@ use crate::model::{
     PortRange, Ports, Protocol, Standing,
 };
 
-/// The node that is looked at; it is also the one of [`sized`](super::sized).
+/// The measured node; it is also the one of [`sized`](super::sized).
 pub const NODE: &str = "node-0";
 
 /// Pods of the node, all in the namespace of the policies.
@@ -23,14 +23,14 @@ const NAMESPACE: &str = "hostile";
 /// What the policies of a cluster look like. All select every pod of the namespace, for egress.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
-    /// Policies, each with a port of its own and `0.0.0.0/0` except so many random addresses.
+    /// Policies, each with its own port and `0.0.0.0/0` except a number of random addresses.
     ExceptsV4 {
         /// How many policies.
         policies: usize,
         /// How many excepts each.
         excepts: usize,
     },
-    /// One policy with `2000::/3` except so many random addresses.
+    /// One policy with `2000::/3` except a number of random addresses.
     ExceptsV6 {
         /// How many excepts.
         excepts: usize,
@@ -44,7 +44,7 @@ pub enum Shape {
     },
 }
 
-/// The shapes that benches run at, with what to call them.
+/// The shapes that benches use, with their names.
 pub const SHAPES: [(&str, Shape); 4] = [
     ("20 policies x 10,000 excepts", Shape::ExceptsV4 { policies: 20, excepts: 10_000 }),
     ("2000::/3 except 30,000", Shape::ExceptsV6 { excepts: 30_000 }),
@@ -52,7 +52,7 @@ pub const SHAPES: [(&str, Shape); 4] = [
     ("1,000 policies x 20 rules", Shape::Rules { policies: 1_000, rules: 20 }),
 ];
 
-/// All objects of a cluster of this shape, as the changes that make it.
+/// All objects of a cluster of this shape, as the changes that create it.
 #[must_use]
 pub fn cluster(shape: Shape) -> Vec<Change> {
     let labels = [("kubernetes.io/metadata.name", NAMESPACE)].into_iter().collect();
@@ -62,7 +62,7 @@ pub fn cluster(shape: Shape) -> Vec<Change> {
     changes
 }
 
-/// Local pod number `index` is gone.
+/// Removes local pod number `index`.
 #[must_use]
 pub fn no_pod(index: usize) -> Change {
     Change::RemovePod(key(index))

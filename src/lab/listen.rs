@@ -1,4 +1,4 @@
-//! Listeners: what answers in a pod.
+//! Listeners: the servers in a pod.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,9 +26,9 @@ const STOP: u64 = u64::MAX;
 
 /// The listeners of one host, and the thread that answers for them.
 ///
-/// TCP: the host's name and a line feed as soon as the connection stands, and after that an echo of whatever comes,
-/// until the peer closes. UDP: the host's name, a line feed, and the datagram. SCTP: an INIT ACK whose cookie is the
-/// host's name, or ABORT for a port on which nobody listens, as a kernel that speaks SCTP would say.
+/// TCP: the host's name and a line feed as soon as the connection is established, and then an echo of everything
+/// received, until the peer closes. UDP: the host's name, a line feed, and the datagram. SCTP: an INIT ACK whose cookie
+/// is the host's name, or ABORT for a port without a listener, as a kernel with SCTP would answer.
 #[derive(Debug)]
 pub(super) struct Listener {
     stop: UnixStream,
@@ -48,7 +48,7 @@ struct Answering {
     connections: HashMap<u64, TcpStream>,
     next_connection: u64,
     epoll: Epoll,
-    /// Readable once the listener is dropped. The poll knows it by its descriptor, so it has to stay open here.
+    /// Readable once the listener is dropped. The poll knows it by its descriptor, so it must stay open here.
     _stopped: UnixStream,
 }
 
@@ -145,7 +145,7 @@ impl Answering {
         match service {
             Some(Service::Tcp(listener)) => {
                 while let Ok((connection, _)) = listener.accept() {
-                    // A peer that has gone again meanwhile is no fault of the listener.
+                    // A peer that has disconnected meanwhile is no fault of the listener.
                     let _gone = greet(&self.epoll, self.next_connection, &self.name, &connection).map(|()| {
                         self.connections.insert(self.next_connection, connection);
                         self.next_connection += 1;
@@ -195,7 +195,7 @@ impl Service {
         socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::new(any(family), port).into())?;
         if protocol == Protocol::Tcp {
-            // As long as the namespace's somaxconn lets it be: a whole matrix knocks at once.
+            // A backlog as large as the namespace's somaxconn allows: a whole matrix connects at once.
             listen(&socket, Backlog::MAXALLOWABLE)?;
             return Ok(Self::Tcp(socket.into()));
         }
@@ -219,7 +219,7 @@ fn greet(epoll: &Epoll, token: u64, name: &str, mut connection: &TcpStream) -> i
     Ok(())
 }
 
-/// The next datagram. An ICMP error that some reply came back with is no datagram, and must not hide those behind it.
+/// The next datagram. An ICMP error for an earlier reply is not a datagram, and must not hide those behind it.
 fn receive_next(socket: &Socket, buffer: &mut [u8]) -> io::Result<super::socket::Datagram> {
     loop {
         match receive(socket, buffer) {
@@ -229,7 +229,7 @@ fn receive_next(socket: &Socket, buffer: &mut [u8]) -> io::Result<super::socket:
     }
 }
 
-/// What an SCTP host that listens on `ports` says to a packet.
+/// The answer of an SCTP host that listens on `ports` to a packet.
 fn associate(packet: &sctp::Packet, name: &str, ports: &HashSet<u16>) -> Option<sctp::Packet> {
     let sctp::Chunk::Init { tag } = packet.chunk else { return None };
     let chunk = if ports.contains(&packet.destination) {

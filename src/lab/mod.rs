@@ -1,8 +1,8 @@
-//! The proving ground.
+//! The test lab.
 //!
-//! [`random`] and [`sized`] make clusters as values. A [`Lab`] is a cluster on one machine: nodes, pods and a host
-//! outside as network namespaces, with real listeners and real probes. `towpath demo` and the kernel tests are built
-//! on it.
+//! [`random`] and [`sized`] create clusters as values. A [`Lab`] is a cluster on one machine: nodes, pods and an
+//! external host as network namespaces, with real listeners and real probes. `towpath demo` and the kernel tests are
+//! built on it.
 //!
 //! ```text
 //!   pod  pod        pod  pod      each box a network namespace; nothing in the machine's own
@@ -10,15 +10,15 @@
 //!     cni0            cni0        or, point to point, a link and a host route for each pod
 //!    node 0          node 1       iptables, ipset and `towpath run` work in these
 //!       \    (vxlan)   /
-//!        ---- wire ---- external  any address that is asked of it
+//!        ---- wire ---- external  any address that a test asks for
 //! ```
 //!
-//! It needs root, and nothing of it outlives the process: namespaces have no names, so the kernel takes them away
-//! with their last descriptor.
+//! It needs root, and nothing of it outlives the process: namespaces have no names, so the kernel removes them with
+//! their last descriptor.
 //!
-//! A [`Lab`] is built from [`LabOptions`]; [`Lab::add_pods`] puts pods on its nodes; [`Lab::probe_all`] asks any
-//! number of questions at once; [`Lab::open_stream`], [`Lab::flood`] and [`Lab::watch`] look at what takes time.
-//! [`frame`], [`RawSocket`] and [`Capture`] are for those who keep to no protocol: hostile pods, and who watches them.
+//! A [`Lab`] is built from [`LabOptions`]; [`Lab::add_pods`] puts pods on its nodes; [`Lab::probe_all`] sends any
+//! number of probes at once; [`Lab::open_stream`], [`Lab::flood`] and [`Lab::watch`] observe what takes time.
+//! [`frame`], [`RawSocket`] and [`Capture`] are for hostile pods, which follow no protocol, and for watching them.
 
 mod ask;
 mod error;
@@ -68,12 +68,12 @@ pub use watch::{Watch, WatchReport};
 use host::Counters;
 use topology::{Layout, PodLink};
 
-/// What a lab shall look like.
+/// The options of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabOptions {
-    /// How pods and nodes are joined.
+    /// How pods and nodes are connected.
     pub topology: Topology,
-    /// Which families they speak.
+    /// The families that they use.
     pub families: Families,
     /// How many nodes there are: 1 to [`MAX_NODES`], for a VXLAN at least 2.
     pub nodes: usize,
@@ -98,8 +98,8 @@ impl Lab {
     /// Builds the nodes, the wire between them and the external host; there are no pods yet.
     ///
     /// # Errors
-    /// [`LabError::NotRoot`], [`LabError::MissingProgram`] and [`LabError::MissingModule`] say what the machine
-    /// lacks, [`LabError::Options`] what the options do.
+    /// [`LabError::NotRoot`], [`LabError::MissingProgram`] and [`LabError::MissingModule`] if the machine lacks
+    /// something, [`LabError::Options`] if the options are invalid.
     pub fn new(options: LabOptions) -> Result<Self, LabError> {
         let LabOptions { topology, families, nodes, flannel_rules } = options;
         let layout = Layout { topology, families, nodes };
@@ -124,7 +124,7 @@ impl Lab {
             .collect::<Result<Vec<_>, LabError>>()?;
         let paths: Vec<String> = nodes.iter().map(|node| node.netns().path()).collect();
         wire.ip(&Layout::wire(&paths, &external.netns().path()))?;
-        // Whoever filters bridged packets does so on the nodes; the wire is a piece of cable.
+        // Bridged packets are filtered on the nodes; the wire is just a cable.
         wire.sysctl(&existing(
             &wire,
             &["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"],
@@ -143,13 +143,13 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The families that the lab speaks.
+    /// The families of the lab.
     #[must_use]
     pub const fn families(&self) -> Families {
         self.layout.families
     }
 
-    /// The block in which the pods of all nodes have their addresses.
+    /// The block of the pod addresses of all nodes.
     #[must_use]
     pub fn cluster_cidr(&self, family: Family) -> ipnet::IpNet {
         Layout::cluster_cidr(family)
@@ -199,8 +199,7 @@ impl Lab {
     /// Adds pods, all at once; they answer when this returns.
     ///
     /// # Errors
-    /// [`LabError::NoSuchNode`], [`LabError::Address`] if an address is taken or out of place, or what the system
-    /// said.
+    /// [`LabError::NoSuchNode`], [`LabError::Address`] if an address is taken or not allowed, or a system error.
     pub fn add_pods(&mut self, specs: &[PodSpec]) -> Result<Vec<PodId>, LabError> {
         let mut taken: BTreeSet<IpAddr> =
             self.pods.values().flat_map(|pod| pod.addresses().to_vec()).collect();
@@ -236,7 +235,7 @@ impl Lab {
             })
         })?;
         let pods = made.iter().flat_map(|(_, pod)| pod.addresses().iter().map(|to| (pod.node(), *to)));
-        // Asked by their nodes: those reach a pod whatever the policy.
+        // Pinged by their nodes: those reach a pod whatever the policy.
         let pings: Vec<Probe> =
             pods.map(|(node, to)| Probe::new(End::Node(node), to, Transport::Icmp)).collect();
         self.wait_for(&pings)?;
@@ -248,16 +247,16 @@ impl Lab {
     /// Removes a pod with its link; its address is free when this returns.
     ///
     /// # Errors
-    /// [`LabError::NoSuchPod`], or what the system said.
+    /// [`LabError::NoSuchPod`], or a system error.
     pub fn remove_pod(&mut self, id: PodId) -> Result<(), LabError> {
         let pod = self.pods.remove(&id).ok_or(LabError::NoSuchPod(id))?;
         self.node(pod.node())?.netns().ip(&[format!("link del {}", pod.interface())])
     }
 
-    /// Gives the external host more addresses, wherever they lie; every pod can send there.
+    /// Gives the external host more addresses, of any network; every pod can send there.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn add_external_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), LabError> {
         let lines: Vec<String> = addresses.iter().map(|address| Layout::external_extra(*address)).collect();
         self.external.netns().ip(&lines)?;
@@ -267,7 +266,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Has a host listen on more ports. Connections to it that stand are closed by it.
+    /// Makes a host listen on more ports. This closes existing connections to it.
     ///
     /// # Errors
     /// If there is no such host, or a port cannot be opened.
@@ -275,7 +274,7 @@ impl Lab {
         self.host_mut(end.into())?.listen(ports)
     }
 
-    /// Sets whether bridged packets of a node pass iptables and ip6tables, as towpath itself does at its start.
+    /// Sets whether bridged packets of a node pass iptables and ip6tables, as towpath itself does when it starts.
     ///
     /// # Errors
     /// [`LabError::MissingModule`] if the kernel has no `br_netfilter`.
@@ -292,7 +291,7 @@ impl Lab {
         }
     }
 
-    /// The addresses of a pod to be: those that it asks for, or the first free ones.
+    /// The addresses for a new pod: those that it requests, or the first free ones.
     fn addresses_for(&self, spec: &PodSpec, taken: &BTreeSet<IpAddr>) -> Result<Vec<IpAddr>, LabError> {
         let node = self.node(spec.node)?;
         let refuse = |address, reason| LabError::Address { address, node: node.name().to_owned(), reason };
@@ -322,7 +321,7 @@ impl Lab {
     }
 }
 
-/// A node's links, addresses and routes, and that it forwards.
+/// Sets up a node's links, addresses, routes and forwarding.
 fn set_up_node(node: &Node, layout: Layout) -> Result<(), LabError> {
     let netns = node.netns();
     netns.sysctl(&[("ipv4/ip_forward", "1")])?;

@@ -18,12 +18,12 @@ use super::LabError;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace, and the thread that lives in it.
+/// A network namespace, and the thread that runs in it.
 ///
-/// It is anonymous: nothing appears under `/run/netns`, and an open descriptor is all that keeps it alive. However
-/// this process ends, the kernel takes the namespace away with everything in it. A namespace belongs to a thread, so
-/// what is to happen inside is sent to a thread that never leaves: processes that it starts and sysctls that it
-/// writes are those of the namespace, and a socket belongs for ever to the namespace in which it was made.
+/// It is anonymous: nothing appears under `/run/netns`, and only an open descriptor keeps it alive. However this
+/// process ends, the kernel removes the namespace with everything in it. A namespace belongs to a thread, so work
+/// inside is sent to a thread that never leaves: processes that it starts and sysctls that it writes are those of the
+/// namespace, and a socket always belongs to the namespace in which it was created.
 #[derive(Debug)]
 pub struct Netns {
     name: Arc<str>,
@@ -32,7 +32,7 @@ pub struct Netns {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The result of something that a namespace's thread was told to do.
+/// The result of work for a namespace's thread.
 #[derive(Debug)]
 #[must_use]
 pub struct Pending<T> {
@@ -54,7 +54,7 @@ impl Netns {
     /// A new, empty namespace; `name` appears in messages only.
     ///
     /// # Errors
-    /// [`LabError::NotRoot`] if this process may not make one.
+    /// [`LabError::NotRoot`] if this process may not create one.
     pub fn new(name: impl Into<Arc<str>>) -> Result<Self, LabError> {
         let name = name.into();
         let (jobs, work) = mpsc::channel::<Job>();
@@ -83,19 +83,19 @@ impl Netns {
         Ok(Self { name, handle: Arc::new(handle), jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// What messages call it.
+    /// Its name in messages.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A path by which another process can name it while this one lives, as `ip link ... netns PATH` takes it.
+    /// A path by which another process can refer to it while this one lives, as `ip link ... netns PATH` accepts it.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
     }
 
-    /// Has `work` done in the namespace, behind what was submitted before, and does not wait for it.
+    /// Runs `work` in the namespace, after what was submitted before, and does not wait for it.
     pub fn submit<T, F>(&self, work: F) -> Pending<T>
     where
         T: Send + 'static,
@@ -103,13 +103,13 @@ impl Netns {
     {
         let (done, result) = mpsc::sync_channel(1);
         if let Some(jobs) = &self.jobs {
-            // A thread that has ended drops the job and with it `done`, which the receiver then learns.
+            // A thread that has ended drops the job and with it `done`, which the receiver then notices.
             let _ended = jobs.send(Box::new(move || drop(done.send(work()))));
         }
         Pending { namespace: self.name.clone(), result }
     }
 
-    /// Has `work` done in the namespace, and returns what it returns.
+    /// Runs `work` in the namespace, and returns its result.
     ///
     /// # Errors
     /// [`LabError::ThreadEnded`] if the thread is gone, or the work panicked.
@@ -121,10 +121,10 @@ impl Netns {
         self.submit(work).wait()
     }
 
-    /// Starts one more thread in the namespace, for work that takes long.
+    /// Starts another thread in the namespace, for long work.
     ///
     /// # Errors
-    /// If the system gives no thread, or does not let it in.
+    /// If the system provides no thread, or does not let it enter.
     pub fn start_thread<F>(&self, name: &str, work: F) -> Result<JoinHandle<()>, LabError>
     where
         F: FnOnce() + Send + 'static,
@@ -149,10 +149,10 @@ impl Netns {
         Ok(thread)
     }
 
-    /// Starts a process in the namespace. Its standard streams are those that `command` says.
+    /// Starts a process in the namespace. Its standard streams are those of `command`.
     ///
     /// # Errors
-    /// [`LabError::MissingProgram`] if there is no such program, else what the system said.
+    /// [`LabError::MissingProgram`] if there is no such program, otherwise a system error.
     pub fn spawn(&self, mut command: Command) -> Result<Child, LabError> {
         let program = command.get_program().to_string_lossy().into_owned();
         self.run(move || command.spawn())?.map_err(|error| match error.kind() {
@@ -161,7 +161,7 @@ impl Netns {
         })
     }
 
-    /// Runs a process in the namespace to its end, feeding it `input`.
+    /// Runs a process in the namespace to its end, with `input` as its standard input.
     ///
     /// # Errors
     /// Only if it cannot be started or waited for: a process that fails is an [`Output`] like any other.
@@ -171,17 +171,17 @@ impl Netns {
         let mut child = self.spawn(command)?;
         let stdin = child.stdin.take();
         thread::scope(|scope| {
-            // A process that stops reading closes the pipe: what it says then is more telling than the write's error.
+            // A process that stops reading closes the pipe: its own message is then more useful than the write's error.
             scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
             child.wait_with_output()
         })
         .map_err(LabError::system(format!("wait for {program}")))
     }
 
-    /// Runs a process in the namespace that has to succeed; what it printed.
+    /// Runs a process in the namespace that must succeed; returns what it printed.
     ///
     /// # Errors
-    /// [`LabError::Command`] with what it said, if it fails.
+    /// [`LabError::Command`] with its standard error, if it fails.
     pub fn succeed(&self, program: &str, arguments: &[&str], input: &str) -> Result<String, LabError> {
         let mut command = Command::new(program);
         command.args(arguments);
@@ -228,7 +228,7 @@ impl Netns {
     }
 }
 
-/// Ends the thread; the namespace goes with its last descriptor, socket and process.
+/// Ends the thread; the namespace disappears with its last descriptor, socket and process.
 impl Drop for Netns {
     fn drop(&mut self) {
         self.jobs = None;
@@ -239,7 +239,7 @@ impl Drop for Netns {
     }
 }
 
-/// The Debian package that brings a program of the kind that a lab starts.
+/// The Debian package that contains a program that a lab may start.
 fn package_of(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
         "ip" | "bridge" | "ss" | "tc" => "iproute2",

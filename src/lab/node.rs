@@ -19,7 +19,7 @@ use crate::model::Family;
 
 use super::{Host, LabError, topology::Layout};
 
-/// How long a process has to end after SIGTERM before it is killed.
+/// How long a process may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// A node: a host that routes for its pods.
@@ -30,13 +30,13 @@ pub struct Node {
 }
 
 impl Node {
-    /// The block of `family` from which its pods have their addresses.
+    /// The block of `family` for its pods' addresses.
     #[must_use]
     pub fn pod_cidr(&self, family: Family) -> IpNet {
         Layout::pod_cidr(family, self.index)
     }
 
-    /// Runs a command on the node to its end; what it printed. It reads `input`.
+    /// Runs a command on the node to its end, with `input` as its standard input; returns what it printed.
     ///
     /// # Errors
     /// Only if it cannot be started or waited for: a command that fails is an [`Output`] like any other.
@@ -44,7 +44,7 @@ impl Node {
         self.netns().output(command, input)
     }
 
-    /// Runs a program on the node that has to succeed; its standard output.
+    /// Runs a program on the node that must succeed; returns its standard output.
     ///
     /// # Errors
     /// [`LabError::Command`] with its standard error, if it fails.
@@ -54,10 +54,10 @@ impl Node {
 
     /// Starts a process on the node, which ends at the latest when the returned value is dropped.
     ///
-    /// Its standard input is empty; the other streams are those that `command` says, this process' own by default.
+    /// Its standard input is empty; the other streams are those of `command`, by default those of this process.
     ///
     /// # Errors
-    /// [`LabError::MissingProgram`] if there is no such program, else what the system said.
+    /// [`LabError::MissingProgram`] if there is no such program, otherwise a system error.
     pub fn spawn(&self, mut command: Command) -> Result<Process, LabError> {
         command.stdin(Stdio::null());
         let name = command.get_program().to_string_lossy().into_owned();
@@ -81,7 +81,7 @@ impl Deref for Node {
     }
 }
 
-/// A process on a node. Dropping it ends it: SIGTERM, and SIGKILL when that does not help.
+/// A process on a node. Dropping it ends it: SIGTERM, and SIGKILL if that does not help.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -95,28 +95,28 @@ impl Process {
         self.child.id()
     }
 
-    /// Its standard streams, where they are pipes.
+    /// Its standard streams, if they are pipes.
     pub const fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
-    /// Sends it a signal; a process that has ended already takes none, which is no error.
+    /// Sends it a signal; if the process has already ended, this does nothing and is no error.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn signal(&mut self, signal: Signal) -> Result<(), LabError> {
         if self.try_wait()?.is_some() {
             return Ok(());
         }
-        // Not waited for yet, so the number is still its own.
+        // It was not waited for yet, so the pid is still its own.
         let pid = Pid::from_raw(self.child.id().cast_signed());
         kill(pid, signal).map_err(LabError::system(format!("send {signal} to {} ({pid})", self.name)))
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, LabError> {
         self.child.try_wait().map_err(LabError::system(format!("look after {}", self.name)))
     }
@@ -124,7 +124,7 @@ impl Process {
     /// Waits for its end, at most this long.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn wait(&mut self, at_most: Duration) -> Result<Option<ExitStatus>, LabError> {
         let until = Instant::now() + at_most;
         loop {
@@ -135,10 +135,10 @@ impl Process {
         }
     }
 
-    /// Ends it: SIGTERM, and SIGKILL if it is still there three seconds later. How it ended.
+    /// Ends it: SIGTERM, and SIGKILL if it is still running three seconds later. Returns its exit status.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn stop(&mut self) -> Result<ExitStatus, LabError> {
         self.signal(Signal::SIGTERM)?;
         if let Some(status) = self.wait(GRACE)? {
@@ -147,10 +147,10 @@ impl Process {
         self.kill()
     }
 
-    /// Kills it, as a crash would. How it ended.
+    /// Kills it, as a crash would. Returns its exit status.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn kill(&mut self) -> Result<ExitStatus, LabError> {
         let ended = self.child.kill().and_then(|()| self.child.wait());
         ended.map_err(LabError::system(format!("kill {}", self.name)))
@@ -159,7 +159,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nobody is left to be told.
+        // An error cannot be returned here.
         let _ended = self.stop();
     }
 }

@@ -6,20 +6,20 @@ use crate::model::Protocol;
 
 use super::{Host, topology::PodLink};
 
-/// Names one pod of a lab; never used again for another one.
+/// Identifies one pod of a lab; never reused for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodId(pub(super) u64);
 
-/// What a pod shall be.
+/// The description of a new pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSpec {
-    /// Its name, `namespace/name` by custom: what its listeners answer.
+    /// Its name, by convention `namespace/name`: its listeners answer with it.
     pub name: String,
     /// Its node, counted from 0.
     pub node: usize,
-    /// Its addresses, out of its node's blocks; if there is none, the next free one of each of the lab's families.
+    /// Its addresses, from its node's blocks; if empty, the next free one of each of the lab's families.
     pub addresses: Vec<IpAddr>,
-    /// On which ports it listens.
+    /// The ports on which it listens.
     pub listen: Vec<(Protocol, u16)>,
 }
 
@@ -36,7 +36,7 @@ impl PodSpec {
         Self { listen: listen.to_vec(), ..self }
     }
 
-    /// The same pod, with this address in place of a free one.
+    /// The same pod, with this address instead of a free one.
     #[must_use]
     pub fn at(mut self, address: IpAddr) -> Self {
         self.addresses.push(address);

@@ -1,4 +1,4 @@
-//! Probes: one new flow each, and what became of it.
+//! Probes: one new flow each, and its outcome.
 
 use std::{
     collections::HashMap,
@@ -22,19 +22,19 @@ use super::{
     socket::{any, next_refusal, open, open_sctp, payload, receive, refusal_of_error, report_refusals},
 };
 
-/// How long to wait for an answer, unless the caller knows better: many times what an answer takes here.
+/// How long to wait for an answer by default: many times what an answer takes here.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// What a probe sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
-    /// A TCP connection to this port, which has to bring a banner.
+    /// A TCP connection to this port, which must return a banner.
     Tcp(u16),
     /// A UDP datagram to this port.
     Udp(u16),
     /// An SCTP INIT to this port.
     Sctp(u16),
-    /// An echo request, ICMP or `ICMPv6` as the address asks for.
+    /// An echo request, ICMP or `ICMPv6` by the address family.
     Icmp,
 }
 
@@ -63,31 +63,31 @@ impl fmt::Display for Transport {
 /// One question: can this end start that flow?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Probe {
-    /// Who sends.
+    /// The sender.
     pub from: End,
-    /// To which address.
+    /// The destination address.
     pub to: IpAddr,
-    /// What.
+    /// The kind of flow.
     pub transport: Transport,
-    /// From which of its addresses; `None` leaves it to the sender's routes.
+    /// The source address; `None` leaves it to the sender's routes.
     pub source_address: Option<IpAddr>,
 }
 
 impl Probe {
-    /// A probe from whichever address the sender's routes choose.
+    /// A probe from the address that the sender's routes choose.
     pub fn new(from: impl Into<End>, to: IpAddr, transport: impl Into<Transport>) -> Self {
         Self { from: from.into(), to, transport: transport.into(), source_address: None }
     }
 }
 
-/// What became of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// It was answered: packets pass both ways.
     Open,
-    /// Something said no.
+    /// An error came back.
     Refused(Refusal),
-    /// Nothing came back in time. A TCP connection that brings no banner is silent too.
+    /// Nothing came back in time. A TCP connection without a banner is silent too.
     Silent,
 }
 
@@ -99,25 +99,25 @@ impl Outcome {
     }
 }
 
-/// How something said no.
+/// The kind of refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// TCP RST or SCTP ABORT: nobody listens, or `REJECT --reject-with tcp-reset`.
+    /// TCP RST or SCTP ABORT: no listener, or `REJECT --reject-with tcp-reset`.
     Reset,
-    /// ICMP port unreachable: no UDP listener, or REJECT as it is by default.
+    /// ICMP port unreachable: no UDP listener, or REJECT with its default.
     PortUnreachable,
-    /// ICMP administratively prohibited, or a filter on the sender's own way out.
+    /// ICMP administratively prohibited, or a filter on the sender's own output.
     Prohibited,
-    /// Any other ICMP error: no route, no such host, a protocol that nobody speaks.
+    /// Any other ICMP error: no route, no such host, an unsupported protocol.
     Unreachable,
 }
 
-/// What became of a probe, and who answered.
+/// The outcome of a probe, and who answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The name that the listener gave; `None` for ICMP, and where nobody answered.
+    /// The name that the listener returned; `None` for ICMP, and without an answer.
     pub answered_by: Option<String>,
 }
 
@@ -137,9 +137,9 @@ impl Reply {
 
 /// Source ports and echo identifiers that were not used before.
 ///
-/// Connection tracking knows a flow by its addresses and ports. A port that comes again while the kernel still
-/// remembers its last flow would be ESTABLISHED, and pass whatever the policy says now. A cycle of prime length makes
-/// sure that a matrix asked again and again never meets its own ports before the cycle has run as often as it is long.
+/// Connection tracking identifies a flow by addresses and ports. A port that is reused while the kernel still remembers
+/// its last flow would be ESTABLISHED, and pass whatever the policy is now. Because the cycle's length is prime, a
+/// matrix that is probed repeatedly gets the same ports only after as many repeats as the cycle is long.
 #[derive(Debug, Default)]
 pub(super) struct FreshPorts(AtomicU32);
 
@@ -172,11 +172,11 @@ struct Round<'a> {
     replies: Vec<Option<Reply>>,
     open: usize,
     epoll: Epoll,
-    /// TCP, UDP and ICMP probes have a socket each, under their own index.
+    /// TCP, UDP and ICMP probes have their own sockets, under their own index.
     sockets: HashMap<usize, Asked>,
-    /// SCTP probes share one for each family and source address, under the indexes behind the probes'.
+    /// SCTP probes share one for each family and source address, under the indexes after the probes'.
     raw: Vec<(Family, Option<IpAddr>, Socket)>,
-    /// By the port from which they were sent.
+    /// By source port.
     associations: HashMap<u16, usize>,
 }
 
@@ -215,7 +215,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// TCP, UDP, ICMP: a socket of its own, bound to a fresh port, connected so that errors find it.
+    /// TCP, UDP, ICMP: its own socket, bound to a fresh port, and connected so that it receives ICMP errors.
     fn knock(&mut self, at: usize, probe: &Probe, fresh: &FreshPorts) -> io::Result<()> {
         let family = Family::of(probe.to);
         let (kind, protocol, port) = match probe.transport {
@@ -232,7 +232,7 @@ impl<'a> Round<'a> {
         let asked = match socket.connect(&SocketAddr::new(probe.to, port).into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
             _ if kind == Type::STREAM => {
-                // Reset instead of FIN when done: nothing of the flow stays behind, here or in connection tracking.
+                // Reset instead of FIN at the end: nothing of the flow remains, here or in connection tracking.
                 socket.set_linger(Some(Duration::ZERO))?;
                 Asked::Connecting(socket)
             }
@@ -321,7 +321,7 @@ impl<'a> Round<'a> {
             let mut reader = socket;
             match (reader.read(buffer), asked) {
                 (Err(error), _) => refusal_of_error(&error).map(Reply::refused),
-                // Closed without a word: somebody accepted and did not want it.
+                // Closed without a banner: the peer accepted and then refused it.
                 (Ok(0), Asked::Connecting(_)) => Some(Reply::refused(Refusal::Reset)),
                 (Ok(length), Asked::Connecting(_)) => buffer.get(..length).map(Reply::open),
                 (Ok(length), Asked::Sent(_, body)) => {
@@ -345,7 +345,7 @@ impl<'a> Round<'a> {
                 answers.push((*at, Reply::refused(refusal)));
             }
         }
-        // Errors were read above, each with the packet it is about; what is left of them says no more.
+        // Errors were read above, each with the packet that it is about; what remains of them adds nothing.
         let _seen = socket.take_error();
         while let Ok(datagram) = receive(socket, buffer) {
             let packet = buffer
@@ -370,7 +370,7 @@ impl<'a> Round<'a> {
     }
 }
 
-/// The tag by which a probe knows the answer to its INIT; never 0.
+/// The tag by which a probe recognizes the answer to its INIT; never 0.
 fn tag_of(at: usize) -> u32 {
     0x7470_0000 | u32::try_from(at).unwrap_or(u32::MAX)
 }
@@ -381,12 +381,12 @@ fn echo_request(family: Family, body: &[u8]) -> Vec<u8> {
     [&[kind, 0, 0, 0, 0, 0, 0, 1], body].concat()
 }
 
-/// Binds to a port that no flow of this host used lately; which one.
+/// Binds to a port that no flow of this host used recently, and returns it.
 fn bind_fresh(socket: &Socket, from: IpAddr, fresh: &FreshPorts) -> io::Result<u16> {
     loop {
         let port = fresh.next();
         match socket.bind(&SocketAddr::new(from, port).into()) {
-            // A listener has it: the next one then. Listeners are few.
+            // A listener has it: try the next one. Listeners are few.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             other => return other.map(|()| port),
         }

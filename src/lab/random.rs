@@ -1,4 +1,4 @@
-//! Random clusters: small worlds in which everything meets everything.
+//! Random clusters: small, so that their objects affect each other often.
 //!
 //! Labels, ports, blocks and addresses come from pools so small that selectors match now and then, blocks overlap,
 //! excepts hit pods, and addresses collide. The same seed gives the same cluster on every machine.
@@ -46,7 +46,7 @@ impl Random {
         usize::try_from(self.number() % bound).unwrap_or(0)
     }
 
-    /// True `percent` times of a hundred.
+    /// True with a probability of `percent` in a hundred.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -76,23 +76,23 @@ pub enum Stack {
     Dual,
 }
 
-/// What a random cluster is made like.
+/// The parameters of a random cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Families of the pods' addresses.
     pub stack: Stack,
-    /// How many namespaces at the most, 1 to 4.
+    /// The maximum number of namespaces, 1 to 4.
     pub namespaces: usize,
-    /// How many pods in each namespace at the most.
+    /// The maximum number of pods in each namespace.
     pub pods: usize,
-    /// How many policies at the most.
+    /// The maximum number of policies.
     pub policies: usize,
-    /// Whether there are pods that no real cluster shows for long or at all: finished ones, ones on the host
+    /// Whether there are pods that exist only briefly or not at all in a real cluster: finished ones, ones on the host
     /// network, ones without address, and ones that share an address.
     pub oddities: bool,
 }
 
-/// External addresses that are worth asking about: some policies' blocks hold them, and some of their excepts do.
+/// External addresses worth testing: some policies' blocks contain them, and some of their excepts do.
 #[must_use]
 pub fn externals(stack: Stack) -> Vec<IpAddr> {
     let v4 =
@@ -107,7 +107,7 @@ pub fn externals(stack: Stack) -> Vec<IpAddr> {
     }
 }
 
-/// What is worth sending in a random cluster.
+/// The transports worth testing in a random cluster.
 #[must_use]
 pub fn transports() -> Vec<Transport> {
     vec![
@@ -122,7 +122,7 @@ pub fn transports() -> Vec<Transport> {
     ]
 }
 
-/// Makes random objects of one shape.
+/// Creates random objects of one shape.
 #[derive(Clone, Debug)]
 pub struct Generator {
     random: Random,
@@ -136,7 +136,7 @@ impl Generator {
         Self { random: Random::new(seed), shape }
     }
 
-    /// A whole cluster, as the changes that make it.
+    /// A whole cluster, as the changes that create it.
     pub fn cluster(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         let namespaces = 1 + self.random.below(self.shape.namespaces);
@@ -155,7 +155,7 @@ impl Generator {
         changes
     }
 
-    /// One change of a cluster like the ones that [`Self::cluster`] makes.
+    /// One change of a cluster like those of [`Self::cluster`].
     pub fn change(&mut self) -> Change {
         let namespace = *self.random.pick(&NAMESPACES[..self.shape.namespaces.clamp(1, NAMESPACES.len())]);
         let pod = self.random.below(self.shape.pods);
@@ -170,7 +170,7 @@ impl Generator {
         }
     }
 
-    /// The random numbers behind it, for other choices of the same test.
+    /// Its random numbers, for other choices of the same test.
     pub fn random(&mut self) -> &mut Random {
         &mut self.random
     }
@@ -202,7 +202,7 @@ impl Generator {
         } else if odd(self, 5) {
             Vec::new()
         } else {
-            // Every pod has its own address on each node, but for some that report one of another pod: of their
+            // Every pod has its own address on each node, except some that report one of another pod: of their
             // neighbour, of some pod in another namespace, or of one on the other node.
             let slot = NAMESPACES.iter().position(|n| *n == namespace).unwrap_or(0) * POD_NAMES.len() + index;
             let luck = if self.shape.oddities { self.random.below(20) } else { 20 };
@@ -228,7 +228,7 @@ impl Generator {
         };
         let labels = self.labels();
         let terminating = self.random.chance(5);
-        // Drawn for a field that is gone, so that a seed without oddities gives the cluster that it always gave.
+        // Drawn for a removed field, so that a seed without oddities still gives the same cluster as before.
         if self.random.chance(50) {
             self.random.number();
         }
@@ -256,7 +256,7 @@ impl Generator {
         ports
     }
 
-    /// A policy called after `index`.
+    /// A policy named after `index`.
     pub fn policy(&mut self, namespace: &str, index: usize) -> NetworkPolicy {
         let key = ObjectKey::new(namespace, policy_name(index));
         let subject = self.selector(50);
@@ -267,8 +267,8 @@ impl Generator {
         NetworkPolicy { key, subject, ingress, egress, standing: Standing::Accepted }
     }
 
-    /// A policy called after `index` that no person would write: blocks within blocks with many excepts, or many
-    /// rules of one block and a port each.
+    /// A policy named after `index` that no person would write: blocks within blocks with many excepts, or many rules
+    /// of one block and a port each.
     pub fn hostile_policy(&mut self, namespace: &str, index: usize) -> NetworkPolicy {
         let blocks = self.random.chance(50);
         let rules = |generator: &mut Self| -> Vec<PolicyRule> {
@@ -301,7 +301,7 @@ impl Generator {
         PolicyRule { peers: Peers::Of(peers), ports }
     }
 
-    /// `turn` makes its ports others than those of the rules beside it, with which it would be merged.
+    /// `turn` makes its ports differ from those of its neighbour rules, with which it would be merged.
     fn rule_of_one_port(&mut self, namespace: &str, turn: usize) -> PolicyRule {
         let own = 2000 + u16::try_from(turn).unwrap_or(0);
         let mut ports = vec![Port::Range(Protocol::Tcp, PortRange::single(own))];
@@ -325,7 +325,7 @@ impl Generator {
         IpBlock::new(IpNet::new(address, bits - around).ok()?, []).ok()
     }
 
-    /// A block whose excepts are single addresses more often than not, and those of pods now and then.
+    /// A block whose excepts are mostly single addresses, now and then those of pods.
     fn block_of_excepts(&mut self) -> Option<IpBlock> {
         let family = match self.shape.stack {
             Stack::V4 => Family::V4,
@@ -354,7 +354,7 @@ impl Generator {
         IpBlock::new(cidr, excepts).ok()
     }
 
-    /// An address of `cidr`.
+    /// An address in `cidr`.
     fn within(&mut self, cidr: IpNet) -> IpAddr {
         let number = u128::from(self.random.number()) << 64 | u128::from(self.random.number());
         match (cidr.network(), cidr.hostmask()) {
@@ -455,7 +455,7 @@ impl Generator {
     }
 }
 
-/// The cluster that `changes` make.
+/// The cluster that `changes` create.
 #[must_use]
 pub fn cluster_of(changes: impl IntoIterator<Item = Change>) -> Cluster {
     let mut cluster = Cluster::new();
@@ -476,7 +476,7 @@ pub fn pod_addresses(stack: Stack, node: usize, slot: usize) -> Vec<IpAddr> {
     by_stack(stack, v4, v6)
 }
 
-/// The addresses of all pods that there can be.
+/// The addresses of all possible pods.
 fn pod_slots(stack: Stack) -> impl Iterator<Item = IpAddr> {
     let slots = 0..NAMESPACES.len() * POD_NAMES.len();
     (0..NODES.len())
@@ -515,7 +515,7 @@ const NAMED: [(&str, Protocol, [u16; 3]); 3] = [
     ("assoc", Protocol::Sctp, [80, 80, 81]),
 ];
 
-/// Networks that lie within each other and around pods and external addresses.
+/// Networks that contain each other, and pods and external addresses.
 const WIDE: [&str; 10] = [
     "0.0.0.0/0",
     "10.0.0.0/8",

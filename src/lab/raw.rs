@@ -1,4 +1,4 @@
-//! Raw sockets: frames as they are, out of an interface and off one.
+//! Raw sockets: sending and capturing unmodified frames on an interface.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{LabError, Netns, frame::Mac};
 use crate::model::Family;
 
-/// How often a capture looks whether it shall end.
+/// How often a capture checks whether it should stop.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Room for bursts: the default overflows after some hundred frames.
@@ -36,13 +36,13 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 /// The largest frame or datagram.
 const LARGEST: usize = 1 << 16;
 
-/// How the kernel marks a frame that leaves by the interface, in place of one that came.
+/// How the kernel marks a frame that leaves through the interface, instead of one that was received.
 const OUTGOING: u8 = 4;
 
-/// The kind of `lo`.
+/// The hardware type of `lo`.
 const LOOPBACK: u16 = 772;
 
-/// Sends frames out of one interface as they are.
+/// Sends unmodified frames out of one interface.
 #[derive(Debug)]
 pub struct RawSocket {
     socket: OwnedFd,
@@ -55,7 +55,7 @@ impl RawSocket {
     /// A socket on an interface of a namespace.
     ///
     /// # Errors
-    /// If there is no such interface, or the system gives no raw socket.
+    /// If there is no such interface, or the system provides no raw socket.
     pub fn open(netns: &Netns, interface: &str) -> Result<Self, LabError> {
         let action = format!("open a raw socket on {interface} of {}", netns.name());
         let to = link_address(netns, interface)?;
@@ -75,7 +75,7 @@ impl RawSocket {
     /// Sends one frame.
     ///
     /// # Errors
-    /// What the system said: among others that the frame is longer than the interface's MTU.
+    /// A system error, for example if the frame is longer than the interface's MTU.
     pub fn send(&self, frame: &[u8]) -> Result<(), LabError> {
         let failed = || format!("send {} bytes out of {}", frame.len(), self.interface);
         loop {
@@ -109,19 +109,18 @@ fn link_address(netns: &Netns, interface: &str) -> Result<LinkAddr, LabError> {
     found.map_err(LabError::system(action))
 }
 
-/// What a [`Capture`] takes.
+/// What a [`Capture`] receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tap {
-    /// Every frame that comes in by any interface, before any rule of the namespace; not what its own loopback
-    /// carries.
+    /// Every frame that any interface receives, before any rule of the namespace; except what its own loopback carries.
     Frames,
-    /// Datagrams to this UDP port, put together from their fragments and past all rules of the namespace.
+    /// Datagrams to this UDP port, reassembled from their fragments and after all rules of the namespace.
     Udp(Family, u16),
-    /// Packets of this IP protocol, put together from their fragments and past all rules of the namespace.
+    /// Packets of this IP protocol, reassembled from their fragments and after all rules of the namespace.
     Ip(Family, u8),
 }
 
-/// A thread that hands over whatever arrives in a namespace, until it is dropped.
+/// A thread that passes on everything that arrives in a namespace, until it is dropped.
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
@@ -129,10 +128,10 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts to take what `tap` says. Everything that arrives after this returned is handed to `each`.
+    /// Starts capturing `tap`. Everything that arrives after this returned is passed to `each`.
     ///
     /// # Errors
-    /// What the system said: among others that the port is taken.
+    /// A system error, for example if the port is in use.
     pub fn start(
         netns: &Netns,
         tap: Tap,

@@ -1,7 +1,7 @@
-//! Just enough SCTP to ask for an association and to be answered (RFC 9260).
+//! Just enough SCTP to request an association and to receive an answer (RFC 9260).
 //!
-//! The kernel of a test machine seldom has the sctp module, so both ends speak through raw sockets. Connection
-//! tracking looks into these packets all the same: a wrong checksum or verification tag makes them INVALID.
+//! The kernel of a test machine seldom has the sctp module, so both ends use raw sockets. Connection tracking still
+//! checks these packets: a wrong checksum or verification tag makes them INVALID.
 
 /// The protocol's number in an IP header.
 pub(super) const PROTOCOL: u8 = 132;
@@ -14,20 +14,20 @@ const STATE_COOKIE: u16 = 7;
 /// One packet with one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packet {
-    /// The port from which it comes.
+    /// The source port.
     pub(super) source: u16,
-    /// The port to which it goes.
+    /// The destination port.
     pub(super) destination: u16,
-    /// The tag by which the receiver knows it for its own; 0 in an INIT.
+    /// The tag by which the receiver recognizes it; 0 in an INIT.
     pub(super) tag: u32,
-    /// What it says.
+    /// Its chunk.
     pub(super) chunk: Chunk,
 }
 
-/// What a packet says.
+/// The chunk of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
-    /// Asks for an association; replies shall carry this tag.
+    /// Requests an association; replies must carry this tag.
     Init {
         /// Never 0.
         tag: u32,
@@ -36,10 +36,10 @@ pub(super) enum Chunk {
     InitAck {
         /// Never 0.
         tag: u32,
-        /// What the asker is to send back; here it also carries the answering pod's name.
+        /// What the requester must send back; here it also carries the answering pod's name.
         cookie: Vec<u8>,
     },
-    /// Refuses one: nobody listens on that port.
+    /// Refuses one: nothing listens on that port.
     Abort,
 }
 
@@ -68,7 +68,7 @@ impl Packet {
         bytes
     }
 
-    /// Reads a packet; `None` if it is damaged, or says something else than this module knows.
+    /// Parses a packet; `None` if it is damaged, or of a kind that this module does not know.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (source, destination) = ports(bytes)?;
         let sum = u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?);
@@ -89,7 +89,7 @@ impl Packet {
     }
 }
 
-/// Source and destination port at the head of a packet, be it whole or as an ICMP error quotes it.
+/// Source and destination port at the start of a packet, either complete or as quoted by an ICMP error.
 pub(super) fn ports(bytes: &[u8]) -> Option<(u16, u16)> {
     let port = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     Some((port(0)?, port(2)?))

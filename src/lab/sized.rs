@@ -1,4 +1,4 @@
-//! Clusters of a given size that look like what people run: many small namespaces, a few policies in each.
+//! Clusters of a given size that resemble real ones: many small namespaces, with a few policies in each.
 
 use std::net::IpAddr;
 
@@ -9,34 +9,34 @@ use crate::model::{
     PodPeer, PolicyRule, Port, PortRange, Ports, Protocol, Requirement, Scope, Standing,
 };
 
-/// How big a cluster is.
+/// The size of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// What to call it.
+    /// Its name.
     pub name: &'static str,
-    /// Pods in all.
+    /// The total number of pods.
     pub pods: usize,
-    /// Policies in all, ten in each namespace.
+    /// The total number of policies, ten in each namespace.
     pub policies: usize,
-    /// Pods of the one node that is looked at.
+    /// The number of pods on the measured node.
     pub local: usize,
 }
 
-/// The sizes that benches run at. The middle one is an everyday size.
+/// The sizes that benches use. The middle one is an everyday size.
 pub const SIZES: [Size; 3] = [
     Size { name: "1k pods, 100 policies, 50 local", pods: 1_000, policies: 100, local: 50 },
     Size { name: "5k pods, 500 policies, 200 local", pods: 5_000, policies: 500, local: 200 },
     Size { name: "100k pods, 10k policies, 250 local", pods: 100_000, policies: 10_000, local: 250 },
 ];
 
-/// The node that is looked at.
+/// The measured node.
 pub const NODE: &str = "node-0";
 
 const POLICIES_PER_NAMESPACE: usize = 10;
 const APPS: usize = 10;
 const TEAMS: usize = 20;
 
-/// All objects of a cluster of this size, as the changes that make it.
+/// All objects of a cluster of this size, as the changes that create it.
 #[must_use]
 pub fn cluster(size: Size) -> Vec<Change> {
     let namespaces = (size.policies / POLICIES_PER_NAMESPACE).max(1);
@@ -46,7 +46,7 @@ pub fn cluster(size: Size) -> Vec<Change> {
     changes
 }
 
-/// Pod number `index`; the first [`Size::local`] ones are at home on [`NODE`], spread over the namespaces.
+/// Pod number `index`; the first [`Size::local`] ones run on [`NODE`], spread over the namespaces.
 #[must_use]
 pub fn pod(size: Size, index: usize) -> Change {
     labelled_pod(size, index, index / namespaces(size) % APPS)

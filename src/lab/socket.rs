@@ -1,4 +1,4 @@
-//! Sockets as probes and listeners need them: with both addresses of a datagram, and with the reason of a refusal.
+//! Sockets for probes and listeners: with both addresses of a datagram, and with the reason of a refusal.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -22,7 +22,7 @@ use super::{Refusal, sctp};
 /// Room for bursts of small datagrams: the default overflows after some 250.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// The ICMP message types that say "unreachable" or its like, and the codes that mean something special.
+/// The ICMP message types that mean "unreachable" or similar, and the codes with a special meaning.
 mod icmp {
     pub(super) const ORIGIN_V4: u8 = 2;
     pub(super) const ORIGIN_V6: u8 = 3;
@@ -34,14 +34,14 @@ mod icmp {
     pub(super) const V6_PROHIBITED: [u8; 3] = [1, 5, 6];
 }
 
-/// A datagram, and between which addresses it travelled.
+/// A datagram, and the addresses between which it was sent.
 #[derive(Debug)]
 pub(super) struct Datagram {
     /// How many bytes of the buffer it fills.
     pub(super) length: usize,
-    /// Who sent it.
+    /// The sender.
     pub(super) from: SocketAddr,
-    /// To which of our addresses, if the socket was told to say so.
+    /// Which of our addresses received it, if the socket was set to report that.
     pub(super) to: Option<IpAddr>,
 }
 
@@ -62,12 +62,12 @@ pub(super) fn open(family: Family, kind: Type, protocol: Option<Protocol>) -> io
     Ok(socket)
 }
 
-/// A raw socket that takes and sends SCTP packets.
+/// A raw socket that receives and sends SCTP packets.
 pub(super) fn open_sctp(family: Family) -> io::Result<Socket> {
     open(family, Type::RAW, Some(Protocol::from(i32::from(sctp::PROTOCOL))))
 }
 
-/// Has every datagram say to which of our addresses it came.
+/// Makes every datagram report which of our addresses received it.
 pub(super) fn report_destinations(socket: &Socket, family: Family) -> io::Result<()> {
     match family {
         Family::V4 => setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?,
@@ -76,7 +76,7 @@ pub(super) fn report_destinations(socket: &Socket, family: Family) -> io::Result
     Ok(())
 }
 
-/// Has the socket keep the ICMP errors that come back, for [`next_refusal`].
+/// Makes the socket keep received ICMP errors, for [`next_refusal`].
 pub(super) fn report_refusals(socket: &Socket, family: Family) -> io::Result<()> {
     match family {
         Family::V4 => setsockopt(socket, sockopt::Ipv4RecvErr, &true)?,
@@ -85,7 +85,7 @@ pub(super) fn report_refusals(socket: &Socket, family: Family) -> io::Result<()>
     Ok(())
 }
 
-/// Takes the next datagram.
+/// Receives the next datagram.
 pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Datagram> {
     let mut control = nix::cmsg_space!(libc::in_pktinfo, libc::in6_pktinfo);
     let mut parts = [IoSliceMut::new(buffer)];
@@ -106,7 +106,7 @@ pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<Datagram
     Ok(Datagram { length: message.bytes, from, to })
 }
 
-/// Sends a datagram from one of our own addresses, which a host of several must choose itself.
+/// Sends a datagram from one of our own addresses, which a host with several must choose itself.
 pub(super) fn send_from(
     socket: &Socket,
     bytes: &[u8],
@@ -134,7 +134,7 @@ pub(super) fn send_from(
     Ok(())
 }
 
-/// Takes the next ICMP error that came back: what it means, and how much of the refused packet it quotes in `buffer`.
+/// Takes the next received ICMP error: its meaning, and how much of the refused packet it quotes in `buffer`.
 pub(super) fn next_refusal(socket: &Socket, buffer: &mut [u8]) -> Option<(Refusal, usize)> {
     let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
     let mut parts = [IoSliceMut::new(buffer)];
@@ -150,7 +150,7 @@ pub(super) fn next_refusal(socket: &Socket, buffer: &mut [u8]) -> Option<(Refusa
     Some((refusal, message.bytes))
 }
 
-/// What an ICMP error means for whoever asked.
+/// What an ICMP error means for the prober.
 fn refusal_of(origin: u8, kind: u8, code: u8, errno: u32) -> Refusal {
     match (origin, kind) {
         (icmp::ORIGIN_V4, icmp::V4_UNREACHABLE) if icmp::V4_PROHIBITED.contains(&code) => Refusal::Prohibited,
@@ -165,7 +165,7 @@ fn refusal_of(origin: u8, kind: u8, code: u8, errno: u32) -> Refusal {
     }
 }
 
-/// The refusal that a call's own error tells of; `None` if it tells of something else.
+/// The refusal that a call's own error means; `None` if it means something else.
 pub(super) fn refusal_of_error(error: &io::Error) -> Option<Refusal> {
     match Errno::from_raw(error.raw_os_error()?) {
         Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE => Some(Refusal::Reset),
@@ -177,7 +177,7 @@ pub(super) fn refusal_of_error(error: &io::Error) -> Option<Refusal> {
     }
 }
 
-/// The part of a raw packet behind its IP header; an IPv6 socket delivers it without one.
+/// The part of a raw packet after its IP header; an IPv6 socket delivers it without one.
 pub(super) fn payload(family: Family, packet: &[u8]) -> Option<&[u8]> {
     match family {
         Family::V4 => packet.get(usize::from(packet.first()? & 0x0f) * 4..),
@@ -185,7 +185,7 @@ pub(super) fn payload(family: Family, packet: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The address that stands for all of a family.
+/// The wildcard address of a family.
 pub(super) const fn any(family: Family) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

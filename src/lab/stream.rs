@@ -1,4 +1,4 @@
-//! A connection that stays, to see what becomes of established flows.
+//! A connection that stays open, to test established flows.
 
 use std::{
     io::{self, Read, Write},
@@ -16,10 +16,10 @@ pub struct Stream {
     unread: Vec<u8>,
 }
 
-/// What an established connection still does.
+/// The state of an established connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pulse {
-    /// A message went there and came back.
+    /// A message was sent and came back.
     Through,
     /// It did not come back in time.
     Stuck,
@@ -46,11 +46,11 @@ impl Stream {
 
     /// Whether something sent now comes back in time.
     ///
-    /// What was sent before and did not come back yet is ahead of it, and the sender's pauses between repeats grow:
-    /// a connection that was cut for seconds needs as long again to come back to life.
+    /// Messages that were sent before and did not come back yet are ahead of it, and the sender's retransmission pauses
+    /// grow: a connection that was cut for seconds needs as long again to recover.
     ///
     /// # Errors
-    /// Only what has nothing to do with the connection itself.
+    /// Only errors that are unrelated to the connection itself.
     pub fn pulse(&mut self, within: Duration) -> Result<Pulse, LabError> {
         match self.exchange(Instant::now() + within) {
             Ok(pulse) => Ok(pulse),

@@ -1,4 +1,4 @@
-//! What a lab looks like: its addresses, and the `ip` lines that make it so.
+//! The plan of a lab: its addresses, and the `ip` lines that create it.
 //!
 //! Everything here is text and numbers; [`super::Lab`] runs it. Node 0 has the addresses of number 1, as a cluster's
 //! first node would: `192.168.77.1` and `fd00:77::1` on the wire, `10.244.1.0/24` and `fd00:10:244:1::/64` for pods.
@@ -11,17 +11,17 @@ use crate::model::Family;
 
 use super::LabError;
 
-/// The most nodes that the address plan has room for.
+/// The maximum number of nodes in the address plan.
 pub const MAX_NODES: usize = 200;
 
-/// How pods hang on their node, and nodes on each other.
+/// How pods are connected to their node, and nodes to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Topology {
     /// The CNI `bridge` plugin: pods on the node's `cni0`, hairpin on. Nodes route to each other (flannel's host-gw).
     Bridge,
-    /// The CNI `ptp` plugin: each pod on a link and a host route of its own. Nodes route to each other.
+    /// The CNI `ptp` plugin: each pod on its own link and host route. Nodes route to each other.
     PointToPoint,
-    /// Flannel's default: pods on `cni0` as with [`Topology::Bridge`], nodes joined by VXLAN.
+    /// Flannel's default: pods on `cni0` as with [`Topology::Bridge`], nodes connected by VXLAN.
     Vxlan,
 }
 
@@ -36,12 +36,12 @@ impl Topology {
     }
 }
 
-/// The IP families that a lab speaks.
+/// The IP families of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Families {
-    /// IPv4 alone.
+    /// Only IPv4.
     V4,
-    /// IPv6 alone.
+    /// Only IPv6.
     V6,
     /// Both; IPv4 is the primary one.
     Dual,
@@ -68,7 +68,7 @@ impl Families {
     }
 }
 
-/// Where everything is, as a function of the number of nodes and the choices above.
+/// The address plan, as a function of the number of nodes and the choices above.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     pub(super) topology: Topology,
@@ -76,19 +76,19 @@ pub(super) struct Layout {
     pub(super) nodes: usize,
 }
 
-/// A pod's two ends of one link.
+/// The two ends of a pod's link.
 #[derive(Clone, Debug)]
 pub(super) struct PodLink {
     /// The name of the node's end.
     pub(super) host_end: String,
-    /// Of which node, counted from 0.
+    /// Its node, counted from 0.
     pub(super) node: usize,
     /// The pod's addresses; at least one.
     pub(super) addresses: Vec<IpAddr>,
 }
 
 impl Layout {
-    /// Refuses options that no address plan fits.
+    /// Refuses options that do not fit the address plan.
     pub(super) fn check(&self) -> Result<(), LabError> {
         match (self.topology, self.nodes) {
             (_, 0) => Err(LabError::Options("at least one node is needed")),
@@ -108,7 +108,7 @@ impl Layout {
         on_the_wire(family, 254)
     }
 
-    /// The block from which a node's pods have their addresses.
+    /// The block for the addresses of a node's pods.
     pub(super) fn pod_cidr(family: Family, node: usize) -> IpNet {
         let number = number(node);
         match family {
@@ -120,7 +120,7 @@ impl Layout {
         }
     }
 
-    /// The block that holds the blocks of all nodes.
+    /// The block that contains the blocks of all nodes.
     pub(super) fn cluster_cidr(family: Family) -> IpNet {
         match family {
             Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16).into(),
@@ -136,12 +136,12 @@ impl Layout {
         }
     }
 
-    /// The address to which a node's pods send what is for others.
+    /// The address to which a node's pods send packets for other hosts.
     pub(super) fn gateway(family: Family, node: usize) -> IpAddr {
         Self::pod_address(family, node, 1)
     }
 
-    /// What fits into a packet of a pod: the wire's 1500 bytes less what the tunnel adds.
+    /// The MTU of a pod: the wire's 1500 bytes less the tunnel's overhead.
     fn pod_mtu(&self) -> u16 {
         match self.topology {
             Topology::Vxlan if self.families.has(Family::V6) => 1430,
@@ -166,7 +166,7 @@ impl Layout {
         lines
     }
 
-    /// Inside a node: its address, the way out, the pods' bridge, and the ways to the other nodes' pods.
+    /// Inside a node: its address, the default route, the pods' bridge, and the routes to the other nodes' pods.
     pub(super) fn node(&self, node: usize) -> Vec<String> {
         let mut lines = vec!["link set lo up".to_owned(), "link set eth0 up".to_owned()];
         for &family in self.families.list() {
@@ -241,7 +241,7 @@ impl Layout {
         families.flat_map(|&family| self.others(node).map(move |other| line(family, other))).collect()
     }
 
-    /// Inside the external host: its address, and the ways to the pods.
+    /// Inside the external host: its address, and the routes to the pods.
     pub(super) fn external(&self) -> Vec<String> {
         let mut lines = vec!["link set lo up".to_owned(), "link set eth0 up".to_owned()];
         for &family in self.families.list() {
@@ -253,15 +253,15 @@ impl Layout {
         lines
     }
 
-    /// One more address of the external host, wherever it lies: the nodes send there all that they know no way for.
+    /// One more address of the external host, of any network: the nodes send there everything without another route.
     pub(super) fn external_extra(extra: IpAddr) -> String {
         address(extra, Family::of(extra).bits(), "lo")
     }
 
     /// In the node: the links of new pods. `paths` are those of the pods' namespaces.
     ///
-    /// A pod's hardware address follows from its first address, so that whoever takes over an address also takes over
-    /// what its neighbours remember.
+    /// A pod's hardware address is derived from its first address, so that the next owner of an address also matches
+    /// what its neighbours have cached.
     pub(super) fn pods_on_node(&self, pods: &[(PodLink, String)]) -> Vec<String> {
         let mut lines = Vec::new();
         for (link, path) in pods {
@@ -302,7 +302,7 @@ impl Layout {
         lines
     }
 
-    /// Something that exists once for each family, taken from the primary one.
+    /// A value that exists once for each family, taken from the primary one.
     fn primary(&self, of: impl Fn(Family) -> IpAddr) -> IpAddr {
         of(if self.families.has(Family::V4) { Family::V4 } else { Family::V6 })
     }
@@ -312,7 +312,7 @@ impl Layout {
     }
 }
 
-/// The number that a node's addresses show: 1 for node 0.
+/// The number in a node's addresses: 1 for node 0.
 fn number(node: usize) -> u8 {
     u8::try_from(node + 1).unwrap_or(u8::MAX)
 }
@@ -351,7 +351,7 @@ fn address(address: IpAddr, prefix: u8, device: &str) -> String {
     format!("addr add {address}/{prefix} dev {device}{nodad}")
 }
 
-/// A locally administered hardware address that follows from an IP address; `kind` keeps devices of one node apart.
+/// A locally administered hardware address derived from an IP address; `kind` distinguishes devices of one node.
 fn mac(kind: u8, address: IpAddr) -> String {
     let folded = match address {
         IpAddr::V4(address) => address.to_bits(),

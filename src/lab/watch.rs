@@ -1,4 +1,4 @@
-//! A watch over flows that must never fail.
+//! Watches flows that must never fail.
 
 use std::{
     sync::{
@@ -11,7 +11,7 @@ use std::{
 
 use super::{Host, LabError, Outcome, Probe, probe::ask_all};
 
-/// Probes that are repeated until told to stop, each time as new flows, and a count of what became of them.
+/// Probes that are repeated until stopped, each time as new flows, and a count of their outcomes.
 #[derive(Debug)]
 pub struct Watch {
     seen: Arc<Mutex<WatchReport>>,
@@ -19,12 +19,12 @@ pub struct Watch {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What a watch has seen.
+/// What a watch recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchReport {
     /// How many probes were answered.
     pub open: u64,
-    /// Those that were refused or lost: when the answer was due, which one, and what became of it.
+    /// Those that were refused or lost: when the round of probes ended, which probe, and its outcome.
     pub failures: Vec<(Instant, Probe, Outcome)>,
     /// Why a sender had to give up, if one did.
     pub broken: Option<String>,
@@ -71,7 +71,7 @@ impl Watch {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends it, after the answers to the last probes are in.
+    /// Stops it, after the answers to the last probes have arrived.
     #[must_use]
     pub fn stop(mut self) -> WatchReport {
         self.end();

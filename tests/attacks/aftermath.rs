@@ -1,4 +1,4 @@
-//! What the attacks left behind: whether those who may talk still do, and what the others believe of their neighbours.
+//! The state after the attacks: whether allowed pods still communicate, and what the others believe of neighbours.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::{
     table::{Expect, Seen, observed},
 };
 
-/// Who may talk to whom, as real connections.
+/// Senders and receivers that may communicate, as real connections.
 const TALKERS: [(Who, Who); 6] = [
     (FRIEND, SHY),
     (OPEN, FRIEND),
@@ -23,7 +23,7 @@ const TALKERS: [(Who, Who); 6] = [
     (FAR_OPEN, FRIEND),
 ];
 
-/// Has everybody learn true neighbours first.
+/// Makes all of them learn the true neighbours first.
 pub(crate) fn prime(bed: &Bed) {
     for seen in talk(bed) {
         assert!(seen.arrived, "before any attack: {:?}", seen.attack);
@@ -31,7 +31,7 @@ pub(crate) fn prime(bed: &Bed) {
 }
 
 pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
-    // First what is believed: whoever talks learns anew.
+    // First the beliefs: communicating refreshes them.
     let mut rows = beliefs(bed);
     rows.extend(talk(bed));
     rows

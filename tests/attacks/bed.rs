@@ -1,5 +1,5 @@
-//! The ground on which attacks run: two nodes with pods, guests on another bridge of the first node, a host outside,
-//! one `towpath run` on each node, a raw socket for every attacker and a capture at every possible victim.
+//! The test bed for attacks: two nodes with pods, guests on another bridge of the first node, an outside host, one
+//! `towpath run` on each node, a raw socket for every attacker and a capture at every possible victim.
 
 mod ground;
 
@@ -32,16 +32,16 @@ use towpath::{
 use crate::sightings::Sightings;
 use ground::guest_address;
 
-/// Where each daemon answers, within its own node.
+/// Where each daemon serves HTTP, within its own node.
 const LISTEN: &str = "127.0.0.1:9586";
 
-/// How long a daemon may take until it is ready: far more than it does, on a busy machine as well.
+/// How long a daemon may take until it is ready: far more than it needs, even on a busy machine.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// The UDP port to which most attacks go; nodes and pods listen on it.
 pub(crate) const PORT: u16 = 7777;
 
-/// The port of a VXLAN that is not flannel's, on each node: the guests' overlay, say.
+/// The port of a VXLAN that is not flannel's, on each node: the guests' overlay, for example.
 pub(crate) const OTHER_VXLAN_PORT: u16 = 4789;
 
 /// The port of flannel's VXLAN.
@@ -53,44 +53,44 @@ pub(crate) const GENEVE_PORT: u16 = 6081;
 /// Tunnels that are IP protocols of their own.
 const TUNNELS: [u8; 3] = [protocol::IPV4, protocol::IPV6, protocol::GRE];
 
-/// What a bed is like.
+/// The parameters of a bed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
     pub(crate) topology: Topology,
     pub(crate) variant: Variant,
 }
 
-/// Whoever can send or receive.
+/// A host that can send or receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Who {
-    /// A pod, by its place in the list with which the bed was made.
+    /// A pod, by its place in the list from which the bed was built.
     Pod(usize),
-    /// A node itself; what it receives is what its sockets do.
+    /// A node itself; it has received what its sockets have.
     Node(usize),
-    /// A machine on a bridge of the first node that is not the pods', as KVM, LXD and Docker make them.
+    /// A machine on a bridge of the first node that is not the pods', as KVM, LXD and Docker create them.
     Guest(usize),
-    /// The host outside.
+    /// The outside host.
     Outside,
 }
 
-/// A pod to be.
+/// The description of a new pod.
 #[derive(Clone, Debug)]
 pub(crate) struct PodPlan {
     /// `namespace/name`.
     pub(crate) name: String,
     pub(crate) node: usize,
-    /// None: the next free ones.
+    /// If empty: the next free ones.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Whether it has an object: a pod is there before the API server says so.
+    /// Whether it has an object: a pod exists before the API server reports it.
     pub(crate) named: bool,
 }
 
-/// The ground.
+/// The test bed.
 pub(crate) struct Bed {
     // In the order in which they must end: captures and daemons before the namespaces.
     captures: Vec<Capture>,
     daemons: Vec<Process>,
-    /// Of all daemons, also of those that were killed.
+    /// The logs of all daemons, including those that were killed.
     logs: Vec<PathBuf>,
     sockets: BTreeMap<Who, RawSocket>,
     gateways: BTreeMap<Who, Mac>,
@@ -104,8 +104,8 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    /// Builds all of it, pods and objects first, and returns when the daemons enforce `objects`. `manifest` makes a
-    /// pod's object, given its place, its addresses and those of its node.
+    /// Builds everything, pods and objects first, and returns when the daemons enforce `objects`. `manifest` creates a
+    /// pod's object from its place, its addresses and those of its node.
     pub(crate) fn new(
         setting: Setting,
         plans: &[PodPlan],
@@ -218,7 +218,7 @@ impl Bed {
         }
     }
 
-    /// Waits until both daemons enforce everything, the binding of interfaces to their pods included.
+    /// Waits until both daemons enforce everything, including the binding of interfaces to their pods.
     fn wait_until_guarded(&self) {
         let until = Instant::now() + READY_WITHIN;
         while !self.is_guarded() {
@@ -229,7 +229,7 @@ impl Bed {
 
     /// Whether both daemons enforce everything.
     ///
-    /// The one place to change when a daemon says more about that than that it is ready.
+    /// The one place to change when a daemon reports more about that than its readiness.
     pub(crate) fn is_guarded(&self) -> bool {
         (0..2).all(|node| self.answers(node, "/readyz"))
     }
@@ -266,7 +266,7 @@ impl Bed {
             for family in Family::BOTH {
                 taps.extend(TUNNELS.map(|number| (Who::Node(node), Tap::Ip(family, number))));
                 taps.extend([PORT, GENEVE_PORT].map(|port| (Who::Node(node), Tap::Udp(family, port))));
-                // Elsewhere the kernel's own tunnel has that port.
+                // With VXLAN the kernel's own tunnel has that port.
                 if self.setting.topology != Topology::Vxlan {
                     taps.push((Who::Node(node), Tap::Udp(family, VXLAN_PORT)));
                 }
@@ -288,12 +288,12 @@ impl Bed {
         }
     }
 
-    /// The lab's name of a pod.
+    /// The lab's id of a pod.
     pub(crate) fn id(&self, place: usize) -> PodId {
         self.pods[place].0
     }
 
-    /// What messages and tables call it.
+    /// The name in messages and tables.
     pub(crate) fn name(&self, who: Who) -> String {
         match who {
             Who::Pod(place) => self.pods[place].1.clone(),
@@ -304,7 +304,7 @@ impl Bed {
         }
     }
 
-    /// On which node it is; none is outside.
+    /// The node that it is on; `None` for the outside host.
     pub(crate) fn node_of(&self, who: Who) -> Option<usize> {
         match who {
             Who::Pod(place) => Some(self.lab.pod(self.pods[place].0).expect("a pod").node()),
@@ -335,17 +335,17 @@ impl Bed {
         address
     }
 
-    /// The address of a node to which its pods send what is for others: the bridge's, if there is one.
+    /// The node's address to which its pods send packets for other hosts: the bridge's, if there is one.
     pub(crate) fn gateway_address(&self, node: usize, family: Family) -> IpAddr {
         offset(self.lab.node(node).expect("a node").pod_cidr(family).network(), 1)
     }
 
-    /// The hardware address of a pod, a guest or the host outside.
+    /// The hardware address of a pod, a guest or the outside host.
     pub(crate) fn mac(&self, who: Who) -> Mac {
         self.sockets[&who].mac()
     }
 
-    /// The hardware address of the node for whoever is behind it.
+    /// The hardware address of the node as seen by the hosts behind it.
     pub(crate) fn gateway(&self, who: Who) -> Mac {
         self.gateways[&who]
     }
@@ -366,7 +366,7 @@ impl Bed {
         }
     }
 
-    /// The link's header by which `from` reaches `to`, honestly.
+    /// The link header by which `from` reaches `to` honestly.
     pub(crate) fn link(&self, from: Who, to: Who) -> Link {
         let destination = if self.on_link(from, to) { self.mac(to) } else { self.gateway(from) };
         Link { source: self.mac(from), destination }
@@ -382,7 +382,7 @@ impl Bed {
         Token(self.next_token.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Takes a message of neighbour discovery with this body for one with that token.
+    /// Registers this body of a neighbour discovery message as having that token.
     pub(crate) fn recognise(&self, body: Vec<u8>, token: Token) {
         self.sightings.recognise(body, token);
     }
@@ -391,18 +391,18 @@ impl Bed {
         self.sockets[&from].send(frame).expect("a frame");
     }
 
-    /// Who saw a token up to now.
+    /// Which hosts have seen a token so far.
     pub(crate) fn seen(&self, token: Token) -> BTreeSet<Who> {
         self.sightings.of(token)
     }
 
-    /// Returns when everything that was sent before has arrived wherever it arrives at all: a last datagram of each
-    /// sender to its own node, which is never denied, has to get through first.
+    /// Returns when everything that was sent before has arrived, if it arrives at all: a last datagram of each sender
+    /// to its own node, which is never denied, must arrive first.
     pub(crate) fn settle(&self) {
         self.settle_without(None);
     }
 
-    /// The same, when one sender has other addresses than it ought to.
+    /// The same, while one sender has other addresses than usual.
     pub(crate) fn settle_but(&self, changed: Who) {
         self.settle_without(Some(changed));
     }
@@ -431,8 +431,8 @@ impl Bed {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        // What a node holds back until it knows a neighbour, or the last fragment came; and what the captures still
-        // have to look at.
+        // Wait for what a node holds back until it knows a neighbour or the last fragment arrived, and for what the
+        // captures still have to process.
         let mut looked = None;
         while looked != Some(self.sightings.looked()) && Instant::now() < until {
             looked = Some(self.sightings.looked());
@@ -440,7 +440,7 @@ impl Bed {
         }
     }
 
-    /// Ends the daemons as a node's shutdown does, and sees them end well.
+    /// Stops the daemons as a node's shutdown does, and checks their exit status.
     pub(crate) fn end(mut self) {
         let logs = self.logs();
         for process in &mut self.daemons {
@@ -451,7 +451,7 @@ impl Bed {
     }
 }
 
-/// What a node is called.
+/// The name of a node.
 pub(crate) fn node_name(node: usize) -> String {
     format!("n{}", node + 1)
 }
@@ -462,12 +462,12 @@ pub(crate) fn udp(ip: &Ip, token: Token, port: u16, more: &[u8]) -> Vec<u8> {
     ip.packet(protocol::UDP, &ip.udp(source_port(token), port, &payload))
 }
 
-/// The source port that goes with a token, so that no attack meets the connection of another one.
+/// The source port of a token, so that no attack matches the connection of another one.
 pub(crate) fn source_port(token: Token) -> u16 {
     u16::try_from(20_000 + token.0 % 40_000).expect("less than 60,000")
 }
 
-/// The address `count` behind another one.
+/// The address `count` after another one.
 pub(crate) fn offset(base: IpAddr, count: u8) -> IpAddr {
     match base {
         IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + u32::from(count)).into(),

@@ -1,4 +1,4 @@
-//! The pods of the table, and the policies that bind them.
+//! The pods of the table, and the policies that select them.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::bed::{Bed, PodPlan, Setting, Who, node_name};
 
 /// Denied all egress.
 pub(crate) const ATTACKER: Who = Who::Pod(0);
-/// No policy selects it: it may send wherever the other side admits it.
+/// No policy selects it: it may send to every peer that admits it.
 pub(crate) const FREE: Who = Who::Pod(1);
 /// No policy selects it.
 pub(crate) const OPEN: Who = Who::Pod(2);
@@ -20,7 +20,7 @@ pub(crate) const SHY: Who = Who::Pod(4);
 pub(crate) const FRIEND: Who = Who::Pod(5);
 /// Admits UDP port 53 from anywhere, nothing else.
 pub(crate) const GATE: Who = Who::Pod(6);
-/// As [`OPEN`], on the other node, as all that follow.
+/// As [`OPEN`], on the other node, as are all that follow.
 pub(crate) const FAR_OPEN: Who = Who::Pod(7);
 /// As [`VICTIM`].
 pub(crate) const FAR_VICTIM: Who = Who::Pod(8);
@@ -29,7 +29,7 @@ pub(crate) const FAR_SHY: Who = Who::Pod(9);
 /// As [`FRIEND`].
 pub(crate) const FAR_FRIEND: Who = Who::Pod(10);
 
-/// A pod that no object names: it was made a moment ago, or its object is not read yet.
+/// A pod without an object: it was created a moment ago, or its object is not read yet.
 pub(crate) const STRANGER: Who = Who::Pod(11);
 
 pub(crate) const NODE: Who = Who::Node(0);
@@ -54,7 +54,7 @@ const PODS: [(&str, &str, usize, &str); 12] = [
     ("green", "stranger", 0, "none"),
 ];
 
-/// The ground with these pods.
+/// The test bed with these pods.
 pub(crate) fn bed(setting: Setting) -> Bed {
     let plans: Vec<PodPlan> = PODS
         .iter()

@@ -1,4 +1,4 @@
-//! A pod that takes another one's addresses for its own interface, as its owner may from within.
+//! A pod that sets another pod's addresses on its own interface, as its owner may from inside.
 
 use towpath::{
     lab::frame::{Ip, Link},
@@ -28,7 +28,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         bed.send(FREE, &link.ip(&udp(&ip, token, PORT, &[])));
     };
     let tokens = Family::BOTH.map(|family| (family, [bed.token(), bed.token()]));
-    // A bridge takes a moment until it forwards what comes from a link that was down.
+    // A bridge takes a moment until it forwards frames from a link that was down.
     for _ in 0..20 {
         for (family, [other_mac, own_mac]) in tokens {
             as_friend(family, false, other_mac);
@@ -52,7 +52,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         format!("link set eth0 address {}", bed.mac(FREE)),
         "link set eth0 up".to_owned(),
     ];
-    // With the interface went what hung on it.
+    // Setting the interface down removed what depended on it.
     let (gateway4, gateway6) = (bed.gateway_address(0, Family::V4), bed.gateway_address(0, Family::V6));
     if bed.setting.topology.has_bridge() {
         back.push(format!("addr replace {}/64 dev eth0 nodad", bed.v6(FREE)));

@@ -1,4 +1,4 @@
-//! Has a node forget its connections, as an operator's `conntrack -F` does.
+//! Deletes all connections of a node, as an operator's `conntrack -F` does.
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use towpath::lab::Netns;

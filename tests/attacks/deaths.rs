@@ -1,4 +1,4 @@
-//! The same attacks when no daemon runs, and while one starts: what was denied stays denied.
+//! The same attacks while no daemon runs, and while one starts: what was denied stays denied.
 
 use crate::{
     bed::Bed,
@@ -14,7 +14,7 @@ pub(crate) fn dead(bed: &Bed) -> Vec<Seen> {
     table.run()
 }
 
-/// Over and over, until the daemons are ready once more.
+/// Again and again, until the daemons are ready.
 pub(crate) fn starting(bed: &Bed) -> Vec<Seen> {
     let mut table = Table::new(bed);
     table.rows = topics::all(bed);

@@ -1,4 +1,4 @@
-//! Random frames, and what may become of each.
+//! Random frames, and where each may arrive.
 
 use std::net::IpAddr;
 
@@ -17,20 +17,20 @@ use towpath::{
 
 use crate::bed::{Bed, Who, offset, source_port, udp};
 
-/// A frame that was sent, and what may become of it.
+/// A frame that was sent, and where it may arrive.
 pub(crate) struct Sent {
     pub(crate) token: Token,
     pub(crate) from: usize,
-    /// How it was made, for whoever has to make it again.
+    /// How it was built, to reproduce it.
     pub(crate) story: String,
     pub(crate) family: Family,
-    /// What a policy has to allow; none if nothing may allow it.
+    /// What a policy must allow; `None` if nothing may allow it.
     pub(crate) transport: Option<Transport>,
-    /// Where it is to go, as its header says.
+    /// The destination in its header.
     pub(crate) destination: IpAddr,
-    /// A message to neighbours that passes without a policy.
+    /// A neighbour message that passes without a policy.
     pub(crate) discovery: bool,
-    /// Nothing about it is odd: if it is allowed, it has to arrive.
+    /// Nothing about it is unusual: if it is allowed, it must arrive.
     pub(crate) plain: bool,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Fuzzer<'a> {
     pub(crate) random: Random,
 }
 
-/// Ports that policies speak of, and ports that mean something to nodes.
+/// Ports that policies mention, and ports with a meaning for nodes.
 const PORTS: [u16; 10] = [53, 80, 81, 8080, 443, 4789, 6081, 8472, 67, 547];
 
 impl Fuzzer<'_> {
@@ -56,7 +56,7 @@ impl Fuzzer<'_> {
         u8::try_from(self.random.below(256)).expect("a byte")
     }
 
-    /// Any address that somebody has, or that stands for more than one.
+    /// Any address of a host, or one that stands for several hosts.
     fn any_address(&mut self, family: Family) -> IpAddr {
         let node = self.random.below(2);
         let block = self.bed.lab.nodes()[node].pod_cidr(family).network();
@@ -85,7 +85,7 @@ impl Fuzzer<'_> {
         self.bed.mac(Who::Pod(pod))
     }
 
-    /// What a packet carries: its protocol, its bytes, and what a policy has to allow.
+    /// What a packet carries: its protocol, its bytes, and what a policy must allow.
     fn message(&mut self, ip: &Ip, token: Token) -> (u8, Vec<u8>, Option<Transport>, String) {
         let port = *self.random.pick(&PORTS);
         let source = source_port(token);
@@ -176,12 +176,12 @@ impl Fuzzer<'_> {
         (sent, vec![self.bed.link(from_pod, to_pod).ip(&udp(&ip, token, port, &[]))])
     }
 
-    /// An IP packet in whatever wrapping.
+    /// An IP packet in any encapsulation.
     pub(crate) fn packet(&mut self) -> (Sent, Vec<Vec<u8>>) {
         let (bed, token, from) = (self.bed, self.bed.token(), self.any_pod());
         let family = if self.v6() { Family::V6 } else { Family::V4 };
         let own = bed.address(Who::Pod(from), family);
-        // Enough of what is allowed, so that a defence that denies too much shows as well.
+        // Enough allowed traffic, so that a defence that denies too much is noticed too.
         if self.random.chance(15) {
             let to = self.any_pod();
             return self.tame(from, to, family);
@@ -263,14 +263,14 @@ impl Fuzzer<'_> {
             }
         };
         let frames = packets.iter().map(frame).collect();
-        // Whatever is wrapped is nothing that a policy allows.
+        // No policy allows encapsulated packets.
         let transport = transport.filter(|_| source == own && wrap == 0);
         let dhcp = matches!(transport, Some(Transport::Port(Protocol::Udp, 68 | 546)));
-        // To an address that is not one host's, nobody but a server sends that.
+        // To an address that is not a single host's, only a server sends that.
         let outside = destination == bed.address(Who::Outside, family);
         let transport = transport.filter(|_| !dhcp || receiver.is_some() || outside);
         let plain = !odd && !dhcp && what.starts_with("UDP") && transport.is_some();
-        // A short question to neighbours or routers says nothing that is forbidden, whatever is in it.
+        // A short question to neighbours or routers contains nothing forbidden, whatever is in it.
         let question = number == protocol::ICMPV6 && matches!(bytes.first(), Some(133 | 135));
         let whole = packets.len() == 1 && wrap == 0 && source == own && hops == 255 && bytes.len() < 100;
         let discovery = question && whole && family == Family::V6;
@@ -310,7 +310,7 @@ impl Fuzzer<'_> {
             let frame = Link { source: own_mac, destination }
                 .frame(ether::ARP, &[message, token.bytes().to_vec()].concat());
             sent.story = format!("ARP {operation}: {claimed} is at {mac}, for {asked}, to {destination}");
-            // Who has no address yet asks whether somebody has it (RFC 5227).
+            // A host without an address asks whether another host has it (RFC 5227).
             let probe = claimed.is_unspecified() && operation == neighbour::REQUEST;
             sent.discovery = (claimed == own || probe) && mac == own_mac;
             return (sent, vec![frame]);
@@ -324,7 +324,7 @@ impl Fuzzer<'_> {
             kind::LISTENER_QUERY,
         ]);
         let hops = *self.random.pick(&[255, 255, 255, 254, 64, 1]);
-        // In an advertisement the target is whom it speaks of.
+        // In an advertisement the target is its subject.
         let subject =
             if message == kind::NEIGHBOUR_ADVERTISEMENT && self.random.chance(60) { six } else { target };
         let body = neighbour::neighbour(message, token.0 & 0x1fff_ffff, subject, Some(mac));
@@ -339,7 +339,7 @@ impl Fuzzer<'_> {
         );
         sent.discovery = hops == 255
             && match message {
-                // Who has no address yet asks for its own (RFC 4862).
+                // A host without an address asks for its own (RFC 4862).
                 kind::NEIGHBOUR_SOLICITATION if claimed.is_unspecified() => IpAddr::V6(subject) == own,
                 _ if claimed != own => false,
                 kind::ROUTER_SOLICITATION | kind::NEIGHBOUR_SOLICITATION => mac == own_mac,

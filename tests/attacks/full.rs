@@ -1,11 +1,11 @@
-//! A node whose table of connections is full.
+//! A node whose connection table is full.
 //!
-//! A pod that may send fills it: at first with datagrams that nobody answers, of which the kernel forgets one for each
-//! connection that is new; then somebody outside answers, and these are connections that the kernel keeps. What is
-//! denied must not arrive, neither then nor after the table is empty again.
+//! A pod that may send fills it: first with datagrams that nobody answers, of which the kernel drops one for each new
+//! connection; then an outside host answers, and the kernel keeps these connections. Denied packets must not arrive,
+//! neither then nor after the table is empty again.
 //!
-//! The limit is the machine's, and a namespace can only read it; but each namespace is counted for itself. So the node's
-//! table is filled up to the machine's limit, and nobody else on the machine notices.
+//! The limit is the machine's, and a namespace can only read it; but each namespace has its own count. So the node's
+//! table is filled up to the machine's limit, without affecting other namespaces.
 
 use std::{net::Ipv4Addr, ops::Range, time::Duration};
 
@@ -32,21 +32,21 @@ const LARGEST: u64 = 1 << 19;
 /// How many connections the pod has with one address.
 const PER_ADDRESS: u64 = 60_000;
 
-/// How many connections the pod tries, to learn whether any more get in.
+/// How many connections the pod tries, to find out whether any more fit.
 const SAMPLE: u64 = 2_000;
 
-/// How many more it opens while they do, and how often.
+/// How many more it opens while they fit, and how often.
 const MORE: u64 = 16_000;
 const ROUNDS: usize = 20;
 
-/// The kernel keeps a connection of UDP that was answered and has gone on for two seconds.
+/// The kernel keeps an answered connection of UDP that has lasted for two seconds.
 const LASTS_AFTER: Duration = Duration::from_millis(2_200);
 
-/// Far longer than all of this takes, so that nothing runs out on a slow machine.
+/// Far longer than the test, so that nothing expires on a slow machine.
 const TIMEOUTS: [(&str, &str); 2] =
     [("netfilter/nf_conntrack_udp_timeout", "1800"), ("netfilter/nf_conntrack_udp_timeout_stream", "1800")];
 
-/// Who had a connection before.
+/// Senders and receivers that had a connection before.
 const TALKERS: [(Who, Who); 5] =
     [(FRIEND, SHY), (FREE, OPEN), (OPEN, ATTACKER), (FREE, FAR_OPEN), (FAR_FRIEND, SHY)];
 
@@ -81,13 +81,13 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     rows
 }
 
-/// Full of what nobody answered; also how many connections that took.
+/// Fills the table with unanswered connections; returns how many that took.
 fn unanswered(bed: &Bed, limit: u64) -> (Vec<Seen>, u64) {
     let evicted = statistic(bed, "early_drop");
     let is_full = || statistic(bed, "early_drop") >= evicted + SAMPLE / 2;
     let mut numbers = 0..limit;
     flood(bed, FREE, numbers.clone());
-    // When the table is nearly full, the kernel may forget some by itself.
+    // When the table is nearly full, the kernel may drop some by itself.
     while !is_full() && numbers.end < 2 * limit {
         numbers = numbers.end..numbers.end + SAMPLE;
         flood(bed, FREE, numbers.clone());
@@ -98,14 +98,14 @@ fn unanswered(bed: &Bed, limit: u64) -> (Vec<Seen>, u64) {
     (rows, numbers.end)
 }
 
-/// Full of what the kernel keeps.
+/// Fills the table with connections that the kernel keeps.
 fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
     let mut numbers = 0..opened;
     flood(bed, OUTSIDE, numbers.clone());
     flood(bed, FREE, numbers.clone());
     let mut is_full = false;
     for _ in 0..ROUNDS {
-        // Others have connections that the kernel does not keep; they make room for some more.
+        // Other pods have connections that the kernel does not keep; they make room for some more.
         numbers = numbers.end..numbers.end + MORE;
         let refused = statistic(bed, "drop");
         flood(bed, FREE, numbers.start..numbers.start + SAMPLE);
@@ -128,7 +128,7 @@ fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
         }
     }
     table.send();
-    // These go on; so they also tell when everything that was sent before has arrived wherever it does.
+    // These continue; so they also show when everything that was sent before has arrived, if it does.
     rows.extend(talks.iter().flat_map(|talk| talk.go_on(bed)));
     rows.extend(table.rows.into_iter().map(|attack| {
         let arrived = bed.seen(attack.token).contains(&attack.to);
@@ -139,7 +139,7 @@ fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
     rows
 }
 
-/// Makes a packet for a header.
+/// Builds a packet for a header.
 type Message = fn(&Ip, Token) -> Vec<u8>;
 
 /// What is tried each time.
@@ -173,7 +173,7 @@ fn segment(ip: &Ip, token: Token, flags: u8) -> Vec<u8> {
     ip.packet(protocol::TCP, &ip.tcp(head, &token.bytes()))
 }
 
-/// A connection that stood before.
+/// A connection that existed before.
 struct Talk {
     from: Who,
     to: Who,
@@ -210,7 +210,7 @@ impl Talk {
 
     /// Whether both directions still pass.
     fn go_on(&self, bed: &Bed) -> [Seen; 2] {
-        // Nobody answers a tunnel's own packets: the kernel forgets their connection for a new one.
+        // The tunnel's own packets are not answered: the kernel drops their connection for a new one.
         let is_tunnelled =
             bed.setting.topology == Topology::Vxlan && bed.node_of(self.from) != bed.node_of(self.to);
         let (expect, attempts) = if is_tunnelled { (Expect::Undefended, 1) } else { (Expect::Arrives, 20) };
@@ -230,7 +230,7 @@ impl Talk {
     }
 }
 
-/// One datagram of each of these connections of a pod with addresses outside: the pod's, or the answer.
+/// One datagram for each of these connections of a pod with outside addresses: the pod's, or the answer.
 fn flood(bed: &Bed, from: Who, numbers: Range<u64>) {
     let link = Link { source: bed.mac(from), destination: bed.gateway(from) };
     let own = bed.v4(FREE);
@@ -240,7 +240,7 @@ fn flood(bed: &Bed, from: Who, numbers: Range<u64>) {
             let last = u8::try_from(1 + number / PER_ADDRESS).expect("few addresses");
             let other = Ipv4Addr::new(198, 51, 100, last);
             let (source, destination) = if from == FREE { (own, other) } else { (other, own) };
-            // Without a checksum, as IPv4 allows, since each port is written over.
+            // Without a checksum, as IPv4 allows, since the ports are overwritten.
             let datagram = [0, 0, 0, 0, 0, 8, 0, 0];
             frame = link.ip(&Ip::new(source.into(), destination.into()).packet(protocol::UDP, &datagram));
         }
@@ -258,7 +258,7 @@ fn number(bed: &Bed, name: &str) -> u64 {
     text.trim().parse().expect("a number")
 }
 
-/// What the node's connection tracking counted, over all processors.
+/// A counter of the node's connection tracking, summed over all processors.
 fn statistic(bed: &Bed, name: &str) -> u64 {
     let text = bed.netns(NODE).run(|| std::fs::read_to_string("/proc/thread-self/net/stat/nf_conntrack"));
     let text = text.expect("the node").expect("the statistics of connection tracking");

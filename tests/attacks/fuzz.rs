@@ -1,11 +1,11 @@
-//! Random frames from random pods of random clusters, judged by the standard and by who really sent them.
+//! Random frames from random pods of random clusters, judged by the standard and by their true senders.
 //!
-//! A frame may arrive at another pod, or outside, only if its true sender's own address is its source, the receiver
-//! has its destination, and `policy::evaluate` allows that sender that receiver; or if it is a neighbour message of
-//! the permitted kind. And what is plain and allowed has to arrive.
+//! A frame may arrive at another pod, or outside, only if its true sender's own address is its source, the receiver has
+//! its destination, and `policy::evaluate` allows the flow from that sender to that receiver; or if it is a neighbour
+//! message of the permitted kind. Plain allowed frames must arrive.
 //!
-//! `TOWPATH_FRAMES` says how many frames in each lab, `TOWPATH_CLUSTERS` how many clusters, `TOWPATH_SEED` the first
-//! one (`make soak`).
+//! `TOWPATH_FRAMES` sets the number of frames in each lab, `TOWPATH_CLUSTERS` the number of clusters, `TOWPATH_SEED`
+//! the first one (`make soak`).
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -30,7 +30,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect(variable))
 }
 
-/// Whether a frame may have got to a receiver.
+/// Whether a frame may have arrived at a receiver.
 fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) -> bool {
     let on_link = bed.on_link(Who::Pod(sent.from), at);
     if sent.discovery && on_link {
@@ -53,8 +53,8 @@ fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) 
         let (from, to, family) = (from.clone(), to.clone(), Some(sent.family));
         evaluate(cluster, &Flow { from, to, transport, family })
     };
-    // Without ports, what the receiver may begin is a connection in whose other direction everything is a reply; on
-    // another node it has begun when it was sent, whatever the sender's own node says of it (SECURITY.md).
+    // Without ports, if the receiver may start a connection, everything in its other direction is a reply; on another
+    // node it has started when it was sent, whatever the sender's own node does with it (SECURITY.md).
     let back = verdict(&receiver, &sender);
     let begun = back.allowed()
         || bed.node_of(at) != bed.node_of(Who::Pod(sent.from)) && back.of(Direction::Egress).allowed();
@@ -70,7 +70,7 @@ fn fuzz(topology: Topology, variant: Variant) {
     let due: usize = (first..first + clusters)
         .map(|seed| fuzz_one(Setting { topology, variant }, seed, number("TOWPATH_FRAMES", 1500)))
         .sum();
-    // There are clusters in which nobody may talk to anybody; the first one is none of them.
+    // In some clusters no flow is allowed; the first one is not such a cluster.
     assert!(due > 0 || first != 1, "nothing was sent that has to arrive");
 }
 
@@ -109,7 +109,7 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
     for sent in &all {
         let arrivals = bed.seen(sent.token);
         for at in arrivals.iter().copied() {
-            // A host outside shares the wire with the nodes; what is not for it only passes by.
+            // An outside host shares the wire with the nodes; frames that are not for it only pass by.
             let passes_by = match at {
                 Who::Pod(place) => place == sent.from,
                 Who::Outside => sent.destination != bed.address(Who::Outside, sent.family),

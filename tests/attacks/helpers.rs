@@ -1,7 +1,7 @@
-//! Connection helpers: a line in one connection that has the kernel expect another one.
+//! Connection helpers: a line in one connection makes the kernel expect another one.
 //!
-//! A rule of somebody else on the node hands FTP to the kernel's helper. A pod that nobody may reach then opens such a
-//! connection and names a port of its own: what comes to that port is "related", and no policy allows it.
+//! A rule of another program on the node assigns FTP to the kernel's helper. A pod that must not be reached then opens
+//! such a connection and names one of its own ports: packets to that port are "related", and no policy allows them.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -24,7 +24,7 @@ use crate::{
     table::{Expect, Seen, observed},
 };
 
-/// The port on which the victim says that it waits.
+/// The port that the victim announces.
 const NAMED: u16 = 40_021;
 
 pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
@@ -33,7 +33,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     rows
 }
 
-/// Somebody else's rule on the node: what goes to this port is given to that helper.
+/// A rule of another program on the node: packets to this port are assigned to that helper.
 pub(crate) fn hand_to_helper(
     bed: &Bed,
     family: Family,
@@ -47,7 +47,7 @@ pub(crate) fn hand_to_helper(
     bed.netns(NODE).succeed(&bed.setting.variant.program(family, ""), &rule, "")
 }
 
-/// What the node's kernel expects.
+/// The expectations of the node's kernel.
 pub(crate) fn expectations(bed: &Bed) -> String {
     let text = bed.netns(NODE).run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack_expect"));
     text.expect("the node").unwrap_or_default()
@@ -66,7 +66,7 @@ fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
         IpAddr::V4(own) => format!("PORT {},{high},{low}\r\n", own.to_string().replace('.', ",")),
         IpAddr::V6(own) => format!("EPRT |2|{own}|{NAMED}|\r\n"),
     };
-    // The helper reads only lines that follow on one that it saw end.
+    // The helper reads only lines that follow on one whose end it saw.
     let mut server = BufReader::new(server);
     for line in ["USER anonymous\r\n", &line] {
         client.write_all(line.as_bytes()).expect("a line");

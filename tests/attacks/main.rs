@@ -1,9 +1,9 @@
 //! Attacks: what a hostile pod sends, and whether it arrives.
 //!
-//! A pod and its owner are the adversary; the pod has `CAP_NET_RAW`. Each row of the table is a frame, from whom, to
-//! whom, and whether it has to arrive: an attack must not, and a control, as like it as can be, must. A frame has
+//! A pod and its owner are the adversary; the pod has `CAP_NET_RAW`. Each row of the table is a frame, its sender and
+//! receiver, and whether it must arrive: an attack must not, and a control, as similar as possible, must. A frame has
 //! arrived when the victim's interface saw it (for a node: when a socket of it did), whatever addresses it had. Each
-//! carries a token of its own, so that all are sent at once and judged in one wait.
+//! carries its own token, so that all are sent at once and judged after one wait.
 //!
 //! On a bridge, point to point and over VXLAN, with `nf_tables` and legacy, both families. SECURITY.md has a row for
 //! each topic.

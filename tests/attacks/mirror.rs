@@ -1,8 +1,8 @@
-//! The node as a mirror: an attacker says that its own address is at the victim's hardware address, and has the node
-//! answer it.
+//! The node as a mirror: an attacker claims that its own address is at the victim's hardware address, and makes the
+//! node answer it.
 //!
-//! The answer carries what the attacker asked with, and goes from the node to the victim's interface, where no rule
-//! that looks at what pods send ever sees it.
+//! The answer carries the attacker's payload, and goes from the node to the victim's interface, where no rule that
+//! checks what pods send ever sees it.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ use crate::{
     table::{Expect, Seen, observed},
 };
 
-/// How the lie is told: an ARP operation, or a type of ICMPv6.
+/// How the claim is sent: an ARP operation, or a type of ICMPv6.
 #[derive(Clone, Copy)]
 enum Lie {
     Arp(u16),
@@ -40,7 +40,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     if !bed.setting.topology.has_bridge() {
         return Vec::new();
     }
-    // By default a node takes one change a second from ARP.
+    // By default a node accepts one change a second from ARP.
     bed.netns(NODE).sysctl(&[("ipv4/neigh/cni0/locktime", "0")]).expect("a switch of the node");
     let mut rows = Vec::new();
     for (name, lie) in LIES {
@@ -51,8 +51,8 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         bed.settle_but(FREE);
         let verdict = (Expect::Never, bed.seen(token).contains(&VICTIM));
         rows.push(observed(bed, "mirrors", format!("{name} with the victim's"), (FREE, VICTIM), verdict));
-        // The truth again, and the same question: its answer comes back to whoever asked.
-        // More than once, since a node does not take every message of a busy moment.
+        // The true address again, and the same question: its answer comes back to the asker. More than once, since a
+        // busy node does not process every message.
         let comes_back = (0..5).any(|_| {
             tell(bed, lie, bed.mac(FREE));
             bed.settle_but(FREE);
@@ -66,7 +66,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     rows
 }
 
-/// Tells the node at which hardware address the attacker's own address is.
+/// Tells the node the hardware address of the attacker's own address.
 fn tell(bed: &Bed, lie: Lie, mac: Mac) {
     let link = Link { source: bed.mac(FREE), destination: bed.gateway(FREE) };
     let frame = match lie {

@@ -1,7 +1,7 @@
-//! Forged packets that open a connection in the victim's name: what comes back to the victim is then a reply.
+//! Forged packets that open a connection in the victim's name: packets back to the victim are then replies.
 //!
-//! The victim may send and nobody may reach it. An attacker sends as the victim, to a partner or back to itself, and
-//! the node remembers a connection of the victim's. Replies pass whatever the policy.
+//! The victim may send and must not be reached. An attacker sends as the victim, to a partner or back to itself, and
+//! the node tracks a connection of the victim's. Replies pass whatever the policy.
 
 use towpath::{
     lab::frame::{Ip, Link, Mac, protocol},
@@ -14,7 +14,7 @@ use crate::{
     table::{Expect, Seen, observed},
 };
 
-/// How, who forges, and who answers.
+/// The case, the forger, and the one that answers.
 const PAIRS: [(&str, Who, Who, Expect); 6] = [
     ("a reply to what the sender itself forged", FREE, FREE, Expect::Never),
     ("a reply to what another pod forged", FREE, OPEN, Expect::Never),
@@ -72,10 +72,10 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     rows
 }
 
-/// Two pods that may both send and that nobody may reach, sending to each other at the same time.
+/// Two pods that may both send and must not be reached, sending to each other with the same ports.
 ///
-/// On one node what is denied leaves no trace; but a frame to a group's hardware address does not pass the rules before
-/// the kernel takes note of its connection, on kernels that confirm such frames when a bridge hands them to its node. On
+/// On one node denied packets leave no trace; but a frame to a group's hardware address does not pass the rules before
+/// the kernel tracks its connection, on kernels that confirm such frames when a bridge delivers them to its node. On
 /// two nodes each of them knows only its own pod, which may send: what the other one sends is a reply to it.
 fn together(bed: &Bed, family: Family) -> Vec<Seen> {
     let group = Mac::of_group(bed.address(GATE, family));

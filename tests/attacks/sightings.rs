@@ -12,13 +12,13 @@ use towpath::lab::frame::Token;
 
 use crate::bed::Who;
 
-/// Where the body of an ICMPv6 message begins in a frame: behind the headers of Ethernet, IPv6 and itself.
+/// Where the body of an ICMPv6 message begins in a frame: after the headers of Ethernet, IPv6 and itself.
 const BODY: usize = 14 + 40 + 4;
 
-/// How long the bodies of solicitations and advertisements are: with a target and a hardware address, or with that only.
+/// The lengths of solicitation and advertisement bodies: with a target and a hardware address, or only the latter.
 const BODY_LENGTHS: [usize; 2] = [28, 12];
 
-/// Who saw which token, filled by the captures.
+/// Which hosts saw which token, filled by the captures.
 #[derive(Debug, Default)]
 pub(crate) struct Sightings {
     seen: Mutex<BTreeMap<Token, BTreeSet<Who>>>,
@@ -28,7 +28,7 @@ pub(crate) struct Sightings {
 }
 
 impl Sightings {
-    /// Notes every token in what somebody received.
+    /// Records every token in what a host received.
     pub(crate) fn look(&self, who: Who, bytes: &[u8]) {
         self.looked.fetch_add(1, Ordering::Relaxed);
         for token in Token::find(bytes) {
@@ -43,18 +43,18 @@ impl Sightings {
         }
     }
 
-    /// Takes a message of neighbour discovery with this body for that token.
+    /// Registers this body of a neighbour discovery message as having that token.
     pub(crate) fn recognise(&self, body: Vec<u8>, token: Token) {
         assert!(BODY_LENGTHS.contains(&body.len()), "{body:?} would not be found");
         self.bodies.write().unwrap().insert(body, token);
     }
 
-    /// How many frames and datagrams were looked at.
+    /// How many frames and datagrams were processed.
     pub(crate) fn looked(&self) -> u64 {
         self.looked.load(Ordering::Relaxed)
     }
 
-    /// Who saw a token up to now.
+    /// Which hosts have seen a token so far.
     pub(crate) fn of(&self, token: Token) -> BTreeSet<Who> {
         self.seen.lock().unwrap().get(&token).cloned().unwrap_or_default()
     }

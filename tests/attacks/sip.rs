@@ -1,8 +1,8 @@
-//! The helper for SIP: what one datagram has the kernel expect.
+//! The helper for SIP: what one datagram makes the kernel expect.
 //!
-//! A rule of somebody else on the node hands SIP to the kernel's helper. A pod that nobody may reach then calls somebody,
-//! names a port for the voice (`INVITE` with SDP), and registers another one for calls to itself (`REGISTER`): what
-//! comes from the other side to these ports is "related", and no policy allows it.
+//! A rule of another program on the node assigns SIP to the kernel's helper. A pod that must not be reached then calls
+//! another one, names a port for the voice (`INVITE` with SDP), and registers another one for calls to itself
+//! (`REGISTER`): packets from the other side to these ports are "related", and no policy allows them.
 
 use towpath::{
     lab::frame::{Token, protocol},
@@ -18,12 +18,12 @@ use crate::{
 
 const PORT: u16 = 5060;
 
-/// One call: who makes it, what it says about itself, and what must become of what the other side sends then.
+/// One call: the caller, what it announces about itself, and whether the other side's packets may then arrive.
 struct Call {
     family: Family,
     from: Who,
     expected: Expect,
-    /// Names the method, and of which port the kernel must take note.
+    /// Names the method, and which port the kernel must record.
     method: &'static str,
     named: u16,
     asked: Token,
@@ -33,7 +33,7 @@ struct Call {
 
 pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     for family in Family::BOTH {
-        // The rule is that for FTP but for the port and the name, and that one stands: so it is the name.
+        // The rule is that for FTP except for port and helper name, and that one worked: so the name is the cause.
         if let Err(error) = hand_to_helper(bed, family, ("udp", PORT), "sip") {
             println!(
                 "skipped: the helper for SIP, which this kernel does not have (nf_conntrack_sip): {error}"
@@ -41,7 +41,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
             return Vec::new();
         }
     }
-    // The pod that anybody may reach is the control: the same words, and all of it arrives.
+    // The pod that may be reached is the control: the same messages, and all of them arrive.
     let who = [(VICTIM, Expect::Never), (FREE, Expect::Arrives)];
     let methods = ["INVITE", "REGISTER"];
     let mut named = (40_060..).step_by(2);
@@ -72,7 +72,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
 }
 
 impl Call {
-    /// Sends a datagram of the caller's, or one of the other side's.
+    /// Sends a datagram from the caller, or one from the other side.
     fn send(&self, bed: &Bed, forth: bool, (source, destination): (u16, u16), payload: &[u8]) {
         let (from, to) = if forth { (self.from, OPEN) } else { (OPEN, self.from) };
         let ip = bed.ip(from, to, self.family);
@@ -85,7 +85,7 @@ impl Call {
         if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
     }
 
-    /// What stands in the request and in its answer alike.
+    /// What the request and its answer have in common.
     fn lines(&self, bed: &Bed) -> String {
         let (own, other) = (self.address(bed, self.from), self.address(bed, OPEN));
         let (method, named, port) = (self.method, self.named, source_port(self.asked));
@@ -121,7 +121,7 @@ impl Call {
         [format!("{start}\r\n{lines}{more}").as_bytes(), &self.asked.bytes()].concat()
     }
 
-    /// A registration that is granted, and a call that rings.
+    /// A granted registration, and a ringing call.
     fn answer(&self, bed: &Bed) -> Vec<u8> {
         let lines = self.lines(bed);
         let text = if self.method == "REGISTER" {
@@ -134,7 +134,7 @@ impl Call {
 
     fn judge(&self, bed: &Bed, expectations: &str) -> [Seen; 4] {
         let dport = format!("dport={} ", self.named);
-        // A registration that nobody granted is noted as well, and lets nothing be expected yet.
+        // A registration that nobody granted is recorded too, and allows nothing yet.
         let noted = expectations.lines().any(|line| line.contains(&dport) && !line.contains("INACTIVE"));
         let row = |name: &str, (from, to): (Who, Who), expect: Expect, arrived: bool| {
             let name = format!("SIP {}, {name}, {:?}", self.method, self.family);

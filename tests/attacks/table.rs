@@ -1,4 +1,4 @@
-//! The table of attacks: rows as data, how they are sent, and what is said about those that arrived.
+//! The table of attacks: rows as data, how they are sent, and the report of those that arrived.
 
 use std::{
     collections::BTreeMap,
@@ -15,17 +15,17 @@ use crate::{
     conntrack,
 };
 
-/// How long what must arrive may take: far more than it does, on a busy machine as well.
+/// How long required frames may take to arrive: far more than they need, even on a busy machine.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
-/// What has to become of a frame.
+/// What must happen to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expect {
-    /// A control: it is allowed and arrives, which shows that the sender works and nothing is denied too much.
+    /// A control: it is allowed and arrives, which shows that the sender works and that not too much is denied.
     Arrives,
     /// An attack.
     Never,
-    /// It may arrive: SECURITY.md says that it is not defended, and why. The table shows it.
+    /// It may arrive: SECURITY.md says that there is no defence, and why. The table shows it.
     Undefended,
 }
 
@@ -36,18 +36,18 @@ pub(crate) enum Stage {
     Calm,
     /// After the nodes forgot all connections.
     Forgotten,
-    /// At the end: it may spoil what neighbours and bridges remember.
+    /// At the end: it may corrupt the caches of neighbours and bridges.
     Poison,
 }
 
 /// One row.
 #[derive(Clone, Debug)]
 pub(crate) struct Attack {
-    /// The row of SECURITY.md that speaks of it.
+    /// Its row in SECURITY.md.
     pub(crate) topic: &'static str,
     pub(crate) name: String,
     pub(crate) from: Who,
-    /// Who must, or must not, get it.
+    /// The host that must, or must not, receive it.
     pub(crate) to: Who,
     pub(crate) family: Option<Family>,
     pub(crate) token: Token,
@@ -56,7 +56,7 @@ pub(crate) struct Attack {
     pub(crate) stage: Stage,
 }
 
-/// Rows in the making.
+/// A table under construction.
 pub(crate) struct Table<'a> {
     pub(crate) bed: &'a Bed,
     pub(crate) rows: Vec<Attack>,
@@ -70,7 +70,7 @@ impl<'a> Table<'a> {
         Self { bed, rows: Vec::new(), topic: "", family: None, stage: Stage::Calm }
     }
 
-    /// What follows belongs to this row of SECURITY.md, this family and this stage.
+    /// The following rows belong to this row of SECURITY.md, this family and this stage.
     pub(crate) fn section(&mut self, topic: &'static str, family: Option<Family>, stage: Stage) {
         (self.topic, self.family, self.stage) = (topic, family, stage);
     }
@@ -97,7 +97,7 @@ impl<'a> Table<'a> {
         self.add(Expect::Arrives, name.into(), from, to, frames);
     }
 
-    /// An attack that is known not to be defended.
+    /// An attack that is known to have no defence.
     pub(crate) fn undefended(
         &mut self,
         name: impl Into<String>,
@@ -122,7 +122,7 @@ impl<'a> Table<'a> {
         self.rows.push(Attack { topic, name, from, to, family, token, frames, expect, stage });
     }
 
-    /// Keeps what disturbs nothing, controls included, for another time: `topic` says when.
+    /// Keeps the rows that disturb nothing, controls included, for another run: `topic` says when.
     pub(crate) fn again(&mut self, topic: &'static str) {
         self.rows.retain(|row| row.expect != Expect::Undefended && row.stage == Stage::Calm);
         for row in &mut self.rows {
@@ -140,7 +140,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Sends everything, stage after stage, controls before attacks; what arrived, in the order of the rows.
+    /// Sends everything, stage after stage, controls before attacks; returns what arrived, in the order of the rows.
     pub(crate) fn run(self) -> Vec<Seen> {
         let bed = self.bed;
         for stage in [Stage::Calm, Stage::Forgotten, Stage::Poison] {
@@ -158,7 +158,7 @@ impl<'a> Table<'a> {
                     .filter(move |row| row.stage == stage && (row.expect == Expect::Arrives) == control)
             };
             let send = |row: &Attack| row.frames.iter().for_each(|frame| bed.send(row.from, frame));
-            // The one timeout is that after which what must arrive has not.
+            // The only timeout is for required frames that do not arrive.
             let mut until = Instant::now() + ARRIVES_WITHIN;
             let mut missing: Vec<&Attack> = of(true).collect();
             while !missing.is_empty() && Instant::now() < until {
@@ -183,7 +183,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// A row for something that was seen otherwise than by a frame that arrived.
+/// A row for something that was observed in another way than by a frame that arrived.
 pub(crate) fn observed(
     bed: &Bed,
     topic: &'static str,
@@ -205,7 +205,7 @@ pub(crate) fn observed(
     Seen { attack, arrived }
 }
 
-/// A row, and what became of it.
+/// A row, and its result.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) attack: Attack,
@@ -213,7 +213,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Whether that is as it has to be.
+    /// Whether the result is as required.
     fn is_right(&self) -> bool {
         match self.attack.expect {
             Expect::Arrives => self.arrived,
@@ -223,7 +223,7 @@ impl Seen {
     }
 }
 
-/// Prints what is wrong, and fails if something is.
+/// Prints what is wrong, and fails if there is anything.
 pub(crate) fn judge(bed: &Bed, seen: &[Seen]) {
     record(bed, seen);
     let documented = include_str!("../../SECURITY.md");
@@ -271,13 +271,13 @@ const fn family(family: Option<Family>) -> &'static str {
 /// How many arrived, and of how many, for each lab.
 type Counts = BTreeMap<String, (usize, usize)>;
 
-/// The lines of all labs up to now.
+/// The lines of all labs so far.
 static RECORDED: Mutex<BTreeMap<(&'static str, String), Counts>> = Mutex::new(BTreeMap::new());
 
 /// Writes the whole table as Markdown to the file that `TOWPATH_ATTACK_TABLE` names.
 ///
-/// One line for each attack, over all its senders, receivers and families; one column for each lab, which says how
-/// many of them arrived.
+/// One line for each attack, over all its senders, receivers and families; one column for each lab, with the number of
+/// them that arrived.
 fn record(bed: &Bed, seen: &[Seen]) {
     let Some(path) = std::env::var_os("TOWPATH_ATTACK_TABLE") else { return };
     let Setting { topology, variant } = bed.setting;
@@ -289,7 +289,7 @@ fn record(bed: &Bed, seen: &[Seen]) {
             Expect::Never => "must not",
             Expect::Undefended => "may",
         };
-        // Of what is sent again the topic is enough.
+        // For rows that are sent again the topic is enough.
         let name = row.attack.name.split(": ").next().unwrap_or_default();
         let line = format!("{name} | {} | {expect}", family(row.attack.family));
         let counts = recorded.entry((row.attack.topic, line)).or_default().entry(lab.clone()).or_default();

@@ -1,4 +1,4 @@
-//! What the commands answer, as scripts rely on it.
+//! The output of the commands, as scripts rely on it.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! `towpath run` and `towpath cleanup`, in a network namespace of their own.
+//! `towpath run` and `towpath cleanup`, in their own network namespace.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::ground::{ended, examples, run, text, towpath};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs `test` on a thread that has a network namespace and a `/run` of its own.
+/// Runs `test` on a thread that has its own network namespace and `/run`.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
@@ -50,7 +50,7 @@ impl Daemon {
         Self(towpath(&arguments).stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Tells it to stop; its exit status and its log.
+    /// Stops it with SIGTERM; returns its exit status and its log.
     fn stop(mut self) -> (Option<i32>, String) {
         kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM).unwrap();
         let status = self.0.wait().unwrap().code();
@@ -68,7 +68,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The status and the body of an answer; nothing while nobody listens.
+/// The status and the body of an answer; `None` while nothing listens.
 fn get(path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
@@ -107,7 +107,7 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
         let folder = examples();
         let manifests = folder.path().join("manifests");
         let daemon = Daemon::start(manifests.to_str().unwrap(), &["--bridge-netfilter", "ignore"]);
-        // No interface is that of one of its pods here.
+        // No interface here belongs to one of its pods.
         wait_for("readiness", || {
             get("/readyz").is_some_and(|(status, text)| {
                 status == 200 && text.ends_with("are closed: no interface is known to be theirs\n")
@@ -129,7 +129,7 @@ fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup()
         assert!(output("iptables", &["-F", "FORWARD"]).is_empty());
         wait_for("the repair", || chains().contains("-A FORWARD -j TOWPATH-FORWARD"));
 
-        // A file that cannot be read changes nothing and is told.
+        // An unreadable file changes nothing and is reported.
         fs::write(&policies, "kind: [").unwrap();
         wait_for("the fault", || get("/metrics").unwrap().1.contains("towpath_refused_objects 1\n"));
         let last = chains();
@@ -237,7 +237,7 @@ fn a_bug_report_has_what_the_daemon_and_the_kernel_say_and_says_what_it_lacks() 
         assert_eq!((chains(), output("ipset", &["save"])), before, "looking changes nothing");
         drop(daemon);
 
-        // Without a daemon the rest is there, and what is missing is named.
+        // Without a daemon the rest is included, and what is missing is named.
         let file = folder.path().join("left.tar.gz");
         let made = run(&["bugreport", "--output", file.to_str().unwrap()]);
         assert_eq!(made.status, 0, "{made:?}");
@@ -285,7 +285,7 @@ fn what_compile_prints_is_what_run_writes() {
             assert!(child.wait().unwrap().success(), "{program}");
         }
         let sorted = |text: &str| {
-            // The kernel gives each set a seed and a size of its own.
+            // The kernel gives each set its own seed and size.
             let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with("add")).collect();
             lines.sort_unstable();
             lines.join("\n")

@@ -1,14 +1,14 @@
-//! What the documents show is what the program prints.
+//! The documents show what the program prints.
 //!
-//! Each ```` ```console ```` block of README.md is a session in the root of the repository: after each `$ command` comes
-//! what it prints on standard output and then on standard error. Blocks marked `console root` change the kernel and are
-//! not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes what is printed into README.md.
+//! Each ```` ```console ```` block of README.md is a session in the root of the repository: each `$ command` is
+//! followed by its standard output and then its standard error. Blocks marked `console root` change the kernel and are
+//! not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes the output into README.md.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::ground::{commands, files, root, run, shell, text};
 
-/// A text with its sessions played again, and how many commands that were.
+/// A text with its sessions run again, and the number of commands in it.
 fn played(text: &str) -> (String, usize) {
     let mut lines = text.lines().peekable();
     let mut result = String::new();
@@ -23,7 +23,7 @@ fn played(text: &str) -> (String, usize) {
             continue;
         }
         while let Some(line) = lines.next_if(|line| *line != "```") {
-            // What is no command is what the one before printed.
+            // Lines that are not commands are the output of the previous one.
             if let Some(command) = line.strip_prefix("$ ") {
                 commands += 1;
                 push(line);
@@ -96,7 +96,7 @@ fn docs_metrics_has_every_metric_and_no_other() {
 fn docs_operations_has_every_flag_of_run_with_its_variable() {
     let operations = text("docs/operations.md");
     let help = run(&["run", "-h"]).stdout;
-    // What is further to the right is text about a flag.
+    // Text further to the right describes a flag.
     let is_flag = |line: &&str| line.len() - line.trim_start().len() <= 6;
     let flags = help.lines().filter(is_flag).filter_map(|line| {
         let line = line.trim_start();
@@ -113,7 +113,7 @@ fn docs_operations_has_every_flag_of_run_with_its_variable() {
     }
 }
 
-/// Everything below a folder that ends with `.rs`.
+/// The text of all `.rs` files below a folder.
 fn sources(folder: &Path) -> String {
     let mut text = String::new();
     for entry in fs::read_dir(folder).unwrap() {

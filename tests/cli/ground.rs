@@ -15,12 +15,12 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A text of the repository.
+/// A file of the repository as text.
 pub(crate) fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: i32,
@@ -36,14 +36,14 @@ impl Ended {
     }
 }
 
-/// The program with these arguments, in the root of the repository, with nothing of towpath's in its environment.
+/// The program with these arguments, in the root of the repository, without towpath's variables in its environment.
 pub(crate) fn towpath(arguments: &[&str]) -> Command {
     let mut command = Command::new(TOWPATH);
     command.args(arguments);
     prepared(command)
 }
 
-/// A line of a shell, in which `towpath` is the built program.
+/// Runs a shell line, in which `towpath` is the built program.
 pub(crate) fn shell(line: &str, folder: &Path) -> Ended {
     let bin = Path::new(TOWPATH).parent().unwrap().to_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -63,7 +63,7 @@ fn prepared(mut command: Command) -> Command {
     command
 }
 
-/// Runs to the end.
+/// Runs a command to its end.
 pub(crate) fn ended(command: &mut Command) -> Ended {
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -91,12 +91,12 @@ pub(crate) fn commands() -> Vec<String> {
     let help = run(&["--help"]).stdout;
     let lines =
         help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    // What goes on in another line is further to the right.
+    // Continuation lines are further to the right.
     let names = lines.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     names.filter(|name| !name.is_empty() && *name != "help").map(str::to_owned).collect()
 }
 
-/// A folder with what the examples of `--help` speak of: `objects.yaml` and `manifests/`.
+/// A folder with the files of the examples in `--help`: `objects.yaml` and `manifests/`.
 pub(crate) fn examples() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let manifests = folder.path().join("manifests");

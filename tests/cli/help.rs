@@ -1,8 +1,8 @@
-//! `--help` tells the truth.
+//! `--help` is correct.
 
 use crate::ground::{commands, examples, run, shell};
 
-/// What needs root or a daemon, or does not end by itself.
+/// Commands that need root or a daemon, or do not end by themselves.
 const NOT_RUN: [&str; 6] = ["run", "status", "bugreport", "cleanup", "prepare", "demo"];
 
 #[test]
@@ -26,7 +26,7 @@ fn every_command_has_an_example_and_the_examples_work() {
     assert!(played >= 4, "only {played} examples were run");
 }
 
-/// Whether a flag begins in this line of the help; what goes on with a flag is further to the right.
+/// Whether a flag starts in this line of the help; continuation lines are further to the right.
 fn starts_flag(line: &str) -> bool {
     let text = line.trim_start();
     text.starts_with('-') && line.len() - text.len() <= 6

@@ -1,4 +1,4 @@
-//! The command line as others see it: the built program, run as a shell would run it.
+//! The command line as users see it: the built program, run as a shell would run it.
 
 #![cfg(test)]
 

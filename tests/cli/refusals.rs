@@ -1,4 +1,4 @@
-//! What the commands cannot or will not do: their exit status, and one clear line.
+//! What the commands cannot do or refuse: their exit status, and one clear line.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
@@ -36,7 +36,7 @@ fn without_files_a_question_goes_to_the_cluster_and_a_cluster_that_is_not_there_
     refused(&["matrix", "--kubeconfig", "no/such"], 3, "it is not known how to reach the API server");
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("kubeconfig");
-    // Port 9 of loopback: nobody listens.
+    // Port 9 of loopback: nothing listens.
     let text = "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],\
                 users: [{name: u, user: {}}], clusters: [{name: c, cluster: {server: 'https://127.0.0.1:9'}}]}";
     fs::write(&kubeconfig, text).unwrap();
@@ -84,7 +84,7 @@ fn faulty_objects_get_no_answer_but_their_faults() {
     }
 }
 
-/// The program as a user who may not change the kernel's tables, copied into `folder`, where that user may look; none
+/// The program as a user who may not change the kernel's tables, copied into `folder`, which that user may read; `None`
 /// if this user cannot become one.
 fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
     if !geteuid().is_root() {
@@ -97,8 +97,8 @@ fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
     };
     let works = setpriv().arg("true").output().is_ok_and(|output| output.status.success());
     let program = folder.join("towpath");
-    // Not by this process: a program that another test starts meanwhile would hold the copy open for writing, and nothing
-    // can run it then.
+    // Not by this process: a program that another test starts meanwhile would hold the copy open for writing, and then
+    // it cannot be run.
     assert!(Command::new("cp").arg(TOWPATH).arg(&program).status().unwrap().success());
     let mut command = setpriv();
     command.arg(program).args(arguments);

@@ -1,4 +1,4 @@
-//! The node's clock is set while the daemon runs.
+//! The node's clock changes while the daemon runs.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use crate::harness::{
     objects::{labelled, path},
 };
 
-/// As long as the API server may believe a token that has been revoked: it remembers its answers for ten seconds.
+/// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
 const REMEMBERED: Duration = Duration::from_secs(15);
 
-/// The library of Debian's package libfaketime that stands between a program and the clock of the day.
+/// The library of Debian's package libfaketime that changes the wall clock of a program.
 fn library() -> PathBuf {
     let found = fs::read_dir("/usr/lib").unwrap().flatten();
     let found =
@@ -56,13 +56,13 @@ fn however_the_clock_jumps_changes_arrive_and_credentials_are_renewed() {
             .env("LD_PRELOAD", library())
             .env("FAKETIME_TIMESTAMP_FILE", &clock)
             .env("FAKETIME_NO_CACHE", "1");
-        // Only the clock of the day can be set; the one that measures intervals never jumps.
+        // Only the wall clock can be set; the monotonic clock never jumps.
         command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
         let daemon = Daemon::start(&world, 0, command);
         daemon.wait_ready();
         let last_success = |daemon: &Daemon<'_>| daemon.metric("towpath_last_success_timestamp_seconds");
         let before = last_success(&daemon);
-        // The packets may obey a moment before the metric says so.
+        // Packets may follow the change a moment before the metric shows it.
         let jumped = |is: &dyn Fn(f64) -> bool| {
             let until = Instant::now() + SOON;
             while !is(last_success(&daemon)) {
@@ -77,7 +77,7 @@ fn however_the_clock_jumps_changes_arrive_and_credentials_are_renewed() {
         world.cable(0).reset(&world.plane);
         toggle(true);
 
-        // Back again: what was read a moment ago now seems to hold for days yet.
+        // Back again: what was read a moment ago now seems to be valid for days.
         jump("-3d");
         toggle(false);
         jumped(&|now| now < before - 2.0 * 86_400.0);

@@ -1,4 +1,4 @@
-//! Kubernetes Events about what is over budget, for the owner of the namespace.
+//! Kubernetes Events about exceeded budgets, for the owner of the namespace.
 
 use std::{thread, time::Duration};
 
@@ -42,7 +42,7 @@ fn the_owner_of_a_policy_over_budget_gets_an_event_where_the_daemon_may_create_o
             daemon
         };
 
-        // With the rights of the base it may not, and goes on.
+        // With the rights of the base it may not create Events, and continues.
         let daemon = start();
         wait_until("the log names what grants the right", SOON, || {
             daemon.log().contains("deploy/components/events")
@@ -60,14 +60,14 @@ fn the_owner_of_a_policy_over_budget_gets_an_event_where_the_daemon_may_create_o
         assert!(note.contains("over the budget of the policy (200)"), "{note}");
         drop(daemon);
 
-        // The whole namespace, which its owner finds in the namespace itself. Each Event once.
+        // The whole namespace: its owner finds the Event in the namespace itself. Each Event comes once.
         let command = world.command(0, &["--namespace-budget", "100"]);
         let daemon = Daemon::start(&world, 0, command);
         daemon.wait_ready();
         wait_until("an Event about the namespace", SOON, || {
             events(&world, "shop").iter().any(|(regarding, _)| regarding == "Namespace shop")
         });
-        // One a second would come, if they came again.
+        // If they were repeated, there would be one a second.
         thread::sleep(Duration::from_millis(3500));
         assert_eq!(events(&world, "shop").len(), 2, "{:?}", events(&world, "shop"));
         assert_eq!(events(&world, "quiet"), []);

@@ -1,4 +1,4 @@
-//! API server, storage and daemon killed in every order, while everything changes: not a packet passes that no state
+//! API server, storage and daemon killed in every order, while everything changes: no packet passes that no state
 //! allows, and none is lost that all do.
 
 use std::{
@@ -21,24 +21,24 @@ use crate::harness::{
     objects::{labelled, path, policy},
 };
 
-/// Who may never send to whom, in no state that the churn goes through, nor in any between two of them.
+/// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
 const NEVER: [(&str, &str); 4] = [
-    // In one role it may send, but is not taken; in the other it is taken, but may not send.
+    // In one role it may send but is not admitted; in the other it is admitted but may not send.
     ("shop/turncoat", "shop/receiver"),
-    // One policy closes either the sender or the receiver.
+    // One policy isolates either the sender or the receiver.
     ("shop/left", "shop/right"),
-    // Its namespace changes its label, between two that are not taken.
+    // Its namespace changes its label, between two that are not admitted.
     ("team/nomad", "shop/receiver"),
-    // Taken by pods to which the receiver never belongs, and on another node.
+    // Admitted by pods to which the receiver never belongs, and on another node.
     ("far/peer", "shop/receiver"),
 ];
 
-/// Who may always send to whom, in every state.
+/// Senders that may always reach their receiver, in every state.
 const ALWAYS: [(&str, &str); 3] = [
     ("shop/client", "shop/server"),
-    // Goes from one role that is taken to another that is taken.
+    // Changes from one admitted role to another.
     ("far/friend", "shop/server"),
-    // What nobody selects.
+    // Not selected by any policy.
     ("far/peer", "shop/free"),
 ];
 
@@ -102,7 +102,7 @@ fn place(kind: &str, key: &str) -> String {
     if kind == "namespaces" { format!("/api/v1/namespaces/{key}") } else { path(kind, key) }
 }
 
-/// Objects, each with the changes that it goes through.
+/// Objects, each with its changes.
 fn states() -> Vec<((&'static str, &'static str), Vec<Value>)> {
     let labels = |key: &str, values: &[&str]| -> Vec<Value> {
         values.iter().map(|value| json!({ "metadata": { "labels": { key: value } } })).collect()
@@ -165,7 +165,7 @@ impl Drop for Churn {
     }
 }
 
-/// A small generator of numbers that look random: the same seed, the same luck.
+/// A small pseudo-random number generator: the same seed gives the same numbers.
 struct Luck(u64);
 
 impl Luck {
@@ -176,7 +176,7 @@ impl Luck {
     }
 }
 
-/// What happens in the play.
+/// One action of the test.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     KillServer,
@@ -187,7 +187,7 @@ enum Act {
     StartDaemon,
 }
 
-/// Every order in which one, the other or both are killed and come back, with the storage killed once as well.
+/// Every order in which one, the other or both are killed and restarted, and once the storage is killed as well.
 const ACTS: [&[Act]; 7] = {
     use Act::{KillDaemon, KillEtcd, KillServer, StartDaemon, StartEtcd, StartServer};
     [
@@ -265,7 +265,7 @@ fn play(plane: Lease, variant: Variant) {
     assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
     assert!(watched.open > 200, "{}", watched.open);
     converges(&world);
-    // What the killed ones left half done is done: one that starts anew finds nothing to change.
+    // What the killed ones left half done is completed: a restarted one finds nothing to change.
     drop(daemon);
     let before = world.rules();
     let fresh = world.run(0);
@@ -275,7 +275,7 @@ fn play(plane: Lease, variant: Variant) {
     drop(fresh);
 }
 
-/// After all that, a change is enforced as ever.
+/// After all that, a change is enforced as usual.
 fn converges(world: &World) {
     world.policy("shop/last", &json!({ "podSelector": labelled(&json!({ "app": "free" })) }));
     world.until("far/peer", "shop/free", false, SOON);
@@ -285,7 +285,7 @@ fn converges(world: &World) {
         let (kind, key) = path;
         world.api().patch(&place(kind, key), &states[0]);
     }
-    // Sets that went out of use are destroyed a second later.
+    // Unused sets are destroyed a second later.
     thread::sleep(Duration::from_secs(2));
 }
 

@@ -1,4 +1,4 @@
-//! What deploy/ holds is what an API server takes.
+//! An API server accepts the contents of deploy/.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{ControlPlane, apart, objects};
 
-/// What `kubectl apply` is to be given: the folders of deploy/ that can be applied, and the rendered file.
+/// The inputs of `kubectl apply`: the folders of deploy/ that can be applied, and the rendered file.
 fn manifests() -> Vec<[String; 2]> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let overlays = fs::read_dir(root.join("deploy/overlays")).unwrap();
@@ -16,7 +16,7 @@ fn manifests() -> Vec<[String; 2]> {
     folders.chain([["-f".to_owned(), "deploy/towpath.yaml".to_owned()]]).collect()
 }
 
-/// A definition of the `PodMonitor`, which the Prometheus operator brings: with its name, but without its fields.
+/// A definition of the `PodMonitor`, which the Prometheus operator provides: with its name, but without its fields.
 fn pod_monitors() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -42,8 +42,8 @@ fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
     (applied.status.success(), said)
 }
 
-/// Strict validation refuses unknown and repeated fields. The API server says what is deprecated in a warning. What a
-/// kubelet would say to the containers is not asked here, nor what the Prometheus operator says to its `PodMonitor`.
+/// Strict validation refuses unknown and repeated fields. The API server reports deprecated ones in a warning. Whether
+/// a kubelet accepts the containers is not tested here, nor whether the Prometheus operator accepts its `PodMonitor`.
 #[test]
 fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
     apart(|plane| {
@@ -60,7 +60,7 @@ fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
             assert!(applied, "{what}: {said}");
             assert!(!said.contains("Warning"), "{what}: {said}");
             assert!(said.contains("/towpath"), "{what}: {said}");
-            // What is there already is asked for once more: nothing of it was dropped or filled in otherwise.
+            // Existing objects are applied once more: nothing of them was dropped or defaulted differently.
             let (same, again) = apply(&plane, &[how, what, "--dry-run=server"]);
             assert!(same, "{what}: {again}");
             assert!(
@@ -91,7 +91,7 @@ fn the_rendered_file_is_what_the_folder_says() {
 
 #[test]
 fn a_manifest_with_a_field_that_is_not_there_is_refused() {
-    // That the test above can fail.
+    // Checks that the test above can fail.
     apart(|plane| {
         let mut pod = objects::pod("default/strict", &json!({}), "node", &[], &[]);
         pod["spec"]["hostNetwrok"] = true.into();

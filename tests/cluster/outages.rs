@@ -1,4 +1,4 @@
-//! The API server is away, silent, behind or new: what was enforced stays enforced, and what was missed is made up for.
+//! The API server is away, silent, behind or new: what was enforced stays enforced, and missed changes are made up for.
 
 use std::{thread, time::Duration};
 
@@ -11,14 +11,14 @@ use crate::harness::{
     wait_until,
 };
 
-/// How long a daemon may take to see that a connection is dead of which it was not told, and to make another: it waits
-/// for a sign of life for 90 seconds.
+/// How long a daemon may take to detect a dead connection that was not closed, and to reconnect: it waits 90 seconds
+/// for any data.
 const DEAD: Duration = Duration::from_secs(150);
 
-/// A second API server on the same etcd, of which the daemon does not know.
+/// A second API server on the same etcd, which the daemon does not know.
 const OTHER: u16 = PORT + 1;
 
-/// Only pods with the label `role: client` may reach the database; two of them do. Nobody may reach the shelf.
+/// Only pods with the label `role: client` may reach the database; two of them do. No pod may reach the shelf.
 fn world(plane: Lease) -> World {
     let world = World::new(
         plane,
@@ -43,7 +43,7 @@ fn assert_as_before(world: &World) {
     world.until("shop/second", "shop/shelf", false, SOON);
 }
 
-/// What happens while the daemon hears nothing: a pod and a policy are deleted, labels change, a namespace comes.
+/// Changes while the daemon receives nothing: a pod and a policy are deleted, labels change, a namespace is created.
 fn meanwhile(api: &Api) {
     api.delete(&path("pods", "shop/gone"));
     api.delete(&path("networkpolicies", "shop/shelf"));
@@ -52,7 +52,7 @@ fn meanwhile(api: &Api) {
     api.create(&namespace("new", &json!({ "team": "new" })));
 }
 
-/// What comes of it, once it is heard.
+/// The effect of these changes, once they are received.
 #[track_caller]
 fn assert_as_after(world: &World, at_most: Duration) {
     world.until("shop/second", "shop/db", true, at_most);
@@ -87,7 +87,7 @@ fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
         world.plane.kill();
         meanwhile(&other.api);
         assert_as_before(&world);
-        // One that is away for long is told of, with the time.
+        // A long absence is reported, with its duration.
         let said = daemon.wait_unready(READY + SOON, &["no changes received for", "100.100.0.1"]);
         println!("without an API server for long: {}", said.trim());
         let staleness = r#"towpath_watch_staleness_seconds{kind="Pod"}"#;
@@ -98,7 +98,7 @@ fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
         daemon.wait_ready();
         assert!(daemon.metric(staleness) < 20.0, "{}", daemon.metric(staleness));
 
-        // And with its storage away: it answers, but knows nothing.
+        // And without its storage: it answers, but knows nothing.
         world.plane.kill_etcd();
         thread::sleep(Duration::from_secs(1));
         assert_as_after(&world, SOON);
@@ -141,7 +141,7 @@ fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enfor
 fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
     apart(|plane| {
         let world = world(plane);
-        // Without a cache of its own it asks etcd for each watch, and so cannot know more than etcd does.
+        // Without its own cache it asks etcd for each watch, and so cannot know more than etcd does.
         let uncached = ["--watch-cache=false"];
         let other = world.plane.beside(OTHER, &uncached);
         let daemon = Daemon::start(&world, 0, world.command_at(0, OTHER, &[]));
@@ -182,7 +182,7 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
         daemon.wait_ready();
         assert_as_before(&world);
 
-        // Deleted later, it is missed, and nothing else is.
+        // If it is deleted later, it is reported missing, and nothing else changes.
         world.api().delete("/api/v1/nodes/node-1");
         daemon.wait_unready(SOON, &["no node", "node-1", "any more"]);
         assert_as_before(&world);
@@ -193,7 +193,7 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
     });
 }
 
-/// Each takes as long as silence is borne, and most of it is waiting: so they are side by side.
+/// Each takes as long as the timeout for silence, and is mostly waiting: so they run in parallel.
 #[test]
 fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
     let silences =
@@ -205,7 +205,7 @@ fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
     }
 }
 
-/// Their packets vanish, and nobody is told.
+/// Their packets vanish, and neither end is notified.
 fn a_firewall_forgets_the_connections(plane: Lease) {
     let world = world(plane);
     let daemon = world.run(0);
@@ -219,14 +219,14 @@ fn a_firewall_forgets_the_connections(plane: Lease) {
     daemon.wait_ready();
 }
 
-/// Its kernel still takes connections, and nobody ever answers on them.
+/// Its kernel still accepts connections, and nothing ever answers on them.
 fn the_api_server_hangs(plane: Lease) {
     let world = world(plane);
     let daemon = world.run(0);
     assert_as_before(&world);
     world.plane.pause();
     wait_until("it gives up waiting", DEAD, || daemon.restarts("quiet") > 0);
-    // It lists anew, and nobody answers.
+    // It relists, and gets no answer.
     daemon.wait_unready(Duration::from_secs(30), &["no changes received for", "the API server"]);
     world.cable(0).forget(&world.plane);
     assert_as_before(&world);
@@ -236,20 +236,20 @@ fn the_api_server_hangs(plane: Lease) {
     daemon.wait_ready();
 }
 
-/// The server takes the watches that go on from versions which it has yet to reach, and is silent until it has.
+/// The server accepts watches that resume from versions that it has yet to reach, and is silent until it has.
 fn the_storage_is_restored_from_a_backup(plane: Lease) {
     let world = world(plane);
     world.plane.back_up();
     world.plane.wait_ready();
     let daemon = world.run(0);
-    // So many versions that the restored server does not get past those that the daemon knows by itself: it would say
-    // then that they are gone, or miss what lies between.
+    // So many versions that the restored server does not by itself get past those that the daemon knows: then it would
+    // report that they are gone, or miss the ones in between.
     for number in 0..2000 {
         world.plane.put("/filler", &json!(number));
     }
     meanwhile(world.api());
     assert_as_after(&world, SOON);
-    // What the daemon has seen was never there, and versions that it knows are yet to come.
+    // The states that the daemon has seen never existed, and versions that it knows are yet to come.
     world.plane.restore();
     world.until("shop/first", "shop/db", true, DEAD);
     assert_as_before(&world);

@@ -1,4 +1,4 @@
-//! What is said to the API server is what packets meet.
+//! Packets follow what is written to the API server.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::harness::{
     objects::{self, labelled, path},
 };
 
-/// Takes TCP port 80 from these peers.
+/// Admits these peers on TCP port 80.
 fn takes(app: &str, peer: &Value) -> Value {
     json!({
         "podSelector": labelled(&json!({ "app": app })),
@@ -35,7 +35,7 @@ fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_fami
             world.until(from, "shop/db", true, SOON);
         }
 
-        // A policy comes, changes and goes.
+        // A policy is created, changed and deleted.
         world.policy("shop/db", &takes("db", &peer(&json!({ "app": "api" }))));
         world.until("shop/web", "shop/db", false, SOON);
         world.until("ops/cron", "shop/db", false, SOON);
@@ -59,13 +59,13 @@ fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_fami
         world.api().label("/api/v1/namespaces/ops", &json!({ "tier": null }));
         world.until("ops/cron", "shop/db", false, SOON);
 
-        // The subject is another one.
+        // The policy's subject becomes another one.
         world.label("shop/db", &json!({ "app": "cache" }));
         world.until("shop/web", "shop/db", true, SOON);
         world.label("shop/db", &json!({ "app": "db" }));
         world.until("shop/web", "shop/db", false, SOON);
 
-        // A pod goes, and its address means nothing any more; it comes again.
+        // A pod is deleted, and its address has no meaning any more; it is recreated.
         world.label("shop/late", &json!({ "role": "client" }));
         world.until("shop/late", "shop/db", true, SOON);
         world.api().delete(&path("pods", "shop/late"));
@@ -90,7 +90,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
         let _daemon = world.run(0);
         world.until("shop/job", "shop/db", false, SOON);
 
-        // Scheduled, but without an address: what a kubelet does is done later.
+        // Scheduled, but without an address: the kubelet's part follows later.
         let addresses = Family::BOTH.map(|family| world.address("shop/job", family));
         let object = |addresses: &[IpAddr]| {
             let (name, host) = (world.node(1).name(), world.node(1).addresses());
@@ -107,7 +107,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
         world.api().patch(&status, &json!({ "status": object(&addresses)["status"] }));
         world.until("shop/job", "shop/db", true, SOON);
 
-        // While it is being ended it counts; once it has, its address does not, though the object is still there.
+        // While it is terminating it counts; once it has ended, its address does not, though the object still exists.
         world.api().request("DELETE", &format!("{job}?gracePeriodSeconds=600"), "", &Value::Null).unwrap();
         assert!(world.api().get(&job).unwrap()["metadata"]["deletionTimestamp"].is_string());
         world.label("shop/idle", &json!({ "role": null }));
@@ -130,7 +130,7 @@ fn two_daemons_police_two_nodes_each_its_own_pods() {
             "podSelector": labelled(&json!({ "app": "two" })), "policyTypes": ["Egress"],
             "egress": [{ "to": [peer(&json!({ "app": "near" }))] }],
         });
-        // The receiver's node closes for one, the sender's for the other.
+        // The receiver's node denies one, the sender's node the other.
         world.until("shop/other", "shop/one", false, SOON);
         world.until("shop/two", "shop/one", true, SOON);
         world.policy("shop/two", &egress);
@@ -138,7 +138,7 @@ fn two_daemons_police_two_nodes_each_its_own_pods() {
         world.until("shop/two", "shop/near", true, SOON);
         world.until("shop/other", "shop/two", true, SOON);
 
-        // Both have to allow it.
+        // Both must allow it.
         let flow = |from: &str, to: &str| FloodFlow {
             from: world.end(from),
             to: world.address(to, Family::V4),
@@ -154,11 +154,11 @@ fn two_daemons_police_two_nodes_each_its_own_pods() {
         thread::sleep(Duration::from_millis(500));
         let report = flood.stop();
         assert!(report.arrived(1) > 50, "what nothing denies arrives: {report:?}");
-        // One's own policy takes TCP only, and while it is somebody else's, that of `two` lets it send there.
+        // The policy of `one` admits only TCP; while `one` has the label `near`, that of `two` allows sending to it.
         assert!(report.arrived(0) < report.arrived(1), "{}, {}", report.arrived(0), report.arrived(1));
         world.until("shop/two", "shop/one", false, READY);
 
-        // What one node's daemon leaves behind when it ends is not the other's to mind.
+        // What one node's daemon leaves behind when it ends does not affect the other.
         let [first, second] = daemons;
         drop(first);
         world.api().delete(&path("networkpolicies", "shop/two"));

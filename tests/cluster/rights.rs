@@ -1,4 +1,4 @@
-//! The ClusterRole of deploy/ lets the daemon do what it does, and nothing else.
+//! The ClusterRole of deploy/ grants the daemon what it needs, and nothing else.
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
@@ -16,7 +16,7 @@ const VERBS: [&str; 3] = ["get", "list", "watch"];
 const KINDS: [(&str, &str); 4] =
     [("", "pods"), ("", "namespaces"), ("", "nodes"), ("networking.k8s.io", "networkpolicies")];
 
-/// One thing that a role lets do: a verb, an API group, and a kind in the plural.
+/// One right of a role: a verb, an API group, and a kind in the plural.
 type Right = (String, String, String);
 
 fn right(verb: &str, group: &str, kind: &str) -> Right {
@@ -28,7 +28,7 @@ fn texts(value: &Value) -> Vec<String> {
     list.map(|text| text.as_str().unwrap().to_owned()).collect()
 }
 
-/// What a role lets do, one by one.
+/// The rights of a role, one by one.
 fn rights(role: &Value) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     for rule in role["rules"].as_array().unwrap() {
@@ -70,7 +70,7 @@ fn account(world: &World, name: &str, rights: &BTreeSet<Right>) {
     }));
 }
 
-/// What a ServiceAccount `towpath/NAME` asked for, and whether it was refused.
+/// What a ServiceAccount `towpath/NAME` requested, and whether it was refused.
 fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
     let user = format!("system:serviceaccount:towpath:{name}");
     let events = world.plane.audit().into_iter().filter(|event| event["user"]["username"] == *user);
@@ -85,9 +85,9 @@ fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
         .collect()
 }
 
-/// The role is word for word what the project promises, so that a spare right and a lacking one fail. With it a daemon
-/// is refused nothing, and the audit log has nothing that it asked for beyond it. Which of the rights it cannot be
-/// without is the next test's.
+/// The role is exactly what the project promises, so that a spare right and a missing one fail. With it nothing is
+/// refused to a daemon, and the audit log contains no request of it beyond the role. The next test checks which of the
+/// rights it cannot do without.
 #[test]
 fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
     apart(|plane| {
@@ -102,7 +102,7 @@ fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
         let daemon = world.run(0);
         world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
         world.until("shop/web", "shop/db", false, SOON);
-        // Asked for once more, from the start.
+        // Everything is requested once more, from the start.
         world.cable(0).reset(&world.plane);
         world.api().create(&namespace("later", &json!({})));
         world.label("shop/db", &json!({ "app": "open" }));
@@ -127,11 +127,11 @@ fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
 /// The port of an API server that cannot stream lists, as all did before Kubernetes 1.32.
 const WITHOUT_STREAMING: u16 = PORT + 1;
 
-/// Without one right of the role at a time, on an API server that streams lists and on one that does not.
+/// With each right of the role missing in turn, on an API server that streams lists and on one that does not.
 ///
-/// `watch` is needed on both, `list` where lists are not streamed. `get` is not asked for today: it is in the role
-/// because tools for looking at a cluster expect it beside the other two, and that it is there and no more is what the
-/// test above holds it to.
+/// `watch` is needed on both, `list` where lists are not streamed. `get` is not used today: it is in the role because
+/// tools for inspecting a cluster expect it with the other two, and the test above ensures that it is in there and
+/// nothing more.
 #[test]
 fn without_any_right_that_it_uses_the_daemon_is_not_ready_and_names_it() {
     apart(|plane| {
@@ -151,7 +151,7 @@ fn without_any_right_that_it_uses_the_daemon_is_not_ready_and_names_it() {
                 let daemon = Daemon::start(&world, 0, command);
                 let is_needed = verb == "watch" || verb == "list" && port == WITHOUT_STREAMING;
                 if is_needed {
-                    // The refusal names verb and kind, and where the rule is to be found.
+                    // The refusal names verb and kind, and where the rule can be found.
                     let refusal = format!("cannot {verb} resource \"{kind}\"");
                     let said = daemon.wait_unready(READY, &[&refusal, "deploy/rbac.yaml"]);
                     println!("without {verb} of {kind}: {}", said.trim());

@@ -41,7 +41,7 @@ fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
         world.api().create_all((0..PODS).map(pod).collect());
         println!("{PODS} pods created in {:.1} s", started.elapsed().as_secs_f64());
 
-        // One set holds a tenth of them, and the web client.
+        // One set contains a tenth of them, and the web client.
         world.policy(
             "shop/db",
             &json!({
@@ -62,7 +62,7 @@ fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
         wait_until("its members", SOON, || world.members() == apps(3) + 1);
         world.until("shop/web", "shop/db", true, SOON);
 
-        // Many become others, some go; what concerns packets among them is not held up.
+        // Many change, some are deleted; those that concern packets are not delayed.
         let started = Instant::now();
         let changes = (0..CHANGES).map(|index| {
             let index = index * (PODS / CHANGES);
@@ -91,7 +91,7 @@ fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
     });
 }
 
-/// What a streaming list tells is what pages tell.
+/// Pages give the same result as a streaming list.
 fn a_server_without_streaming_lists_is_read_page_by_page(world: &World, members: usize) {
     const PORT_WITHOUT: u16 = PORT + 1;
     let _beside = world.plane.beside(PORT_WITHOUT, &["--feature-gates=WatchList=false"]);

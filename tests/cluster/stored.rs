@@ -1,4 +1,4 @@
-//! What an older API server let in stands in the storage for ever, and is told to whoever watches.
+//! Objects that an older API server admitted stay in the storage forever, and watches receive them.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ fn an_old_object_that_today_would_be_refused_stops_nothing() {
     apart(|plane| {
         let world =
             World::new(plane, &[("shop/db", 0), ("shop/web", 1), ("shop/odd", 1), ("shop/broken", 0)]);
-        // A label's value never had blanks, nor did a selector's match anything with it.
+        // A label value never contained blanks, so a selector with them never matched anything.
         let bad_value = objects::policy(
             "shop/bad-value",
             &json!({
@@ -21,7 +21,7 @@ fn an_old_object_that_today_would_be_refused_stops_nothing() {
             }),
         );
         assert!(world.api().try_create(&bad_value).is_err(), "today it is refused");
-        // No IP address: this policy cannot be understood, and closes what it selects.
+        // Not a valid CIDR: this policy cannot be interpreted, and isolates what it selects.
         let bad_block = objects::policy(
             "shop/bad-block",
             &json!({
@@ -54,7 +54,7 @@ fn an_old_object_that_today_would_be_refused_stops_nothing() {
         world.until("shop/web", "shop/db", true, SOON);
         world.until("shop/odd", "shop/db", true, SOON);
 
-        // And while it watches; what comes after it is heard.
+        // And during a watch; later changes are still received.
         put("networkpolicies", &bad_block);
         world.until("shop/web", "shop/broken", false, SOON);
         world.label("shop/web", &json!({ "app": "nobody" }));

@@ -1,5 +1,5 @@
-//! What one tenant stores at the API server neither delays another one's isolation at a start nor takes the memory that
-//! the manifest gives the daemon.
+//! What one tenant stores at the API server neither delays another one's isolation at a start nor uses up the memory
+//! that the manifest gives the daemon.
 
 #[expect(dead_code, reason = "the tests of tenants and their bench use more of it")]
 #[path = "../tenants/shapes.rs"]
@@ -21,16 +21,16 @@ use crate::harness::{
 
 use shapes::{EVIL, SHAPES};
 
-/// A port on which a packet shows that it arrived.
+/// The destination port of the test packets.
 const PORT: u16 = 7777;
 
-/// Of a packet each millisecond, none has arrived for so long: none will.
+/// One packet is sent each millisecond: if none has arrived for this long, none will.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// What the manifest gives the daemon, in KiB.
+/// The memory limit in the manifest, in KiB.
 const MEMORY: u64 = 512 * 1024;
 
-/// Stores all objects of a shape, as its tenant. How many bytes they have.
+/// Stores all objects of a shape, as its tenant. Returns their size in bytes.
 fn store(world: &World, objects: Vec<Value>) -> usize {
     let bytes = objects.iter().map(|object| object.to_string().len()).sum();
     let namespace_of = |object: &Value| object["metadata"]["namespace"].as_str().map(str::to_owned);
@@ -64,7 +64,7 @@ fn objects_of(world: &World, name: &str) -> Vec<Value> {
             if object["kind"] != "Pod" {
                 return object;
             }
-            // As the API server takes it.
+            // As the API server accepts it.
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             let meta = &object["metadata"];
             let key = format!("{}/{}", text(&meta["namespace"]), text(&meta["name"]));
@@ -76,8 +76,8 @@ fn objects_of(world: &World, name: &str) -> Vec<Value> {
         .collect()
 }
 
-/// A daemon that starts with all that is stored denies what another tenant's policy denies, and opens what it allows.
-/// The most memory that it used, in KiB, which is less than the manifest gives it, and its status.
+/// A daemon that starts with everything stored denies what another tenant's policy denies, and opens what it allows.
+/// Returns its peak memory, in KiB, which is less than the manifest's limit, and its status.
 fn starts_beside(world: &World, what: &str, bytes: usize, flags: &[&str]) -> (u64, String) {
     let flow =
         FloodFlow { from: world.end("shop/web"), to: world.address("shop/db", Family::V4), port: PORT };
@@ -111,7 +111,7 @@ fn starts_beside(world: &World, what: &str, bytes: usize, flags: &[&str]) -> (u6
     (memory, status)
 }
 
-/// Policies that bind no pod of this node: they cost it memory, and nothing else.
+/// Policies that select no pod of this node: they cost it memory, and nothing else.
 fn excepts(count: u32) -> Vec<Value> {
     let blocks = |policy: u32| -> Vec<Value> {
         let block = |at: u32| {
@@ -128,7 +128,7 @@ fn excepts(count: u32) -> Vec<Value> {
     (0..count).map(policy).collect()
 }
 
-/// The same in several namespaces, of rules whose text is as short as a rule can be.
+/// The same in several namespaces, with rules whose text is as short as possible.
 fn rules(namespaces: u32, each: u32) -> Vec<Value> {
     let rules: Vec<Value> = (0..40_000).map(|at| json!({ "ports": [{ "port": 1 + at }] })).collect();
     let spec = json!({ "podSelector": {}, "ingress": rules });
@@ -136,7 +136,7 @@ fn rules(namespaces: u32, each: u32) -> Vec<Value> {
     all.map(|(namespace, policy)| objects::policy(&format!("far-{namespace}/p{policy}"), &spec)).collect()
 }
 
-/// Running pods of another node with as many labels as the API server takes.
+/// Running pods of another node with as many labels as the API server accepts.
 fn labels(world: &World, count: u8) -> Vec<Value> {
     let pod = |at: u8| {
         let labels: Value = (0..20_000)
@@ -181,7 +181,7 @@ fn policies_for_other_nodes_take_no_more_memory_than_they_may() {
         assert!(bounded < free * 2 / 3, "{bounded} KiB of {free}");
         assert!(!status.contains("bytes of memory"), "no pod of this node is closed: {status}");
 
-        // One of them is for a pod of this node, which is closed for it.
+        // One of them selects a pod of this node, which is therefore closed.
         let mut policy = rules(1, 2).remove(1);
         policy["metadata"]["namespace"] = json!(EVIL);
         let bytes = bytes + store(&world, vec![policy]);

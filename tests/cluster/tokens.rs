@@ -10,7 +10,7 @@ use crate::harness::{
     objects::{labelled, path},
 };
 
-/// As long as the API server may believe a token that has been revoked: it remembers its answers for ten seconds.
+/// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
 const REMEMBERED: Duration = Duration::from_secs(15);
 
 fn secret(name: &str) -> serde_json::Value {
@@ -22,7 +22,7 @@ fn a_token_that_was_replaced_may_expire() {
     apart(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         world.api().create(&secret("first"));
-        // It holds as long as the secret to which it is bound is there.
+        // It is valid as long as the secret to which it is bound exists.
         let first = world.api().token("towpath/towpath", Some("first"));
         World::write_token(&first);
         let daemon = world.run(0);
@@ -30,11 +30,11 @@ fn a_token_that_was_replaced_may_expire() {
         World::write_token(&world.api().token("towpath/towpath", None));
         world.api().delete("/api/v1/namespaces/towpath/secrets/first");
         std::thread::sleep(REMEMBERED);
-        // A daemon that has but the old one is refused: it is worth nothing any more.
+        // A daemon with only the old token is refused: it is no longer valid.
         let mut command = world.command(1, &["--kubeconfig"]);
         command.arg(&lone);
         Daemon::start(&world, 1, command).wait_unready(READY, &["401"]);
-        // Every watch is asked for anew, and the rest goes on.
+        // Every watch is restarted, and everything else continues.
         world.cable(0).reset(&world.plane);
         world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
         world.until("shop/web", "shop/db", false, SOON + SOON);
@@ -67,7 +67,7 @@ fn a_kubeconfig_works_as_well_as_the_files_of_a_pod() {
             daemon.wait_ready();
             world.until("shop/web", "shop/db", false, SOON);
         }
-        // It may come into being yet.
+        // It may be created later.
         let mut elsewhere = command(&["--context", "elsewhere", "--kubeconfig"]);
         elsewhere.arg(&kubeconfig);
         Daemon::start(&world, 0, elsewhere).wait_unready(READY, &["elsewhere"]);

@@ -23,19 +23,19 @@ use crate::ground::{in_namespace, sh};
 const CLIENT: &str = "10.1.1.2";
 const SERVER: &str = "10.1.2.2";
 
-/// Two threads with a namespace each, joined to this thread's namespace.
+/// Two threads with a namespace each, connected to this thread's namespace.
 struct Pods {
     client: Pod,
     server: Pod,
 }
 
-/// A thread that runs what it is sent in a namespace of its own.
+/// A thread that runs the work sent to it in its own namespace.
 struct Pod {
     work: mpsc::Sender<Box<dyn FnOnce() + Send>>,
 }
 
 impl Pod {
-    /// Joins it to this thread's namespace by a veth pair; the node's end has the first address of the network.
+    /// Connects it to this thread's namespace by a veth pair; the node's end has the first address of the network.
     fn new(name: &str, network: &str) -> Self {
         let (work, tasks) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let (ready, thread) = mpsc::channel();
@@ -73,12 +73,12 @@ impl Pods {
     fn new() -> Self {
         let pods = Self { client: Pod::new("client", "10.1.1"), server: Pod::new("server", "10.1.2") };
         sh("ip link set lo up && echo 1 > /proc/sys/net/ipv4/ip_forward");
-        // Something has to ask for connection tracking.
+        // A rule must enable connection tracking.
         sh("iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT");
         pods
     }
 
-    /// A TCP connection through which both ends talk all the time; counts what arrives at either end.
+    /// A TCP connection on which both ends send continuously; counts what arrives at either end.
     fn talk(&self, address: &'static str, port: u16) -> Talk {
         let listener = self.server.run(move || TcpListener::bind((SERVER, port)).unwrap());
         let client = self.client.run(move || TcpStream::connect(address).unwrap());
@@ -87,7 +87,7 @@ impl Pods {
     }
 }
 
-/// Sends from one end every few milliseconds, and counts what the other one gets.
+/// Sends from one end every few milliseconds, and counts what the other one receives.
 fn chat(to: &TcpStream, from: &TcpStream) -> Arc<AtomicU64> {
     let count = Arc::new(AtomicU64::new(0));
     let (mut to, mut from, counter) =
@@ -113,7 +113,7 @@ struct Talk {
 }
 
 impl Talk {
-    /// Whether both ends hear of each other.
+    /// Whether both ends receive data.
     fn is_alive(&self) -> bool {
         let (server, client) = self.heard();
         server > 5 && client > 5
@@ -164,7 +164,7 @@ fn a_client_that_takes_the_same_port_again_is_judged_again() {
             socket.set_reuse_address(true).unwrap();
             let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
             socket.bind(&address("10.1.1.2:40000")).unwrap();
-            // Closing resets, so that nothing lingers at the client.
+            // Closing resets the connection, so that nothing remains at the client.
             socket.set_linger(Some(Duration::ZERO)).unwrap();
             socket.connect_timeout(&address("10.1.2.2:80"), Duration::from_millis(1500)).map(|()| socket)
         };

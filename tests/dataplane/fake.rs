@@ -1,4 +1,4 @@
-//! The fake does what the kernel does, so that what holds on the fake holds on a node.
+//! The fake does what the kernel does, so that results on the fake are valid on a node.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use towpath::{
 
 use crate::ground::{chain, everything, for_both_variants, in_set, kernel, not_in_set, seen, set};
 
-/// What comes of a step, without the words.
+/// The result of a step, without its texts.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Done,
@@ -43,7 +43,7 @@ fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
     rules([Rule::new(matches, Target::Return)])
 }
 
-/// Steps that start from [`everything`], and most of which the kernel does not take.
+/// Steps that start from [`everything`], most of which the kernel refuses.
 fn steps() -> Vec<Step> {
     let address = |text: &str| Member::Address(text.parse().unwrap());
     let network = |text: &str| Member::Network(text.parse().unwrap());

@@ -1,4 +1,4 @@
-//! What others have and do: it is left alone, and it is noticed.
+//! State of other programs is left alone, and changes by them are noticed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
         sh(&format!(
             "{main} -A OUTPUT -m set --match-set tp4-pods-usedusedusedused dst && {main} -A OUTPUT -m set --match-set tp4-pods-heldheldheldheld dst"
         ));
-        // In the nft variant the kernel lets go of the set a moment after the rule.
+        // In the nft variant the kernel releases the set a moment after the rule.
         sh(&format!("{main} -D OUTPUT -m set --match-set tp4-pods-heldheldheldheld dst"));
         let edits = ["tp4-pods-usedusedusedused", "tp4-pods-unusedunusedunus", "tp4-pods-heldheldheldheld"]
             .map(|name| SetEdit::Destroy(set(name)))
@@ -62,7 +62,7 @@ fn a_chain_that_a_foreign_rule_uses_is_emptied_and_the_rest_of_the_batch_carried
     });
 }
 
-/// What others have in the kernel: chains, hooks, rules and sets, some with names that resemble ours.
+/// Other programs' chains, hooks, rules and sets in the kernel, some with names that resemble ours.
 fn populate(variant: Variant) {
     for family in Family::BOTH {
         let (network, set_family) = match family {
@@ -115,7 +115,7 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
         populate(variant);
         let before = everything_there();
         apply_all(&mut kernel(variant), &everything());
-        // A hook twice, as after a clumsy restore of saved rules.
+        // A hook twice, as after a careless restore of saved rules.
         sh(&format!("{} -A FORWARD -j TOWPATH-FORWARD", tool(variant, Family::V4, "")));
         assert_ne!(everything_there(), before);
         let commands = Commands::default();

@@ -1,4 +1,4 @@
-//! What the tests stand on: a namespace of their own, commands, and a ruleset with everything in it.
+//! The base of the tests: their own namespace, commands, and a ruleset with everything in it.
 
 use std::{
     io::Write as _,
@@ -25,8 +25,8 @@ use towpath::{
     },
 };
 
-/// Runs `test` on a thread that has a network namespace and a `/run` of its own, and so an xtables lock of its own;
-/// its child processes run there too.
+/// Runs `test` on a thread that has its own network namespace and `/run`, and so its own xtables lock; its child
+/// processes run there too.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
@@ -45,7 +45,7 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Runs `test` for both variants, each in a namespace of its own.
+/// Runs `test` for both variants, each in its own namespace.
 pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {
     for variant in Variant::BOTH {
         let test = test.clone();
@@ -66,7 +66,7 @@ pub(crate) fn kernel(variant: Variant) -> Kernel {
     Kernel::new(Arc::new(Commands::default()), Backend::Only(variant)).unwrap()
 }
 
-/// Runs a command of the shell in this thread's namespace.
+/// Runs a shell command in this thread's namespace.
 pub(crate) fn sh(command: &str) -> String {
     sh_with(command, "")
 }
@@ -223,7 +223,7 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
     }
 }
 
-/// Rules about many excepts and many networks with ports.
+/// Rules with many excepts and many networks with ports.
 fn of_many(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
     let named = |name: &str| format!("{prefix}{name}");
     let excepts = |field| Match::NotInSet { set: set(&named("except-xxxxxxxxxxxxxxxx")), field };
@@ -239,7 +239,7 @@ fn of_many(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
     .into()
 }
 
-/// What `ruleset` looks like to one who reads names and headers.
+/// `ruleset` as observed when only names and headers are read.
 pub(crate) fn seen(ruleset: &Ruleset) -> Observed {
     let mut observed = Observed::holding(ruleset);
     for family in Family::BOTH {

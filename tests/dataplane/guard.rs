@@ -1,4 +1,4 @@
-//! The interface guard: what is read of interfaces, and the tables that are written.
+//! The interface guard: what is read from interfaces, and the tables that are written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,7 +87,7 @@ fn what_is_behind_a_veth_is_read_from_the_kernel_without_entering_the_namespace(
         let _a = pod("vetha", "02:00:00:00:00:0a", Some("br0"), &["10.244.1.2/24", "fd00::2/64"]);
         let _b = pod("vethb", "02:00:00:00:00:0b", None, &["10.244.1.3/32"]);
         sh("ip route add 10.244.1.3/32 dev vethb");
-        // A pair within this namespace is nobody's interface.
+        // A pair within this namespace belongs to no pod.
         sh("ip link add here type veth peer name there");
         let mut links = Links::open().unwrap();
         let (veths, index) = read(&mut links);

@@ -1,4 +1,4 @@
-//! The kernel dataplane against a real kernel, in network namespaces of the tests' own. Needs root.
+//! The kernel dataplane against a real kernel, in the tests' own network namespaces. Needs root.
 
 #![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
 

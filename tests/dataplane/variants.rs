@@ -1,4 +1,4 @@
-//! Which variant of iptables is used, and what is said if there is none.
+//! Which variant of iptables is used, and which error is returned if there is none.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use towpath::{
 
 use crate::ground::{apply_all, everything, for_both_variants, in_namespace, kernel, seen, sh, tool};
 
-/// A folder with links to `programs`, to be the only one that is searched.
+/// A folder with links to `programs`, to be used as the only one that is searched.
 fn only(programs: &[&str]) -> (tempfile::TempDir, Arc<Commands>) {
     let folder = tempfile::tempdir().unwrap();
     for program in programs {

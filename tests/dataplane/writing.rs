@@ -1,4 +1,4 @@
-//! Writing, reading back, and what is refused.
+//! Writing, reading back, and refusals.
 
 use std::{
     thread,
@@ -131,7 +131,7 @@ fn one_bad_entry_or_set_costs_the_others_nothing() {
         let edits = vec![
             SetEdit::Create(mixed.clone(), SetKind::Addresses),
             SetEdit::Add(mixed.clone(), address("10.0.0.1")),
-            // An address of the other family, and one that the kernel keeps for itself.
+            // An address of the other family, and one that the kernel reserves.
             SetEdit::Add(mixed.clone(), address("fd00::1")),
             SetEdit::Add(mixed.clone(), address("0.0.0.0")),
             SetEdit::Add(mixed.clone(), address("10.0.0.2")),

@@ -1,6 +1,5 @@
-//! A container as a runtime makes one of a pod's manifest: in the network namespace of the node, in mount and process
-//! namespaces of its own, with a root that is read-only, the mounts, the environment and the capabilities that the
-//! manifest says.
+//! A container as a runtime creates it from a pod's manifest: in the network namespace of the node, in its own mount
+//! and process namespaces, with a read-only root and the mounts, environment and capabilities of the manifest.
 
 use std::{
     collections::BTreeMap,
@@ -11,26 +10,26 @@ use std::{
 
 use serde_json::Value;
 
-/// Where the image says that its programs are.
+/// Where the image has its programs.
 pub(crate) const PATH: &str = "/usr/sbin:/usr/bin";
 
-/// What is in the manifest of a pod.
+/// The manifest of a pod.
 pub(crate) struct PodTemplate(Value);
 
 impl PodTemplate {
-    /// Of the `DaemonSet` among some objects.
+    /// The pod of the `DaemonSet` among some objects.
     pub(crate) fn of(manifests: &[Value]) -> Self {
         let daemon_set = manifests.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
         Self(daemon_set["spec"]["template"]["spec"].clone())
     }
 
-    /// What the manifest says of a container, whether it runs first or for good.
+    /// The manifest of a container, init container or not.
     pub(crate) fn container(&self, name: &str) -> &Value {
         let lists = ["initContainers", "containers"].map(|list| self.0[list].as_array().unwrap());
         lists.into_iter().flatten().find(|container| container["name"] == name).unwrap()
     }
 
-    /// Where a volume of the node is.
+    /// The path of a volume on the node.
     fn host_path(&self, volume: &str) -> &str {
         let volumes = self.0["volumes"].as_array().unwrap();
         volumes.iter().find(|entry| entry["name"] == volume).unwrap()["hostPath"]["path"].as_str().unwrap()
@@ -51,17 +50,17 @@ pub(crate) struct Container<'a> {
     pub(crate) image: &'a Path,
     pub(crate) pod: &'a PodTemplate,
     pub(crate) name: &'a str,
-    /// What the fields that the environment refers to are.
+    /// The values of the fields that the environment refers to.
     pub(crate) fields: BTreeMap<&'static str, String>,
     /// More environment, and more mounts: from where, to where.
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) mounts: Vec<(PathBuf, &'static str)>,
-    /// A capability that it shall do without.
+    /// A capability to leave out.
     pub(crate) without: Option<&'a str>,
 }
 
-/// Runs as process 1 of the container's process namespace. The arguments: the image, the capabilities to drop, how many
-/// mounts, each as source and target, the program's arguments.
+/// Runs as process 1 of the container's process namespace. The arguments: the image, the capabilities to drop, the
+/// number of mounts, each as source and target, the program's arguments.
 const INSIDE: &str = r#"
 image=$1 drop=$2 mounts=$3
 shift 3
@@ -84,7 +83,7 @@ exec capsh --chroot="$image" --drop="$drop" --no-new-privs --shell=/usr/bin/towp
 "#;
 
 impl Container<'_> {
-    /// The command that starts it. Run in the network namespace of the node.
+    /// The command that starts it. Run it in the network namespace of the node.
     pub(crate) fn command(&self) -> Command {
         let container = self.pod.container(self.name);
         let security = &container["securityContext"];
@@ -117,7 +116,7 @@ impl Container<'_> {
         command
     }
 
-    /// Every capability that the kernel knows but those that the container has.
+    /// Every capability that the kernel knows except those that the container has.
     fn dropped(&self, container: &Value) -> String {
         let kept = capabilities(container);
         let is_dropped = |name: &String| !kept.contains(name) || self.without == Some(name.as_str());
@@ -132,7 +131,7 @@ impl Container<'_> {
                 Some(field) => self.fields[field].clone(),
                 None => entry["value"].as_str().unwrap().to_owned(),
             };
-            // As kubelet does: what stands before it can be referred to.
+            // As kubelet does: earlier variables can be referred to.
             let value = environment
                 .iter()
                 .fold(value, |text: String, (name, value)| text.replace(&format!("$({name})"), value));
@@ -144,8 +143,7 @@ impl Container<'_> {
     }
 }
 
-/// A runtime makes the places that are mounted over, before the root becomes read-only. Kubelet makes what is missing on
-/// the node.
+/// A runtime creates the mount points before the root becomes read-only. Kubelet creates what is missing on the node.
 fn make_mount_point(source: &Path, target: &Path) {
     let is_file = source.extension().is_some_and(|extension| extension == "lock");
     if !source.exists() {
@@ -163,7 +161,7 @@ fn make_mount_point(source: &Path, target: &Path) {
     }
 }
 
-/// Their names, by number.
+/// The names of the capabilities, by number.
 fn known_capabilities() -> Vec<String> {
     let last: u32 = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap().trim().parse().unwrap();
     let name = |number: u32| {

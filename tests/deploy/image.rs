@@ -37,7 +37,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What `deploy/rootfs` says when there are no packages to be had.
+/// The exit status of `deploy/rootfs` if packages cannot be downloaded.
 const UNAVAILABLE: i32 = 69;
 
 const SWITCHES: [&str; 4] = [
@@ -67,7 +67,7 @@ fn image() -> Result<&'static Path, String> {
     built.as_deref().map_err(Clone::clone)
 }
 
-/// Runs `test` with the image, on a thread with a `/run` of its own.
+/// Runs `test` with the image, on a thread with its own `/run`.
 fn with_image(test: impl FnOnce(&'static Path) + Send + 'static) {
     let image = match image() {
         Ok(image) => image,
@@ -85,7 +85,7 @@ fn with_image(test: impl FnOnce(&'static Path) + Send + 'static) {
     }
 }
 
-/// Every file below a folder, by its path in there.
+/// Every file below a folder, by its relative path.
 fn files(folder: &Path) -> BTreeMap<PathBuf, fs::Metadata> {
     fn walk(top: &Path, folder: &Path, found: &mut BTreeMap<PathBuf, fs::Metadata>) {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -121,7 +121,7 @@ fn the_image_has_what_the_daemon_starts_with_its_libraries_and_little_else() {
             assert!(!has(shell), "{shell} is not needed");
         }
 
-        // What is loaded by name at run time, rather than by the loader: modprobe's unpackers.
+        // Libraries that are loaded by name at run time, not by the loader: modprobe's decompressors.
         let libraries: BTreeSet<_> = found.keys().filter_map(|path| path.file_name()?.to_str()).collect();
         assert!(libraries.contains("liblzma.so.5") && libraries.contains("libzstd.so.1"), "{libraries:?}");
         let mut loaded = 0;
@@ -143,7 +143,7 @@ fn the_image_has_what_the_daemon_starts_with_its_libraries_and_little_else() {
         }
         assert!(loaded > 50, "only {loaded} programs and modules");
 
-        // The program of these tests is not optimised; the one of a release has 20 MiB for itself.
+        // The program of these tests is not optimised; that of a release may have 20 MiB.
         let of_others = found.iter().filter(|(path, _)| !path.ends_with("usr/bin/towpath"));
         let bytes: u64 = of_others.map(|(_, metadata)| metadata.len()).sum();
         assert!(bytes < 20 << 20, "{bytes} bytes beside the program, of 40 MiB for the whole");
@@ -157,7 +157,7 @@ fn loader_of(files: &BTreeMap<PathBuf, fs::Metadata>) -> PathBuf {
     Path::new("/").join(loader)
 }
 
-/// A node with three pods on its bridge, and the objects: only `shop/api` may talk to `shop/db`.
+/// A node with three pods on its bridge, and the objects: only `shop/api` may connect to `shop/db`.
 struct Ground {
     lab: Lab,
     pods: BTreeMap<&'static str, PodId>,
@@ -214,7 +214,7 @@ impl Ground {
         }
     }
 
-    /// The daemon's, which reads its objects from a folder.
+    /// The daemon's container, which reads its objects from a folder.
     fn daemon<'a>(&self, pod: &'a PodTemplate) -> Container<'a> {
         let mut container = self.container(pod, "towpath");
         container.mounts.push((self.objects.path().to_owned(), "/objects"));
@@ -234,19 +234,19 @@ impl Ground {
         self.objects.path().join("log")
     }
 
-    /// What the containers said so far that were started and not run to their end.
+    /// The output so far of the containers that were started and not run to their end.
     fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// Runs a container to its end: its status and what it said.
+    /// Runs a container to its end; returns its status and its output.
     fn run(&self, container: &Container<'_>) -> (Option<i32>, String) {
         let output = self.lab.node(0).unwrap().run(container.command(), "").unwrap();
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
         (output.status.code(), text.concat())
     }
 
-    /// As `kubectl exec` does it: its status and what it printed.
+    /// Runs a program as `kubectl exec` does; returns its status and its output.
     fn exec(&self, container: &Process, arguments: &[&str]) -> (Option<i32>, Vec<u8>) {
         let target = init_of(container).to_string();
         let mut command = Command::new("nsenter");
@@ -328,7 +328,7 @@ fn wait_until(what: &str, process: &mut Process, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// Process 1 of the container. Signals are for it, not for the program that made its namespaces.
+/// Process 1 of the container. It receives the signals, not the program that created its namespaces.
 fn init_of(process: &Process) -> Pid {
     let id = process.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
@@ -368,7 +368,7 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
     let (status, archive) = ground.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
     assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
 
-    // Somebody resets the switches, and takes our hook away.
+    // Another program resets the switches, and removes our hook.
     ground.set_switches(0);
     wait_until("the switches", &mut daemon, || ground.switches() == "1\n1\n1\n1\n");
     ground.on_node(&format!("iptables-{} -w -D FORWARD -j TOWPATH-FORWARD", variant.name()));
@@ -418,7 +418,7 @@ fn without_any_one_of_its_capabilities_the_daemon_is_not_ready() {
         for without in &all {
             let ground = Ground::new(image, Variant::Nft);
             let mut daemon = start(&ground, Some(without.as_str()));
-            // It ends, or says that it fails.
+            // It ends, or reports that it fails.
             let began = Instant::now();
             while began.elapsed() < long && daemon.try_wait().unwrap().is_none() {
                 assert!(!ground.is_ready(), "ready without {without}");
@@ -443,7 +443,7 @@ fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
             assert!(!ground.is_ready(), "{said}");
             said.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1 (Read-only file system")
         });
-        // What is routed is enforced all the same; the rules are there.
+        // Routed packets are still enforced; the rules are there.
         wait_until("the rules", &mut daemon, || ground.rules().contains("-A FORWARD -j TOWPATH-FORWARD"));
         ground.set_switches(1);
         wait_until("readiness", &mut daemon, || ground.is_ready());

@@ -1,8 +1,8 @@
-//! What is deployed: the manifests say what they have to, and the image does as the manifests run it.
+//! The deployment: the manifests contain what they must, and the image works as the manifests run it.
 //!
-//! The image's root filesystem is built from Debian's packages by the script that the Dockerfile runs, and its containers
-//! are started here as a container runtime would start them, from what the manifests say: arguments, environment, mounts,
-//! capabilities, a read-only root. That needs root, apt and a mirror of Debian.
+//! The image's root filesystem is built from Debian's packages by the script that the Dockerfile runs, and its
+//! containers are started here as a container runtime would, from the manifests: arguments, environment, mounts,
+//! capabilities, a read-only root. That needs root, apt and a Debian mirror.
 
 #![cfg(test)]
 
@@ -18,12 +18,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A text of the repository.
+/// A file of the repository as text.
 fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Says that a test does not run, and why. Where everything has to run (`CI=true`), it fails.
+/// Reports that a test is skipped, and why. Where everything must run (`CI=true`), it fails.
 fn skip(why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "CI skips nothing: {why}");
     println!("skipped: {why}");

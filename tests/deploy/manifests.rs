@@ -1,4 +1,4 @@
-//! What the manifests say.
+//! The contents of the manifests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use crate::{container::capabilities, root, skip, text, yaml::documents};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// `kubectl`: that of the control plane that the tests run against, else the one in `PATH`.
+/// `kubectl`: that of the control plane for the tests, otherwise the one in `PATH`.
 fn kubectl() -> Option<PathBuf> {
     let mut folders: Vec<PathBuf> =
         std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).into_iter().collect();
@@ -26,7 +26,7 @@ fn kubectl() -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join("kubectl")).find(|file| file.is_file())
 }
 
-/// What `kubectl apply -k` would apply; nothing if there is no kubectl, which is said.
+/// What `kubectl apply -k` would apply; `None` without kubectl, which is reported.
 fn rendered(folder: &str) -> Option<Vec<Value>> {
     let Some(kubectl) = kubectl() else {
         skip("there is no kubectl: set KUBEBUILDER_ASSETS, or put it into PATH");
@@ -184,7 +184,7 @@ fn probes_and_scrapes_go_where_the_daemon_listens() {
     assert_eq!(container["ports"], port);
     let probes = [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")];
     for (probe, path) in probes {
-        // Without a host, kubelet asks at the pod's address, which is the node's.
+        // Without a host, kubelet connects to the pod's address, which is the node's.
         assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "metrics"}), "{probe}");
     }
     let environment = environment(&container);
@@ -298,7 +298,7 @@ fn every_privilege_has_its_sentence() {
         let grants = grants(&text);
         assert!(grants.len() >= least, "{file}: only {grants:?}");
         for (number, word) in grants {
-            // What stands together has one sentence: the volume's own lines come after it.
+            // Consecutive lines share one sentence: the volume's own lines come after it.
             assert!(
                 lines[number - 1].trim().starts_with("# "),
                 "{file}:{}: {word} has no reason",
@@ -391,7 +391,7 @@ fn the_uninstall_runs_wherever_the_daemon_ran() {
     }
     assert_eq!(daemon["metadata"]["namespace"], cleanup["metadata"]["namespace"]);
     assert_ne!(daemon["spec"]["selector"], cleanup["spec"]["selector"]);
-    // Its pods are ready once this has ended well.
+    // Its pods become ready when this has succeeded.
     assert_eq!(pod(cleanup)["initContainers"][0]["args"], json!(["cleanup"]));
     if let Some(objects) = rendered("deploy/uninstall") {
         assert_eq!(objects, std::slice::from_ref(cleanup));

@@ -1,4 +1,4 @@
-//! YAML as values, without positions and with everything that is plain text in it as `serde_json` has it.
+//! YAML as values, without positions and with all plain scalars as `serde_json` strings.
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value};

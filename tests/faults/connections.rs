@@ -1,4 +1,4 @@
-//! Connections that stand while policy changes.
+//! Established connections while policy changes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -49,7 +49,7 @@ fn pulses(streams: &mut [Stream], within: Duration) -> Vec<Pulse> {
     streams.iter_mut().map(|stream| stream.pulse(within).unwrap()).collect()
 }
 
-/// A server in the pod `shop/db` that talks all the time, and a client in `from` that only listens.
+/// A server in the pod `shop/db` that sends continuously, and a client in `from` that only receives.
 struct Talk {
     last_heard: Arc<Mutex<Instant>>,
     stop: Arc<AtomicBool>,
@@ -125,7 +125,7 @@ fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks(
             assert!(cut < Duration::from_secs(1), "{cut:?}");
             let pulses = pulses(&mut asking, Duration::from_millis(300));
             assert!(!pulses.contains(&Pulse::Through), "{pulses:?}");
-            // It does not come back to life.
+            // It does not recover.
             thread::sleep(Duration::from_millis(700));
             assert!(talks.iter().all(|talk| talk.silence() > Duration::from_millis(700)));
         }

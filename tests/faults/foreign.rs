@@ -1,4 +1,4 @@
-//! What others do to our rules and sets is healed: how long it takes is printed.
+//! Changes of our rules and sets by other programs are repaired: how long it takes is printed.
 
 use std::{
     thread,
@@ -12,10 +12,10 @@ use towpath::{
 
 use crate::ground::{Ground, for_both_variants, namespace, policy, wait_until};
 
-/// What is heard of at once is to be healed so soon, on a busy machine.
+/// How soon a change must be repaired if we are notified of it at once, on a busy machine.
 const HEARD: Duration = Duration::from_secs(2);
 
-/// What only the look around finds, which is set to every second.
+/// The same for a change that only the periodic check finds, which runs every second.
 const FOUND: Duration = Duration::from_secs(5);
 
 fn ground(variant: Variant) -> Ground {
@@ -35,8 +35,7 @@ fn ground(variant: Variant) -> Ground {
     ground
 }
 
-/// Does something to what is ours and waits until it is as before. `closed`: meanwhile nothing may pass that policy
-/// denies.
+/// Changes our state and waits until it is as before. `closed`: meanwhile nothing may pass that policy denies.
 #[track_caller]
 fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl FnOnce()) {
     let state = || (ground.ours(Family::V4), ground.ours(Family::V6), ground.our_sets());
@@ -53,9 +52,9 @@ fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl 
     let start = Instant::now();
     act();
     let acted = Instant::now();
-    // Found changed, or healed already: the state is compared, not the change.
+    // Found changed, or already repaired: the state is compared, not the change.
     let healed = wait_until(what, within, || state() == before);
-    // What was let in before the rules were back has arrived.
+    // Packets that passed before the rules were back have arrived.
     thread::sleep(Duration::from_millis(200));
     let healed_at = acted + healed + Duration::from_millis(50);
     let report = flood.stop();
@@ -77,7 +76,7 @@ fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl 
 fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
     for_both_variants(|variant| {
         let ground = ground(variant);
-        // The look around comes once an hour: whatever is healed sooner was heard of.
+        // The periodic check runs once an hour: anything repaired sooner was due to a notification.
         let daemon = ground.run(&["--check-interval", "3600"]);
         let both = |arguments: &str| {
             for family in Family::BOTH {
@@ -115,7 +114,7 @@ fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
             },
         );
         assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
-        // These take flannel's rules along, and then FORWARD drops what nothing accepts.
+        // These remove flannel's rules too, and then FORWARD drops what nothing accepts.
         heals(&ground, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
         heals(&ground, "iptables -F", true, HEARD, || both("-F"));
         assert!(daemon.metric("towpath_drift_repairs_total") >= 7.0);

@@ -1,4 +1,4 @@
-//! What the tests stand on: a lab with pods, their objects in a folder, and the real daemon on a node.
+//! The base of the tests: a lab with pods, their objects in a folder, and the real daemon on a node.
 
 use std::{
     collections::BTreeMap,
@@ -26,20 +26,20 @@ use towpath::{
     model::{Family, Protocol},
 };
 
-/// Where the daemon answers, on its node.
+/// Where the daemon serves HTTP, on its node.
 const LISTEN: &str = "127.0.0.1:9586";
 
 /// How long a daemon may take until it is ready, on a busy machine.
 pub(crate) const READY: Duration = Duration::from_secs(20);
 
-/// Long enough for an answer on a busy machine, too short for a dropped SYN to be sent again (after one second).
+/// Long enough for an answer on a busy machine, too short for a dropped SYN to be retransmitted (after one second).
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
 
-/// On what every pod listens.
+/// The ports on which every pod listens.
 pub(crate) const PORTS: [(Protocol, u16); 3] =
     [(Protocol::Tcp, 80), (Protocol::Tcp, 8081), (Protocol::Udp, 53)];
 
-/// Runs `test` on a thread with a `/run` of its own, and so with an xtables lock of its own, for both variants.
+/// Runs `test` on a thread with its own `/run`, and so with its own xtables lock, for both variants.
 pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {
     for variant in Variant::BOTH {
         let test = test.clone();
@@ -47,7 +47,7 @@ pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static)
     }
 }
 
-/// Runs `test` on a thread with a `/run` of its own; namespaces and processes that it makes share that one.
+/// Runs `test` on a thread with its own `/run`; namespaces and processes that it creates share it.
 pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
@@ -75,7 +75,7 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Both families; pods on the bridges of two nodes. `pods` are names as `shop/web` and their nodes, from 0.
+    /// Both families; pods on the bridges of two nodes. `pods` are names like `shop/web` and their nodes, from 0.
     pub(crate) fn new(variant: Variant, pods: &[(&str, usize)]) -> Self {
         Self::in_topology(variant, Topology::Bridge, pods)
     }
@@ -122,7 +122,7 @@ impl Ground {
         pod_manifest(pod, labels, addresses, node, host)
     }
 
-    /// Writes an object file as a whole: it is moved in place.
+    /// Writes an object file atomically, by renaming.
     pub(crate) fn write(&self, name: &str, documents: &[String]) {
         self.objects().write(name, documents);
     }
@@ -136,7 +136,7 @@ impl Ground {
         self.folder.path()
     }
 
-    /// Starts a daemon on the first node; with more arguments than the usual ones.
+    /// Starts a daemon on the first node, with additional arguments.
     pub(crate) fn start(&self, more: &[&str]) -> Daemon<'_> {
         Daemon::start(self, self.command(more))
     }
@@ -148,7 +148,7 @@ impl Ground {
         daemon
     }
 
-    /// `towpath run` as it is started on the first node.
+    /// The `towpath run` command for the first node.
     pub(crate) fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
         command.arg("run").arg("-f").arg(self.folder().join("objects"));
@@ -168,7 +168,7 @@ impl Ground {
         self.node().succeed(&program, &arguments).unwrap()
     }
 
-    /// What `iptables-save` prints of a table, without counters and times.
+    /// The output of `iptables-save` for a table, without counters and times.
     pub(crate) fn saved(&self, family: Family, table: &str) -> String {
         let text = self.node().succeed(&self.variant.program(family, "-save"), &["-t", table]).unwrap();
         let mut lines = String::new();
@@ -179,7 +179,7 @@ impl Ground {
         lines
     }
 
-    /// Our part of the filter table: our chains, and where in FORWARD and INPUT our jump is.
+    /// Our part of the filter table: our chains, and the position of our jump in FORWARD and INPUT.
     pub(crate) fn ours(&self, family: Family) -> String {
         let mut first = BTreeMap::new();
         let saved = self.saved(family, "filter");
@@ -208,14 +208,14 @@ impl Ground {
         lines
     }
 
-    /// Asks once.
+    /// Probes once.
     pub(crate) fn ask(&self, from: End, to: IpAddr, transport: impl Into<Transport>) -> Outcome {
         let transport = transport.into();
         let probe = Probe::new(from, to, transport);
         self.lab.probe_all(&[probe], TIMEOUT).unwrap()[0]
     }
 
-    /// Asks in both families at once whether TCP port 80 answers.
+    /// Checks in both families at once whether TCP port 80 answers.
     pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
         let probes = Family::BOTH
             .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
@@ -223,7 +223,7 @@ impl Ground {
         [outcomes[0].is_open(), outcomes[1].is_open()]
     }
 
-    /// Waits until both families agree on whether TCP port 80 answers; how long it took.
+    /// Waits until TCP port 80 answers, or does not, in both families; returns how long it took.
     #[track_caller]
     pub(crate) fn until(&self, from: &str, to: &str, open: bool, at_most: Duration) -> Duration {
         let what = format!("{from} -> {to} becoming {}", if open { "open" } else { "closed" });
@@ -236,7 +236,7 @@ impl Ground {
 pub(crate) struct Objects(PathBuf);
 
 impl Objects {
-    /// Writes an object file as a whole: it is moved in place.
+    /// Writes an object file atomically, by renaming.
     pub(crate) fn write(&self, name: &str, documents: &[String]) {
         self.write_text(name, &documents.join("---\n"));
     }
@@ -290,7 +290,7 @@ pub(crate) fn policy(key: &str, spec: &str) -> String {
     )
 }
 
-/// Waits until `what` has come about; how long it took.
+/// Waits until `what` is true; returns how long it took.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
@@ -326,7 +326,7 @@ impl<'a> Daemon<'a> {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Status and text of a page; `None` if nobody answers.
+    /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut connection = self.node.connect(self.listen, Duration::from_secs(1)).unwrap().ok()?;
         connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -358,7 +358,7 @@ impl<'a> Daemon<'a> {
         self.process.id()
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub(crate) fn kill(mut self) {
         self.process.kill().unwrap();
     }
@@ -367,7 +367,7 @@ impl<'a> Daemon<'a> {
         self.process.signal(signal).unwrap();
     }
 
-    /// How it ended by itself.
+    /// Waits until it ends by itself; returns its exit status.
     #[track_caller]
     pub(crate) fn ended(&mut self, at_most: Duration) -> ExitStatus {
         let status = self.process.wait(at_most).unwrap();
@@ -375,7 +375,7 @@ impl<'a> Daemon<'a> {
         status.unwrap()
     }
 
-    /// Tells it to end, and waits.
+    /// Stops it with SIGTERM, and waits.
     #[track_caller]
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
@@ -394,7 +394,7 @@ impl Drop for Daemon<'_> {
     }
 }
 
-/// A small generator of numbers that look random: the same seed, the same luck.
+/// A small pseudo-random number generator: the same seed gives the same numbers.
 pub(crate) struct Luck(u64);
 
 impl Luck {

@@ -1,4 +1,4 @@
-//! One daemon ends and another one begins: told to, in a rolling update.
+//! One daemon ends and another one starts: on request, in a rolling update.
 
 use std::{thread, time::Duration};
 

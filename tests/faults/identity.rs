@@ -1,4 +1,4 @@
-//! A pod that may change its interfaces tries to be somebody else, or nobody that policy knows.
+//! A pod that may change its interfaces tries to act as another pod, or as a host that no policy knows.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -9,11 +9,11 @@ use towpath::{
 
 use crate::ground::{Ground, TIMEOUT, for_both_variants, namespace, policy, wait_until};
 
-/// Longer than a new interface is read for.
+/// Longer than the time during which a new interface is read.
 const READ: Duration = Duration::from_millis(600);
 
 impl Ground {
-    /// Gives a pod this address in place of its own, as one of its processes with `CAP_NET_ADMIN` can.
+    /// Gives a pod this address instead of its own, as one of its processes with `CAP_NET_ADMIN` can.
     fn becomes(&self, pod: &str, address: &str) {
         let pod = self.lab.pod(self.pod(pod)).unwrap();
         let lines = [
@@ -47,13 +47,13 @@ fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhe
         ground.write_pods(&["shop/open"]);
         let daemon = ground.run(&[]);
         thread::sleep(READ);
-        // No object speaks of it yet: it may use the address that its plugin gave it, and no other.
+        // It has no object yet: it may use the address that its plugin gave it, and no other.
         assert!(ground.gets_to("shop/rogue", "shop/open"), "{}", daemon.log());
         let own = ground.address("shop/rogue", Family::V4).to_string();
         ground.becomes("shop/rogue", "10.244.1.200");
         thread::sleep(READ);
         assert!(!ground.gets_to("shop/rogue", "shop/open"));
-        // Its object arrives, with a policy that closes it.
+        // Its object arrives, with a policy that isolates it.
         ground.write_pods(&["shop/open", "shop/rogue"]);
         ground.write("deny.yaml", &[policy("shop/deny", "podSelector: {}, policyTypes: [Egress]")]);
         wait_until("the policy", Duration::from_secs(10), || ground.ours(Family::V4).contains("TP-PE-"));

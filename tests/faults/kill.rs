@@ -1,4 +1,4 @@
-//! Killed at any instant, any number of times: not a packet passes that no state allows, and none is lost that all do.
+//! Killed at any instant, any number of times: no packet passes that no state allows, and none is lost that all do.
 
 use std::{
     fs::{self, File},
@@ -24,26 +24,26 @@ use crate::ground::{
     Ground, Luck, Objects, READY, TIMEOUT, apart, for_both_variants, namespace, policy, wait_until,
 };
 
-/// Who may never send to whom, in no state that the churn goes through, nor in any between two of them.
+/// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
 pub(crate) const NEVER: [(&str, &str); 5] = [
-    // In one role it may send, but is not taken; in the other it is taken, but may not send.
+    // In one role it may send but is not admitted; in the other it is admitted but may not send.
     ("shop/turncoat", "shop/receiver"),
-    // One policy closes either the sender or the receiver.
+    // One policy isolates either the sender or the receiver.
     ("shop/left", "shop/right"),
-    // Its namespace changes its label, between two that are not taken.
+    // Its namespace changes its label, between two that are not admitted.
     ("team/nomad", "shop/receiver"),
-    // Taken by pods to which the receiver never belongs, and on another node.
+    // Admitted by pods to which the receiver never belongs, and on another node.
     ("far/peer", "shop/receiver"),
-    // By rules without peers.
+    // Its rules never admit the client.
     ("shop/client", "shop/silent"),
 ];
 
-/// Who may always send to whom, in every state.
+/// Senders that may always reach their receiver, in every state.
 pub(crate) const ALWAYS: [(&str, &str); 3] = [
     ("shop/client", "shop/server"),
-    // Goes from one role that is taken to another that is taken.
+    // Changes from one admitted role to another.
     ("far/friend", "shop/server"),
-    // What nobody selects.
+    // Not selected by any policy.
     ("far/peer", "shop/free"),
 ];
 
@@ -99,7 +99,7 @@ fn pod_file(app: &str) -> String {
     format!("pod-{app}.yaml")
 }
 
-/// Files, each with the texts that it may have.
+/// Files, each with its possible texts.
 pub(crate) struct Churn {
     turn: Vec<(String, Vec<String>)>,
     objects: Objects,
@@ -145,14 +145,14 @@ impl Churn {
         }
     }
 
-    /// Brings one file to another state.
+    /// Changes one file to another state.
     pub(crate) fn step(&self, luck: &mut Luck) {
         let mut choose = |count: usize| usize::try_from(luck.below(count as u64)).unwrap();
         let (name, states) = &self.turn[choose(self.turn.len())];
         self.objects.write_text(name, &states[choose(states.len())]);
     }
 
-    /// Goes on until told to stop, with pauses of up to `pause` milliseconds.
+    /// Continues until stopped, with pauses of up to `pause` milliseconds.
     pub(crate) fn start(self, seed: u64, pause: u64) -> Churning {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
@@ -167,7 +167,7 @@ impl Churn {
     }
 }
 
-/// Ends when dropped.
+/// Stops when dropped.
 pub(crate) struct Churning {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
@@ -198,7 +198,7 @@ pub(crate) fn always(ground: &Ground) -> Vec<Probe> {
     ALWAYS.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
 }
 
-/// No datagram of any flow arrived, although each was sent often.
+/// Checks that no datagram of any flow arrived, although each was sent often.
 #[track_caller]
 pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &str) {
     let report = flood.stop();
@@ -227,7 +227,7 @@ fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_sta
         first.kill();
         for _ in 0..15 {
             let daemon = ground.start(&[]);
-            // Half of them die while they start.
+            // Half of them are killed while they start.
             thread::sleep(Duration::from_millis(luck.below(700)));
             daemon.kill();
         }
@@ -243,7 +243,7 @@ fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_sta
         );
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
         assert!(watched.open > 500, "{}", watched.open);
-        // What the killed ones left half done is done: one that starts anew finds nothing to change.
+        // What the killed ones left half done is completed: a restarted one finds nothing to change.
         thread::sleep(Duration::from_millis(500));
         drop(last);
         let rules = || Family::BOTH.map(|family| ground.ours(family)).join("\n");
@@ -279,12 +279,12 @@ fn a_command_that_outlives_its_killed_daemon_is_waited_for() {
         });
         kill(orphan, Signal::SIGCONT).unwrap();
         wait_until("ready", READY, || next.is_ready());
-        // Whatever the orphan wrote, it is not what ought to be.
+        // Whatever the orphan wrote, it is not the desired state.
         assert_eq!(ground.reaches("far/peer", "shop/free"), [true; 2]);
     });
 }
 
-/// An `iptables-restore` that some thread of `parent` started.
+/// An `iptables-restore` that a thread of `parent` started.
 fn child_of(parent: u32) -> Option<i32> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());

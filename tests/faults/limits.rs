@@ -1,4 +1,4 @@
-//! Objects as large as the API server takes them.
+//! Objects as large as the API server accepts.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -46,7 +46,7 @@ fn ten_thousand_addresses_a_long_name_a_thousand_ports_and_five_hundred_blocks_w
         let select = "podSelector: {matchLabels: {app: db}}";
         let takes_crowd =
             format!("{select}, ingress: [{{from: [{{podSelector: {{matchLabels: {{app: crowd}}}}}}]}}]");
-        // The crowd's file says another thing of this pod than the other one would.
+        // The crowd's file defines `shop/last` differently from how the other one would.
         let others =
             ["db", "near", "no"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
         ground.write("pods.yaml", &others);
@@ -59,7 +59,7 @@ fn ten_thousand_addresses_a_long_name_a_thousand_ports_and_five_hundred_blocks_w
         assert_outcomes(&ground, near, 80, Outcome::Silent, "none of 10,001");
         drop(daemon);
 
-        // 1,000 ports that do not touch each other.
+        // 1,000 ports that are not adjacent.
         let ports: Vec<String> = (0..1000).map(|at| format!("{{port: {}}}", 7_083 + 2 * at)).collect();
         let ports = format!("{select}, ingress: [{{ports: [{}]}}]", ports.join(", "));
         ground.write("policy.yaml", &[policy("shop/ports", &ports)]);

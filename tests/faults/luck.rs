@@ -1,4 +1,4 @@
-//! A machine and objects that are not as they should be.
+//! A machine and objects in a bad state.
 
 use std::{
     fs::File,
@@ -56,7 +56,7 @@ fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
 fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
     for_both_variants(|variant| {
         let ground = ground(variant);
-        // A folder with all that it needs but ipset.
+        // A folder with everything that it needs except ipset.
         let tools = ground.folder().join("tools");
         std::fs::create_dir(&tools).unwrap();
         for name in ["iptables", "ip6tables"] {
@@ -75,7 +75,7 @@ fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
         let usual = ground.command(&[]);
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
-        // The binary may lie where nobody else may look.
+        // The binary may be in a folder that other users cannot read.
         let binary = ground.folder().join("towpath");
         std::fs::copy(usual.get_program(), &binary).unwrap();
         std::fs::set_permissions(ground.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
@@ -93,7 +93,7 @@ fn of_two_pods_with_one_address_the_running_one_counts() {
     for_both_variants(|variant| {
         let ground = ground(variant);
         let daemon = ground.run(&[]);
-        // One that has finished, and says that it is where the pod far now is.
+        // A finished one that reports the address of the pod far.
         let addresses = Family::BOTH.map(|family| ground.address("shop/far", family));
         let finished = ground.manifest_at("shop/finished", "app: web", &addresses, 1);
         ground.write("finished.yaml", &[finished.replace("phase: Running", "phase: Succeeded")]);
@@ -105,7 +105,7 @@ fn of_two_pods_with_one_address_the_running_one_counts() {
         );
         ground.write("db.yaml", &[db_takes("far")]);
         ground.until("shop/far", "shop/db", true, Duration::from_secs(5));
-        // Two that run: somebody's objects are behind. It is said.
+        // Two that run: some of the objects are outdated. This is reported.
         ground.write("finished.yaml", &[finished]);
         wait_until("a warning", Duration::from_secs(3), || {
             daemon.log().contains("several pods report the same address")
@@ -138,7 +138,7 @@ fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes()
         thread::sleep(Duration::from_millis(300));
         assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
         assert_eq!(ground.reaches("shop/far", "shop/db"), [false; 2]);
-        // One that never was valid closes the pods that it selects.
+        // One that was never valid isolates the pods that it selects.
         let never = invalid.replace("name: db,", "name: never,").replace("app: db", "app: web");
         assert_eq!(ground.reaches("shop/far", "shop/web"), [true; 2]);
         ground.write("never.yaml", &[never]);
@@ -168,7 +168,7 @@ fn a_bridge_that_no_longer_shows_its_packets_to_iptables_is_put_right() {
         assert!(daemon.metric("towpath_drift_repairs_total") >= 1.0);
         drop(daemon);
 
-        // Where the switch cannot be set, it is not ready, and says so.
+        // If the switch cannot be set, it is not ready, and reports why.
         let usual = ground.command(&[]);
         let mut command = Command::new("unshare");
         let script =

@@ -1,4 +1,4 @@
-//! Bad luck: `towpath run` killed, doubled, tripped up and lied to, with real packets in network namespaces. Needs root.
+//! Faults: `towpath run` killed, doubled, disturbed and misled, with real packets in network namespaces. Needs root.
 
 #![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
 

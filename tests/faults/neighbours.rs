@@ -11,7 +11,7 @@ use crate::{
 
 const TABLES: [&str; 4] = ["filter", "nat", "mangle", "raw"];
 
-/// Chains, rules with everything that quoting can get wrong, and sets, as others have them.
+/// Other programs' chains, rules with everything that is hard to quote, and sets.
 fn settle(ground: &Ground) {
     let ipset = "create neighbours-v4 hash:net family inet\nadd neighbours-v4 10.9.0.0/16\n\
                  create neighbours-v6 hash:net family inet6\nadd neighbours-v6 fd09::/32\n\
@@ -56,7 +56,7 @@ fn names_a_lookalike(line: &str) -> bool {
     line.split([' ', ':']).any(|word| LOOKALIKES.contains(&word))
 }
 
-/// All tables of both families and all sets, without what is ours.
+/// All tables of both families and all sets, without ours.
 fn foreign(ground: &Ground) -> String {
     let mut all = String::new();
     for family in Family::BOTH {
@@ -158,7 +158,7 @@ fn what_a_neighbour_changes_in_the_same_table_meanwhile_is_neither_lost_nor_brou
             assert_eq!(there, expected, "{family}");
         }
         if variant == Variant::Nft {
-            // Whose change it was is known there, so that nothing was taken for a fault.
+            // There the origin of each change is known, so nothing was taken for drift.
             assert!(daemon.metric("towpath_drift_repairs_total") < 1.0);
         }
         assert!(daemon.is_ready());

@@ -1,4 +1,4 @@
-//! Packets that need care: refusals, tunnels, a pod's own, replies and errors, neighbour discovery.
+//! Special packets: refusals, tunnels, a pod's own, replies and errors, neighbour discovery.
 
 use std::{
     io::{Read as _, Write as _},
@@ -47,7 +47,7 @@ fn a_refused_sender_is_told_at_once() {
     });
 }
 
-/// Whether a packet of this IP protocol gets from one namespace to an address in another one.
+/// Whether a packet of this IP protocol arrives from one namespace at an address in another one.
 fn carries(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
     let address = to.1;
     let raw = move || {
@@ -139,13 +139,13 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
             assert_eq!(ground.reaches(from, to), [true; 2], "{from} -> {to}");
             assert_eq!(ground.reaches(to, from), [false; 2], "{to} -> {from}");
             for family in Family::BOTH {
-                // Nobody listens there: the error comes back to one whom the other may not send to.
+                // Nothing listens there: the error comes back to a pod to which the other may not send.
                 let refused = ground.ask(ground.end(from), ground.address(to, family), Transport::Udp(9));
                 assert_eq!(refused, Outcome::Refused(Refusal::PortUnreachable), "{from} -> {to}, {family}");
             }
         }
-        // The way to the other node's pods gets narrower than the sender's own link: only the other node's "packet
-        // too big" tells it.
+        // The path to the other node's pods gets a smaller MTU than the sender's own link: only the other node's
+        // "packet too big" reports that.
         let far_node = ground.lab.node(1).unwrap();
         far_node.succeed("ip", &["link", "set", "cni0", "mtu", "1300"]).unwrap();
         for family in Family::BOTH {
@@ -160,7 +160,7 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
             let web = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
             assert!(web.run(talk).unwrap(), "{family}: a full segment through a narrow way");
         }
-        // Nobody knows anybody's link address any more.
+        // No host knows the others' link addresses any more.
         for _ in 0..3 {
             for (_, pod) in ground.lab.pods() {
                 pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
@@ -170,7 +170,7 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
             assert_eq!(ground.reaches("shop/far", "shop/db"), [true; 2]);
             thread::sleep(Duration::from_millis(50));
         }
-        // Nor on the bridge itself, where even the question passes FORWARD; and data is denied all the same.
+        // Nor on the bridge itself, where even the solicitation passes FORWARD; and data is still denied.
         let near: Vec<String> = allow("web", "db").into();
         ground.write("near.yaml", &near);
         ground.until("shop/web", "shop/db", true, Duration::from_secs(3));

@@ -1,9 +1,9 @@
 //! Packets decide: random clusters, with pods as network namespaces, real listeners, and one `towpath run` on each of
-//! two nodes. Every pair is probed with TCP, UDP, SCTP and ICMP, and what passes is what the standard says; then the
-//! objects change in place, and again.
+//! two nodes. Every pair is probed with TCP, UDP, SCTP and ICMP, and what passes must be what the standard allows; then
+//! the objects change in place, and again.
 //!
-//! On a bridge, point to point and over VXLAN; IPv4, IPv6 and dual stack; iptables on `nf_tables` and legacy; beside
-//! flannel's and kube-proxy's rules and with a FORWARD policy of DROP.
+//! On a bridge, point to point and over VXLAN; IPv4, IPv6 and dual stack; iptables on `nf_tables` and legacy; together
+//! with flannel's and kube-proxy's rules and with a FORWARD policy of DROP.
 //!
 //! It needs root. `TOWPATH_CLUSTERS` tries more clusters of each kind, `TOWPATH_SEED` others (`make soak`).
 
@@ -83,7 +83,7 @@ fn hostile_policies(variant: Variant) {
         let (mut excepts, mut ports) = (0, 0);
         for round in 0..ROUNDS * 2 {
             let namespace = ["x", "y"][round % 2];
-            // The last one of a namespace takes the place of the one before it.
+            // The last one of a namespace replaces the one before it.
             let policy = generator.hostile_policy(namespace, 20);
             world.change(vec![Change::SetPolicy(policy)]);
             world.agrees(&format!("{context}, round {round}"));

@@ -1,4 +1,4 @@
-//! Model objects as manifests: the way from a random cluster to the files that `towpath run` watches.
+//! Model objects as manifests: converts a random cluster to the files that `towpath run` watches.
 
 use serde_json::{Map, Value, json};
 use towpath::model::{

@@ -1,4 +1,4 @@
-//! A random cluster, alive: its pods in a lab, its objects in a folder, and one `towpath run` on each node.
+//! A running random cluster: its pods in a lab, its objects in a folder, and one `towpath run` on each node.
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +23,10 @@ use towpath::{
 
 use crate::manifests;
 
-/// Where each daemon answers, within its own node.
+/// Where each daemon serves HTTP, within its own node.
 const LISTEN: &str = "127.0.0.1:9586";
 
-/// How long a daemon may take until it is ready: far more than it does, on a busy machine as well.
+/// How long a daemon may take until it is ready: far more than it needs, even on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long packets may contradict the objects before that is a failure: machines that run tests are busy.
@@ -35,7 +35,7 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 /// How long a probe waits for its answer.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// What every pod listens on.
+/// The ports on which every pod listens.
 const LISTENED: [(Protocol, u16); 6] = [
     (Protocol::Tcp, 80),
     (Protocol::Tcp, 81),
@@ -45,10 +45,10 @@ const LISTENED: [(Protocol, u16); 6] = [
     (Protocol::Sctp, 80),
 ];
 
-/// A world to build.
+/// The parameters of a world.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
-    /// How pods and nodes are joined.
+    /// How pods and nodes are connected.
     pub(crate) topology: Topology,
     /// Which iptables.
     pub(crate) variant: Variant,
@@ -56,7 +56,7 @@ pub(crate) struct Setting {
     pub(crate) stack: Stack,
 }
 
-/// A cluster, alive.
+/// A running cluster.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     lab: Lab,
@@ -65,7 +65,7 @@ pub(crate) struct World {
     daemons: Vec<(Process, PathBuf)>,
     stack: Stack,
     topology: Topology,
-    /// How many verdicts were seen to hold.
+    /// How many verdicts were confirmed.
     pub(crate) verdicts: usize,
 }
 
@@ -144,12 +144,12 @@ impl World {
         logs.collect::<Vec<_>>().join("\n")
     }
 
-    /// Makes the changes: of the pods in the lab first, then of the objects in the folder.
+    /// Applies the changes: to the pods in the lab first, then to the objects in the folder.
     pub(crate) fn change(&mut self, changes: Vec<Change>) {
         for change in &changes {
             self.cluster.apply(change.clone());
         }
-        // Whoever goes makes room for whoever comes with the same address.
+        // A removed pod makes room for a new one with the same address.
         let wanted: BTreeMap<ObjectKey, Pod> = self
             .cluster
             .pods()
@@ -215,7 +215,7 @@ impl World {
         }
     }
 
-    /// Holds real packets of every pair and transport against the standard, until they agree.
+    /// Compares real packets of every pair and transport with the standard, until they agree.
     pub(crate) fn agrees(&mut self, context: &str) {
         let questions = self.questions();
         let probes: Vec<Probe> = questions.iter().map(|(probe, _)| *probe).collect();
@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// Every probe worth sending, and whether the standard lets it through.
+    /// Every probe worth sending, and whether the standard allows it.
     fn questions(&self) -> Vec<(Probe, bool)> {
         let pods = self
             .pods
@@ -276,7 +276,7 @@ impl World {
                     continue;
                 }
                 let ports = LISTENED.map(Transport::from);
-                // A node listens on nothing that a pod could ask, but answers pings.
+                // A node has no listener that a pod could reach, but answers pings.
                 let asked = if matches!(to, End::Node(_)) { &[][..] } else { &ports[..] };
                 for transport in asked.iter().copied().chain([Transport::Icmp]) {
                     let flow = Flow {
@@ -294,7 +294,7 @@ impl World {
         questions
     }
 
-    /// The source that a receiver sees: over a VXLAN, a node speaks to another node's pods from its tunnel's end.
+    /// The source that a receiver sees: over a VXLAN, a node sends to another node's pods from its tunnel's end.
     fn seen_source(&self, from: &End, source: IpAddr, destination: IpAddr) -> IpAddr {
         let End::Node(node) = from else { return source };
         let node = self.lab.node(*node).expect("a node");
@@ -304,7 +304,7 @@ impl World {
         if self.topology == Topology::Vxlan && is_elsewhere { block.network() } else { source }
     }
 
-    /// Ends the daemons as a node's shutdown does, and sees them end well.
+    /// Stops the daemons as a node's shutdown does, and checks their exit status.
     pub(crate) fn end(mut self) {
         for (process, log) in &mut self.daemons {
             let status = process.stop().expect("its end");

@@ -42,10 +42,10 @@ const LISTEN: &str = "127.0.0.1:9586";
 /// How long anything may take on a busy machine, in a build without optimisation.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// What the manifest gives the daemon, in KiB.
+/// The memory limit in the manifest, in KiB.
 const MEMORY: u64 = 512 * 1024;
 
-/// One at a time: each keeps two cores busy.
+/// One test at a time: each keeps two cores busy.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Ground {
@@ -128,13 +128,13 @@ impl Ground {
     }
 }
 
-/// The places of these in [`PODS`].
+/// The indices of these in [`PODS`].
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
 const OTHER: usize = 2;
 const HOSTILE: usize = 3;
 
-/// Runs `test` on a thread with a `/run`, and so an xtables lock, of its own.
+/// Runs `test` on a thread with its own `/run`, and so its own xtables lock.
 fn apart(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
@@ -154,8 +154,8 @@ fn apart(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// The honest tenant is served although the hostile one does what `shape` says, and that one is closed if it is over its
-/// budget.
+/// The honest tenant is served although the hostile one does what `shape` says, and the hostile one is closed if it
+/// exceeds its budget.
 fn honest_tenant_is_served_beside(name: &str) {
     for variant in Variant::BOTH {
         honest_tenant_is_served_in(variant, name);

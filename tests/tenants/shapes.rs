@@ -1,5 +1,5 @@
-//! What the owner of a namespace may write to hurt the others: every shape is admitted by the API server, which takes an
-//! object of up to 1.5 MB and any number of them.
+//! What the owner of a namespace may write to harm the others: the API server admits every shape, since it accepts
+//! objects of up to 1.5 MB and any number of them.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -9,15 +9,15 @@ pub(crate) const EVIL: &str = "evil";
 /// A file and its text.
 pub(crate) type File = (String, String);
 
-/// One way to hurt.
+/// One way to do harm.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
     /// The files that do it.
     pub(crate) files: fn() -> Vec<File>,
-    /// Whether it is over a default budget, so that the hostile pod has to be closed.
+    /// Whether it exceeds a default budget, so that the hostile pod must be closed.
     pub(crate) over_budget: bool,
-    /// Whether pods of the tenant change their labels all the time besides.
+    /// Whether pods of the tenant also change their labels all the time.
     pub(crate) restless: bool,
 }
 
@@ -43,7 +43,7 @@ const fn shape(name: &'static str, files: fn() -> Vec<File>, over_budget: bool) 
     Shape { name, files, over_budget, restless: false }
 }
 
-/// Numbers that look random: the same in every run.
+/// Pseudo-random numbers: the same in every run.
 struct Luck(u64);
 
 impl Luck {
@@ -146,7 +146,7 @@ fn large_set() -> Vec<File> {
     each(1, |_| policy("p", "ingress", &rules))
 }
 
-/// A pod of the node in a namespace of its own, and a policy for it.
+/// A pod of the node in its own namespace, and a policy for it.
 fn tenant(number: u32, rules: &str) -> Vec<File> {
     let namespace = format!("{EVIL}-{number}");
     let last = u8::try_from(number).unwrap_or(u8::MAX);
@@ -204,7 +204,7 @@ pub(crate) fn crowd_text(count: u32, turn: u64) -> String {
     (0..count).map(|at| pod(&format!("crowd-{at}"), &format!("\"turn\":\"t{turn}\""), at, "")).collect()
 }
 
-/// A policy that takes in a label that its pods have in every second turn.
+/// A policy that admits a label that its pods have in every second turn.
 fn crowd() -> Vec<File> {
     let rule = joined((0..50).map(|at| format!("{{\"from\":[{{\"podSelector\":{{\"matchLabels\":{{\"turn\":\"t{}\"}}}}}}],\"ports\":[{{\"port\":{}}}]}}", at % 2, 1 + at)));
     let mut files = each(1, |_| policy("p", "ingress", &rule));
@@ -212,7 +212,7 @@ fn crowd() -> Vec<File> {
     files
 }
 
-/// So many rules with a selector each that matches every pod.
+/// A number of rules, each with a selector that matches every pod.
 fn everybody(count: u32) -> String {
     joined((0..count).map(|at| {
         let peer = format!(
@@ -263,7 +263,7 @@ fn long_names() -> Vec<File> {
     vec![("evil.yaml".to_owned(), text), ("policy.yaml".to_owned(), policy("p", "egress", &rule))]
 }
 
-/// Writes files as a whole: each is moved to its place.
+/// Writes files atomically, by renaming each.
 pub(crate) fn write(folder: &Path, files: &[File]) {
     for (name, text) in files {
         let next = folder.join(format!("{name}.next"));
@@ -301,7 +301,7 @@ pub(crate) fn honest_policy(allow: bool) -> String {
     )
 }
 
-/// The most memory that a process ever had, in KiB.
+/// The peak memory of a process, in KiB.
 pub(crate) fn most_memory(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! The way of a packet through the rules of the nodes that it meets.
+//! The path of a packet through the rules of the nodes that it passes.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -10,7 +10,7 @@ use towpath::{
     },
 };
 
-/// The nodes that a packet from or to `address` is at home on: those of the pods that report it, or that have it.
+/// The home nodes of `address`: those of the pods that report it, or those that have it.
 fn homes(cluster: &Cluster, nodes: &[(&str, Ruleset)], address: IpAddr) -> BTreeSet<usize> {
     let place = |name: &str| nodes.iter().position(|(node, _)| *node == name);
     match cluster.claimants(address) {
@@ -19,7 +19,7 @@ fn homes(cluster: &Cluster, nodes: &[(&str, Ruleset)], address: IpAddr) -> BTree
     }
 }
 
-/// Whether the rules of the nodes on its way let the first packet through, whichever node an address is at home on.
+/// Whether the rules of the nodes on its path let the first packet through, whichever home node an address has.
 ///
 /// `nodes` are the nodes that enforce, each with its rules.
 pub(crate) fn passes(
@@ -36,12 +36,11 @@ pub(crate) fn passes(
         let packet = Packet { at, ..Packet::new(from, to, transport) };
         trace(nodes[*node].1.table(Family::of(from)), &packet).passed
     };
-    // A packet of a pod to itself gets no further than lo; with two pods of one address it may be the other's.
+    // A pod's packet to itself gets no further than lo; with two pods of one address it may be for the other.
     if from == to && cluster.claimants(from).len() < 2 {
         return true;
     }
-    // What a node sends to its own pods does not pass through FORWARD, and a pod's packet to its own node comes in
-    // through INPUT.
+    // A node's packets to its own pods do not pass FORWARD, and a pod's packet to its own node enters through INPUT.
     let leaves = is_node(from)
         || starts.iter().all(|node| {
             let to_own_node = is_node(to) && ends.contains(node);

@@ -14,22 +14,22 @@ use crate::{
     },
 };
 
-/// A chain that nothing refers to, into which rules are written to see whether the kernel takes them.
+/// A chain that nothing refers to; rules are written to it to check whether the kernel accepts them.
 pub(super) const PROBE: &str = "TOWPATH-PROBE";
 
-/// What of one family's filter table concerns us.
+/// The parts of one family's filter table that concern us.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
-    /// Our chains, each with its rules as they were printed, without `-A` and the chain's name.
+    /// Our chains, each with its rules as printed, without `-A` and the chain's name.
     pub(super) chains: BTreeMap<ChainName, Vec<String>>,
     /// Our jumps in the built-in chains.
     pub(super) hooks: BTreeMap<BuiltIn, HookState>,
-    /// Chains of ours that rules of others name, each with such a rule.
+    /// Our chains that rules of other programs refer to, each with such a rule.
     pub(super) foreign_uses: BTreeMap<ChainName, String>,
 }
 
 impl Saved {
-    /// Reads what `iptables-save -t filter` prints. In chains of others it looks at nothing but the targets.
+    /// Parses the output of `iptables-save -t filter`. In chains of other programs it only reads the targets.
     pub(super) fn parse(text: &str) -> Self {
         let mut saved = Self::default();
         let mut seen: BTreeMap<BuiltIn, usize> = BTreeMap::new();
@@ -51,7 +51,7 @@ impl Saved {
                 });
                 let Some(target) = target(rest) else { continue };
                 match at {
-                    // With matches before the target it is somebody else's rule.
+                    // With matches before the target it is a rule of another program.
                     Some(at) if rest == format!("-j {target}") => {
                         let hook = saved
                             .hooks
@@ -68,7 +68,7 @@ impl Saved {
         saved
     }
 
-    /// As what was observed; the contents of chains remain unknown.
+    /// As observed state; the contents of chains remain unknown.
     pub(super) fn into_observed(self) -> ObservedTable {
         ObservedTable {
             chains: self.chains.into_keys().map(|name| (name, Content::Unknown)).collect(),
@@ -78,14 +78,14 @@ impl Saved {
     }
 }
 
-/// The chain of ours to which a rule goes, from what stands behind the chain's name in its line.
+/// The chain of ours that a rule leads to, from the part of its line after the chain's name.
 fn target(rule: &str) -> Option<ChainName> {
     let mut words = rule.split(' ').rev();
     let last = ChainName::new(words.next()?)?;
     matches!(words.next(), Some("-j" | "-g")).then_some(last)
 }
 
-/// So many trials may find out which chains of a batch are refused.
+/// How many trials may be used to find out which chains of a batch are refused.
 const PROBES: usize = 64;
 
 /// The chains and hooks of one family's filter table.
@@ -102,10 +102,10 @@ impl Filter<'_> {
         Ok(Saved::parse(&text.unwrap_or_default()))
     }
 
-    /// Carries out a batch in one transaction, or nothing of it.
+    /// Applies a batch in one transaction, or nothing of it.
     ///
-    /// A chain that shall go but that a rule of somebody else names cannot go. It is emptied instead, so that our
-    /// rules no longer act through it, and the rest of the batch is carried out; a warning says whose rule it is.
+    /// A chain to remove that a rule of another program refers to cannot be removed. It is emptied instead, so that our
+    /// rules no longer act through it, and the rest is applied; a warning shows that rule.
     pub(super) fn apply(&self, batch: &ChainBatch) -> Result<(), ApplyError> {
         let output = self.restore(&render::chains(self.family, batch))?;
         if output.success {
@@ -133,7 +133,7 @@ impl Filter<'_> {
         }
     }
 
-    /// The chains of a failed batch that are to blame.
+    /// The chains that make a failed batch fail.
     fn refusals(&self, batch: &ChainBatch) -> Result<Vec<Refusal>, DataplaneError> {
         let there = self.read()?;
         let written: BTreeSet<&ChainName> = batch.write.iter().map(|(name, _)| name).collect();
@@ -162,8 +162,8 @@ impl Filter<'_> {
         Refusal { object: Object::Chain(self.family, name.clone()), reason }
     }
 
-    /// Finds by halves the chains whose rules the kernel refuses. Their rules go into a chain that no packet meets,
-    /// with harmless targets in place of other chains. When no trials are left, all that were not tried are refused.
+    /// Finds chains whose rules the kernel refuses, by bisection. Their rules go into a chain that no packet reaches,
+    /// with harmless targets for other chains. When no trials are left, all untried chains are refused.
     fn probe(
         &self,
         suspects: &[(&ChainName, &Chain)],
@@ -201,7 +201,7 @@ impl Filter<'_> {
         self.restore(&render::chains(self.family, &batch))?.checked().map(drop)
     }
 
-    /// Chains of a failed batch that cannot be removed, since rules of others name them.
+    /// Chains of a failed batch that cannot be removed, since rules of other programs refer to them.
     fn held(&self, batch: &ChainBatch) -> Result<Vec<ChainName>, DataplaneError> {
         let there = self.read()?;
         let mut held = Vec::new();
@@ -218,7 +218,7 @@ impl Filter<'_> {
     }
 }
 
-/// The batch with `held` emptied where it would remove them.
+/// The batch, with `held` emptied instead of removed.
 fn emptying(batch: &ChainBatch, held: &[ChainName]) -> ChainBatch {
     let mut batch = batch.clone();
     batch.remove.retain(|name| !held.contains(name));
@@ -233,7 +233,7 @@ fn without_chain(rule: &Rule) -> Rule {
     }
 }
 
-/// What removes everything of ours that `saved` shows, but for `held`, which is emptied.
+/// A batch that removes everything of ours in `saved`, except `held`, which is emptied.
 pub(super) fn removal(saved: &Saved) -> ChainBatch {
     let held: Vec<ChainName> = saved.foreign_uses.keys().cloned().collect();
     let hooks =

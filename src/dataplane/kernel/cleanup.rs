@@ -1,7 +1,7 @@
 //! Removes everything of ours, and nothing else.
 //!
-//! In the nft variant the table `filter` and its base chains remain if they came with our first rule: whether somebody
-//! else counts on them cannot be told, and an empty chain with the policy ACCEPT does nothing.
+//! In the nft variant the table `filter` and its base chains remain if our first rule created them: we cannot know
+//! whether another program relies on them, and an empty chain with the policy ACCEPT does nothing.
 
 use super::{
     chains::{Filter, removal},
@@ -29,12 +29,11 @@ pub struct Removed {
 }
 
 /// Removes our hooks, chains and sets from the tables of both variants and families in this network namespace, and the
-/// tables of the interface guard.
-/// Doing it twice is as good as once.
+/// tables of the interface guard. It is idempotent.
 ///
 /// # Errors
-/// If this process may not, or no iptables is installed. What fails by itself is told in [`Removed::left`], and the
-/// rest is removed.
+/// If this process lacks the privilege, or no iptables is installed. Other failures are reported in [`Removed::left`],
+/// and the rest is removed.
 pub fn cleanup(commands: &Commands) -> Result<Removed, DataplaneError> {
     require_net_admin()?;
     let mut removed = Removed::default();

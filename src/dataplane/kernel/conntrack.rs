@@ -1,15 +1,15 @@
-//! Connections that the kernel tracks, and cutting those that a new ruleset denies.
+//! Tracked connections, and cutting those that a new ruleset denies.
 //!
-//! Rules judge the first packet of a connection; what follows passes as ESTABLISHED. So a connection that began before
-//! its policy would outlive it. Deleting its entry makes the next packet a first one again, and the rules judge it.
+//! Rules judge the first packet of a connection; later ones pass as ESTABLISHED. So a connection that began before its
+//! policy would outlive it. Deleting its entry makes the next packet a first one again, and the rules judge it.
 //!
-//! That is not enough for TCP. If the next packet comes from the end that answers, the kernel takes it for the first
-//! one of a connection in the other direction (`nf_conntrack_tcp_loose`), which policy may well allow, and the denied
-//! end's packets pass as its replies: measured, a server that talks keeps its connection. So the entry of a TCP
+//! That is not enough for TCP. If the next packet comes from the answering end, the kernel takes it for the first one
+//! of a connection in the other direction (`nf_conntrack_tcp_loose`), which policy may well allow, and the denied end's
+//! packets pass as its replies: in measurements, a server that sends keeps its connection. So the entry of a TCP
 //! connection is replaced by one in the state of a connection whose first packet was never answered. While that lasts,
-//! the kernel calls everything from the denied end INVALID or NEW, never ESTABLISHED, and the rules judge it; the other
-//! end's packets start nothing new. With address translation it is enough to delete: what the server sends then carries
-//! an address that the client has no connection with, and the client resets it.
+//! the kernel classifies everything from the denied end as INVALID or NEW, never ESTABLISHED, and the rules judge it;
+//! the other end's packets start nothing new. With address translation deleting is enough: what the server sends then
+//! carries an address that the client has no connection with, and the client resets it.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ use super::netlink::{
 };
 use crate::{dataplane::DataplaneError, model::Family};
 
-/// Not a family: all of them.
+/// No specific family: all of them.
 const EITHER: u8 = 0;
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -51,7 +51,7 @@ const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 
-/// In the state of the protocol: that of TCP; and in that, the state's number.
+/// Within the protocol state: the TCP state; and within that, the state's number.
 const TCP: u16 = 1;
 const TCP_STATE: u16 = 1;
 
@@ -59,23 +59,23 @@ const SYN_SENT: u8 = 1;
 const TIME_WAIT: u8 = 7;
 const CLOSE: u8 = 8;
 
-/// How long the entry of a connection that was cut keeps it from coming back, in seconds: longer than either end sends
-/// a segment again and again before it gives up, which is about 15 minutes (`tcp_retries2`).
+/// How long the entry of a cut connection keeps it from coming back, in seconds: longer than either end retransmits a
+/// segment before it gives up, which is about 15 minutes (`tcp_retries2`).
 const CUT_LASTS: u32 = 1200;
 
-/// How often a connection is cut again if it came back between two messages to the kernel.
+/// How often a connection is cut again if it comes back between two messages to the kernel.
 const ATTEMPTS: usize = 4;
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
-    /// Who sends.
+    /// The sender.
     pub source: IpAddr,
-    /// Who receives.
+    /// The receiver.
     pub destination: IpAddr,
-    /// From which port; 0 for protocols without.
+    /// The source port; 0 for protocols without ports.
     pub source_port: u16,
-    /// To which port; 0 for protocols without.
+    /// The destination port; 0 for protocols without ports.
     pub destination_port: u16,
 }
 
@@ -86,30 +86,30 @@ pub struct Entry {
     pub family: Family,
     /// Its IP protocol number.
     pub protocol: u8,
-    /// Its first direction, as sent: before any translation of the destination.
+    /// Its original direction, as sent: before any translation of the destination.
     pub original: Tuple,
-    /// Its replies, as sent: by whoever really answers.
+    /// Its replies, as sent: by the host that really answers.
     pub reply: Tuple,
     /// The number of its state, if it is TCP.
     tcp_state: Option<u8>,
-    /// What identifies it to the kernel: the first direction and the zone, as the kernel wrote them.
+    /// What identifies it to the kernel: the original direction and the zone, as the kernel encoded them.
     key: Vec<u8>,
-    /// Its replies, as the kernel wrote them.
+    /// Its replies, as the kernel encoded them.
     raw_reply: Vec<u8>,
-    /// The kernel's number of it, which another connection between the same ends will not have.
+    /// The kernel's id of it, which another connection between the same ends will not have.
     id: Vec<u8>,
 }
 
 /// A connection as the filter table sees its first packet: after the destination was translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EstablishedFlow {
-    /// Who began it.
+    /// The end that started it.
     pub source: IpAddr,
-    /// Who answers; behind a Service, the pod.
+    /// The end that answers; behind a Service, the pod.
     pub destination: IpAddr,
     /// The IP protocol number.
     pub protocol: u8,
-    /// The port of whoever answers; 0 for protocols without.
+    /// The port of the answering end; 0 for protocols without ports.
     pub destination_port: u16,
 }
 
@@ -156,7 +156,7 @@ impl Entry {
         }
     }
 
-    /// Whether addresses or ports are translated on the way.
+    /// Whether addresses or ports are translated.
     fn is_translated(&self) -> bool {
         let Tuple { source, destination, source_port, destination_port } = self.reply;
         self.original
@@ -173,7 +173,7 @@ impl Entry {
         self.tcp_state.is_some_and(|state| state != TIME_WAIT && state != CLOSE)
     }
 
-    /// The entry of a connection between the same ends that was begun but never answered.
+    /// The entry of a connection between the same ends that was started but never answered.
     fn unanswered(&self) -> Vec<u8> {
         let mut attributes = [self.key.as_slice(), &self.raw_reply].concat();
         put(&mut attributes, TIMEOUT, &CUT_LASTS.to_be_bytes());
@@ -222,7 +222,7 @@ fn port(value: &[u8]) -> Option<u16> {
     value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
-/// The kernel's table of connections in this network namespace.
+/// The kernel's connection table in this network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     netlink: Netlink,
@@ -238,7 +238,7 @@ impl Conntrack {
         Ok(Self { netlink })
     }
 
-    /// Hands over every connection. Both families share one table, which the kernel walks from end to end each time,
+    /// Passes every connection to `visit`. Both families share one table, which the kernel always walks completely,
     /// however few entries it has.
     ///
     /// # Errors
@@ -253,7 +253,7 @@ impl Conntrack {
             .map_err(failed("reading the table of connections"))
     }
 
-    /// Forgets one connection, so that its next packet is judged as a first one. Whether it was still there.
+    /// Deletes one connection, so that its next packet is judged as a first one. Returns whether it still existed.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -269,7 +269,7 @@ impl Conntrack {
         }
     }
 
-    /// Keeps an open TCP connection, whose entry was deleted, from coming back by what the answering end sends.
+    /// Keeps an open TCP connection, whose entry was deleted, from coming back through packets of the answering end.
     fn keep_out(&mut self, entry: &Entry) -> Result<(), DataplaneError> {
         let flags = FLAG_CREATE | FLAG_EXCLUSIVE | FLAG_ACK;
         let unanswered = entry.unanswered();
@@ -287,16 +287,16 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Cuts every connection that `denies` holds for, and says how many these were.
+    /// Cuts every connection for which `denies` returns true, and returns their number.
     ///
-    /// What is not TCP has no direction that the kernel could tell: if policy lets the answering end begin, its next
-    /// packet is the first of such a connection.
+    /// Protocols other than TCP have no direction that the kernel could detect: if policy lets the answering end start
+    /// a connection, its next packet is the first of one.
     ///
-    /// It is not asked about connections that begin or end on this node itself: their packets do not pass FORWARD, so
-    /// no rule of ours judged them, and kubelet's probes must not be cut.
+    /// `denies` is not called for connections that begin or end on this node itself: their packets do not pass FORWARD,
+    /// so no rule of ours judged them, and kubelet's probes must not be cut.
     ///
     /// # Errors
-    /// If the table cannot be read or written. What can be cut is cut all the same.
+    /// If the table cannot be read or written. The connections that can be cut are still cut.
     pub fn cut(&mut self, mut denies: impl FnMut(&EstablishedFlow) -> bool) -> Result<usize, DataplaneError> {
         let local = local_addresses().map_err(failed("listing this node's addresses"))?;
         let mut to_cut = Vec::new();
@@ -312,17 +312,17 @@ impl Conntrack {
         for entry in to_cut {
             match self.cut_one(&entry) {
                 Ok(is_there) => {
-                    // Among those never answered are the ones that were cut before.
+                    // Unanswered connections include those that were cut before.
                     cut += usize::from(is_there && entry.tcp_state != Some(SYN_SENT));
                 }
-                // The others are cut all the same.
+                // The others are still cut.
                 Err(error) => failure = Some(error),
             }
         }
         failure.map_or(Ok(cut), Err)
     }
 
-    /// Cuts one connection. Whether it was still there.
+    /// Cuts one connection. Returns whether it still existed.
     fn cut_one(&mut self, entry: &Entry) -> Result<bool, DataplaneError> {
         let is_there = self.delete(entry)?;
         if is_there && entry.is_open_tcp() && !entry.is_translated() {
@@ -358,7 +358,7 @@ mod tests {
     use super::super::netlink::{encode, messages};
     use super::*;
 
-    /// A message as the kernel writes it: a connection to a Service that a pod answers.
+    /// A message as the kernel encodes it: a connection to a Service that a pod answers.
     fn through_a_service() -> Vec<u8> {
         let tuple = |source: [u8; 4], destination: [u8; 4], ports: [u16; 2]| {
             let (mut addresses, mut protocol, mut tuple) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
 //! Writes the interface guard: the tables `bridge towpath` and `netdev towpath`, through `nft`.
 //!
-//! Each change is one transaction. What another program does to these tables is announced by the kernel; then both are
-//! written anew, again in one transaction, so that there is no moment without them.
+//! Each change is one transaction. The kernel announces changes of these tables by other programs; then both are
+//! rewritten, again in one transaction, so that they always exist.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +24,15 @@ use crate::{
     },
 };
 
-/// The multicast group of nftables' announcements.
+/// The multicast group of nftables' notifications.
 const GROUP: u32 = 7;
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 /// In every message about a table, a chain, a rule or a set: the name of the table.
 const TABLE_NAME: u16 = 1;
-/// The tables in which rules are written for a trial. No packet meets them.
+/// The tables to which rules are written for a trial. No packet reaches them.
 const TRIAL: &str = "towpath-trial";
-/// The families as messages number them.
+/// The family numbers in messages.
 const BRIDGE: u8 = 7;
 const NETDEV: u8 = 5;
 
@@ -40,7 +40,7 @@ const NETDEV: u8 = 5;
 #[derive(Clone, Debug)]
 pub struct Changes(Arc<Journal>);
 
-/// What a former process let an interface use.
+/// What a previous process let an interface use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
     /// The hardware address.
@@ -54,17 +54,17 @@ pub struct Former {
 pub struct GuardTables {
     commands: Arc<Commands>,
     changes: Changes,
-    /// What this process has written; `None` before it wrote anything, or when somebody may have changed it.
+    /// What this process has written; `None` before the first write, or when another program may have changed it.
     written: Option<Guard>,
-    /// How nft prints the rules; compared by every check.
+    /// How nft prints the rules; every check compares them.
     rules: Option<String>,
 }
 
 impl GuardTables {
-    /// Nothing is written yet.
+    /// Creates it without writing anything.
     ///
     /// # Errors
-    /// If the kernel's netfilter cannot be asked.
+    /// If the netlink socket of netfilter cannot be opened.
     pub fn new(commands: Arc<Commands>) -> io::Result<Self> {
         Ok(Self { commands, changes: Changes(Arc::new(Journal::open()?)), written: None, rules: None })
     }
@@ -75,7 +75,7 @@ impl GuardTables {
         self.changes.clone()
     }
 
-    /// Whether the kernel takes such tables. Nothing is written.
+    /// Checks whether the kernel accepts such tables. Nothing is written.
     ///
     /// # Errors
     /// If `nft` is not installed, or refuses them.
@@ -83,7 +83,7 @@ impl GuardTables {
         self.commands.run("nft", &["-c", "-f", "-"], &Guard::default().whole())?.checked().map(drop)
     }
 
-    /// What a former process let each interface use, by its name. Empty where there is nothing, or nothing to be read.
+    /// What a previous process let each interface use, by the interface's name. Empty if nothing exists or can be read.
     ///
     /// # Errors
     /// If `nft` cannot be run.
@@ -98,8 +98,8 @@ impl GuardTables {
         Ok(found)
     }
 
-    /// Takes over what a former process wrote, if it has the checks that we would write: the next
-    /// [`apply`](Self::apply) then writes only what differs. `interfaces` are the indices of interfaces by name.
+    /// Takes over what a previous process wrote, if it has the checks that we would write: the next
+    /// [`apply`](Self::apply) then writes only the difference. `interfaces` holds interface indices by name.
     ///
     /// # Errors
     /// If `nft` cannot be run.
@@ -112,7 +112,7 @@ impl GuardTables {
         Ok(())
     }
 
-    /// Makes the kernel hold `guard`. Says whether it wrote anything.
+    /// Makes the kernel hold `guard`. Returns whether it wrote anything.
     ///
     /// # Errors
     /// If `nft` is not installed, or refuses it: then nothing has changed.
@@ -126,7 +126,7 @@ impl GuardTables {
                 self.written = Some(guard.clone());
                 return Ok(true);
             }
-            // An interface went meanwhile and took its chain along, or somebody changed the tables.
+            // An interface disappeared meanwhile with its chain, or another program changed the tables.
         }
         self.written = None;
         self.run(&guard.whole())??;
@@ -134,19 +134,19 @@ impl GuardTables {
         Ok(true)
     }
 
-    /// The interfaces that a former process had closed, once its tables were taken over.
+    /// The interfaces that a previous process had closed, once its tables were taken over.
     #[must_use]
     pub fn closed(&self) -> BTreeSet<u32> {
         self.written.as_ref().map(Guard::closed).unwrap_or_default()
     }
 
-    /// Forgets what was written, so that the next [`apply`](Self::apply) writes everything anew.
+    /// Forgets what was written, so that the next [`apply`](Self::apply) rewrites everything.
     pub fn distrust(&mut self) {
         self.written = None;
     }
 
-    /// Whether the kernel still holds what was written: the same elements, and the same rules. `interfaces` are the
-    /// indices of interfaces by name.
+    /// Whether the kernel still holds what was written: the same elements, and the same rules. `interfaces` holds
+    /// interface indices by name.
     ///
     /// # Errors
     /// If `nft` cannot be run.
@@ -165,7 +165,7 @@ impl GuardTables {
         Ok(same)
     }
 
-    /// How this version of nft prints our rules: those of tables that no packet meets.
+    /// How this version of nft prints our rules: those of tables that no packet reaches.
     fn reference(&self) -> Result<String, DataplaneError> {
         let remove: String = FAMILIES
             .iter()
@@ -173,7 +173,7 @@ impl GuardTables {
                 [format!("table {family} {TRIAL}\n"), format!("delete table {family} {TRIAL}\n")]
             })
             .collect();
-        // One that a process left that was killed here goes first.
+        // First remove a table that a process left when it was killed here.
         self.run(&(remove.clone() + &trial(TRIAL)))??;
         let listed = self.list(TRIAL);
         self.run(&remove)??;
@@ -181,7 +181,7 @@ impl GuardTables {
         Ok(rules(&bridge) + &rules(&netdev))
     }
 
-    /// Both tables as nft prints them, without counters; empty where there is none.
+    /// Both tables as nft prints them, without counters; empty if they do not exist.
     fn list(&self, table: &str) -> Result<[String; 2], DataplaneError> {
         let list = |family: &str| {
             let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, table], "")?;
@@ -191,7 +191,7 @@ impl GuardTables {
         Ok([bridge?, netdev?])
     }
 
-    /// Frames that were dropped since the tables were last written anew, by reason.
+    /// Dropped frames since the tables were last rewritten, by reason.
     ///
     /// # Errors
     /// If `nft` cannot be run.
@@ -214,7 +214,7 @@ impl GuardTables {
     }
 }
 
-/// Removes both tables. Says how many there were.
+/// Removes both tables. Returns how many existed.
 ///
 /// # Errors
 /// If `nft` refuses it. Where it is not installed there is nothing to remove.
@@ -232,7 +232,7 @@ pub fn remove(commands: &Commands) -> Result<usize, DataplaneError> {
     Ok(there)
 }
 
-/// The rules in what `nft list table` prints, without those of single links, which come and go.
+/// The rules in the output of `nft list table`, without those of single links, which come and go.
 fn rules(text: &str) -> String {
     let mut chain = None;
     let mut rules = String::new();
@@ -260,7 +260,7 @@ fn elements(line: &str) -> Vec<String> {
     list.trim_end_matches('}').split(',').map(|part| part.trim().to_owned()).collect()
 }
 
-/// Reads the elements that `nft list set` prints: `"veth" . 02:00:00:00:00:01 . 10.244.1.2`.
+/// Parses the elements that `nft list set` prints: `"veth" . 02:00:00:00:00:01 . 10.244.1.2`.
 fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
     for element in text.lines().flat_map(elements) {
         let mut parts = element.split(" . ");
@@ -279,7 +279,7 @@ fn mac_of(text: &str) -> Option<Mac> {
     bytes?.try_into().ok().map(Mac)
 }
 
-/// Reads what `nft list counters` prints.
+/// Parses the output of `nft list counters`.
 fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
     let mut current = None;
     text.lines().filter_map(move |line| {
@@ -295,10 +295,10 @@ fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
     })
 }
 
-/// Waits until another program changes our tables, and calls `notify` then, until that returns `false`.
+/// Waits until another program changes our tables, and then calls `notify`, until that returns `false`.
 ///
 /// # Errors
-/// What the system said.
+/// If a system call fails.
 pub fn follow(changes: &Changes, notify: &dyn Fn() -> bool) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     netlink.socket.add_membership(GROUP)?;
@@ -317,7 +317,7 @@ pub fn follow(changes: &Changes, notify: &dyn Fn() -> bool) -> io::Result<()> {
                     }
                 }
             }
-            // More was announced than the socket could hold: some of it may have been about our tables.
+            // More notifications were sent than the socket could hold: some of them may have been about our tables.
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => foreign = true,
             Err(error) => return Err(error),
         }

@@ -1,11 +1,11 @@
-//! Whether this node balances Services with IPVS.
+//! Whether this node uses IPVS for Services.
 //!
-//! A pod's packet to the address of a Service then goes to INPUT, is sent on by IPVS and leaves by OUTPUT: it never
-//! meets FORWARD, where policy is enforced.
+//! With IPVS, a pod's packet to the address of a Service goes to INPUT, is forwarded by IPVS and leaves through OUTPUT:
+//! it never traverses FORWARD, where policy is enforced.
 
 use std::{fs, path::Path};
 
-/// Where the kernel lists the Services of IPVS, for the reader's network namespace. Absent without the module.
+/// Where the kernel lists the Services of IPVS, for the reader's network namespace. Missing without the module.
 pub const PROC_IP_VS: &str = "/proc/net/ip_vs";
 
 /// How many Services IPVS balances, as `file` lists them; 0 without the module.

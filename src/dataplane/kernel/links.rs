@@ -1,9 +1,9 @@
-//! The network interfaces of this node, read over netlink: who is behind each veth, and which tunnels end here.
+//! The network interfaces of this node, read over netlink: what is behind each veth, and which tunnels end here.
 //!
-//! The other end of a veth pair lies in another network namespace. The kernel numbers that namespace
-//! (`IFLA_LINK_NETNSID`) and answers questions about its links and addresses under that number (`IFLA_TARGET_NETNSID`,
-//! Linux 4.20) to whoever has `CAP_NET_ADMIN` here and there. No namespace has to be entered, and no file of a
-//! container runtime to be read.
+//! The other end of a veth pair is in another network namespace. The kernel numbers that namespace
+//! (`IFLA_LINK_NETNSID`) and answers requests about its links and addresses under that number (`IFLA_TARGET_NETNSID`,
+//! Linux 4.20) to a process that has `CAP_NET_ADMIN` in both namespaces. No namespace has to be entered, and no file of
+//! a container runtime has to be read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ const VXLAN_GROUP6: u16 = 16;
 const VXLAN_METADATA: u16 = 25;
 const GENEVE_PORT: u16 = 5;
 
-/// Attributes of addresses: the one of the other end, the own one, and the namespace that is asked about.
+/// Attributes of addresses: the peer's address, the local one, and the requested namespace.
 const ADDRESS_ADDRESS: u16 = 1;
 const ADDRESS_LOCAL: u16 = 2;
 const ADDRESS_TARGET_NETNS: u16 = 10;
@@ -58,7 +58,7 @@ const ADDRESS_TARGET_NETNS: u16 = 10;
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_INTERFACE: u16 = 4;
 
-/// The attribute of a forwarding entry that says to which host a tunnel leads.
+/// The attribute of a forwarding entry that holds the remote host of a tunnel.
 const NEIGHBOUR_DESTINATION: u16 = 1;
 
 const IPV4: u8 = 2;
@@ -68,10 +68,10 @@ const BRIDGE: u8 = 7;
 /// The flag of a link that is up.
 const UP: u32 = 1;
 
-/// So often a dump is repeated that a change interrupted.
+/// How often a dump is repeated that a change interrupted.
 const ATTEMPTS: usize = 16;
 
-/// The multicast group of changes of links.
+/// The multicast group of link changes.
 const GROUP_LINK: u32 = 1;
 
 /// A link of this network namespace.
@@ -81,11 +81,11 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// What it is, as `ip -d link` calls it; empty for a physical interface.
+    /// Its kind, as `ip -d link` prints it; empty for a physical interface.
     pub kind: String,
     /// The index of the bridge (or bond) that it is a port of.
     pub master: Option<u32>,
-    /// For a veth whose other end is in another network namespace: its index there, and the namespace's number.
+    /// For a veth whose peer is in another network namespace: the peer's index there, and the namespace's number.
     pub peer: Option<(u32, i32)>,
     /// For a VXLAN or Geneve interface: its UDP port.
     pub port: Option<u16>,
@@ -105,7 +105,7 @@ impl Links {
     /// Opens the socket for this network namespace.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn open() -> io::Result<Self> {
         Ok(Self { netlink: Netlink::open_route()? })
     }
@@ -113,7 +113,7 @@ impl Links {
     /// All links of this network namespace.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn all(&mut self) -> io::Result<Vec<Link>> {
         self.whole(|netlink| {
             let mut links = Vec::new();
@@ -127,15 +127,15 @@ impl Links {
     /// The addresses of this network namespace.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn host_addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         Ok(self.addresses(None, 0)?.into_iter().collect())
     }
 
-    /// What is behind a veth: the hardware address and the addresses of its other end; `None` if it is gone.
+    /// What is behind a veth: the hardware address and the addresses of its peer; `None` if it is gone.
     ///
     /// # Errors
-    /// What the system said; `EOPNOTSUPP` and `EINVAL` before Linux 4.20.
+    /// If a system call fails; with `EOPNOTSUPP` or `EINVAL` before Linux 4.20.
     pub fn veth(&mut self, link: &Link) -> io::Result<Option<Veth>> {
         let Some((index, netns)) = link.peer else { return Ok(None) };
         let mut mac = None;
@@ -167,10 +167,10 @@ impl Links {
         }))
     }
 
-    /// Whether this kernel answers questions about what is behind the veths among `links`.
+    /// Whether this kernel answers requests about the peers of the veths among `links`.
     ///
     /// # Errors
-    /// What the system said about the last one, if it answered about none.
+    /// The system error of the last request, if none was answered.
     pub fn probe(&mut self, links: &[Link]) -> io::Result<()> {
         let mut outcome = Ok(());
         for netns in links.iter().filter_map(|link| link.peer).map(|(_, netns)| netns) {
@@ -185,7 +185,7 @@ impl Links {
     /// The single addresses that this host routes to an interface, by interface.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn host_routes(&mut self) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
         let mut routes: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
         for family in [IPV4, IPV6] {
@@ -205,10 +205,10 @@ impl Links {
         Ok(routes)
     }
 
-    /// The tunnels among `links`, and the hosts to which those of VXLAN forward.
+    /// The tunnels among `links`, and the remote hosts of the VXLAN ones.
     ///
     /// # Errors
-    /// What the system said.
+    /// If a system call fails.
     pub fn tunnels(&mut self, links: &[Link]) -> io::Result<Tunnels> {
         let mut tunnels = Tunnels::default();
         for link in links {
@@ -253,7 +253,7 @@ impl Links {
                 if index != 0 && number(body, 4) != Some(index) {
                     return;
                 }
-                // On a link between two ends, the other end's address stands where the own one stands elsewhere.
+                // On a point-to-point link, `IFA_ADDRESS` is the peer's address instead of the local one.
                 let of =
                     |wanted| attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| address(v));
                 found.extend(of(ADDRESS_LOCAL).or_else(|| of(ADDRESS_ADDRESS)));
@@ -274,7 +274,7 @@ impl Links {
     }
 }
 
-/// Whether what was asked about does not exist any more.
+/// Whether the requested object no longer exists.
 fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENODEV as i32) || error.raw_os_error() == Some(Errno::EINVAL as i32)
 }
@@ -333,7 +333,7 @@ fn describe(info: &[u8], link: &mut Link) {
         "geneve" => GENEVE_PORT,
         _ => return,
     };
-    // One that learns, has a group or leaves its peers to others takes packets from whoever sends them.
+    // An interface that learns, has a group or leaves its peers to other programs accepts packets from any sender.
     let flag = |kind| attributes(data).any(|(found, value)| found == kind && value != [0]);
     link.has_known_ends = ![VXLAN_GROUP, VXLAN_LEARNING, VXLAN_GROUP6, VXLAN_METADATA].into_iter().any(flag);
     link.port = attributes(data)
@@ -343,7 +343,7 @@ fn describe(info: &[u8], link: &mut Link) {
 
 /// The interface and the address of a route to a single address.
 fn host_route(body: &[u8]) -> Option<(u32, IpAddr)> {
-    /// Where the header has the length of the destination, the table's number and the kind of the route.
+    /// The offsets in the header of the destination's length, the table's number and the kind of the route.
     const LENGTH: usize = 1;
     const TABLE: usize = 4;
     const KIND: usize = 7;
@@ -377,10 +377,10 @@ fn address(value: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Waits for links that come, go or change; calls `notify` for each burst of messages, until that returns `false`.
+/// Waits for links to come, go or change; calls `notify` for each burst of messages, until that returns `false`.
 ///
 /// # Errors
-/// What the system said.
+/// If a system call fails.
 pub fn follow(notify: &dyn Fn() -> bool) -> io::Result<()> {
     let mut netlink = Netlink::open_route()?;
     netlink.socket.add_membership(GROUP_LINK)?;
@@ -393,7 +393,7 @@ pub fn follow(notify: &dyn Fn() -> bool) -> io::Result<()> {
                     return Ok(());
                 }
             }
-            // More was announced than the socket could hold: all of it is read anew in any case.
+            // More notifications were sent than the socket could hold: everything is read again in any case.
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                 if !notify() {
                     return Ok(());

@@ -1,10 +1,10 @@
-//! One writer for each network namespace.
+//! One writer per network namespace.
 //!
 //! Two daemons that write the same chains would undo each other's work. So a daemon holds an flock for as long as it
-//! runs; during a rolling update the new one waits and takes over when the old one ends, however it ends.
+//! runs; during a rolling update the new one waits and takes over when the old one ends, for whatever reason.
 //!
-//! A command outlives a daemon that was killed: one that waits for the xtables lock may write seconds later what is no
-//! longer meant. So the commands inherit the open file, and with it the lock, which lasts until the last of them ends.
+//! A command outlives a daemon that was killed: one that waits for the xtables lock may write outdated rules seconds
+//! later. So the commands inherit the open file, and with it the lock, which lasts until the last of them ends.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -17,24 +17,24 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::dataplane::DataplaneError;
 
-/// Where the locks are, one file for each network namespace.
+/// The folder of the lock files, one for each network namespace.
 pub const FOLDER: &str = "/run/towpath";
 
-/// The right to write in this network namespace; ends when dropped.
+/// The right to write in this network namespace; released when dropped.
 ///
-/// The file stays: were it removed, a waiting process would hold the lock of a file that nobody else can find.
+/// The file stays: if it were removed, a waiting process would hold the lock of a file that no other process can find.
 #[derive(Debug)]
 pub struct WriterLock {
     _file: File,
 }
 
 impl WriterLock {
-    /// Takes the lock of this thread's network namespace, and waits for it as long as it takes. If it has to wait, it
-    /// first calls `waiting` with the process id of the holder, as far as that is known; the holder's container may
-    /// number processes in its own way.
+    /// Takes the lock of this thread's network namespace, and waits for it without a timeout. If it has to wait, it
+    /// first calls `waiting` with the process id of the holder, if that is known; the holder's container may have its
+    /// own process ids.
     ///
     /// # Errors
-    /// If the file cannot be made or locked.
+    /// If the file cannot be created or locked.
     pub fn acquire(folder: &Path, waiting: impl FnOnce(Option<u32>)) -> Result<Self, DataplaneError> {
         let path = path(folder)?;
         let failed = |source| DataplaneError::System { doing: format!("locking {}", path.display()), source };

@@ -5,14 +5,14 @@
 //! chains      chains and hooks: iptables-restore, iptables-save
 //! sets        ipset restore, save, list
 //! verify      whether our chains still hold the rules that we wrote
-//! watch       hears of foreign changes at once
+//! watch       notices changes by other programs at once
 //! sysctl      br_netfilter and its switches
-//! ipvs        whether Services are balanced past FORWARD
+//! ipvs        whether Services bypass FORWARD
 //! conntrack   connections that a new ruleset denies
 //! cleanup     removes everything of ours
 //! survey      what a bug report needs
-//! lock        one writer for each network namespace
-//! links       the interfaces of the node, and who is behind them
+//! lock        one writer per network namespace
+//! links       the interfaces of the node, and what is behind them
 //! guard       what may enter through the interfaces of pods
 //! netlink     the messages that watch, conntrack, links and guard exchange with the kernel
 //! ```
@@ -54,22 +54,22 @@ use crate::{
     },
 };
 
-/// The dataplane that is the kernel of this network namespace.
+/// The kernel of this network namespace, as a dataplane.
 #[derive(Debug)]
 pub struct Kernel {
     commands: Arc<Commands>,
     tools: Tools,
     families: Vec<Family>,
-    /// Only the nft variant announces changes, and so only there it matters which are ours.
+    /// Only the nft variant announces changes, so only there it matters which ones are ours.
     journal: Option<Arc<Journal>>,
     prints: Prints,
 }
 
 impl Kernel {
-    /// Finds out how to speak with the kernel; writes nothing.
+    /// Finds out how to access the kernel; writes nothing.
     ///
     /// # Errors
-    /// If this process may not, a program is not installed, or the kernel has no sets.
+    /// If this process lacks the privilege, a program is not installed, or the kernel has no sets.
     pub fn new(commands: Arc<Commands>, backend: Backend) -> Result<Self, DataplaneError> {
         require_net_admin()?;
         require_sets(&commands)?;
@@ -97,13 +97,13 @@ impl Kernel {
         self.tools.variant
     }
 
-    /// The families that it can police: IPv4, and IPv6 unless the kernel lacks it.
+    /// The families that it can enforce policy for: IPv4, and IPv6 unless the kernel lacks it.
     #[must_use]
     pub fn families(&self) -> &[Family] {
         &self.families
     }
 
-    /// Whether the kernel takes a rule like this. Tries it in a chain that nothing leads to.
+    /// Whether the kernel accepts a rule like this. Tries it in a chain that nothing refers to.
     ///
     /// # Errors
     /// If that could not be tried.
@@ -122,13 +122,13 @@ impl Kernel {
         }
     }
 
-    /// Calls `notify` from a thread of its own when somebody else changed the filter table. Several changes may be
-    /// told as one.
+    /// Calls `notify` from its own thread when another program changed the filter table. Several changes may be
+    /// reported as one.
     ///
-    /// In the nft variant the kernel announces changes, and it is called only if they concern us: our chains, those
-    /// that we hook into, or the table itself. In the legacy variant it is called whenever somebody else took the
-    /// xtables lock, which also those do who only look; ask [`quick_check`](Self::quick_check) then. `None` if neither
-    /// can be listened to.
+    /// In the nft variant the kernel announces changes, and `notify` is called only if they concern us: our chains,
+    /// those that we hook into, or the table itself. In the legacy variant it is called whenever another process took
+    /// the xtables lock, which programs that only read also do; call [`quick_check`](Self::quick_check) then. `None` if
+    /// neither can be watched.
     #[must_use]
     pub fn watch(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
         let watch = match self.tools.variant {
@@ -143,10 +143,10 @@ impl Kernel {
     }
 
     /// Whether our jump is still the first rule of FORWARD: one short run of iptables for each family, 3 ms with few
-    /// rules and 12 ms with 11,000. Most of what others do to the filter table shows there: a flush takes it along.
+    /// rules and 12 ms with 11,000. Most foreign changes of the filter table show there: a flush removes the jump.
     ///
     /// # Errors
-    /// If it could not be asked.
+    /// If it could not be queried.
     pub fn quick_check(&self, expected: &Observed) -> Result<Drift, DataplaneError> {
         let at = BuiltIn::Forward;
         let mut drift = Drift::default();
@@ -163,8 +163,8 @@ impl Kernel {
         Ok(drift)
     }
 
-    /// Removes our hooks and chains from the tables of the variant that is not in use, where a former run may have
-    /// left them. Call it once the first sync is in the kernel, or there is a time without rules.
+    /// Removes our hooks and chains from the tables of the variant that is not in use, where a previous run may have
+    /// left them. Call it only when the first sync is in the kernel, or there is a time without rules.
     #[must_use]
     pub fn remove_other_variant(&self) -> Removed {
         let mut removed = Removed::default();
@@ -199,7 +199,7 @@ impl Dataplane for Kernel {
             Step::Chains(family, batch) if self.families.contains(family) => {
                 self.filter(*family).apply(batch)
             }
-            // There is no packet of this family.
+            // There are no packets of this family.
             Step::Chains(..) => Ok(()),
         }
     }
@@ -303,7 +303,7 @@ fn require_filter_table(commands: &Commands, tools: &Tools) -> Result<(), Datapl
     })
 }
 
-/// Whether the family's filter table can be asked; a kernel may lack that of IPv6.
+/// Whether the family's filter table can be queried; a kernel may lack that of IPv6.
 fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
     if family == Family::V4 {
         return true;

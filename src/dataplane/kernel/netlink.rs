@@ -1,9 +1,9 @@
-//! Netlink messages of the kernel, as far as we read and write them.
+//! The kernel's netlink messages, as far as we read and write them.
 //!
 //! A message is a header, a header of its subsystem, and attributes; an attribute is a length, a type and a payload,
 //! padded to four bytes. The subsystem's header of netfilter is family, version and resource; those of routing are in
-//! [`links`](super::links). Numbers of headers are in the machine's order, numbers in netfilter's attributes in the
-//! network's. Whatever is shorter than it says ends the reading.
+//! [`links`](super::links). Numbers in headers are in host byte order, numbers in netfilter's attributes in network
+//! byte order. Parsing stops at anything that is shorter than its length says.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub(super) const FLAG_DUMP: u16 = 0x300;
 pub(super) const FLAG_EXCLUSIVE: u16 = 0x200;
 pub(super) const FLAG_CREATE: u16 = 0x400;
 
-/// Set in a message of a dump during which something changed: what came may lack something.
+/// Set in a message of a dump during which something changed: the dump may be incomplete.
 const FLAG_INTERRUPTED: u16 = 0x10;
 
 /// Kinds of messages that every subsystem has.
@@ -27,13 +27,13 @@ const DONE: u16 = 3;
 
 /// Set in the type of an attribute that holds attributes.
 pub(super) const NESTED: u16 = 0x8000;
-/// The bits of an attribute's type that tell what it is.
+/// The bits of an attribute's type that hold the type itself.
 const TYPE_MASK: u16 = 0x3fff;
 
 const HEADER: usize = 16;
 const NETFILTER_HEADER: usize = 4;
 
-/// Room for one read. The kernel puts at most 32 KiB of a dump into one.
+/// The size of the read buffer. The kernel puts at most 32 KiB of a dump into one read.
 const ROOM: usize = 1 << 16;
 
 /// A socket to the kernel.
@@ -42,7 +42,7 @@ pub(super) struct Netlink {
     pub(super) socket: Socket,
     buffer: Vec<u8>,
     sequence: u32,
-    /// Whether the last dump may lack something, because something changed meanwhile.
+    /// Whether the last dump may be incomplete, because something changed meanwhile.
     pub(super) interrupted: bool,
 }
 
@@ -52,8 +52,8 @@ impl Netlink {
         Self::of(NETLINK_NETFILTER)
     }
 
-    /// A socket to the kernel's links, addresses and routes. Requests are read strictly, so that a filter that the
-    /// kernel does not know is an error instead of an answer about everything.
+    /// A socket to the kernel's links, addresses and routes. Requests are checked strictly, so that a filter that the
+    /// kernel does not know is an error instead of an unfiltered answer.
     pub(super) fn open_route() -> io::Result<Self> {
         let netlink = Self::of(NETLINK_ROUTE)?;
         netlink.socket.set_netlink_get_strict_chk(true)?;
@@ -66,7 +66,7 @@ impl Netlink {
         Ok(Self { socket, buffer: Vec::with_capacity(ROOM), sequence: 0, interrupted: false })
     }
 
-    /// Sends a request of the given kind (`subsystem << 8 | message`) and hands over each answer until the last.
+    /// Sends a request of the given kind (`subsystem << 8 | message`) and passes on each answer until the last.
     pub(super) fn request(
         &mut self,
         kind: u16,
@@ -105,7 +105,7 @@ impl Netlink {
                     ERROR => done = Some(message.error()),
                     _ => each(&message),
                 }
-                // Neither a dump nor acknowledged: the answer was all.
+                // Neither a dump nor acknowledged: this answer was the only one.
                 if done.is_some() || flags & (FLAG_DUMP | FLAG_ACK) == 0 {
                     done = done.or(Some(Ok(())));
                     break;
@@ -140,7 +140,7 @@ pub(super) struct Message<'a> {
     sequence: u32,
     /// The family that the netfilter header names.
     pub(super) family: u8,
-    /// What stands behind the header.
+    /// The part after the header.
     payload: &'a [u8],
 }
 
@@ -149,7 +149,7 @@ impl<'a> Message<'a> {
         attributes(self.payload.get(NETFILTER_HEADER..).unwrap_or_default())
     }
 
-    /// What stands behind the header: the subsystem's header and the attributes.
+    /// The part after the header: the subsystem's header and the attributes.
     pub(super) fn body(&self) -> &'a [u8] {
         self.payload
     }
@@ -218,7 +218,7 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-/// The payload as text, without its closing zero.
+/// The payload as text, without its trailing zero byte.
 pub(super) fn text(payload: &[u8]) -> &str {
     let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
     payload.get(..end).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or("")

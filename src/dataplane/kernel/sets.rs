@@ -15,25 +15,25 @@ use crate::{
     ruleset::{IpSet, Member, Object, SetKind, SetName, names, plan::SetEdit, render},
 };
 
-/// After so many refused entries of one set, the rest of that set is not tried any more.
+/// After this many refused entries of one set, the rest of that set is not tried.
 const REFUSED_ENTRIES: usize = 16;
 
-/// So often edits are tried again without the one that was refused. Each time everything runs anew, so that it must not
-/// be as often as a tenant can get edits refused. The sets that are behind the last refused edit are given up at once.
+/// How often edits are retried without the refused one. Each one runs everything again, so it must not be as often as a
+/// tenant can get edits refused. After the last one, sets with edits after the refused one are given up at once.
 const TRIES: usize = 24;
 
-/// After so many sets that could not be made, no other is tried: the kernel has no room for more.
+/// After this many sets that could not be created, no other is tried: the kernel has no room for more.
 const REFUSED_SETS: usize = 4;
 
-/// How long to wait, in turn, for the kernel to let go of sets. The nft variant frees the rules of a transaction
-/// after it, and these hold their sets until then: a few milliseconds, more on a busy machine.
+/// The successive waits for the kernel to release sets. The nft variant frees the rules of a transaction after it, and
+/// these hold their sets until then: a few milliseconds, more on a busy machine.
 const RELEASE_WAITS: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(100)];
 
-/// Reads what `ipset save` prints, as far as it is ours.
+/// Parses our sets in the output of `ipset save`.
 ///
-/// A set with a name of ours that we would not have made like this is not ours, and left out: if we need the name,
-/// creating it fails and says why. So is a member that cannot be read.
+/// A set with a name of ours that we would not have created like this is not ours, and is left out: if we need the
+/// name, creating it fails with the reason. A member that cannot be parsed is left out too.
 pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     let mut sets: BTreeMap<SetName, IpSet> = BTreeMap::new();
     // Members follow their set, so that the set need not be looked up for each.
@@ -64,7 +64,7 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
     sets
 }
 
-/// A set of ours, by its name, its type, and the options that it was made with: another program may use the name.
+/// A set of ours, by its name, its type, and the options that it was created with: another program may use the name.
 fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> Option<(SetName, SetKind)> {
     let name = SetName::new(name)?;
     let mut counters = false;
@@ -108,7 +108,7 @@ fn network(text: &str) -> Option<IpNet> {
     text.parse().or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address))).ok()
 }
 
-/// What stands before the comma, and protocol and port behind it.
+/// The part before the comma, and the protocol and port after it.
 fn endpoint(entry: &str) -> Option<(&str, Protocol, u16)> {
     let (address, port) = entry.split_once(',')?;
     let (protocol, port) = port.split_once(':')?;
@@ -121,7 +121,7 @@ fn endpoint(entry: &str) -> Option<(&str, Protocol, u16)> {
     Some((address, protocol, port.parse().ok()?))
 }
 
-/// What the head of a set says.
+/// What the header of a set says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     /// How many rules use it.
@@ -130,7 +130,7 @@ pub(super) struct Head {
     pub(super) entries: usize,
 }
 
-/// Reads what `ipset list -t` prints, as far as it is ours.
+/// Parses the headers of our sets in the output of `ipset list -t`.
 pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
     let mut heads: BTreeMap<SetName, Head> = BTreeMap::new();
     for set in text.split("\n\n") {
@@ -152,12 +152,12 @@ pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
 
 /// Our sets with their members.
 pub(super) fn read(commands: &Commands) -> Result<BTreeMap<SetName, IpSet>, DataplaneError> {
-    // Sets of others are printed too and skipped: 100,000 entries cost 60 ms, once, which one process for each of
-    // our sets would cost as well.
+    // Sets of other programs are printed too and skipped: 100,000 entries cost 60 ms, once; one process for each of our
+    // sets would cost as much.
     Ok(parse(&commands.run("ipset", &["save"], "")?.checked()?))
 }
 
-/// The heads of our sets.
+/// The headers of our sets.
 pub(super) fn read_heads(commands: &Commands) -> Result<BTreeMap<SetName, Head>, DataplaneError> {
     Ok(parse_heads(&commands.run("ipset", &["list", "-terse"], "")?.checked()?))
 }
@@ -166,12 +166,12 @@ fn restore(commands: &Commands, text: &str) -> Result<Output, DataplaneError> {
     commands.run("ipset", &["restore", "-exist"], text)
 }
 
-/// Carries out edits, in their order. What is refused is left out, and the rest is carried out.
+/// Carries out edits, in their order. Refused ones are left out, and the rest is carried out.
 ///
-/// `ipset restore` stops at the first line that it cannot take, and what it had read just before may be lost with it.
-/// So everything but that line runs again from the start: with `-exist`, doing it twice is doing it once. That is tried
-/// a bounded number of times; then all that may be refused and is not known to be done is given up together. What closes
-/// comes first in a plan, and so it is done by then.
+/// `ipset restore` stops at the first line that it cannot execute, and lines that it read just before may be lost too.
+/// So everything except that line runs again from the start: with `-exist` this is idempotent. That is tried a bounded
+/// number of times; then everything that may be refused and is not known to be done is given up together. A plan closes
+/// first, so that part is done by then.
 pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
     let text = render::sets(edits);
     let mut output = restore(commands, &text)?;
@@ -219,8 +219,8 @@ pub(super) fn apply(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyE
     Err(refusals(refused))
 }
 
-/// The sets that are given up after refusals up to the line `from`: those of which edits are behind it and that rules
-/// can do without; if `only_new`, only those that are still to be made.
+/// The sets that are given up after refusals up to the line `from`: those with later edits that rules can do without;
+/// if `only_new`, only those that are still to be created.
 fn give_up<'a>(lines: &[(&str, &'a SetEdit)], from: usize, only_new: bool) -> BTreeSet<&'a SetName> {
     let behind = lines.get(from..).unwrap_or_default().iter().map(|(_, edit)| *edit);
     behind
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(culprit("ipset v7.17: Kernel error received: Operation not permitted"), None);
     }
 
-    /// An `ipset` that refuses lines beginning with one of `refused`, and takes note of each run.
+    /// An `ipset` that refuses lines beginning with one of `refused`, and records each run.
     fn refusing(folder: &std::path::Path, refused: &str) -> Commands {
         use std::os::unix::fs::PermissionsExt as _;
         let runs = folder.join("runs");

@@ -1,4 +1,4 @@
-//! What of this node a bug report needs: read, never changed.
+//! What a bug report needs from this node: read, never changed.
 
 use std::fs;
 
@@ -12,24 +12,24 @@ use crate::{
     },
 };
 
-/// One thing that was looked at.
+/// One item of the survey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sheet {
-    /// A name that can be that of a file.
+    /// A name that is valid as a file name.
     pub name: String,
-    /// What was found, or why it could not be looked at.
+    /// What was found, or why it could not be read.
     pub found: Result<String, String>,
 }
 
 impl Sheet {
-    /// What was found under this name.
+    /// The result under this name.
     #[must_use]
     pub fn new(name: impl Into<String>, found: Result<String, String>) -> Self {
         Self { name: name.into(), found }
     }
 }
 
-/// Files of the kernel that say how it is set.
+/// Files that show the kernel's configuration.
 const FILES: [(&str, &str); 6] = [
     ("kernel.txt", "/proc/version"),
     ("modules.txt", "/proc/modules"),
@@ -42,7 +42,7 @@ const FILES: [(&str, &str); 6] = [
 /// The folder with the switches of `br_netfilter`.
 const BRIDGE: &str = "/proc/sys/net/bridge";
 
-/// Looks at everything. What fails is told in its place, and the rest is looked at.
+/// Collects everything. A failure is reported in its place, and the rest is collected.
 #[must_use]
 pub fn survey(commands: &Commands) -> Vec<Sheet> {
     let mut sheets: Vec<Sheet> = FILES.iter().map(|(name, file)| Sheet::new(*name, read(file))).collect();
@@ -92,8 +92,7 @@ fn versions(commands: &Commands) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The filter tables of one variant, with counters. A legacy table that nobody has used is not looked at: looking would
-/// make it.
+/// The filter tables of one variant, with counters. An unused legacy table is not read: reading would create it.
 fn tables(commands: &Commands, tools: &Tools) -> Vec<Sheet> {
     let sheet = |family| {
         let program = tools.save(family);
@@ -115,7 +114,7 @@ fn said(commands: &Commands, program: &str, arguments: &[&str]) -> Result<String
     commands.run(program, arguments, "").and_then(Output::checked).map_err(|error| error.to_string())
 }
 
-/// Of what `ipset list` prints, our sets.
+/// Our sets in the output of `ipset list`.
 fn ours(text: &str) -> String {
     let is_ours = |set: &&str| {
         let name = set.lines().find_map(|line| line.strip_prefix("Name: "));

@@ -1,11 +1,11 @@
 //! The switches that make bridged packets pass through iptables.
 //!
-//! Between two pods on one bridge a packet is switched, not routed. It meets the rules of FORWARD only while the
-//! module `br_netfilter` is loaded and `net.bridge.bridge-nf-call-iptables` (and `-ip6tables`) is 1. A packet in a frame
-//! with a VLAN tag or in a `PPPoE` session meets them only while `bridge-nf-filter-vlan-tagged` and `-pppoe-tagged` are 1
-//! as well: a receiver strips the tag of VLAN 0. (A frame with two tags meets them in no case. The interface guard drops
-//! all tagged frames of pods; these switches are for nodes that have none.) All of them exist once for each network
-//! namespace. A bridge has switches of its own, `nf_call_iptables` and `nf_call_ip6tables`, which can only add to these.
+//! A packet between two pods on one bridge is switched, not routed. It traverses the rules of FORWARD only while the
+//! module `br_netfilter` is loaded and `net.bridge.bridge-nf-call-iptables` (and `-ip6tables`) is 1. A packet in a
+//! frame with a VLAN tag or in a `PPPoE` session traverses them only while `bridge-nf-filter-vlan-tagged` and
+//! `-pppoe-tagged` are 1 as well: a receiver strips the tag of VLAN 0. (A frame with two tags never does. The interface
+//! guard drops all tagged frames of pods; these switches are for nodes without it.) All exist once per network
+//! namespace. A bridge has its own `nf_call_iptables` and `nf_call_ip6tables`, which can only add to these.
 
 use std::{
     fs, io,
@@ -15,11 +15,11 @@ use std::{
 use super::variant::kernel_has_ipv6;
 use crate::dataplane::{DataplaneError, command::Commands};
 
-/// The kernel's switches of networking. It shows those of the reader's network namespace. In a container this is
-/// read-only; a mount of the same folder of the node elsewhere is not.
+/// The kernel's network sysctls. It shows those of the reader's network namespace. In a container this is read-only; a
+/// mount of the node's folder in another place is not.
 pub const PROC_SYS_NET: &str = "/proc/sys/net";
 
-/// The module that brings them.
+/// The module that provides them.
 const MODULE: &str = "br_netfilter";
 
 /// The switches of `br_netfilter`.
@@ -36,7 +36,7 @@ impl Default for Bridge {
 }
 
 impl Bridge {
-    /// Those in the folder `bridge` of `folder`, which is [`PROC_SYS_NET`] or a mount of it.
+    /// The switches in the folder `bridge` of `folder`, which is [`PROC_SYS_NET`] or a mount of it.
     #[must_use]
     pub fn below(folder: &Path) -> Self {
         let mut switches = vec!["bridge-nf-call-iptables"];
@@ -47,7 +47,7 @@ impl Bridge {
         Self { folder: folder.join("bridge"), switches }
     }
 
-    /// Loads the module if it is not there. Says whether it had to.
+    /// Loads the module if it is not loaded. Returns whether it was loaded now.
     ///
     /// # Errors
     /// If it cannot be loaded; the text says how an administrator can do it.
@@ -59,10 +59,10 @@ impl Bridge {
         Ok(true)
     }
 
-    /// Loads the module if need be and sets the switches to 1. Says what it changed, each as a sentence.
+    /// Loads the module if needed and sets the switches to 1. Returns what was changed, each as a sentence.
     ///
     /// # Errors
-    /// If the module cannot be loaded or a switch not be set; the text says how an administrator can do it.
+    /// If the module cannot be loaded or a switch cannot be set; the text says how an administrator can do it.
     pub fn ensure(&self, commands: &Commands) -> Result<Vec<String>, DataplaneError> {
         let mut changes = Vec::new();
         if self.load(commands)? {

@@ -1,7 +1,7 @@
 //! The two variants of iptables, and which of them this node uses.
 //!
-//! Rules of both variants hold at once, but each variant's programs see only their own. So the rules belong where
-//! kubelet and kube-proxy have theirs; a node whose administrator looks with `iptables -S` expects them there.
+//! Rules of both variants apply at the same time, but each variant's programs see only their own. So our rules belong
+//! where kubelet and kube-proxy have theirs; an administrator who runs `iptables -S` expects them there.
 
 use std::{fmt, fs, path::Path, str::FromStr};
 
@@ -33,7 +33,7 @@ impl Variant {
         }
     }
 
-    /// As it stands in the names of the programs: `nft`, `legacy`.
+    /// As in the names of the programs: `nft`, `legacy`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// Which variant is asked for.
+/// The requested variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Backend {
     /// The one that kubelet and kube-proxy use; without them, the one with more rules.
@@ -69,7 +69,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// Reads `auto`, `nft` and `legacy`.
+/// Parses `auto`, `nft` and `legacy`.
 impl FromStr for Backend {
     type Err = BackendError;
 
@@ -83,7 +83,7 @@ impl FromStr for Backend {
     }
 }
 
-/// A text that names no variant.
+/// A text that is not a backend.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no iptables backend: want auto, nft or legacy")]
 pub struct BackendError(String);
@@ -92,7 +92,7 @@ pub struct BackendError(String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tools {
     pub(super) variant: Variant,
-    /// What stands between `iptables` and `-restore`: `-nft`, `-legacy`, or nothing.
+    /// The part between `iptables` and `-restore`: `-nft`, `-legacy`, or nothing.
     suffix: &'static str,
 }
 
@@ -124,8 +124,8 @@ impl Tools {
         format!("{}-restore", self.main(family))
     }
 
-    /// Whether this family's `table` may hold anything. Only looking into a legacy table makes it, in the kernel's
-    /// eyes, and hooks it into the way of every packet; so it is not looked into without need.
+    /// Whether this family's `table` may hold anything. Merely reading a legacy table creates it in the kernel and
+    /// hooks it into the path of every packet; so it is not read without need.
     pub(super) fn may_hold(&self, family: Family, table: &str) -> bool {
         if self.variant == Variant::Nft {
             return true;
@@ -151,12 +151,12 @@ impl Tools {
     }
 }
 
-/// Whether the kernel of this network namespace speaks IPv6.
+/// Whether the kernel supports IPv6 in this network namespace.
 pub(super) fn kernel_has_ipv6() -> bool {
     Path::new("/proc/thread-self/net/if_inet6").exists()
 }
 
-/// The families that this kernel and these programs can do.
+/// The families that this kernel and these programs support.
 pub(super) fn usable_families(commands: &Commands, tools: &Tools) -> Vec<Family> {
     let is_usable = |family: &Family| match family {
         Family::V4 => true,
@@ -187,10 +187,10 @@ fn is_complete(commands: &Commands, tools: &Tools) -> bool {
         .all(|program| commands.has(program))
 }
 
-/// The variant that plain `iptables` is.
+/// The variant of plain `iptables`.
 fn plain(commands: &Commands) -> Result<Variant, DataplaneError> {
     let version = commands.run("iptables", &["--version"], "")?.checked()?;
-    // Before 1.8 there was only the one that is called legacy since.
+    // Before 1.8 there was only the one that is now called legacy.
     Ok(if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy })
 }
 
@@ -229,7 +229,7 @@ pub(super) fn choose(commands: &Commands, backend: Backend) -> Result<Tools, Dat
     Ok(installed.into_iter().find(|tools| tools.variant == variant).unwrap_or_else(|| Tools::of(variant)))
 }
 
-/// Whether kubelet made its mark with this variant. Older kubelets left another mark than newer ones.
+/// Whether kubelet left its hint in this variant. Older kubelets left another hint than newer ones.
 fn has_hint(commands: &Commands, tools: &Tools) -> Result<bool, DataplaneError> {
     for family in usable_families(commands, tools) {
         if !tools.may_hold(family, "mangle") {
@@ -244,7 +244,7 @@ fn has_hint(commands: &Commands, tools: &Tools) -> Result<bool, DataplaneError> 
     Ok(false)
 }
 
-/// How many rules of others there are. Ours do not count, or a wrong choice would confirm itself.
+/// How many rules of other programs there are. Ours do not count, or a wrong choice would confirm itself.
 fn foreign_rules(commands: &Commands, tools: &Tools) -> Result<usize, DataplaneError> {
     let mut rules = 0;
     for family in usable_families(commands, tools) {

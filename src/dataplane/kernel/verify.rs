@@ -1,9 +1,9 @@
 //! Whether our chains still hold the rules that we wrote.
 //!
-//! `iptables-save` prints a rule in an order of its own, leaves out what goes without saying, and knows other names for
-//! some numbers; what exactly depends on its version. Nobody can write a rule the way every version prints it. So rules
-//! are compared by what they ask for, and where even that differs, the tool itself is asked: the rule goes once into a
-//! chain that no packet meets, and what is printed there is what it prints for it.
+//! `iptables-save` prints a rule in its own order, leaves out defaults, and uses other names for some numbers; the
+//! details depend on its version. No program can write a rule the way every version prints it. So rules are compared by
+//! their options, and if even those differ, the tool itself is used: the rule is written once to a chain that no packet
+//! reaches, and read back as this version prints it.
 
 use std::collections::HashMap;
 
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// So many odd prints are remembered; beyond, they are asked for anew.
+/// How many differing prints are cached; beyond that they are learned again.
 const MOST_PRINTS: usize = 10_000;
 
-/// How this version of the tools prints rules that it prints oddly, by how we write them.
+/// How this version of the tools prints rules that it prints differently, by how we write them.
 #[derive(Debug, Default)]
 pub(super) struct Prints(HashMap<String, String>);
 
-/// A rule that is printed otherwise than it was written.
+/// A rule that is printed differently from how it was written.
 struct Suspect<'a> {
     chain: &'a ChainName,
     position: usize,
@@ -35,8 +35,8 @@ struct Suspect<'a> {
 }
 
 impl Prints {
-    /// Which chains hold other rules than `expected` says, each as a sentence. Chains that are gone, or have another
-    /// number of rules, are left to those who count.
+    /// Which chains hold other rules than `expected`, each as a sentence. Missing chains, and those with another number
+    /// of rules, are left to the comparison of counts.
     pub(super) fn differences(
         &mut self,
         filter: &Filter<'_>,
@@ -51,7 +51,7 @@ impl Prints {
         let mut findings: Vec<String> = Vec::new();
         let mut last = None;
         for suspect in suspects.iter().filter(|suspect| !self.knows(&suspect.written, suspect.printed)) {
-            // One rule is told for each chain: the rest differs since it was pushed away, more often than not.
+            // Only one rule per chain is reported: usually the others differ because they were shifted.
             if last.replace(suspect.chain) != Some(suspect.chain) {
                 findings.push(format!(
                     "rule {} of the {} chain {} is \"{}\" instead of \"{}\"",
@@ -89,7 +89,7 @@ impl Prints {
         self.0.get(written).is_some_and(|known| known == printed)
     }
 
-    /// Asks the tool how it prints the rules that ought to be there.
+    /// Finds out how the tool prints the desired rules.
     fn learn(&mut self, filter: &Filter<'_>, suspects: &[Suspect<'_>]) -> Result<(), DataplaneError> {
         let Some(probe) = ChainName::new(PROBE) else { return Ok(()) };
         let unknown: Vec<&Suspect<'_>> =
@@ -101,7 +101,7 @@ impl Prints {
         let batch = ChainBatch { write: vec![(probe.clone(), rules)], ..ChainBatch::default() };
         let output = filter.restore(&render::chains(filter.family, &batch))?;
         if !output.success {
-            // What they name is gone, say. That is told already, or it is a difference in itself.
+            // For example, what they refer to is gone. That is already reported, or it is drift in itself.
             tracing::debug!(error = output.stderr, "cannot check how iptables prints rules");
             return Ok(());
         }
@@ -109,7 +109,7 @@ impl Prints {
         filter.remove_probe()?;
         let printed = printed?.chains.remove(&probe).unwrap_or_default();
         if printed.len() != unknown.len() {
-            // Somebody else is at it right now.
+            // Another program is changing the chain right now.
             return Ok(());
         }
         if self.0.len() > MOST_PRINTS {
@@ -120,13 +120,13 @@ impl Prints {
     }
 }
 
-/// Whether two texts ask for the same, in whatever order: all matches of a rule must hold.
+/// Whether two rules have the same options, in any order: all matches of a rule must hold.
 fn means_the_same(written: &str, printed: &str) -> bool {
     options(written) == options(printed)
 }
 
 /// The options of a rule with their values, sorted; quotes and escapes are undone. An exclamation mark belongs to the
-/// option behind it: a rule that asks two sets, and of one that it is not, must not pass for the reverse.
+/// option after it: a rule with two set matches, one of them negated, must not equal the one with the other negated.
 fn options(rule: &str) -> Vec<Vec<String>> {
     let mut options: Vec<Vec<String>> = Vec::new();
     let mut is_negated = false;
@@ -152,7 +152,7 @@ fn options(rule: &str) -> Vec<Vec<String>> {
         }
         let word = if std::mem::take(&mut is_negated) { format!("! {word}") } else { word };
         match options.last_mut() {
-            // A value, unless it begins an option.
+            // A value, unless it starts an option.
             Some(option) if is_quoted || !word.trim_start_matches("! ").starts_with('-') => option.push(word),
             _ => options.push(vec![word]),
         }

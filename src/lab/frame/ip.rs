@@ -1,11 +1,11 @@
-//! Packets of both families, with everything that may stand between their header and what they carry.
+//! Packets of both families, with everything that may be between their header and their payload.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum;
 use crate::model::Family;
 
-/// Numbers of what an IP packet carries.
+/// IP protocol numbers.
 pub mod protocol {
     /// IPv6: options for every hop.
     pub const HOP_BY_HOP: u8 = 0;
@@ -19,7 +19,7 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// IPv6 in IP.
     pub const IPV6: u8 = 41;
-    /// IPv6: a way to go.
+    /// IPv6: a routing header.
     pub const ROUTING: u8 = 43;
     /// IPv6: a fragment.
     pub const FRAGMENT: u8 = 44;
@@ -37,25 +37,25 @@ pub mod protocol {
 pub mod option {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    /// Loose source routing by way of these routers.
+    /// Loose source routing through these routers.
     #[must_use]
     pub fn loose_source_route(hops: &[Ipv4Addr]) -> Vec<u8> {
         route(131, hops)
     }
 
-    /// Strict source routing by way of these routers.
+    /// Strict source routing through these routers.
     #[must_use]
     pub fn strict_source_route(hops: &[Ipv4Addr]) -> Vec<u8> {
         route(137, hops)
     }
 
-    /// Room for the addresses of the routers on the way.
+    /// Space for the addresses of the routers on the path.
     #[must_use]
     pub fn record_route(slots: usize) -> Vec<u8> {
         route(7, &vec![Ipv4Addr::UNSPECIFIED; slots])
     }
 
-    /// An IPv6 options header that says nothing.
+    /// An IPv6 options header with padding only.
     #[must_use]
     pub fn padding() -> Vec<u8> {
         vec![1, 4, 0, 0, 0, 0]
@@ -89,7 +89,7 @@ pub struct Ip {
 }
 
 impl Ip {
-    /// A header without options, good for 64 hops. The destination decides the family; a source of the other one
+    /// A header without options, with hop limit 64. The destination decides the family; a source of the other one
     /// becomes the unspecified address.
     #[must_use]
     pub fn new(source: IpAddr, destination: IpAddr) -> Self {
@@ -107,7 +107,7 @@ impl Ip {
         Self { hops, ..self }
     }
 
-    /// The same header with this identification, by which fragments find each other.
+    /// The same header with this identification, by which fragments are reassembled.
     #[must_use]
     pub fn id(self, id: u32) -> Self {
         Self { id, ..self }
@@ -121,9 +121,9 @@ impl Ip {
         self
     }
 
-    /// The same header with one more IPv6 extension header behind it; IPv4 has none.
+    /// The same header with one more IPv6 extension header after it; IPv4 has none.
     ///
-    /// `body` is what stands behind the header's two bytes of its own; it is padded to a multiple of eight with them.
+    /// `body` is the part after the header's own two bytes; it is padded to a multiple of eight with them.
     #[must_use]
     pub fn extension(mut self, number: u8, mut body: Vec<u8>) -> Self {
         body.resize((body.len() + 2).next_multiple_of(8) - 2, 0);
@@ -146,7 +146,7 @@ impl Ip {
         self.assemble(protocol, payload, None)
     }
 
-    /// One fragment of a packet: the part of its payload that begins `offset` bytes in, a multiple of eight.
+    /// One fragment of a packet: the part of its payload at `offset` bytes, a multiple of eight.
     #[must_use]
     pub fn fragment(&self, protocol: u8, part: &[u8], offset: u16, more: bool) -> Vec<u8> {
         self.assemble(protocol, part, Some((offset, more)))
@@ -212,7 +212,7 @@ impl Ip {
             body.extend(self.id.to_be_bytes());
             body
         });
-        // What a later fragment carries are bytes of the part that is cut, which begins behind the extensions.
+        // Later fragments carry bytes of the fragmentable part, which begins after the extensions.
         let all: Vec<(u8, &[u8])> = self
             .extensions
             .iter()

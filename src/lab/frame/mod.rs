@@ -1,9 +1,9 @@
-//! Frames, byte by byte: what a hostile pod can put on its link.
+//! Frames, byte by byte: what a hostile pod can send on its link.
 //!
-//! Everything here computes; [`RawSocket`](super::RawSocket) sends. A frame is made from the inside out: a message
+//! Everything here computes; [`RawSocket`](super::RawSocket) sends. A frame is built from the inside out: a message
 //! ([`Ip::udp`], [`Ip::tcp`], [`Ip::icmp`], [`neighbour`]), the packet around it ([`Ip::packet`], [`Ip::fragment`]),
-//! if need be a [`tunnel`] around that, and the link's header ([`Link`]) around all. Checksums are right unless a test
-//! damages them itself: a frame that the kernel throws away for its checksum shows nothing about a policy.
+//! optionally a [`tunnel`] around that, and the link's header ([`Link`]) around all. Checksums are right unless a test
+//! damages them itself: a frame that the kernel drops for its checksum shows nothing about a policy.
 
 mod ip;
 pub mod neighbour;
@@ -15,7 +15,7 @@ use std::{fmt, net::IpAddr};
 pub use ip::{Ip, option, protocol};
 pub use transport::{Tcp, sctp_init, tcp_flag};
 
-/// The numbers by which a frame says what it carries.
+/// EtherTypes.
 pub mod ether {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
@@ -39,7 +39,7 @@ impl Mac {
     /// All stations of a link.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Where a link's stations listen for a multicast address.
+    /// The hardware address of a multicast group.
     #[must_use]
     pub fn of_group(group: IpAddr) -> Self {
         match group {
@@ -72,7 +72,7 @@ pub struct Tag {
     pub protocol: u16,
     /// 0 to 7.
     pub priority: u8,
-    /// The VLAN, 0 to 4095; 0 means that only the priority counts, and a receiver takes the frame as untagged.
+    /// The VLAN, 0 to 4095; 0 means that only the priority counts, and a receiver treats the frame as untagged.
     pub id: u16,
 }
 
@@ -99,14 +99,14 @@ impl Tag {
 /// The two hardware addresses of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Who sends it, as it says.
+    /// The claimed sender.
     pub source: Mac,
-    /// For whom it is.
+    /// The receiver.
     pub destination: Mac,
 }
 
 impl Link {
-    /// A frame that carries `payload`, padded to the least length that Ethernet knows.
+    /// A frame that carries `payload`, padded to Ethernet's minimum length.
     #[must_use]
     pub fn frame(self, kind: u16, payload: &[u8]) -> Vec<u8> {
         self.tagged(&[], kind, payload)
@@ -131,7 +131,7 @@ impl Link {
         self.frame(kind_of(packet), packet)
     }
 
-    /// A frame of IEEE 802.3: a length in place of a kind, and the kind in an LLC and SNAP header.
+    /// A frame of IEEE 802.3: a length in place of an EtherType, and the EtherType in an LLC and SNAP header.
     #[must_use]
     pub fn llc_snap(self, kind: u16, payload: &[u8]) -> Vec<u8> {
         let mut inner = vec![0xaa, 0xaa, 0x03, 0, 0, 0];
@@ -158,22 +158,22 @@ impl Link {
     }
 }
 
-/// What a frame has to say that it carries an IP packet: the packet's own version decides.
+/// The EtherType of a frame that carries an IP packet: the packet's own version decides.
 #[must_use]
 pub fn kind_of(packet: &[u8]) -> u16 {
     if packet.first().is_some_and(|byte| byte >> 4 == 6) { ether::IPV6 } else { ether::IPV4 }
 }
 
-/// A mark that tells one attack from every other wherever its bytes turn up: in a frame, in a tunnel, in a fragment.
+/// A mark that distinguishes an attack from every other wherever it appears: in a frame, a tunnel or a fragment.
 ///
-/// Eight bytes, so that the smallest fragment holds it.
+/// Eight bytes, so that the smallest fragment can hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(pub u32);
 
 impl Token {
     const MAGIC: [u8; 4] = [0xa7, 0x1c, 0x5b, 0xe3];
 
-    /// What to put into a frame.
+    /// The bytes to put into a frame.
     #[must_use]
     pub fn bytes(self) -> [u8; 8] {
         let mut bytes = [0; 8];

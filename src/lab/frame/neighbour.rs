@@ -9,7 +9,7 @@ pub const REQUEST: u16 = 1;
 /// An ARP reply.
 pub const REPLY: u16 = 2;
 
-/// An ARP message: who is where, as its sender says.
+/// An ARP message: the addresses of two stations, as its sender claims.
 #[must_use]
 pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Vec<u8> {
     let mut message = vec![0, 1, 0x08, 0, 6, 4];
@@ -29,28 +29,28 @@ pub mod kind {
     pub const LISTENER_REPORT: u8 = 131;
     /// Asks for routers.
     pub const ROUTER_SOLICITATION: u8 = 133;
-    /// Says that its sender is a router.
+    /// Announces its sender as a router.
     pub const ROUTER_ADVERTISEMENT: u8 = 134;
     /// Asks for a neighbour.
     pub const NEIGHBOUR_SOLICITATION: u8 = 135;
-    /// Says where a neighbour is.
+    /// Announces the hardware address of a neighbour.
     pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-    /// Says that another way is better.
+    /// Announces a better route.
     pub const REDIRECT: u8 = 137;
 }
 
 /// Flags of a neighbour advertisement.
 pub mod flag {
-    /// Its sender routes.
+    /// Its sender is a router.
     pub const ROUTER: u32 = 1 << 31;
-    /// It answers a question.
+    /// It answers a solicitation.
     pub const SOLICITED: u32 = 1 << 30;
-    /// It replaces what is known.
+    /// It replaces what is cached.
     pub const OVERRIDE: u32 = 1 << 29;
 }
 
-/// The body of a solicitation or a neighbour advertisement: flags and reserved bits, the target unless it is routers
-/// that are asked for, and an option with a hardware address, the target's in an advertisement and else the sender's.
+/// The body of a solicitation or a neighbour advertisement: flags and reserved bits, the target except in a router
+/// solicitation, and an option with a hardware address, the target's in an advertisement and otherwise the sender's.
 #[must_use]
 pub fn neighbour(kind: u8, flags: u32, target: Ipv6Addr, mac: Option<Mac>) -> Vec<u8> {
     let mut body = flags.to_be_bytes().to_vec();
@@ -64,7 +64,7 @@ pub fn neighbour(kind: u8, flags: u32, target: Ipv6Addr, mac: Option<Mac>) -> Ve
     body
 }
 
-/// The body of a router advertisement: a router for half an hour, and a prefix to make addresses from.
+/// The body of a router advertisement: a router for half an hour, and a prefix for addresses.
 #[must_use]
 pub fn router_advertisement(mac: Mac, prefix: Ipv6Addr) -> Vec<u8> {
     let mut body = vec![64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1];
@@ -74,7 +74,7 @@ pub fn router_advertisement(mac: Mac, prefix: Ipv6Addr) -> Vec<u8> {
     body
 }
 
-/// The body of a redirect: what is for `destination` shall go to `target`, which has this hardware address.
+/// The body of a redirect: packets for `destination` should go to `target`, which has this hardware address.
 #[must_use]
 pub fn redirect(target: Ipv6Addr, destination: Ipv6Addr, mac: Mac) -> Vec<u8> {
     let mut body = vec![0; 4];
@@ -85,13 +85,13 @@ pub fn redirect(target: Ipv6Addr, destination: Ipv6Addr, mac: Mac) -> Vec<u8> {
     body
 }
 
-/// The body of a listener message of the first version about one group; a query about none asks for all.
+/// The body of a listener message of the first version about one group; a query without a group asks for all.
 #[must_use]
 pub fn listener(group: Ipv6Addr) -> Vec<u8> {
     [&[0x03, 0xe8, 0, 0], &group.octets()[..]].concat()
 }
 
-/// The group on which the owner of an address listens for neighbour solicitations.
+/// The group in which the owner of an address receives neighbour solicitations.
 #[must_use]
 pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     let [.., a, b, c] = address.octets();
@@ -99,7 +99,7 @@ pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | a, b << 8 | c)
 }
 
-/// What a DHCP server of IPv4 offers: `yours`, and itself as the router. UDP from port 67 to 68 carries it.
+/// An offer of an IPv4 DHCP server: `yours`, and itself as the router. Sent over UDP from port 67 to 68.
 #[must_use]
 pub fn dhcp_offer(server: Ipv4Addr, yours: Ipv4Addr, client: Mac, payload: &[u8]) -> Vec<u8> {
     let mut message = vec![2, 1, 6, 0];
@@ -121,7 +121,7 @@ pub fn dhcp_offer(server: Ipv4Addr, yours: Ipv4Addr, client: Mac, payload: &[u8]
     message
 }
 
-/// What a DHCP server of IPv6 advertises. UDP from port 547 to 546 carries it.
+/// An advertisement of an IPv6 DHCP server. Sent over UDP from port 547 to 546.
 #[must_use]
 pub fn dhcpv6_advertise(payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes();

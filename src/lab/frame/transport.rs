@@ -9,9 +9,9 @@ pub mod tcp_flag {
     pub const FIN: u8 = 0x01;
     /// The first segment of its direction.
     pub const SYN: u8 = 0x02;
-    /// Ends the connection at once.
+    /// Resets the connection.
     pub const RST: u8 = 0x04;
-    /// To be handed on at once.
+    /// To be delivered at once.
     pub const PSH: u8 = 0x08;
     /// Acknowledges.
     pub const ACK: u8 = 0x10;
@@ -20,15 +20,15 @@ pub mod tcp_flag {
 /// The header of a TCP segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tcp {
-    /// The port from which it comes.
+    /// The source port.
     pub source: u16,
-    /// The port to which it goes.
+    /// The destination port.
     pub destination: u16,
-    /// The number of its first byte.
+    /// The sequence number of its first byte.
     pub sequence: u32,
-    /// The number of the next byte that its sender wants.
+    /// The number of the next byte that its sender expects.
     pub acknowledged: u32,
-    /// Out of [`tcp_flag`].
+    /// From [`tcp_flag`].
     pub flags: u8,
 }
 
@@ -39,7 +39,7 @@ impl Ip {
         let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
         let mut datagram = [source, destination, length, 0].map(u16::to_be_bytes).concat();
         datagram.extend(payload);
-        // A sum of 0 would mean that there is none.
+        // A checksum of 0 would mean that there is none.
         let sum = match self.sum(protocol::UDP, &datagram) {
             0 => u16::MAX,
             sum => sum,
@@ -61,7 +61,7 @@ impl Ip {
         segment
     }
 
-    /// An ICMP message of this header's family: type, code, and all that stands behind the checksum.
+    /// An ICMP message of this header's family: type, code, and everything after the checksum.
     #[must_use]
     pub fn icmp(&self, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
         let mut message = vec![kind, code, 0, 0];
@@ -74,7 +74,7 @@ impl Ip {
         message
     }
 
-    /// The number of this header's ICMP.
+    /// The protocol number of ICMP in this header's family.
     #[must_use]
     pub const fn icmp_number(&self) -> u8 {
         match self.family() {
@@ -100,13 +100,13 @@ impl Ip {
     }
 }
 
-/// An SCTP packet that asks for an association, with bytes of ours in a parameter that receivers skip.
+/// An SCTP packet that requests an association, with bytes of ours in a parameter that receivers skip.
 #[must_use]
 pub fn sctp_init(source: u16, destination: u16, tag: u32, payload: &[u8]) -> Vec<u8> {
     let mut value = [&tag.to_be_bytes()[..], &65_536_u32.to_be_bytes(), &[0, 1, 0, 1]].concat();
     value.extend(tag.to_be_bytes());
     let length = |inner: usize| u16::try_from(inner + 4).unwrap_or(u16::MAX).to_be_bytes();
-    // The highest bits of its type say: skip it if you do not know it.
+    // The highest bits of its type mean: skip it if unknown.
     value.extend([0x9f, 0xff]);
     value.extend(length(payload.len()));
     value.extend(payload);

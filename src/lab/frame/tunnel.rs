@@ -1,8 +1,8 @@
-//! Packets in packets, as tunnels carry them. IP in IP needs nothing of it: the inner packet is the payload.
+//! Encapsulated packets, as tunnels carry them. IP in IP needs no function here: the inner packet is the payload.
 
 use super::ether;
 
-/// What a VXLAN datagram carries: an inner frame and the network that it is in.
+/// The payload of a VXLAN datagram: an inner frame and its network.
 #[must_use]
 pub fn vxlan(network: u32, frame: &[u8]) -> Vec<u8> {
     let mut payload = vec![0x08, 0, 0, 0];
@@ -11,7 +11,7 @@ pub fn vxlan(network: u32, frame: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// What a Geneve datagram carries: an inner frame and the network that it is in.
+/// The payload of a Geneve datagram: an inner frame and its network.
 #[must_use]
 pub fn geneve(network: u32, frame: &[u8]) -> Vec<u8> {
     // "Transparent Ethernet bridging".
@@ -21,7 +21,7 @@ pub fn geneve(network: u32, frame: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// What a GRE packet carries: an inner packet, and what it is, out of [`ether`].
+/// The payload of a GRE packet: an inner packet and its type, from [`ether`].
 #[must_use]
 pub fn gre(kind: u16, packet: &[u8]) -> Vec<u8> {
     let mut payload = vec![0, 0];

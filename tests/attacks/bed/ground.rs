@@ -1,4 +1,4 @@
-//! What is on the nodes beside pods: another bridge with machines, another tunnel, and no rules of others.
+//! What nodes have besides pods: another bridge with machines, another tunnel, and no rules of other programs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -37,9 +37,9 @@ impl Bed {
         }
     }
 
-    /// Takes away the rules of others that drop packets: what is denied here, towpath denies.
+    /// Removes the rules of other programs that drop packets: what is denied here is denied by towpath.
     ///
-    /// Many nodes have no such rules, and where they are they would make an attack that passes ours look harmless.
+    /// Many nodes have no such rules, and they would hide an attack that passes ours.
     pub(super) fn open_forwarding(&self) {
         for node in self.lab.nodes() {
             for family in Family::BOTH {
@@ -52,7 +52,7 @@ impl Bed {
         }
     }
 
-    /// A tunnel that is not flannel's, on every node: what comes out of it is routed like anything else.
+    /// A tunnel that is not flannel's, on every node: its inner packets are routed like any others.
     pub(super) fn add_other_vxlan(&self) {
         for node in self.lab.nodes() {
             let local = node.address(Family::V4).expect("an address");

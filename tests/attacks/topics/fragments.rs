@@ -1,4 +1,4 @@
-//! Fragments: what only its first part says, what two parts say differently, what never comes together.
+//! Fragments: data that only the first part has, parts that contradict each other, packets that are never complete.
 
 use towpath::{
     lab::frame::{Ip, Token, protocol},
@@ -12,7 +12,7 @@ use crate::{
 };
 
 fn datagram(ip: &Ip, token: Token, port: u16) -> Vec<u8> {
-    // The token stands at the end, so that it is in the last fragment.
+    // The token is at the end, so that it is in the last fragment.
     let payload = [&[b'x'; 56][..], &token.bytes()].concat();
     ip.udp(source_port(token), port, &payload)
 }
@@ -51,7 +51,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 frames(bed, from, to, &[ip.fragment(protocol::UDP, &datagram(&ip, token, PORT), 0, false)])
             });
         }
-        // Two first parts, one with an allowed port and one with the token; whichever comes to nothing.
+        // Two first fragments, one with an allowed port and one with the token; in either order nothing may arrive.
         for reversed in [false, true] {
             let name =
                 if reversed { "overlapping, the true port first" } else { "overlapping, the true port last" };
@@ -71,7 +71,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 frames(bed, FREE, GATE, &parts)
             });
         }
-        // A later part that reaches back into the header and would change the port.
+        // A later fragment that overlaps the header and would change the port.
         table.never("reaching back into the header", FREE, GATE, |bed, token| {
             let ip = bed.ip(FREE, GATE, family).id(token.0);
             let harmless = ip.udp(source_port(token), 53, &[b'x'; 64]);

@@ -1,4 +1,4 @@
-//! Machines on another bridge of the node: no policy speaks of them, and nothing between them is denied.
+//! Machines on another bridge of the node: policies do not concern them, and nothing between them is denied.
 
 use std::net::IpAddr;
 

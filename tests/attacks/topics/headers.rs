@@ -1,4 +1,4 @@
-//! Other protocols, options and extension headers, source routes, segments in mid-stream, forged ICMP errors.
+//! Other protocols, options and extension headers, source routes, mid-stream segments, forged ICMP errors.
 
 use towpath::{
     lab::frame::{Ip, Tcp, Token, option, protocol, sctp_init, tcp_flag},
@@ -11,7 +11,7 @@ use crate::{
     table::{Stage, Table},
 };
 
-/// Makes a packet for a header.
+/// Builds a packet for a header.
 type Message = fn(&Ip, Token) -> Vec<u8>;
 
 fn segment(ip: &Ip, token: Token, flags: u8) -> Vec<u8> {
@@ -46,7 +46,7 @@ const MESSAGES: [(&str, Message); 14] = [
     ("IGMP", |ip, token| ip.packet(2, &token.bytes())),
 ];
 
-/// Segments that begin nothing. The second ones say that they belong to a connection.
+/// Segments that start no connection. Those with ACK claim to belong to one.
 const MID_STREAM: [(&str, u8); 6] = [
     ("ACK", tcp_flag::ACK),
     ("PSH and ACK", tcp_flag::PSH | tcp_flag::ACK),
@@ -95,7 +95,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
     extensions(table);
 }
 
-/// ICMP messages that begin nothing, of every type that some host heeds.
+/// ICMP messages that start nothing, of every type that some host processes.
 fn icmp(table: &mut Table<'_>, family: Family) {
     table.section("ICMP", Some(family), Stage::Calm);
     let kinds: &[u8] = match family {
@@ -127,7 +127,7 @@ fn errors(table: &mut Table<'_>, family: Family) {
             vec![bed.link(from, to).ip(&bed.ip(from, to, family).port_unreachable(&quoted))]
         });
     }
-    // A datagram of the friend, and then errors about its reply. They quote the ports of that one.
+    // A datagram of the friend, and then errors about its reply. They quote the ports of that datagram.
     let mut port = None;
     table.arrives("the connection that they are about", FRIEND, SHY, |bed, token| {
         port = Some(source_port(token));
@@ -139,7 +139,7 @@ fn errors(table: &mut Table<'_>, family: Family) {
         let quoted = ip.packet(protocol::UDP, &ip.udp(PORT, port, &token.bytes()));
         vec![bed.link(from, SHY).ip(&bed.ip(from, SHY, family).port_unreachable(&quoted))]
     };
-    // Sent with the attacks, because the connection has to be there before.
+    // Sent with the attacks, because the connection must exist before.
     table.undefended("about a connection, from its other end", FRIEND, SHY, |bed, token| {
         about(bed, FRIEND, token)
     });
@@ -162,7 +162,7 @@ fn options(table: &mut Table<'_>) {
             with(bed, from, to, token, option::record_route(3))
         });
     }
-    // Over somebody who may be reached, to somebody who may not.
+    // Through a host that may be reached, to one that may not.
     let by_way =
         [("the node", NODE), ("a pod", OPEN), ("a remote pod", FAR_OPEN), ("the other node", OTHER_NODE)];
     for (name, over) in by_way {
@@ -203,7 +203,7 @@ fn extensions(table: &mut Table<'_>) {
         vec![bed.link(from, to).ip(&udp(&ip, token, PORT, &[]))]
     };
     for (name, chain) in &chains {
-        // Whether a receiver's kernel wants a routing header is its own affair; that it comes so far is not.
+        // Whether a receiver's kernel accepts a routing header does not matter here; it must arrive there.
         table.arrives(*name, FREE, OPEN, |bed, token| with(bed, FREE, OPEN, token, chain));
         for (from, to) in DENIED {
             table.never(*name, from, to, |bed, token| with(bed, from, to, token, chain));

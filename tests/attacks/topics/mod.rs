@@ -14,7 +14,7 @@ use crate::{
     table::{Attack, Table},
 };
 
-/// Every row, for one ground.
+/// Every row, for one test bed.
 pub(crate) fn all(bed: &Bed) -> Vec<Attack> {
     let mut table = Table::new(bed);
     tags::rows(&mut table);

@@ -1,4 +1,4 @@
-//! Lies about who is where, and about who routes: ARP, neighbour and router discovery, listener queries, DHCP.
+//! False claims about neighbours and routers: ARP, neighbour and router discovery, listener queries, DHCP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -97,7 +97,7 @@ fn arp(table: &mut Table<'_>) {
     }
 }
 
-/// A message of neighbour discovery, which has no room for a token but in its reserved bits.
+/// A neighbour discovery message, which has room for a token only in its reserved bits.
 struct Discovery {
     kind: u8,
     flags: u32,
@@ -109,7 +109,7 @@ struct Discovery {
 }
 
 impl Discovery {
-    /// The true answer of `from` to whoever asks for it.
+    /// The true answer of `from` to a question for it.
     fn answer(bed: &Bed, from: Who, to: Who) -> Self {
         Self {
             kind: kind::NEIGHBOUR_ADVERTISEMENT,
@@ -234,9 +234,9 @@ fn routers(table: &mut Table<'_>) {
                                 if group { all_nodes() } else { link_local(bed.mac(to)).into() };
                             let mac = if group { Mac::of_group(destination) } else { bed.mac(to) };
                             let ip = Ip::new(source(bed).into(), destination);
-                            // A listener query is not heeded unless it has hop limit 1.
+                            // A listener query is ignored unless it has hop limit 1.
                             let ip = ip.hops(if kind == kind::LISTENER_QUERY { 1 } else { 255 });
-                            // An option that nobody knows, two units long.
+                            // An unknown option, two units long.
                             let option = [&[253, 2, 0, 0][..], &token.bytes(), &[0; 4]].concat();
                             let body = [body(bed), option].concat();
                             let link = Link { source: bed.mac(from), destination: mac };
@@ -266,7 +266,7 @@ fn routers(table: &mut Table<'_>) {
     }
 }
 
-/// Types that pass without a policy, with what such messages never carry, where they never go, or from too far.
+/// Types that pass without a policy, with contents, destinations or hop limits that such messages never have.
 fn misused(table: &mut Table<'_>) {
     table.section("misused neighbour messages", Some(Family::V6), Stage::Poison);
     table.arrives("1,200 bytes of UDP", FREE, OPEN, |bed, token| {
@@ -278,7 +278,7 @@ fn misused(table: &mut Table<'_>) {
             for (from, to) in [(ATTACKER, OPEN), (FREE, VICTIM), (FREE, FAR_VICTIM)] {
                 for long in [false, true] {
                     let size = if long { "1,200 bytes" } else { "short" };
-                    // What is short, for a neighbour and has the right hop limit is what these messages are.
+                    // A short one for a neighbour with the right hop limit is a normal message.
                     if !long && hops == 255 && table.bed.on_link(from, to) {
                         continue;
                     }
@@ -307,7 +307,7 @@ fn dhcp(table: &mut Table<'_>) {
             if !table.bed.on_link(from, to) {
                 continue;
             }
-            // To the client's own address it would be a datagram like others, which policy judges.
+            // To the client's own address it would be an ordinary datagram, which policy judges.
             table.never("broadcast", from, to, |bed, token| {
                 let (server, yours) = (bed.v4(from), bed.v4(to));
                 let offer = neighbour::dhcp_offer(server, yours, bed.mac(to), &token.bytes());

@@ -1,4 +1,4 @@
-//! Forged source addresses, and the own one with a hardware address that is not the pod's.
+//! Forged source addresses, and the pod's own one with a hardware address that is not the pod's.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -64,7 +64,7 @@ fn forged(bed: &Bed, family: Family) -> Vec<Forged> {
     all
 }
 
-/// The address that an interface gives itself from its hardware address (EUI-64).
+/// The link-local address that an interface derives from its hardware address (EUI-64).
 pub(super) fn link_local(mac: Mac) -> Ipv6Addr {
     let [first, rest @ ..] = mac.0;
     let mut octets = [0; 16];
@@ -80,7 +80,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
     let bed = table.bed;
     let victims = [OPEN, SHY, VICTIM, FAR_OPEN, FAR_SHY, NODE, OTHER_NODE, OUTSIDE];
     for family in Family::BOTH {
-        // A frame with somebody else's hardware address moves what the bridge remembers: all of them at the end.
+        // A frame with a foreign hardware address changes the bridge's table: all of them at the end.
         table.section("sources", Some(family), Stage::Calm);
         for to in [OPEN, FAR_OPEN, NODE, OTHER_NODE, OUTSIDE] {
             table.arrives("the own address", FREE, to, |bed, token| honest(bed, FREE, to, family, token));
@@ -134,7 +134,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 });
             }
         }
-        // Whose policies bind it is not known either.
+        // Which policies select it is not known either.
         table.undefended("with its own address", STRANGER, OPEN, |bed, token| {
             honest(bed, STRANGER, OPEN, family, token)
         });

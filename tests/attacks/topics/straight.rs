@@ -1,4 +1,4 @@
-//! Frames straight to a neighbour's hardware address, with a destination that is not the neighbour's own.
+//! Frames directly to a neighbour's hardware address, with a destination that is not the neighbour's own.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use crate::{
     table::{Stage, Table},
 };
 
-/// Addresses that the receivers have beside those that the API server knows.
+/// Addresses that the receivers have besides those that the API server knows.
 const SECOND: [&str; 2] = ["10.77.7.7", "fd77::7"];
 
 fn destinations(bed: &Bed, to: Who, family: Family) -> Vec<(&'static str, IpAddr)> {
@@ -75,8 +75,8 @@ pub(super) fn rows(table: &mut Table<'_>) {
                     });
                 }
             }
-            // A rule that asks for the destination sees one that is allowed: the node's, or that of an open pod. Only
-            // the hardware address brings the frame elsewhere, flooded if nobody has it.
+            // A rule that checks the destination sees an allowed one: the node's, or that of an open pod. Only the
+            // hardware address sends the frame elsewhere, flooded if no host has it.
             let allowed = if from == FREE { bed.address(OPEN, family) } else { bed.address(NODE, family) };
             for (how, mac) in [
                 ("to its hardware address", bed.link(from, to).destination),

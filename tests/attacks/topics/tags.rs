@@ -1,4 +1,4 @@
-//! Frames that are no plain IPv4, IPv6 or ARP: tags, `PPPoE`, LLC, other protocols.
+//! Frames that are not plain IPv4, IPv6 or ARP: tags, `PPPoE`, LLC, other protocols.
 
 use towpath::{
     lab::frame::{Link, Tag, ether, kind_of},
@@ -11,7 +11,7 @@ use crate::{
     table::{Stage, Table},
 };
 
-/// Wraps a packet into a frame.
+/// Wraps a packet in a frame.
 type Wrap = fn(Link, &[u8]) -> Vec<u8>;
 
 const WRAPS: [(&str, Wrap); 16] = [
@@ -37,7 +37,7 @@ const WRAPS: [(&str, Wrap); 16] = [
     }),
     ("PPPoE session", |link, packet| link.pppoe(1, packet)),
     ("VLAN 0 around PPPoE", |link, packet| {
-        // The same frame as above, with the tag put in between.
+        // The same frame as above, with the tag inserted.
         let mut frame = link.pppoe(1, packet);
         frame.splice(12..12, [0x81, 0x00, 0, 0]);
         frame
@@ -69,7 +69,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
             }
         }
     }
-    // What is no IP at all carries anything from one end of a bridge to the other.
+    // Frames that are not IP can carry anything from one end of a bridge to the other.
     table.section("tags", None, Stage::Calm);
     let kinds = [("LLDP", 0x88cc), ("EAPOL", 0x888e), ("loopback test", 0x9000), ("AppleTalk", 0x809b)];
     for (from, to) in [(ATTACKER, OPEN), (FREE, VICTIM)] {

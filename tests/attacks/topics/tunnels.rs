@@ -1,4 +1,4 @@
-//! Tunnel packets that a pod sends to nodes: what comes out of the tunnel would be some other pod's.
+//! Tunnel packets that a pod sends to nodes: the inner packet would appear to be another pod's.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::{
     table::{Stage, Table},
 };
 
-/// Every address of a node that a pod can send to.
+/// Every address of a node to which a pod can send.
 fn addresses(bed: &Bed, node: usize, family: Family) -> Vec<(&'static str, IpAddr)> {
     let block = bed.lab.nodes()[node].pod_cidr(family).network();
     let mut all = vec![
@@ -37,12 +37,12 @@ fn addresses(bed: &Bed, node: usize, family: Family) -> Vec<(&'static str, IpAdd
     all
 }
 
-/// The packet inside: as if the friend had sent it to the pod that admits the friend alone.
+/// The inner packet: as if the friend had sent it to the pod that admits only the friend.
 fn inner(bed: &Bed, victim: Who, family: Family, token: Token) -> Vec<u8> {
     udp(&bed.ip(FRIEND, victim, family), token, PORT, &[])
 }
 
-/// The frame inside, for the tunnel's device of a node.
+/// The inner frame, for the tunnel's device of a node.
 fn inner_frame(bed: &Bed, device: (usize, &str), packet: &[u8]) -> Vec<u8> {
     let destination = bed.device(device.0, device.1);
     Link { source: Mac([2, 0, 0, 0, 0, 7]), destination }.frame(kind_of(packet), packet)
@@ -70,7 +70,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
     from_elsewhere(table);
 }
 
-/// Everything that tunnels, from one pod to one address of a node.
+/// All tunnel packets, from one pod to one address of a node.
 fn to_node(
     table: &mut Table<'_>,
     (from, node, victim): (Who, usize, Who),
@@ -134,7 +134,7 @@ fn to_node(
             vec![link(bed).ip(&outer(bed).packet(number, &inner(bed, victim, inside, token)))]
         });
     }
-    // No such tunnel ends on these nodes; to a node where none does, these are packets like others.
+    // No such tunnel ends on these nodes; to a node without one these are ordinary packets.
     table.undefended(format!("GRE {name}, where no such tunnel is"), from, host, |bed, token| {
         let payload = tunnel::gre_ip(&inner(bed, victim, family, token));
         vec![link(bed).ip(&outer(bed).packet(protocol::GRE, &payload))]
@@ -146,7 +146,7 @@ fn to_node(
     });
 }
 
-/// Whoever is no node does not speak to a node's tunnel either.
+/// A host that is no node may not send to a node's tunnel either.
 fn from_elsewhere(table: &mut Table<'_>) {
     if table.bed.setting.topology != Topology::Vxlan {
         return;
@@ -164,7 +164,7 @@ fn from_elsewhere(table: &mut Table<'_>) {
                 vec![bed.link(from, NODE).ip(&datagram(bed, &ip, token))]
             });
         }
-        // Whoever can send on the nodes' own wire as a node is one.
+        // A host that can send on the nodes' own wire as a node counts as one.
         table.undefended("VXLAN from outside, as the other node, unpacked", OUTSIDE, SHY, |bed, token| {
             let ip = bed.ip(OTHER_NODE, NODE, family);
             let packet = datagram(bed, &ip, token);

@@ -17,22 +17,22 @@ use towpath::lab::Netns;
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 
-/// How many requests are sent at once, of many.
+/// How many of many requests are sent at once.
 const TOGETHER: usize = 32;
 
-/// What the API server said of a refused request.
+/// The API server's answer to a refused request.
 pub(crate) type Refusal = Box<Status>;
 
-/// A client whose connections are made in the control plane's network namespace.
+/// A client that connects from the control plane's network namespace.
 #[derive(Clone)]
 pub(crate) struct Api {
-    // Its threads were started in the namespace, and so every socket that they open is there.
+    // Its threads were started in the namespace, so every socket that they open is there.
     runtime: Arc<Runtime>,
     client: Client,
 }
 
 impl Api {
-    /// A client as this kubeconfig says.
+    /// A client with this kubeconfig.
     pub(crate) fn new(netns: &Netns, kubeconfig: &Path) -> Self {
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let built = netns.run(|| Builder::new_multi_thread().worker_threads(2).enable_all().build());
@@ -49,12 +49,12 @@ impl Api {
         Self { runtime, client }
     }
 
-    /// Has the runtime do something, and waits for it.
+    /// Runs work on the runtime, and waits for it.
     fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
         on(&self.runtime, work)
     }
 
-    /// Whether `/readyz` says so; why not.
+    /// Whether `/readyz` reports readiness; if not, why.
     pub(crate) fn ready(&self) -> Result<(), String> {
         let client = self.client.clone();
         let asked = self.wait(async move {
@@ -64,7 +64,7 @@ impl Api {
         asked.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Sends a request, and again while the API server cannot be reached or is not ready for it.
+    /// Sends a request, and repeats it while the API server cannot be reached or is not ready for it.
     pub(crate) fn request(
         &self,
         method: &str,
@@ -78,7 +78,7 @@ impl Api {
         self.wait(async move { send(&client, &method, &path, &content, &body).await })
     }
 
-    /// The object or list at a path, if it is there.
+    /// The object or list at a path, if it exists.
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         match self.request("GET", path, JSON, &Value::Null) {
             Ok(value) => Some(value),
@@ -92,7 +92,7 @@ impl Api {
         self.get(path).and_then(|list| list["items"].as_array().cloned()).unwrap_or_default()
     }
 
-    /// Creates an object where it belongs; if it bears a status, that is then written too, as its owner would.
+    /// Creates an object in its collection; if it has a status, that is written afterwards too, as its owner would.
     #[track_caller]
     pub(crate) fn create(&self, object: &Value) -> Value {
         self.try_create(object).unwrap_or_else(|status| panic!("{status:?}\n{object:#}"))
@@ -103,7 +103,7 @@ impl Api {
         self.wait(async move { create(&client, &object).await })
     }
 
-    /// Creates many, a few at a time.
+    /// Creates many objects, a few at a time.
     #[track_caller]
     pub(crate) fn create_all(&self, objects: Vec<Value>) {
         let client = self.client.clone();
@@ -117,14 +117,14 @@ impl Api {
         assert!(refused.is_empty(), "{} refused, the first: {:?}", refused.len(), refused[0]);
     }
 
-    /// A JSON merge patch.
+    /// Applies a JSON merge patch.
     #[track_caller]
     pub(crate) fn patch(&self, path: &str, change: &Value) -> Value {
         let patched = self.request("PATCH", path, MERGE_PATCH, change);
         patched.unwrap_or_else(|status| panic!("PATCH {path}: {status:?}"))
     }
 
-    /// Many of them, a few at a time.
+    /// Applies many of them, a few at a time.
     #[track_caller]
     pub(crate) fn patch_all(&self, changes: Vec<(String, Value)>) {
         let client = self.client.clone();
@@ -144,7 +144,7 @@ impl Api {
         self.patch(path, &json!({ "metadata": { "labels": labels } }));
     }
 
-    /// Deletes an object at once, as a kubelet does with a pod that has ended. It may be gone already.
+    /// Deletes an object at once, as a kubelet does with a pod that has ended. It may already be gone.
     #[track_caller]
     pub(crate) fn delete(&self, path: &str) {
         match self.request("DELETE", &format!("{path}?gracePeriodSeconds=0"), JSON, &Value::Null) {
@@ -178,7 +178,7 @@ impl Api {
         }
     }
 
-    /// A token for a ServiceAccount, `namespace/name`; it holds as long as `secret` of that namespace is there.
+    /// A token for a ServiceAccount, `namespace/name`; it is valid as long as `secret` of that namespace exists.
     #[track_caller]
     pub(crate) fn token(&self, account: &str, secret: Option<&str>) -> String {
         let (namespace, name) = account.split_once('/').unwrap();
@@ -194,14 +194,14 @@ impl Api {
     }
 }
 
-/// Has the runtime do something, and waits for it on this thread.
+/// Runs work on the runtime, and waits for it on this thread.
 fn on<T: Send + 'static>(runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
     let (done, result) = std::sync::mpsc::sync_channel(1);
     runtime.spawn(async move { drop(done.send(work.await)) });
     result.recv().expect("what was asked of the API panicked: see above")
 }
 
-/// How often a request is sent again to a server that cannot be reached, 100 milliseconds apart.
+/// How often a request is repeated to a server that cannot be reached, 100 milliseconds apart.
 const ATTEMPTS: usize = 300;
 
 async fn send(
@@ -216,7 +216,7 @@ async fn send(
         let request = Request::builder().method(method).uri(path).header("Content-Type", content);
         match client.request::<Value>(request.body(body.to_vec()).unwrap()).await {
             Ok(value) => return Ok(value),
-            // Too early, too busy, or the storage is away.
+            // Too early, too busy, or the storage is unavailable.
             Err(Error::Api(status)) if status.code == 429 || status.code >= 500 => last = status.to_string(),
             Err(Error::Api(status)) => return Err(status),
             Err(error) => last = error.to_string(),
@@ -228,10 +228,10 @@ async fn send(
 
 async fn create(client: &Client, object: &Value) -> Result<Value, Refusal> {
     let collection = collection(object);
-    // Who wrote which field is a part of an object's size, and so are the names of the writers.
+    // Managed fields are part of an object's size, and so are the names of their managers.
     let posted = format!("{collection}?fieldManager=kube-controller-manager");
     let made = match send(client, "POST", &posted, JSON, &body(object)).await {
-        // Sent again after an answer was lost.
+        // Repeated after an answer was lost.
         Err(status) if status.code == 409 && status.reason == "AlreadyExists" => Ok(Value::Null),
         other => other,
     }?;
@@ -246,7 +246,7 @@ fn body(object: &Value) -> Vec<u8> {
     serde_json::to_vec(object).unwrap()
 }
 
-/// The path of the collection to which an object belongs.
+/// The path of an object's collection.
 fn collection(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]).to_lowercase());

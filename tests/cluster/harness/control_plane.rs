@@ -1,4 +1,4 @@
-//! etcd and kube-apiserver, as a test needs them: started, killed, held up and cut off.
+//! etcd and kube-apiserver, as a test needs them: started, killed, paused and disconnected.
 
 use std::{
     fs::{self, File},
@@ -27,29 +27,29 @@ use super::{
     process::{Served, remove_at_the_end},
 };
 
-/// Where the API server is for the nodes.
+/// The address of the API server for the nodes.
 pub(crate) const ADDRESS: &str = "100.100.0.1";
 
 /// The port of the API server.
 pub(crate) const PORT: u16 = 6443;
 
-/// The device to which the nodes' cables lead.
+/// The bridge to which the nodes' cables are connected.
 pub(super) const BRIDGE: &str = "kube";
 
 /// How long a control plane may take until it is ready, on a busy machine.
 const READY: Duration = Duration::from_mins(2);
 
-/// Who may ask an API server for what is written down, and nobody else.
+/// Whose requests are recorded in the audit log, and no others.
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
  "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}"#;
 
-/// An etcd and an API server with TLS and RBAC, in a network namespace of their own. Dropping it ends both.
+/// An etcd and an API server with TLS and RBAC, in their own network namespace. Dropping it ends both.
 pub(crate) struct ControlPlane {
     server: Mutex<Option<Served>>,
     etcd: Mutex<Option<Served>>,
     api: Api,
     cables: AtomicU32,
-    /// How much of the audit log belongs to former leases.
+    /// How much of the audit log belongs to previous leases.
     audited: u64,
     folder: TempDir,
     assets: PathBuf,
@@ -113,7 +113,7 @@ impl ControlPlane {
         self.cables.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Starts etcd on the data that it left.
+    /// Starts etcd on its existing data.
     pub(crate) fn restart_etcd(&self) {
         let data = self.folder.path().join("etcd");
         let arguments = [
@@ -130,14 +130,14 @@ impl ControlPlane {
         *self.etcd() = Some(self.serve("etcd", "etcd.log", &arguments));
     }
 
-    /// A copy of all that is stored, made while nobody writes.
+    /// Copies everything that is stored, while nothing writes.
     pub(crate) fn back_up(&self) {
         self.kill_etcd();
         self.copy("etcd", "backup");
         self.restart_etcd();
     }
 
-    /// Puts the copy in the place of what is stored now, as after a disaster; the API server is started anew on it.
+    /// Replaces what is stored by the copy, as after a disaster; the API server is restarted on it.
     pub(crate) fn restore(&self) {
         self.kill();
         self.kill_etcd();
@@ -154,7 +154,7 @@ impl ControlPlane {
         assert!(copied.success());
     }
 
-    /// Starts the API server; it may be a while until it answers.
+    /// Starts the API server; it may take a while until it answers.
     pub(crate) fn restart(&self) {
         *self.server() = Some(self.serve_api(PORT, "kube-apiserver.log", &[]));
     }
@@ -177,17 +177,17 @@ impl ControlPlane {
         self.etcd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the API server where it is: its connections stand, and nobody answers.
+    /// Pauses the API server: its connections stay open, and it does not answer.
     pub(crate) fn pause(&self) {
         self.server().as_ref().unwrap().signal(Signal::SIGSTOP);
     }
 
-    /// Lets a stopped API server go on.
+    /// Resumes a paused API server.
     pub(crate) fn resume(&self) {
         self.server().as_ref().unwrap().signal(Signal::SIGCONT);
     }
 
-    /// One more API server on the same etcd, on a port and with flags of its own; it ends when it is dropped.
+    /// Another API server on the same etcd, with its own port and flags; it ends when it is dropped.
     pub(crate) fn beside(&self, port: u16, flags: &[&str]) -> Beside {
         let log = format!("kube-apiserver-{port}.log");
         let kubeconfig = self.folder.path().join(format!("admin-{port}.kubeconfig"));
@@ -216,10 +216,10 @@ impl ControlPlane {
             format!("--service-account-key-file={pki}/service-account.pub"),
             format!("--service-account-signing-key-file={pki}/service-account.key"),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            // There is no controller that would make a ServiceAccount in each namespace.
+            // There is no controller that would create a ServiceAccount in each namespace.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--endpoint-reconciler-type=none".to_owned(),
-            // Compacted when a test says so.
+            // Compacted when a test wants it.
             "--etcd-compaction-interval=0".to_owned(),
             format!("--audit-policy-file={folder}/audit-policy.json"),
             format!("--audit-log-path={folder}/{audit}"),
@@ -233,12 +233,12 @@ impl ControlPlane {
         Served::start(&self.netns, &self.program(program), arguments, &self.folder.path().join(log))
     }
 
-    /// Where `etcd`, `kube-apiserver` or `kubectl` is.
+    /// The path of `etcd`, `kube-apiserver` or `kubectl`.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.assets.join(name)
     }
 
-    /// Waits until the API server says that it is ready.
+    /// Waits until the API server reports that it is ready.
     #[track_caller]
     pub(crate) fn wait_ready(&self) {
         wait_ready(self.server().as_mut().expect("it was started"), &self.api);
@@ -257,21 +257,21 @@ impl ControlPlane {
         self.netns.output(command, input).unwrap()
     }
 
-    /// Makes etcd forget everything but the present: who resumes a watch from before learns that it is too old.
+    /// Compacts etcd to the current revision: a client that resumes a watch from before learns that it is too old.
     pub(crate) fn compact(&self) {
-        // The API server's own marker is always there.
+        // The API server's own marker always exists.
         let present = self.ask_etcd("range", &json!({ "key": base64("compact_rev_key") }));
         let revision = present["header"]["revision"].as_str().unwrap().to_owned();
         self.ask_etcd("compaction", &json!({ "revision": revision, "physical": true }));
     }
 
-    /// Puts an object into etcd, past all that the API server would say to it: as an older one may have left it.
+    /// Writes an object to etcd, bypassing the API server's validation: as an older one may have left it.
     pub(crate) fn put(&self, key: &str, object: &Value) {
         let value = base64(&object.to_string());
         self.ask_etcd("put", &json!({ "key": base64(key), "value": value }));
     }
 
-    /// A call of etcd's key-value service by its JSON gateway.
+    /// Calls etcd's key-value service through its JSON gateway.
     fn ask_etcd(&self, call: &str, body: &Value) -> Value {
         let body = body.to_string();
         let request = format!(
@@ -292,18 +292,18 @@ impl ControlPlane {
         serde_json::from_str(body).unwrap()
     }
 
-    /// What ServiceAccounts asked for during this lease, one event for each stage of a request.
+    /// The requests of ServiceAccounts during this lease, one event for each stage of a request.
     pub(crate) fn audit(&self) -> Vec<Value> {
         let Ok(mut file) = File::open(self.folder.path().join("audit.log")) else { return Vec::new() };
         file.seek(SeekFrom::Start(self.audited)).unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
-        // The last line may be half written.
+        // The last line may be incomplete.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Puts it back to where a test may start: running, and without the objects of a former one.
+    /// Resets it to where a test may start: running, and without the objects of a previous one.
     fn reset(&mut self) {
         let is_gone =
             |process: &mut Option<Served>| process.as_mut().is_none_or(|process| process.ended().is_some());
@@ -348,7 +348,7 @@ fn wait_ready(server: &mut Served, api: &Api) {
 /// Control planes that no test uses now.
 static FREE: Mutex<Vec<ControlPlane>> = Mutex::new(Vec::new());
 
-/// A control plane for one test, which then goes to the next one, unless the test failed.
+/// A control plane for one test, which is then passed on to the next one, unless the test failed.
 pub(crate) struct Lease(Option<ControlPlane>);
 
 /// A running control plane that no other test uses, without nodes and with the namespaces of a new cluster.
@@ -377,14 +377,14 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let plane = self.0.take();
-        // One in which a test failed may be the reason, and dropping it shows what it said.
+        // One in which a test failed may be the reason, and dropping it shows its output.
         if !thread::panicking() {
             FREE.lock().unwrap_or_else(PoisonError::into_inner).extend(plane);
         }
     }
 }
 
-/// The programs to run: where `scripts/control-plane` says, or why not.
+/// The folder of the programs, as `scripts/control-plane` reports it, or why there is none.
 pub(crate) fn assets() -> Result<PathBuf, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/control-plane");
     let output = Command::new(script).arg("--cached").output().map_err(|error| error.to_string())?;
@@ -395,7 +395,7 @@ pub(crate) fn assets() -> Result<PathBuf, String> {
     }
 }
 
-/// Base64, as etcd's gateway takes bytes.
+/// Base64, as etcd's gateway expects bytes.
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut encoded = String::new();

@@ -1,4 +1,4 @@
-//! What the cluster tests and the cluster bench stand on: a real control plane, and nodes that it knows.
+//! The base of the cluster tests and the cluster bench: a real control plane, and nodes that it knows.
 //!
 //! ```text
 //!   etcd  kube-apiserver         each box a network namespace; nothing in the machine's own
@@ -6,9 +6,9 @@
 //!                    \---- cable ---- node 2
 //! ```
 //!
-//! A [`ControlPlane`] is started once for each thread that runs tests, and handed on: [`control_plane::lease`] gives one without
-//! anything of a former test in it. A [`World`] is a lab whose nodes and pods are objects there. There is neither a
-//! kubelet, nor a scheduler, nor a controller: what those would write, [`objects`] and [`Api`] write.
+//! A [`ControlPlane`] is started once for each thread that runs tests, and reused: [`control_plane::lease`] returns one
+//! without objects of a previous test. A [`World`] is a lab whose nodes and pods are objects there. There is no
+//! kubelet, scheduler or controller: what those would write, [`objects`] and [`Api`] write.
 
 mod api;
 pub(crate) mod control_plane;

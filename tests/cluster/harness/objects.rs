@@ -1,4 +1,4 @@
-//! Objects as the API takes them, with what kubelet, scheduler and controllers would write into them.
+//! Objects as the API accepts them, with what kubelet, scheduler and controllers would write into them.
 
 use std::net::IpAddr;
 

@@ -8,8 +8,8 @@ use rcgen::{
 };
 
 /// Writes into a folder: `ca.crt`; `server.crt` and `server.key` for these names and addresses; `admin.crt` and
-/// `admin.key` for somebody who may do everything; `service-account.key`, which signs tokens, and
-/// `service-account.pub`, which tells whether it did.
+/// `admin.key` for a user who may do everything; `service-account.key`, which signs tokens, and `service-account.pub`,
+/// which verifies them.
 pub(crate) fn write(folder: &Path, server: &[&str]) {
     let mut authority = CertificateParams::default();
     authority.distinguished_name.push(DnType::CommonName, "control plane of a test");
@@ -32,7 +32,7 @@ pub(crate) fn write(folder: &Path, server: &[&str]) {
     certify("server", params, ExtendedKeyUsagePurpose::ServerAuth);
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "admin");
-    // Which the API server's own roles let do everything.
+    // The group that the API server's own roles allow everything.
     params.distinguished_name.push(DnType::OrganizationName, "system:masters");
     certify("admin", params, ExtendedKeyUsagePurpose::ClientAuth);
     let key = KeyPair::generate().unwrap();

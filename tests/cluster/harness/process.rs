@@ -20,7 +20,7 @@ pub(crate) fn bound(program: &Path) -> Command {
     command
 }
 
-/// A process in a network namespace. Dropping it kills it; so does the kernel, should this process be killed.
+/// A process in a network namespace. Dropping it kills it; so does the kernel if this process is killed.
 #[derive(Debug)]
 pub(crate) struct Served {
     child: Child,
@@ -28,9 +28,9 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Starts `program`; what it prints is appended to a log.
+    /// Starts `program`; its output is appended to a log.
     pub(crate) fn start(netns: &Netns, program: &Path, arguments: &[String], log: &Path) -> Self {
-        // The thread is the namespace's.
+        // The command is bound to the namespace's thread.
         let mut command = bound(program);
         command.args(arguments);
         let file = File::options().create(true).append(true).open(log).unwrap();
@@ -39,16 +39,16 @@ impl Served {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        // Not waited for yet, so the number is still its own.
+        // It was not waited for yet, so the pid is still its own.
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// The end of what it printed.
+    /// The end of its output.
     pub(crate) fn tail(&self, lines: usize) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let mut tail: Vec<&str> = log.lines().rev().take(lines).collect();
@@ -69,9 +69,9 @@ impl Drop for Served {
 /// Removes a folder once this process has ended, however it does: what is kept for the next test is never dropped.
 pub(crate) fn remove_at_the_end(folder: &Path) {
     let mut command = Command::new("sh");
-    // Standard input ends when nobody holds its other end any more, and whoever writes to the folder has been killed.
+    // Standard input ends when no process holds its other end, and every process that writes to the folder was killed.
     command.args(["-c", "cat; sleep 1; rm -rf -- \"$0\""]).arg(folder);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // The shell outlives this process, which can therefore not wait for it; its standard input is held until the end.
+    // The shell outlives this process, which therefore cannot wait for it; its standard input is held until the end.
     std::mem::forget(command.spawn().unwrap());
 }

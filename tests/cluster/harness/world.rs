@@ -34,26 +34,26 @@ use super::{
     process::bound,
 };
 
-/// Where each daemon answers, on its node.
+/// Where each daemon serves HTTP, on its node.
 const LISTEN: &str = "127.0.0.1:9586";
 
 /// How long a daemon may take until it is ready, on a busy machine.
 pub(crate) const READY: Duration = Duration::from_secs(40);
 
-/// How long a change may take until packets show it, on a busy machine.
+/// How long a change may take until packets follow it, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Long enough for an answer on a busy machine, too short for a dropped SYN to be sent again (after one second).
+/// Long enough for an answer on a busy machine, too short for a dropped SYN to be retransmitted (after one second).
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
 
-/// On what every pod listens.
+/// The ports on which every pod listens.
 pub(crate) const PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Tcp, 8081)];
 
 /// Where a pod finds the credentials of its ServiceAccount.
 pub(crate) const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Runs `test` with a control plane, on a thread with a `/run` of its own; namespaces and processes that it makes share
-/// that one.
+/// Runs `test` with a control plane, on a thread with its own `/run`; namespaces and processes that it creates share
+/// it.
 pub(crate) fn apart(test: impl FnOnce(Lease) + Send + 'static) {
     let ci = std::env::var("CI").as_deref() == Ok("true");
     if !nix::unistd::geteuid().is_root() {
@@ -81,7 +81,7 @@ pub(crate) fn apart(test: impl FnOnce(Lease) + Send + 'static) {
     }
 }
 
-/// Waits until `what` has come about; how long it took.
+/// Waits until `what` is true; returns how long it took.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
@@ -103,8 +103,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Dual stack, pods on the bridges of two nodes. `pods` are names as `shop/web` and their nodes, from 0; each is
-    /// labelled `app` with its name, and its namespace `team` with its own.
+    /// Dual stack, pods on the bridges of two nodes. `pods` are names like `shop/web` and their nodes, from 0; each has
+    /// its name as the label `app`, and its namespace has its own name as the label `team`.
     pub(crate) fn new(plane: Lease, pods: &[(&str, usize)]) -> Self {
         Self::with(plane, Variant::Nft, pods)
     }
@@ -130,7 +130,7 @@ impl World {
         world
     }
 
-    /// Pods, in the lab and as objects, and their namespaces.
+    /// Adds pods, in the lab and as objects, and their namespaces.
     fn add(&mut self, pods: &[(&str, usize)]) {
         let specs: Vec<PodSpec> =
             pods.iter().map(|(key, node)| PodSpec::new(*key, *node).listening(&PORTS)).collect();
@@ -147,7 +147,7 @@ impl World {
         self.api().create_all(made);
     }
 
-    /// What deploy/ gives a daemon to be admitted with, and its token where a pod has it.
+    /// Installs the access rights of deploy/ for a daemon, and its token where a pod has it.
     fn install(&self) {
         if self.api().get("/api/v1/namespaces/towpath/serviceaccounts/towpath").is_none() {
             let applied = self.plane.kubectl(&["apply", "-k", "deploy"], "");
@@ -160,7 +160,7 @@ impl World {
         Self::write_token(&self.api().token("towpath/towpath", None));
     }
 
-    /// Replaces the token as a kubelet does: moved in place.
+    /// Replaces the token as a kubelet does: by renaming.
     pub(crate) fn write_token(token: &str) {
         let account = Path::new(ACCOUNT);
         fs::write(account.join("..token"), token).unwrap();
@@ -206,7 +206,7 @@ impl World {
         self.api().create(&objects::policy(key, spec));
     }
 
-    /// `towpath run` of a node, asking the API server as a pod of the DaemonSet does.
+    /// `towpath run` of a node, which uses the API server as a pod of the DaemonSet does.
     pub(crate) fn command(&self, node: usize, more: &[&str]) -> Command {
         self.command_at(node, PORT, more)
     }
@@ -235,7 +235,7 @@ impl World {
         daemon
     }
 
-    /// A kubeconfig with a token in a file of its own, for a server at this port.
+    /// A kubeconfig with a token in its own file, for a server at this port.
     pub(crate) fn kubeconfig(&self, name: &str, port: u16, token: &str) -> PathBuf {
         let token_file = self.folder.path().join(format!("{name}.token"));
         fs::write(&token_file, token).unwrap();
@@ -245,7 +245,7 @@ impl World {
         path
     }
 
-    /// What is ours in the kernel of the first node: chains, where our jumps are, and sets with their members.
+    /// Our state in the kernel of the first node: chains, the position of our jumps, and sets with their members.
     pub(crate) fn rules(&self) -> String {
         let run = |program: &str, arguments: &[&str]| self.node(0).succeed(program, arguments).unwrap();
         let mut lines = Vec::new();
@@ -268,12 +268,12 @@ impl World {
         sets.lines().filter(|line| line.starts_with("add tp4-pods-")).count()
     }
 
-    /// Ends it, and the control plane with it: it would take long to make it empty again.
+    /// Ends it, and the control plane with it: emptying it would take long.
     pub(crate) fn discard(self) {
         self.plane.discard();
     }
 
-    /// Asks in both families at once whether TCP port 80 answers.
+    /// Checks in both families at once whether TCP port 80 answers.
     pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
         let probes = Family::BOTH
             .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
@@ -281,7 +281,7 @@ impl World {
         [outcomes[0].is_open(), outcomes[1].is_open()]
     }
 
-    /// Waits until both families agree on whether TCP port 80 answers; how long it took.
+    /// Waits until TCP port 80 answers, or does not, in both families; returns how long it took.
     #[track_caller]
     pub(crate) fn until(&self, from: &str, to: &str, open: bool, at_most: Duration) -> Duration {
         let what = format!("{from} -> {to} becoming {}", if open { "open" } else { "closed" });
@@ -289,7 +289,7 @@ impl World {
     }
 }
 
-/// What joins a node to the control plane.
+/// The connection of a node to the control plane.
 pub(crate) struct Cable {
     end: String,
     address: String,
@@ -311,7 +311,7 @@ impl Cable {
         Self { end, address }
     }
 
-    /// Pulls it out, beyond the next switch: the link stays up, and no packet arrives any more, either way.
+    /// Unplugs it beyond the next switch: the link stays up, and no packet arrives any more, in either direction.
     pub(crate) fn cut(&self, plane: &ControlPlane) {
         plane.netns().ip(&[format!("link set {} nomaster", self.end)]).unwrap();
     }
@@ -321,13 +321,13 @@ impl Cable {
         plane.netns().ip(&[format!("link set {} master {BRIDGE}", self.end)]).unwrap();
     }
 
-    /// Ends the connections that stand, as the API server does that goes down in order.
+    /// Closes existing connections, as an API server does on an orderly shutdown.
     pub(crate) fn reset(&self, plane: &ControlPlane) {
         plane.netns().succeed("ss", &["-K", "dst", &self.address], "").unwrap();
     }
 
-    /// Forgets the connections that stand, as a firewall on the way does that was restarted: their packets vanish, and
-    /// nobody is told. New ones pass.
+    /// Drops existing connections silently, as a firewall on the path does after a restart: their packets vanish, and
+    /// neither end is notified. New ones pass.
     pub(crate) fn forget(&self, plane: &ControlPlane) -> usize {
         let query = ["-Htn", "state", "established", "dst", &self.address];
         let standing = plane.netns().succeed("ss", &query, "").unwrap();
@@ -367,7 +367,7 @@ impl<'a> Daemon<'a> {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Status and text of a page; `None` if nobody answers.
+    /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let listen: SocketAddr = LISTEN.parse().unwrap();
         let mut connection = self.node.connect(listen, Duration::from_secs(1)).unwrap().ok()?;
@@ -384,7 +384,7 @@ impl<'a> Daemon<'a> {
         self.get("/readyz").is_some_and(|(status, _)| status == 200)
     }
 
-    /// Waits until it is ready; a daemon that ended will never be.
+    /// Waits until it is ready; a daemon that ended never will be.
     #[track_caller]
     pub(crate) fn wait_ready(&self) -> Duration {
         wait_until("ready", READY, || {
@@ -394,7 +394,7 @@ impl<'a> Daemon<'a> {
         })
     }
 
-    /// Waits until it is not ready and says why, in words among which are all of these.
+    /// Waits until it is not ready and its reason contains all of these words.
     #[track_caller]
     pub(crate) fn wait_unready(&self, at_most: Duration, words: &[&str]) -> String {
         let mut last = String::new();
@@ -413,7 +413,7 @@ impl<'a> Daemon<'a> {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// How many kinds there are of which a watch was begun again for this reason.
+    /// For how many kinds a watch was restarted for this reason.
     pub(crate) fn restarts(&self, reason: &str) -> usize {
         let (_, text) = self.get("/metrics").unwrap();
         let reason = format!("reason={reason:?}");
@@ -428,12 +428,12 @@ impl<'a> Daemon<'a> {
         found.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap()
     }
 
-    /// What the kernel says of its process, in this file of /proc.
+    /// This file in /proc of its process.
     pub(crate) fn proc(&self, file: &str) -> String {
         fs::read_to_string(format!("/proc/{}/{file}", self.process.borrow().id())).unwrap()
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub(crate) fn kill(&self) {
         self.killed.set(true);
         self.process.borrow_mut().kill().unwrap();

@@ -1,9 +1,9 @@
 //! The legacy variant announces nothing. But each of its programs that may write takes the xtables lock: it opens the
-//! lock file and closes it once it has written. That can be seen.
+//! lock file and closes it after writing. That can be watched.
 //!
-//! Our own programs do it too, once each, so what is seen is set off against how many of ours ran. A program that runs
-//! where it has another lock file is not noticed, nor is one that ends at the same instant as one of ours: the periodic
-//! check is there for these.
+//! Our own programs do so too, once each, so the closings are compared with how many of ours ran. A program that uses
+//! another lock file is not noticed, nor is one that ends at the same instant as one of ours: the periodic check covers
+//! these.
 
 use std::{
     io,
@@ -25,21 +25,21 @@ const LOCK: &str = "/run/xtables.lock";
 pub(super) struct Listener {
     inotify: Inotify,
     commands: Arc<Commands>,
-    /// How many runs of ours have been set off.
+    /// How many of our runs are accounted for.
     known_runs: u64,
 }
 
 impl Listener {
     pub(super) fn open(commands: Arc<Commands>) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        // Two equal events that follow each other become one; with an opening between them, two closings do not.
+        // Two equal consecutive events are merged; with an open event between them, two close events are not.
         let events = AddWatchFlags::IN_CLOSE | AddWatchFlags::IN_OPEN | AddWatchFlags::IN_DELETE_SELF;
         let known_runs = *commands.lock_runs();
         inotify.add_watch(LOCK, events)?;
         Ok(Self { inotify, commands, known_runs })
     }
 
-    /// How often the file was closed since it was last asked.
+    /// How often the file was closed since the last call.
     fn closings(&self) -> io::Result<u64> {
         let mut closings = 0;
         loop {

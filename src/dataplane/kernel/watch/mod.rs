@@ -1,4 +1,4 @@
-//! Hears of it when somebody else may have changed our rules.
+//! Reports when another program may have changed our rules.
 
 mod legacy;
 mod nft;
@@ -19,26 +19,26 @@ pub(super) use nft::{Journal, generation};
 
 use crate::dataplane::command::Commands;
 
-/// Listens on a thread of its own, until dropped.
+/// Listens on its own thread, until dropped.
 #[derive(Debug)]
 pub struct Watch {
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Something to listen to.
+/// A source of change notifications.
 trait Listen: AsFd + Send + 'static {
-    /// Reads all that is there to read. Whether it tells of what others did.
+    /// Reads everything that is available. Returns whether it shows a change by another program.
     fn drain(&mut self) -> io::Result<bool>;
 }
 
 impl Watch {
-    /// Listens to the announcements of nftables.
+    /// Listens to the notifications of nftables.
     pub(super) fn nft(journal: Arc<Journal>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
         Self::start(nft::Listener::open(journal)?, notify)
     }
 
-    /// Listens to others taking the xtables lock.
+    /// Watches other programs take the xtables lock.
     pub(super) fn legacy(commands: Arc<Commands>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
         Self::start(legacy::Listener::open(commands)?, notify)
     }
@@ -59,7 +59,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so already.
+            // A thread that panicked has already reported it.
             let _ = thread.join();
         }
     }

@@ -1,9 +1,9 @@
-//! The nft variant announces every transaction to whoever listens: first what it changed, then the number of the
-//! generation that it made.
+//! The nft variant announces every transaction to its listeners: first what it changed, then the number of the
+//! generation that it created.
 //!
-//! Our own transactions are told from those of others by that number: one that was the only one between the beginning
-//! and the end of our own `iptables-restore` is ours. (The process id in the announcement would not do: in a container
-//! it is another one than we know our child by.)
+//! That number distinguishes our own transactions from those of other programs: a transaction that was the only one
+//! between the beginning and the end of our own `iptables-restore` is ours. (The process id in the announcement would
+//! not do: in a container it differs from the id under which we know our child.)
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use super::Listen;
 use crate::dataplane::kernel::netlink::{Message, Netlink, messages, text};
 use crate::ruleset::{BuiltIn, ChainName};
 
-/// The multicast group of nftables' announcements.
+/// The multicast group of nftables' notifications.
 const GROUP: u32 = 7;
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -42,10 +42,10 @@ const GENERATION_ID: u16 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// How many generations of ours are remembered: more than can wait to be announced.
+/// How many of our generations are remembered: more than can be pending announcement.
 const REMEMBERED: usize = 1024;
 
-/// Which generations of nftables we made ourselves.
+/// Which generations of nftables we created ourselves.
 #[derive(Debug)]
 pub(in crate::dataplane::kernel) struct Journal(Mutex<Entries>);
 
@@ -60,8 +60,8 @@ impl Journal {
         Ok(Self(Mutex::new(Entries { netlink: Netlink::open()?, ours: BTreeSet::new() })))
     }
 
-    /// Runs `transaction`, and takes note of the generation that it made, if it `succeeded`: a failed one makes none, and
-    /// the next may be somebody else's. A listener that hears of it meanwhile waits for the end before it judges.
+    /// Runs `transaction`, and records the generation that it created, if it `succeeded`: a failed one creates none,
+    /// and the next may be another program's. A listener that receives it meanwhile waits for the end before it judges.
     pub(in crate::dataplane::kernel) fn record<T>(
         &self,
         transaction: impl FnOnce() -> T,
@@ -117,7 +117,7 @@ fn attribute<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
     message.attributes().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
 }
 
-/// Whether a message tells of a change that concerns us: of our chains, of those that we hook into, or of the table.
+/// Whether a message reports a change that concerns us: of our chains, of those that we hook into, or of the table.
 fn concerns_us(message: &Message<'_>) -> bool {
     let is_filter = matches!(message.family, IPV4 | IPV6)
         && attribute(message, TABLE).is_some_and(|table| text(table) == "filter");
@@ -132,7 +132,7 @@ fn concerns_us(message: &Message<'_>) -> bool {
     is_filter && attribute(message, chain).is_some_and(|name| is_watched(text(name)))
 }
 
-/// Listens to announcements.
+/// Listens to notifications.
 pub(super) struct Listener {
     netlink: Netlink,
     journal: Arc<Journal>,
@@ -159,7 +159,7 @@ impl AsFd for Listener {
 }
 
 impl Listen for Listener {
-    /// Reads all that is there. Whether anything of it was foreign and concerns us.
+    /// Reads everything that is available. Returns whether any of it was foreign and concerns us.
     fn drain(&mut self) -> io::Result<bool> {
         let mut foreign = false;
         loop {
@@ -177,7 +177,7 @@ impl Listen for Listener {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(foreign),
-                // More was announced than the socket could hold: what, only the generations tell.
+                // More notifications came than the socket could hold: only the generations tell whose they were.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     let (ours, now) = self.journal.are_ours_since(self.last);
                     self.last = now;
