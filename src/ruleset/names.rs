@@ -1,7 +1,8 @@
 //! The names of our chains and sets.
 //!
 //! A name is a prefix for the type of the object, and either a fixed word or a digest of what the object *means*: the
-//! selectors of a set (not its members), the ordered program of a group chain, the name of a pod. Equal meaning is
+//! selectors of a set of pods or named ports (not its members), the members of any other set, the ordered program of a
+//! group chain, the name of a pod. Equal meaning is
 //! equal name, so that policies share sets and pods share chains; a new meaning is a new object beside the old one,
 //! which makes every replacement atomic.
 //!
@@ -19,7 +20,7 @@ use crate::{
     policy::digest::{ALPHABET, DIGITS, digest},
 };
 
-/// The chains with fixed names. No name is ever removed from this list: the last ones are of former versions.
+/// The chains with fixed names. No name is ever removed from this list: the last one is of former versions.
 const WORDS: [&str; 9] = [
     "TOWPATH-FORWARD",
     "TOWPATH-FORWARD-ND",

@@ -137,7 +137,7 @@ impl Kernel {
         };
         watch
             .inspect_err(
-                |error| tracing::warn!(%error, "no change notifications from nftables; relying on the periodic check"),
+                |error| tracing::warn!(%error, "no change notifications from the kernel; relying on the periodic check"),
             )
             .ok()
     }
@@ -252,7 +252,7 @@ impl Dataplane for Kernel {
 
 fn journal() -> Option<Arc<Journal>> {
     Journal::open()
-        .inspect_err(|error| tracing::warn!(%error, "no change notifications from nftables; relying on the periodic check"))
+        .inspect_err(|error| tracing::warn!(%error, "no change notifications from the kernel; relying on the periodic check"))
         .ok()
         .map(Arc::new)
 }

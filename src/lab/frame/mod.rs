@@ -15,7 +15,7 @@ use std::{fmt, net::IpAddr};
 pub use ip::{Ip, option, protocol};
 pub use transport::{Tcp, sctp_init, tcp_flag};
 
-/// EtherTypes.
+/// Values of `EtherType`.
 pub mod ether {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
@@ -131,7 +131,7 @@ impl Link {
         self.frame(kind_of(packet), packet)
     }
 
-    /// A frame of IEEE 802.3: a length in place of an EtherType, and the EtherType in an LLC and SNAP header.
+    /// A frame of IEEE 802.3: a length in place of an `EtherType`, and the `EtherType` in an LLC and SNAP header.
     #[must_use]
     pub fn llc_snap(self, kind: u16, payload: &[u8]) -> Vec<u8> {
         let mut inner = vec![0xaa, 0xaa, 0x03, 0, 0, 0];
@@ -158,7 +158,7 @@ impl Link {
     }
 }
 
-/// The EtherType of a frame that carries an IP packet: the packet's own version decides.
+/// The `EtherType` of a frame that carries an IP packet: the packet's own version decides.
 #[must_use]
 pub fn kind_of(packet: &[u8]) -> u16 {
     if packet.first().is_some_and(|byte| byte >> 4 == 6) { ether::IPV6 } else { ether::IPV4 }

@@ -248,7 +248,7 @@ fn places<'a>(peers: impl Iterator<Item = &'a PodPeer>) -> Vec<Vec<Place<'a>>> {
     choices.into_iter().map(|choices| choices.into_iter().min_by_key(most).unwrap_or_default()).collect()
 }
 
-/// Where a peer can be found; each choice alone is enough. An `In` without values matches nothing and is found nowhere.
+/// Where a peer can be found; each choice alone is enough. An `In` without values matches nothing and is no place.
 fn choices(peer: &PodPeer) -> Vec<Vec<Place<'_>>> {
     fn of<'a>(
         selector: &'a LabelSelector,

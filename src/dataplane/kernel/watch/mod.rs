@@ -47,7 +47,7 @@ impl Watch {
         let (stopped, stop) = io::pipe()?;
         let run = move || {
             if let Err(error) = listen(&mut listener, &stopped, notify) {
-                tracing::error!(%error, "no more change notifications from nftables; relying on the periodic check");
+                tracing::error!(%error, "no more change notifications from the kernel; relying on the periodic check");
             }
         };
         let thread = thread::Builder::new().name("rules-watch".to_owned()).spawn(run)?;
