@@ -92,7 +92,7 @@ soak: ## A million flows in random clusters, and many more restarts and packets
 mutants: packages ## Mutates the source place by place and reports mutants that no test detects (cargo-mutants; hours)
 	./scripts/mutants
 
-mutants-sample: packages ## A few of these mutants, different ones for each commit; at most half an hour
+mutants-sample: packages ## A few of these mutants, different ones for each commit; at most a quarter of an hour
 	./scripts/mutants --sample
 
 manifests: ## Renders deploy/towpath.yaml from deploy/ (needs kubectl)
