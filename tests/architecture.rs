@@ -1,6 +1,6 @@
 //! The architecture rules, checked in the source.
 //!
-//! Rooms are the folders and files right below `src/`. Data flows downward through the list of [`ROOMS`]; a lower room
+//! Modules are the folders and files right below `src/`. Data flows downward through the list of [`MODULES`]; a lower module
 //! never names a higher one. The core does no I/O, and uses no async, clock, log or Kubernetes types.
 
 #![cfg(test)]
@@ -11,8 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every room, with the rooms that it may name.
-const ROOMS: &[(&str, &[&str])] = &[
+/// Every module, with the modules that it may name.
+const MODULES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("policy", &["model"]),
     ("ruleset", &["model", "policy"]),
@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cli", &["agent", "dataplane", "k8s", "lab", "metrics", "model", "policy", "ruleset", "web"]),
 ];
 
-/// The rooms that only compute.
+/// The modules that only compute.
 const CORE: [&str; 3] = ["model", "policy", "ruleset"];
 
 /// What the core must not name.
@@ -81,19 +81,19 @@ fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-fn room(path: &Path) -> String {
+fn module(path: &Path) -> String {
     let name = path.components().nth(1).unwrap().as_os_str().to_string_lossy().into_owned();
     name.strip_suffix(".rs").unwrap_or(&name).to_owned()
 }
 
-/// The rooms that a text names as `crate::room` or within `crate::{...}`.
-fn named_rooms(text: &str) -> BTreeSet<String> {
+/// The modules that a text names as `crate::module` or within `crate::{...}`.
+fn named_modules(text: &str) -> BTreeSet<String> {
     let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut rooms = BTreeSet::new();
+    let mut modules = BTreeSet::new();
     for (at, _) in text.match_indices("crate::") {
         let rest = &text[at + "crate::".len()..];
         let Some(group) = rest.strip_prefix('{') else {
-            rooms.insert(word(rest));
+            modules.insert(word(rest));
             continue;
         };
         let (mut depth, mut starts) = (0, true);
@@ -104,39 +104,39 @@ fn named_rooms(text: &str) -> BTreeSet<String> {
                 '}' => depth -= 1,
                 ',' if depth == 0 => starts = true,
                 _ if starts && !character.is_whitespace() => {
-                    rooms.insert(word(&group[at..]));
+                    modules.insert(word(&group[at..]));
                     starts = false;
                 }
                 _ => {}
             }
         }
     }
-    rooms
+    modules
 }
 
 #[test]
-fn lower_rooms_never_name_higher_ones() {
+fn lower_modules_never_name_higher_ones() {
     let mut seen = BTreeSet::new();
     for (path, text) in sources() {
-        let here = room(&path);
+        let here = module(&path);
         if here == "lib" || here == "main" {
             continue;
         }
-        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == here) else {
-            panic!("{} is in no room that this test knows", path.display())
+        let Some((_, allowed)) = MODULES.iter().find(|(name, _)| *name == here) else {
+            panic!("{} is in no module that this test knows", path.display())
         };
-        for named in named_rooms(&text) {
+        for named in named_modules(&text) {
             let fine = named == here || allowed.contains(&named.as_str());
             assert!(fine, "{}: {here} must not name {named}", path.display());
         }
         seen.insert(here);
     }
-    assert_eq!(seen.len(), ROOMS.len(), "every room of the list is there");
+    assert_eq!(seen.len(), MODULES.len(), "every module of the list is there");
 }
 
 #[test]
 fn the_core_does_no_io_and_knows_no_clock_log_or_kubernetes() {
-    for (path, text) in sources().into_iter().filter(|(path, _)| CORE.contains(&room(path).as_str())) {
+    for (path, text) in sources().into_iter().filter(|(path, _)| CORE.contains(&module(path).as_str())) {
         if path.ends_with("tests.rs") {
             continue;
         }
@@ -161,5 +161,5 @@ fn processes_are_started_in_one_place() {
 fn this_test_sees_what_it_looks_for() {
     let text = "use crate::{\n    agent::{Agent, Input},\n    web::Web,\n};\nfn f() { crate::cli::main() }";
     let expected: BTreeSet<String> = ["agent", "cli", "web"].map(str::to_owned).into();
-    assert_eq!(named_rooms(text), expected);
+    assert_eq!(named_modules(text), expected);
 }

@@ -22,7 +22,7 @@ use crate::model::{
 };
 
 use super::{
-    party::{Claimant, Party, Who, families},
+    resolved_endpoint::{Claimant, ResolvedEndpoint, Who, families},
     verdict::{DirectionVerdict, Reason, RuleRef, Verdict},
 };
 
@@ -32,7 +32,7 @@ use super::{
 /// [`Reachability`](super::Reachability).
 #[must_use]
 pub fn evaluate(cluster: &Cluster, flow: &Flow) -> Verdict {
-    let (from, to) = (Party::new(cluster, &flow.from), Party::new(cluster, &flow.to));
+    let (from, to) = (ResolvedEndpoint::new(cluster, &flow.from), ResolvedEndpoint::new(cluster, &flow.to));
     let family = flow.family.or_else(|| families(&from, &to).first().copied());
     Pair { from: &from, to: &to, family }.verdict(flow.transport)
 }
@@ -42,7 +42,7 @@ pub fn evaluate(cluster: &Cluster, flow: &Flow) -> Verdict {
 /// With two families the verdicts may differ, since an ipBlock of one family allows nothing in the other.
 #[must_use]
 pub fn evaluate_families(cluster: &Cluster, flow: &Flow) -> Vec<(Family, Verdict)> {
-    let (from, to) = (Party::new(cluster, &flow.from), Party::new(cluster, &flow.to));
+    let (from, to) = (ResolvedEndpoint::new(cluster, &flow.from), ResolvedEndpoint::new(cluster, &flow.to));
     families(&from, &to)
         .into_iter()
         .filter(|family| flow.family.is_none_or(|wanted| wanted == *family))
@@ -60,8 +60,8 @@ enum Decider {
 
 /// Two ends, and the family of the packets between them.
 pub(super) struct Pair<'a> {
-    pub(super) from: &'a Party<'a>,
-    pub(super) to: &'a Party<'a>,
+    pub(super) from: &'a ResolvedEndpoint<'a>,
+    pub(super) to: &'a ResolvedEndpoint<'a>,
     pub(super) family: Option<Family>,
 }
 
@@ -152,7 +152,7 @@ impl<'a> Pair<'a> {
     }
 
     /// The end whose policies apply in `direction`, and the other end.
-    fn ends(&self, direction: Direction) -> (&'a Party<'a>, &'a Party<'a>) {
+    fn ends(&self, direction: Direction) -> (&'a ResolvedEndpoint<'a>, &'a ResolvedEndpoint<'a>) {
         match direction {
             Direction::Egress => (self.from, self.to),
             Direction::Ingress => (self.to, self.from),
@@ -224,11 +224,11 @@ impl<'a> Pair<'a> {
     }
 }
 
-fn peers_match(peers: &Peers, party: &Party<'_>, family: Option<Family>) -> bool {
+fn peers_match(peers: &Peers, endpoint: &ResolvedEndpoint<'_>, family: Option<Family>) -> bool {
     let Peers::Of(peers) = peers else { return true };
     peers.iter().any(|peer| match peer {
-        Peer::Block(block) => party.address(family).is_some_and(|address| block.contains(address)),
-        Peer::Pods(peer) => each(party.pods(family), |known| {
+        Peer::Block(block) => endpoint.address(family).is_some_and(|address| block.contains(address)),
+        Peer::Pods(peer) => each(endpoint.pods(family), |known| {
             let in_scope = match &peer.scope {
                 Scope::Own(namespace) => *namespace == known.pod.key.namespace,
                 Scope::Matching(selector) => {

@@ -10,11 +10,11 @@ pub mod cidr;
 mod counts;
 pub mod evaluate;
 pub mod members;
-mod party;
 pub mod ports;
 pub mod program;
 pub mod reach;
 pub mod resolve;
+mod resolved_endpoint;
 mod tenant;
 pub mod verdict;
 

@@ -9,7 +9,7 @@ use crate::model::{Cluster, Direction, Endpoint, Family, Port, Ports, Protocol, 
 
 use super::{
     evaluate::Pair,
-    party::{Party, families},
+    resolved_endpoint::{ResolvedEndpoint, families},
 };
 
 /// For every ordered pair of ends and every transport, whether it may pass.
@@ -68,8 +68,8 @@ impl Reachability {
         let external: BTreeSet<IpAddr> = external.iter().copied().collect();
         let endpoints: Vec<Endpoint> = pods.chain(external.into_iter().map(Endpoint::Address)).collect();
         let transports: Vec<Transport> = distinct(transports);
-        let parties: Vec<Party<'_>> =
-            endpoints.iter().map(|endpoint| Party::new(cluster, endpoint)).collect();
+        let parties: Vec<ResolvedEndpoint<'_>> =
+            endpoints.iter().map(|endpoint| ResolvedEndpoint::new(cluster, endpoint)).collect();
         let mut cells = Vec::with_capacity(endpoints.len() * endpoints.len() * transports.len());
         for (row, from) in parties.iter().enumerate() {
             for (column, to) in parties.iter().enumerate() {
@@ -119,7 +119,7 @@ impl Reachability {
     }
 }
 
-fn between(from: &Party<'_>, to: &Party<'_>, transports: &[Transport]) -> Vec<Reach> {
+fn between(from: &ResolvedEndpoint<'_>, to: &ResolvedEndpoint<'_>, transports: &[Transport]) -> Vec<Reach> {
     let mut shared: Vec<Option<Family>> = families(from, to).into_iter().map(Some).collect();
     if shared.is_empty() {
         shared.push(None);

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use crate::model::{Cluster, Direction, Endpoint, Family, Labels, NetworkPolicy, ObjectKey, Pod};
 
 /// One end of a flow, with everything that its verdicts need.
-pub(super) struct Party<'a> {
+pub(super) struct ResolvedEndpoint<'a> {
     pub(super) who: Who<'a>,
     /// The addresses that it may use; of several in one family the first is used.
     addresses: Vec<IpAddr>,
@@ -72,7 +72,7 @@ impl<'a> Claimant<'a> {
     }
 }
 
-impl<'a> Party<'a> {
+impl<'a> ResolvedEndpoint<'a> {
     pub(super) fn new(cluster: &'a Cluster, endpoint: &Endpoint) -> Self {
         match endpoint {
             Endpoint::Pod(key) => match cluster.pod(key) {
@@ -164,7 +164,7 @@ impl<'a> Party<'a> {
 /// The families in which packets can go from `from` to `to`, in the receiver's order.
 ///
 /// An end without an address is matched by its labels; it is assumed to get the families of the other one.
-pub(super) fn families(from: &Party<'_>, to: &Party<'_>) -> Vec<Family> {
+pub(super) fn families(from: &ResolvedEndpoint<'_>, to: &ResolvedEndpoint<'_>) -> Vec<Family> {
     let (senders, mut receivers) = (from.families(), to.families());
     if receivers.is_empty() {
         return senders;
