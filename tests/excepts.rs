@@ -69,7 +69,7 @@ fn effects(steps: &[Step]) -> Vec<Step> {
         .flat_map(|step| match step {
             Step::Chains(..) => vec![step.clone()],
             Step::Sets(edits) => edits.iter().map(|edit| Step::Sets(vec![edit.clone()])).collect(),
-            Step::Tidy(edits) => edits.iter().map(|edit| Step::Tidy(vec![edit.clone()])).collect(),
+            Step::Gc(edits) => edits.iter().map(|edit| Step::Gc(vec![edit.clone()])).collect(),
         })
         .collect()
 }

@@ -117,7 +117,7 @@ impl Round {
     fn effects(&self) -> Vec<Effect> {
         let single = |step: &Step| match step {
             Step::Chains(..) => vec![Effect::Chains(step.clone())],
-            Step::Sets(edits) | Step::Tidy(edits) => edits.iter().cloned().map(Effect::Set).collect(),
+            Step::Sets(edits) | Step::Gc(edits) => edits.iter().cloned().map(Effect::Set).collect(),
         };
         self.steps.iter().flat_map(single).collect()
     }
@@ -153,7 +153,7 @@ fn first_to_pass<'a>(start: &Fake, effects: &'a [Effect], sent: Sent<'_>) -> Opt
     let mut kernel = start.clone();
     effects.iter().find(|effect| {
         let step = match effect {
-            Effect::Set(edit @ SetEdit::Destroy(_)) => Step::Tidy(vec![edit.clone()]),
+            Effect::Set(edit @ SetEdit::Destroy(_)) => Step::Gc(vec![edit.clone()]),
             Effect::Set(edit) => Step::Sets(vec![edit.clone()]),
             Effect::Chains(step) => step.clone(),
         };
@@ -402,9 +402,7 @@ fn chains_and_hooks_of_a_family_change_in_one_batch_and_unused_sets_go_last() {
     let round = world.round(vec![Change::RemovePolicy(ObjectKey::new("shop", "a"))]);
     let [Step::Chains(_, batch)] = &*v4_chains(&round.steps) else { panic!("{:#?}", round.steps) };
     assert!(!batch.write.is_empty() && batch.remove.len() == 2, "{batch:?}");
-    let Some((Step::Tidy(destroyed), others)) = round.steps.split_last() else {
-        panic!("{:#?}", round.steps)
-    };
+    let Some((Step::Gc(destroyed), others)) = round.steps.split_last() else { panic!("{:#?}", round.steps) };
     assert!(destroyed.iter().all(|edit| matches!(edit, SetEdit::Destroy(_))) && !destroyed.is_empty());
     let destroys = |step: &Step| match step {
         Step::Sets(edits) => edits.iter().any(|edit| matches!(edit, SetEdit::Destroy(_))),
@@ -412,6 +410,6 @@ fn chains_and_hooks_of_a_family_change_in_one_batch_and_unused_sets_go_last() {
     };
     assert!(!others.iter().any(destroys));
     // Any sooner, the kernel would refuse it.
-    let early = round.start.clone().apply(&Step::Tidy(destroyed.clone()));
+    let early = round.start.clone().apply(&Step::Gc(destroyed.clone()));
     assert!(early.is_err(), "a rule still asks the set");
 }

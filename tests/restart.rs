@@ -50,7 +50,7 @@ fn effects(step: &Step) -> Vec<Step> {
     match step {
         Step::Chains(..) => vec![step.clone()],
         Step::Sets(edits) => edits.iter().map(|edit| Step::Sets(vec![edit.clone()])).collect(),
-        Step::Tidy(edits) => edits.iter().map(|edit| Step::Tidy(vec![edit.clone()])).collect(),
+        Step::Gc(edits) => edits.iter().map(|edit| Step::Gc(vec![edit.clone()])).collect(),
     }
 }
 

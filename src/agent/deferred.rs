@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How many new entries one sync writes, a set counted as [`OF_A_SET`] of them: a tenth of a second's worth.
-const OF_A_ROUND: usize = 20_000;
+const OF_A_SYNC: usize = 20_000;
 
 /// How many new entries one piece has.
 const OF_A_PIECE: usize = 10_000;
@@ -35,7 +35,7 @@ const OF_A_PIECE: usize = 10_000;
 const OF_A_SET: usize = 100;
 
 /// While sets are being filled continuously, the rules of complete ones are added this often.
-const ROUND_EVERY: Duration = Duration::from_millis(500);
+const SYNC_EVERY: Duration = Duration::from_millis(500);
 
 /// The sets that wait to be filled.
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ pub(super) struct Deferred {
     /// When the first set became complete whose rules are not written yet.
     complete_since: Option<Instant>,
     /// When the last sync was written.
-    last_round: Option<Instant>,
+    last_sync: Option<Instant>,
 }
 
 /// A set that waits.
@@ -84,7 +84,7 @@ impl Deferred {
         since: Instant,
     ) {
         self.complete_since = None;
-        self.last_round = Some(Instant::now());
+        self.last_sync = Some(Instant::now());
         let before: BTreeMap<SetName, (u64, Instant)> =
             self.queue.drain(..).map(|waits| (waits.name, (waits.turn, waits.since))).collect();
         let mut lacking = Vec::new();
@@ -103,7 +103,7 @@ impl Deferred {
             };
             lacking.extend(lacks.map(|cost| Lacking { name, want, cost }));
         }
-        if lacking.iter().map(|set| set.cost).sum::<usize>() <= OF_A_ROUND {
+        if lacking.iter().map(|set| set.cost).sum::<usize>() <= OF_A_SYNC {
             return;
         }
         let needs = needs_of_namespaces(whole, resolved, &lacking);
@@ -111,7 +111,7 @@ impl Deferred {
             (needs.get(set.name).copied().unwrap_or(usize::MAX), set.cost, set.name.clone())
         });
         self.turn += 1;
-        let mut left = OF_A_ROUND;
+        let mut left = OF_A_SYNC;
         for Lacking { name, want, cost } in lacking {
             if let Some(rest) = left.checked_sub(cost) {
                 left = rest;
@@ -182,8 +182,8 @@ impl Deferred {
     }
 
     /// Whether it is time for a sync that adds the rules of complete sets.
-    fn wants_round(&self) -> bool {
-        let often = self.last_round.is_none_or(|at| at.elapsed() >= ROUND_EVERY);
+    fn wants_sync(&self) -> bool {
+        let often = self.last_sync.is_none_or(|at| at.elapsed() >= SYNC_EVERY);
         self.complete_since.is_some() && (self.queue.is_empty() || often)
     }
 }
@@ -244,7 +244,7 @@ impl<D: Dataplane> Agent<D> {
                 if self.deferred.is_empty() {
                     info!("deferred sets are complete");
                 }
-                self.dirty |= self.deferred.wants_round();
+                self.dirty |= self.deferred.wants_sync();
             }
             Err(ApplyError::Refused(refusals)) => {
                 for refusal in refusals {

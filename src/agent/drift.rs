@@ -118,7 +118,7 @@ impl<D: Dataplane> Agent<D> {
         if self.differs(look) {
             self.metrics.drift_repairs.inc();
             self.kernel = None;
-            self.round(false);
+            self.sync(false);
         }
         self.drift_checker.rest(now, Instant::now());
     }

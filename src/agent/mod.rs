@@ -4,7 +4,7 @@
 //! its [`Status`]. It writes nothing before every source has delivered its first list.
 //!
 //! ```text
-//! round      one sync, and how its outcome is handled
+//! sync       one sync, and how its outcome is handled
 //! deferred   large new sets: filled in pieces, between inputs
 //! drift      when to check whether the kernel still holds what was written
 //! waiting    changes that are not enforced yet, and since when
@@ -13,8 +13,8 @@
 
 mod deferred;
 mod drift;
-mod round;
 mod status;
+mod sync;
 mod waiting;
 
 use std::{
@@ -90,7 +90,7 @@ pub struct Pace {
     /// How often to check whether the kernel still holds what was written.
     pub check: Duration,
     /// Unused sets are destroyed this long after the sync that freed them.
-    pub tidy: Duration,
+    pub gc: Duration,
 }
 
 impl Default for Pace {
@@ -100,7 +100,7 @@ impl Default for Pace {
             retry_first: Duration::from_millis(100),
             retry_most: Duration::from_secs(30),
             check: Duration::from_mins(1),
-            tidy: Duration::from_secs(1),
+            gc: Duration::from_secs(1),
         }
     }
 }
@@ -172,7 +172,7 @@ pub struct Agent<D> {
     /// When to retry what failed.
     retry_at: Option<Instant>,
     drift_checker: DriftChecker,
-    tidy_at: Option<Instant>,
+    gc_at: Option<Instant>,
     failures: u32,
 }
 
@@ -227,7 +227,7 @@ impl<D: Dataplane> Agent<D> {
             not_before: now,
             retry_at: None,
             drift_checker: DriftChecker::new(now, pace),
-            tidy_at: None,
+            gc_at: None,
             failures: 0,
         }
     }
@@ -289,8 +289,8 @@ impl<D: Dataplane> Agent<D> {
         if self.can_fill() {
             return Instant::now();
         }
-        let round = self.dirty.then_some(self.not_before);
-        [round, self.retry_at, self.tidy_at, Some(self.drift_checker.next())]
+        let sync = self.dirty.then_some(self.not_before);
+        [sync, self.retry_at, self.gc_at, Some(self.drift_checker.next())]
             .into_iter()
             .flatten()
             .fold(heartbeat, Instant::min)
@@ -379,7 +379,7 @@ impl<D: Dataplane> Agent<D> {
             && self.kind.is_some_and(|before| before != kind)
         {
             self.splits_left -= 1;
-            self.round(false);
+            self.sync(false);
         }
         self.kind = Some(kind);
     }
@@ -405,14 +405,14 @@ impl<D: Dataplane> Agent<D> {
         }
         self.look(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
-        let tidy = is_due(self.tidy_at);
+        let gc = is_due(self.gc_at);
         if is_due(self.retry_at) {
             // Retry the objects that the kernel refused.
             self.retry_at = None;
             self.broken.clear();
-            self.round(tidy);
-        } else if self.dirty && now >= self.not_before || tidy {
-            self.round(tidy);
+            self.sync(gc);
+        } else if self.dirty && now >= self.not_before || gc {
+            self.sync(gc);
         }
         self.fill();
     }

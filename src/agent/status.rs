@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_the_first_round_is_not_late() {
+    fn what_was_there_before_the_first_sync_is_not_late() {
         let status = Status::starting("the objects");
         status.sent(ago(3600));
         assert_eq!(status.readiness(), Readiness::Starting("the objects".to_owned()));
@@ -453,10 +453,10 @@ mod tests {
         let status = Status::starting("the objects");
         let long_ago = SystemTime::UNIX_EPOCH;
         status.state().since = long_ago;
-        status.wait_for("the first round");
+        status.wait_for("the first sync");
         assert_eq!(
             (status.view().since, status.readiness()),
-            (long_ago, Readiness::Starting("the first round".to_owned()))
+            (long_ago, Readiness::Starting("the first sync".to_owned()))
         );
         status.set(Readiness::Ready);
         assert!(status.view().since > long_ago);

@@ -241,7 +241,7 @@ impl Dataplane for Fake {
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
         match step {
-            Step::Sets(edits) | Step::Tidy(edits) => self.sets(edits),
+            Step::Sets(edits) | Step::Gc(edits) => self.sets(edits),
             Step::Chains(family, batch) => self.chains(*family, batch),
         }
     }

@@ -112,7 +112,7 @@ impl Observed {
     /// Records that a step was carried out.
     pub fn note(&mut self, step: &Step) {
         match step {
-            Step::Sets(edits) | Step::Tidy(edits) => edits.iter().for_each(|edit| self.note_edit(edit)),
+            Step::Sets(edits) | Step::Gc(edits) => edits.iter().for_each(|edit| self.note_edit(edit)),
             Step::Chains(family, batch) => {
                 let table = self.table_mut(*family);
                 for name in &batch.remove {

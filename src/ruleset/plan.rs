@@ -7,7 +7,7 @@
 //! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets
 //! Chains  per family, in one transaction: write changed chains and hooks, remove unused chains
 //! Sets    [with chains] extend allow-sets
-//! Tidy    destroy unused sets
+//! Gc      destroy unused sets
 //! ```
 //!
 //! Which pods are isolated, by which programs, and which sets those look up: all of that is in chains, and so it
@@ -41,7 +41,7 @@ pub enum Step {
     Chains(Family, ChainBatch),
     /// Removal of sets that nothing uses any more. Nothing waits for it: the kernel may still hold a set for a
     /// moment after the last rule that used it is gone, and the next sync removes it.
-    Tidy(Vec<SetEdit>),
+    Gc(Vec<SetEdit>),
 }
 
 /// One edit of one set.
@@ -114,7 +114,7 @@ pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step>
     // If the kernel has no room for all of them, it must refuse sets that allow.
     sets.created.sort_by_key(|edit| names::may_break(edit.set()));
     let step = |edits: Vec<SetEdit>| (!edits.is_empty()).then_some(Step::Sets(edits));
-    let tidy = (!sets.tidy.is_empty()).then_some(Step::Tidy(sets.tidy));
+    let gc = (!sets.gc.is_empty()).then_some(Step::Gc(sets.gc));
     let (before, after) = if chains.is_empty() {
         (sets.created.into_iter().chain(in_order(sets.removed, sets.added, moves)).collect(), sets.retired)
     } else {
@@ -122,7 +122,7 @@ pub fn plan(observed: &Observed, desired: &Ruleset, moves: &[Move]) -> Vec<Step>
         let added = sets.added.into_iter().map(|(set, member)| SetEdit::Add(set, member));
         (sets.created.into_iter().chain(removed).collect(), added.chain(sets.retired).collect())
     };
-    step(before).into_iter().chain(chains).chain(step(after)).chain(tidy).collect()
+    step(before).into_iter().chain(chains).chain(step(after)).chain(gc).collect()
 }
 
 /// The edits that lead from one state of all sets to another, by their effect.
@@ -137,7 +137,7 @@ struct SetEdits {
     /// Members to remove from sets that may grow at any time.
     retired: Vec<SetEdit>,
     /// Sets to destroy.
-    tidy: Vec<SetEdit>,
+    gc: Vec<SetEdit>,
 }
 
 impl SetEdits {
@@ -158,7 +158,7 @@ impl SetEdits {
             }
         }
         let unused = now.sets.keys().filter(|name| !want.sets.contains_key(*name));
-        self.tidy.extend(unused.map(|name| SetEdit::Destroy(name.clone())));
+        self.gc.extend(unused.map(|name| SetEdit::Destroy(name.clone())));
     }
 }
 

@@ -39,7 +39,7 @@ fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
         let edits = ["tp4-pods-usedusedusedused", "tp4-pods-unusedunusedunus", "tp4-pods-heldheldheldheld"]
             .map(|name| SetEdit::Destroy(set(name)))
             .to_vec();
-        let error = kernel.apply(&Step::Tidy(edits)).unwrap_err();
+        let error = kernel.apply(&Step::Gc(edits)).unwrap_err();
         let ApplyError::Refused(refusals) = error else { panic!("{error}") };
         let objects: Vec<Object> = refusals.into_iter().map(|refusal| refusal.object).collect();
         assert_eq!(objects, [Object::Set(set("tp4-pods-usedusedusedused"))]);

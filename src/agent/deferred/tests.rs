@@ -64,8 +64,8 @@ impl World {
         self.resolved.pods = self.resolved.pods.iter().cloned().chain([pod]).collect();
     }
 
-    /// Begins a round, and says what waits then, in order.
-    fn round(&mut self) -> Vec<Object> {
+    /// Begins a sync, and says what waits then, in order.
+    fn sync(&mut self) -> Vec<Object> {
         let Self { whole, resolved, observed, broken, deferred } = self;
         deferred.choose(observed, whole, resolved, broken, Instant::now());
         assert_eq!(deferred.len(), deferred.objects().count());
@@ -86,65 +86,65 @@ impl World {
 
 #[test]
 fn what_one_round_can_write_does_not_wait_and_of_more_than_that_the_largest_does() {
-    let half = OF_A_ROUND / 2 - OF_A_SET;
+    let half = OF_A_SYNC / 2 - OF_A_SET;
     let mut world = World::default();
     world.want([pods("a", half), pods("b", half)]);
-    assert_eq!(world.round(), []);
+    assert_eq!(world.sync(), []);
     world.want([pods("b", half + 1)]);
-    assert_eq!(world.round(), [object("b")]);
+    assert_eq!(world.sync(), [object("b")]);
     // Behind one for which there was no room, there is none for any.
     world.want([pods("c", half + 2)]);
-    assert_eq!(world.round(), [object("b"), object("c")]);
+    assert_eq!(world.sync(), [object("b"), object("c")]);
 }
 
 #[test]
 fn a_set_that_the_kernel_refused_does_not_wait_and_keeps_no_other_waiting() {
     let mut world = World::default();
-    world.want([pods("refused", OF_A_ROUND), pods("a", 1000)]);
+    world.want([pods("refused", OF_A_SYNC), pods("a", 1000)]);
     world.broken.insert(object("refused"));
-    assert_eq!(world.round(), []);
-    world.want([pods("large", OF_A_ROUND)]);
-    assert_eq!(world.round(), [object("large")]);
+    assert_eq!(world.sync(), []);
+    world.want([pods("large", OF_A_SYNC)]);
+    assert_eq!(world.sync(), [object("large")]);
 }
 
 #[test]
 fn a_set_that_rules_may_ask_already_never_waits_whatever_it_lacks() {
     let mut world = World::default();
-    world.want([pods("asked", 3 * OF_A_ROUND), pods("new", 2 * OF_A_ROUND)]);
+    world.want([pods("asked", 3 * OF_A_SYNC), pods("new", 2 * OF_A_SYNC)]);
     world.there(pods("asked", 10));
-    assert_eq!(world.round(), [object("new")]);
-    // What waited goes on waiting while one round cannot write what it lacks.
-    world.there(pods("new", OF_A_ROUND - 1));
-    assert_eq!(world.round(), [object("new")]);
-    world.there(pods("new", OF_A_ROUND));
-    assert_eq!(world.round(), []);
+    assert_eq!(world.sync(), [object("new")]);
+    // What waited goes on waiting while one sync cannot write what it lacks.
+    world.there(pods("new", OF_A_SYNC - 1));
+    assert_eq!(world.sync(), [object("new")]);
+    world.there(pods("new", OF_A_SYNC));
+    assert_eq!(world.sync(), []);
     // It is asked from then on.
     world.there(pods("new", 10));
-    assert_eq!(world.round(), []);
+    assert_eq!(world.sync(), []);
 }
 
 #[test]
 fn a_set_of_another_kind_is_a_new_one() {
     let mut world = World::default();
-    world.want([pods("a", OF_A_ROUND)]);
-    assert_eq!(world.round(), [object("a")]);
-    let (name, set) = pods("a", OF_A_ROUND);
+    world.want([pods("a", OF_A_SYNC)]);
+    assert_eq!(world.sync(), [object("a")]);
+    let (name, set) = pods("a", OF_A_SYNC);
     world.there((name, IpSet { kind: SetKind::Ports, ..set }));
-    assert_eq!(world.round(), [object("a")]);
+    assert_eq!(world.sync(), [object("a")]);
 }
 
 #[test]
-fn what_has_waited_longest_is_first_and_the_start_is_over_once_that_of_the_first_round_is_filled() {
+fn what_has_waited_longest_is_first_and_the_start_is_over_once_that_of_the_first_sync_is_filled() {
     let mut world = World::default();
-    world.want([pods("first", 2 * OF_A_ROUND)]);
-    world.round();
+    world.want([pods("first", 2 * OF_A_SYNC)]);
+    world.sync();
     let since = world.deferred.oldest();
     assert!(world.deferred.is_starting() && since.is_some());
-    world.want([pods("second", OF_A_ROUND)]);
-    assert_eq!(world.round(), [object("first"), object("second")]);
+    world.want([pods("second", OF_A_SYNC)]);
+    assert_eq!(world.sync(), [object("first"), object("second")]);
     assert_eq!(world.deferred.oldest(), since);
-    world.there(pods("first", 2 * OF_A_ROUND));
-    assert_eq!(world.round(), [object("second")]);
+    world.there(pods("first", 2 * OF_A_SYNC));
+    assert_eq!(world.sync(), [object("second")]);
     assert!(!world.deferred.is_starting());
     assert!(world.deferred.oldest() > since);
 }
@@ -155,29 +155,29 @@ fn room_goes_to_the_namespaces_that_need_least_and_what_is_complete_needs_none()
     world.namespace_asks("modest", &["middle"]);
     world.namespace_asks("large", &["least", "huge"]);
     world.want([pods("middle", 15_000), pods("least", 10_000), pods("huge", 60_000)]);
-    assert_eq!(world.round(), [object("least"), object("huge")]);
+    assert_eq!(world.sync(), [object("least"), object("huge")]);
 
     let mut world = World::default();
     world.namespace_asks("modest", &["small", "common"]);
     world.namespace_asks("large", &["common", "huge", "filled"]);
     // The common one is written for the modest namespace.
     world.want([pods("small", 9_000), pods("common", 10_000), pods("huge", 60_000)]);
-    assert_eq!(world.round(), [object("huge")]);
+    assert_eq!(world.sync(), [object("huge")]);
     world.want([pods("small", 30_000), pods("filled", 90_000)]);
-    assert_eq!(world.round(), [object("huge"), object("small"), object("filled")]);
+    assert_eq!(world.sync(), [object("huge"), object("small"), object("filled")]);
     // Written member by member, as a copy of its own.
     world.there(pods("filled", 90_000));
-    assert_eq!(world.round(), [object("huge"), object("small")]);
+    assert_eq!(world.sync(), [object("huge"), object("small")]);
 }
 
 #[test]
 fn a_piece_is_of_one_set_or_of_several_and_no_larger_than_a_piece() {
     let mut world = World::default();
-    // Two that one round writes, so that the others wait.
-    world.want(["a", "b"].map(|label| pods(label, OF_A_ROUND / 2 - OF_A_SET)));
+    // Two that one sync writes, so that the others wait.
+    world.want(["a", "b"].map(|label| pods(label, OF_A_SYNC / 2 - OF_A_SET)));
     let wait = OF_A_PIECE - OF_A_SET;
     world.want([pods("c", wait), pods("d", wait + 500)]);
-    assert_eq!(world.round(), [object("c"), object("d")]);
+    assert_eq!(world.sync(), [object("c"), object("d")]);
     // Making a set is an edit, too.
     assert_eq!(world.fill(), [(name("c"), wait)]);
     assert_eq!(world.deferred.len(), 2);
@@ -191,11 +191,11 @@ fn a_piece_is_of_one_set_or_of_several_and_no_larger_than_a_piece() {
 #[test]
 fn where_no_room_is_left_no_other_set_is_begun() {
     let mut world = World::default();
-    world.want([pods("a", OF_A_ROUND), pods("b", OF_A_ROUND + 1)]);
-    assert_eq!(world.round(), [object("a"), object("b")]);
+    world.want([pods("a", OF_A_SYNC), pods("b", OF_A_SYNC + 1)]);
+    assert_eq!(world.sync(), [object("a"), object("b")]);
     // Behind the first there is room to make the second, and none for a member.
     let first = OF_A_PIECE - OF_A_SET;
-    world.there(pods("a", OF_A_ROUND - first));
+    world.there(pods("a", OF_A_SYNC - first));
     assert_eq!(world.fill(), [(name("a"), first)]);
     assert_eq!(world.deferred.objects().collect::<Vec<_>>(), [object("b")]);
 }
@@ -203,22 +203,22 @@ fn where_no_room_is_left_no_other_set_is_begun() {
 #[test]
 fn a_round_is_wanted_once_a_set_is_complete_at_once_if_none_is_left_and_now_and_then_otherwise() {
     let mut world = World::default();
-    world.want([pods("a", OF_A_ROUND), pods("b", OF_A_ROUND + 1)]);
-    assert_eq!(world.round(), [object("a"), object("b")]);
-    let long_ago = Instant::now().checked_sub(2 * ROUND_EVERY);
-    world.deferred.last_round = long_ago;
+    world.want([pods("a", OF_A_SYNC), pods("b", OF_A_SYNC + 1)]);
+    assert_eq!(world.sync(), [object("a"), object("b")]);
+    let long_ago = Instant::now().checked_sub(2 * SYNC_EVERY);
+    world.deferred.last_sync = long_ago;
     world.fill();
-    assert!(!world.deferred.wants_round(), "none is complete");
-    world.there(pods("a", OF_A_ROUND));
+    assert!(!world.deferred.wants_sync(), "none is complete");
+    world.there(pods("a", OF_A_SYNC));
     world.deferred.note_complete(&mut world.observed);
-    assert!(world.deferred.wants_round());
-    world.deferred.last_round = Some(Instant::now());
-    assert!(!world.deferred.wants_round(), "the last one was just now");
-    world.there(pods("b", OF_A_ROUND + 1));
+    assert!(world.deferred.wants_sync());
+    world.deferred.last_sync = Some(Instant::now());
+    assert!(!world.deferred.wants_sync(), "the last one was just now");
+    world.there(pods("b", OF_A_SYNC + 1));
     world.deferred.note_complete(&mut world.observed);
-    assert!(world.deferred.wants_round(), "nothing is left to wait for");
-    world.round();
-    assert!(!world.deferred.wants_round());
+    assert!(world.deferred.wants_sync(), "nothing is left to wait for");
+    world.sync();
+    assert!(!world.deferred.wants_sync());
 }
 
 #[test]
@@ -232,8 +232,8 @@ fn nothing_can_be_filled_while_nothing_waits_or_the_kernels_state_is_not_known()
     agent.kernel = Some(Observed::default());
     assert!(!agent.can_fill());
     let mut world = World::default();
-    world.want([pods("a", OF_A_ROUND)]);
-    world.round();
+    world.want([pods("a", OF_A_SYNC)]);
+    world.sync();
     agent.deferred = world.deferred;
     assert!(agent.can_fill());
     agent.kernel = None;

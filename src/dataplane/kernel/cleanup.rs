@@ -85,7 +85,7 @@ fn remove_sets(commands: &Commands, removed: &mut Removed) -> Result<(), Datapla
         return Ok(());
     }
     removed.sets += edits.len();
-    match sets::tidy(commands, &edits) {
+    match sets::gc(commands, &edits) {
         Ok(()) => Ok(()),
         Err(ApplyError::Refused(refusals)) => {
             removed.sets -= refusals.len();

@@ -195,7 +195,7 @@ impl Dataplane for Kernel {
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
         match step {
             Step::Sets(edits) => sets::apply(&self.commands, edits),
-            Step::Tidy(edits) => sets::tidy(&self.commands, edits),
+            Step::Gc(edits) => sets::gc(&self.commands, edits),
             Step::Chains(family, batch) if self.families.contains(family) => {
                 self.filter(*family).apply(batch)
             }

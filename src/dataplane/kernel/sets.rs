@@ -247,7 +247,7 @@ fn culprit(stderr: &str) -> Option<(usize, String)> {
 }
 
 /// Destroys sets that nothing uses any more; those in use are refused.
-pub(super) fn tidy(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
+pub(super) fn gc(commands: &Commands, edits: &[SetEdit]) -> Result<(), ApplyError> {
     if restore(commands, &render::sets(edits))?.success {
         return Ok(());
     }

@@ -30,16 +30,16 @@ enum Stopped {
 }
 
 impl<D: Dataplane> Agent<D> {
-    /// Runs one sync. Only one with `tidy` destroys sets.
-    pub(super) fn round(&mut self, tidy: bool) {
+    /// Runs one sync. Only one with `gc` destroys sets.
+    pub(super) fn sync(&mut self, gc: bool) {
         let start = Instant::now();
         self.not_before = start + self.pace.debounce;
         self.dirty = false;
         self.kind = None;
-        if tidy {
-            self.tidy_at = None;
+        if gc {
+            self.gc_at = None;
         }
-        let result = self.sync(tidy);
+        let result = self.try_sync(gc);
         self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
         match result {
             Ok(()) => self.succeeded(),
@@ -99,7 +99,7 @@ impl<D: Dataplane> Agent<D> {
         self.retry_at = Some(Instant::now() + wait);
     }
 
-    fn sync(&mut self, tidy: bool) -> Result<(), DataplaneError> {
+    fn try_sync(&mut self, gc: bool) -> Result<(), DataplaneError> {
         let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
         self.update_guard(&resolved);
         let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
@@ -118,14 +118,14 @@ impl<D: Dataplane> Agent<D> {
             let desired = whole.clone().without(&closed);
             let mut steps = self.timed("plan", |agent| plan(&observed, &desired, &agent.moves));
             steps.retain_mut(|step| match step {
-                Step::Tidy(edits) => {
+                Step::Gc(edits) => {
                     // A waiting set is not used yet, but is not unused either.
                     edits.retain(|edit| !deferred.contains(&Object::Set(edit.set().clone())));
                     !edits.is_empty()
                 }
                 Step::Sets(_) | Step::Chains(..) => true,
             });
-            match self.carry_out(observed, &steps, tidy) {
+            match self.carry_out(observed, &steps, gc) {
                 Ok(()) => {
                     self.share_members(&desired);
                     self.moves.clear();
@@ -167,27 +167,27 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// Carries out the steps. On success the kernel's state is known; otherwise it must be observed again.
-    fn carry_out(&mut self, mut observed: Observed, steps: &[Step], tidy: bool) -> Result<(), Stopped> {
+    fn carry_out(&mut self, mut observed: Observed, steps: &[Step], gc: bool) -> Result<(), Stopped> {
         for step in steps {
-            if matches!(step, Step::Tidy(_)) && !tidy {
-                self.tidy_at.get_or_insert_with(|| Instant::now() + self.pace.tidy);
+            if matches!(step, Step::Gc(_)) && !gc {
+                self.gc_at.get_or_insert_with(|| Instant::now() + self.pace.gc);
                 continue;
             }
             let stage = match step {
-                Step::Sets(_) | Step::Tidy(_) => "sets",
+                Step::Sets(_) | Step::Gc(_) => "sets",
                 Step::Chains(Family::V4, _) => "chains_v4",
                 Step::Chains(Family::V6, _) => "chains_v6",
             };
             match self.timed(stage, |agent| agent.dataplane.apply(step)) {
                 Ok(()) => observed.note(step),
                 Err(ApplyError::Refused(refusals)) => {
-                    if let Step::Tidy(edits) = step {
+                    if let Step::Gc(edits) = step {
                         debug!(sets = refusals.len(), "sets still in use; retrying later");
                         let is_left = |edit: &SetEdit| {
                             refusals.iter().any(|refusal| refusal.object == Object::Set(edit.set().clone()))
                         };
                         edits.iter().filter(|edit| !is_left(edit)).for_each(|edit| observed.note_edit(edit));
-                        self.tidy_at = Some(Instant::now() + 2 * self.pace.tidy);
+                        self.gc_at = Some(Instant::now() + 2 * self.pace.gc);
                         continue;
                     }
                     let lost = refusals.iter().find(|refusal| match &refusal.object {
@@ -326,7 +326,7 @@ fn named(objects: &BTreeSet<Object>) -> String {
 fn may_deny(step: &Step) -> bool {
     match step {
         Step::Chains(..) => true,
-        Step::Tidy(_) => false,
+        Step::Gc(_) => false,
         Step::Sets(edits) => edits.iter().any(|edit| match edit {
             // These two only decide whose tunnel packets pass; no connection of a policy depends on them.
             SetEdit::Remove(set, _) if matches!(set.role(), SetRole::AllPods | SetRole::TunnelEnds) => false,

@@ -62,7 +62,7 @@ impl Dataplane for Spied {
         self.calls.lock().unwrap().push(match step {
             Step::Sets(_) => "sets",
             Step::Chains(..) => "chains",
-            Step::Tidy(_) => "tidy",
+            Step::Gc(_) => "gc",
         });
         self.fake.lock().unwrap().apply(step)
     }
@@ -98,7 +98,7 @@ impl Loop {
         let status = Arc::new(Status::starting("the objects"));
         let metrics = Arc::new(Metrics::new().unwrap());
         let (counted, told) = (metrics.clone(), status.clone());
-        let pace = Pace { debounce: Duration::from_millis(1), tidy: Duration::from_millis(1), ..pace };
+        let pace = Pace { debounce: Duration::from_millis(1), gc: Duration::from_millis(1), ..pace };
         let work = move || {
             Agent::new(NODES[0], dataplane, Options::default(), pace, counted, told, None).run(&inbox);
         };
@@ -180,7 +180,7 @@ fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
         let running = Loop::start(dataplane.clone());
         running.tell(Input::changes(changes()));
         running.tell(Input::Synced);
-        wait_for("a round", || !matches!(running.status.readiness(), Readiness::Starting(_)));
+        wait_for("a sync", || !matches!(running.status.readiness(), Readiness::Starting(_)));
         let readiness = running.status.readiness();
         running.end();
         (dataplane.ruleset(), readiness)
@@ -230,7 +230,7 @@ fn without_its_excepts_a_rule_allows_nothing_and_the_rules_beside_it_stay() {
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
     running.tell(Input::changes(objects));
     running.tell(Input::Synced);
-    wait_for("a round", || !matches!(running.status.readiness(), Readiness::Starting(_)));
+    wait_for("a sync", || !matches!(running.status.readiness(), Readiness::Starting(_)));
     let refused = format!("the kernel refused {}", Object::Set(set));
     assert_eq!(running.status.readiness(), Readiness::Degraded(refused));
     assert!(!passes([192, 0, 2, 1], 80) && !passes([172, 16, 7, 7], 80));
@@ -293,7 +293,7 @@ fn unused_sets_are_destroyed_while_changes_keep_coming() {
         running.tell(Input::changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
         thread::sleep(Duration::from_millis(2));
     }
-    assert!(dataplane.calls().contains(&"tidy"));
+    assert!(dataplane.calls().contains(&"gc"));
     let sets = dataplane.ruleset().v4.sets.len();
     assert!(sets < ruleset_of(&changes()).v4.sets.len() + 40, "{sets} sets");
     running.end();
@@ -540,7 +540,7 @@ impl Dataplane for Slow {
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
         let edits = match step {
             Step::Sets(edits) => edits.len(),
-            Step::Chains(..) | Step::Tidy(_) => 0,
+            Step::Chains(..) | Step::Gc(_) => 0,
         };
         if edits > 0 {
             thread::sleep(self.pause);

@@ -1,4 +1,4 @@
-//! What is left behind by a round: times, what others are told, and what is shown.
+//! What is left behind by a sync: times, what others are told, and what is shown.
 
 use std::sync::mpsc::channel;
 
@@ -26,9 +26,9 @@ impl Dataplane for Counting {
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
-        let (Step::Tidy(edits), Some(in_use)) = (step, &self.in_use) else { return self.fake.apply(step) };
+        let (Step::Gc(edits), Some(in_use)) = (step, &self.in_use) else { return self.fake.apply(step) };
         let others = edits.iter().filter(|edit| edit.set() != in_use).cloned().collect();
-        self.fake.apply(&Step::Tidy(others))?;
+        self.fake.apply(&Step::Gc(others))?;
         let refusal = Refusal { object: Object::Set(in_use.clone()), reason: "in use".to_owned() };
         Err(ApplyError::Refused(vec![refusal]))
     }
@@ -45,8 +45,7 @@ impl Dataplane for Counting {
 const HOUR: Duration = Duration::from_hours(1);
 
 fn agent() -> Agent<Counting> {
-    let pace =
-        Pace { debounce: HOUR, retry_first: HOUR, retry_most: 10 * HOUR, tidy: HOUR, ..Pace::default() };
+    let pace = Pace { debounce: HOUR, retry_first: HOUR, retry_most: 10 * HOUR, gc: HOUR, ..Pace::default() };
     let (metrics, status) = (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
     Agent::new("n1", Counting::default(), Options::default(), pace, metrics, status, None)
 }
@@ -78,7 +77,7 @@ fn failure() -> DataplaneError {
 fn after_a_round_changes_gather_before_the_next() {
     let mut agent = agent();
     let before = Instant::now();
-    agent.round(false);
+    agent.sync(false);
     assert!(agent.not_before >= before + HOUR);
 }
 
@@ -86,10 +85,10 @@ fn after_a_round_changes_gather_before_the_next() {
 fn the_dataplane_hears_once_that_all_is_in_it_and_not_while_the_sets_of_the_start_are_being_filled() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
-    agent.round(false);
+    agent.sync(false);
     assert_eq!(agent.dataplane.settled, 1);
     take(&mut agent, deny_all());
-    agent.round(false);
+    agent.sync(false);
     assert_eq!(agent.dataplane.settled, 1);
 
     let mut agent = self::agent();
@@ -120,7 +119,7 @@ fn each_failure_waits_twice_as_long_as_the_last_one_up_to_a_limit_and_success_fo
         let wait = hours * HOUR;
         let at = agent.retry_at.unwrap();
         assert!(before + wait <= at && at <= Instant::now() + wait);
-        assert_eq!(agent.not_before, at, "no round before that");
+        assert_eq!(agent.not_before, at, "no sync before that");
         // As long as it waits, another failure changes nothing.
         agent.failed(&failure());
         assert_eq!(agent.retry_at, Some(at));
@@ -141,22 +140,22 @@ fn the_guard_is_told_whose_address_is_whose_when_that_changes_and_waited_for_at_
         first.done.as_ref().unwrap().send(()).unwrap();
         (first.pods.len(), told)
     });
-    agent.round(false);
+    agent.sync(false);
     let (pods, told) = guard.join().unwrap();
     assert_eq!(pods, 1);
-    agent.round(false);
+    agent.sync(false);
     assert!(told.try_recv().is_err(), "nothing changed");
     take(&mut agent, pod("db", 2));
-    agent.round(false);
+    agent.sync(false);
     let next = told.try_recv().unwrap();
     assert_eq!((next.pods.len(), next.done.is_none()), (2, true));
     // A pod elsewhere, and a node.
     let elsewhere = Pod { node: Some("n2".into()), ..Pod::new(ObjectKey::new("shop", "far")) };
     take(&mut agent, Change::SetPod(Pod { addresses: vec![[10, 244, 2, 1].into()], ..elsewhere.clone() }));
-    agent.round(false);
+    agent.sync(false);
     assert_eq!(told.try_recv().unwrap().all_pods.v4.len(), 3);
     take(&mut agent, Change::SetPod(Pod { node_addresses: vec![[192, 168, 0, 2].into()], ..elsewhere }));
-    agent.round(false);
+    agent.sync(false);
     assert_eq!(told.try_recv().unwrap().nodes.v4.len(), 1);
 }
 
@@ -176,7 +175,7 @@ fn only_what_can_deny_cuts_connections() {
     }
     assert!(!may_deny(&Step::Sets(vec![SetEdit::Create(pods(), SetKind::Addresses)])));
     assert!(!may_deny(&Step::Sets(vec![SetEdit::Destroy(pods())])));
-    assert!(!may_deny(&Step::Tidy(vec![SetEdit::Destroy(pods())])));
+    assert!(!may_deny(&Step::Gc(vec![SetEdit::Destroy(pods())])));
     assert!(may_deny(&Step::Chains(Family::V4, ChainBatch::default())));
 }
 
@@ -201,7 +200,7 @@ fn metrics_show_what_is_written_and_whom_it_isolates() {
     let metrics = agent.metrics.clone();
     take(&mut agent, pod("web", 1));
     take(&mut agent, deny_all());
-    agent.round(false);
+    agent.sync(false);
     let of = |gauge: &prometheus::IntGaugeVec, label: &str| gauge.with_label_values(&[label]).get();
     let written = agent.dataplane.fake.ruleset().v4.clone();
     let size = |length: usize| i64::try_from(length).unwrap();
@@ -228,12 +227,12 @@ fn whoever_cuts_connections_hears_of_rounds_that_wrote_and_of_no_others() {
     let mut agent = agent();
     agent.applied = Some(sender);
     take(&mut agent, pod("web", 1));
-    agent.round(false);
+    agent.sync(false);
     assert!(told.try_recv().is_ok());
-    agent.round(false);
+    agent.sync(false);
     assert!(told.try_recv().is_err(), "nothing was written");
     take(&mut agent, deny_all());
-    agent.round(false);
+    agent.sync(false);
     let applied = told.try_recv().unwrap();
     assert!(applied.narrowed);
     assert_eq!(applied.ruleset.v4.chains, agent.dataplane.fake.ruleset().v4.chains);
@@ -243,7 +242,7 @@ fn whoever_cuts_connections_hears_of_rounds_that_wrote_and_of_no_others() {
 fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_later() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
-    agent.round(false);
+    agent.sync(false);
     let isolated = |agent: &Agent<Counting>| -> BTreeSet<SetName> {
         let sets = agent.dataplane.fake.ruleset().v4.sets.keys().cloned();
         sets.filter(|set| matches!(set.role(), SetRole::Isolated(_))).collect()
@@ -252,19 +251,19 @@ fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_la
     let [stays, goes] = &old[..] else { panic!("{old:?}") };
     let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
     take(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
-    assert_eq!(agent.tidy_at, None);
+    assert_eq!(agent.gc_at, None);
     let before = Instant::now();
-    agent.round(false);
-    let at = agent.tidy_at.unwrap();
+    agent.sync(false);
+    let at = agent.gc_at.unwrap();
     assert!(before + HOUR <= at && at <= Instant::now() + HOUR);
     assert_eq!(isolated(&agent).len(), 4);
-    agent.round(false);
-    assert_eq!(agent.tidy_at, Some(at), "as long after the round that freed them, however many come");
+    agent.sync(false);
+    assert_eq!(agent.gc_at, Some(at), "as long after the sync that freed them, however many come");
 
     agent.dataplane.in_use = Some(stays.clone());
     let before = Instant::now();
-    agent.round(true);
-    let at = agent.tidy_at.unwrap();
+    agent.sync(true);
+    let at = agent.gc_at.unwrap();
     assert!(before + 2 * HOUR <= at && at <= Instant::now() + 2 * HOUR);
     assert_eq!(agent.status.readiness(), Readiness::Ready, "nothing is wrong with that");
     let there = isolated(&agent);
@@ -273,17 +272,17 @@ fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_la
     assert!(observed.v4.sets.contains_key(stays) && !observed.v4.sets.contains_key(goes));
 
     agent.dataplane.in_use = None;
-    agent.round(true);
-    assert_eq!((isolated(&agent).len(), agent.tidy_at), (2, None));
+    agent.sync(true);
+    assert_eq!((isolated(&agent).len(), agent.gc_at), (2, None));
 }
 
 #[test]
 fn members_are_held_once_and_not_once_as_written_and_once_as_wanted() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
-    agent.round(false);
+    agent.sync(false);
     take(&mut agent, pod("db", 2));
-    agent.round(false);
+    agent.sync(false);
     let (wanted, set) = (agent.resolver.resolve(&agent.cluster), names::all_pods(Family::V4));
     let there = &agent.kernel.as_ref().unwrap().v4.sets[&set].members;
     assert_eq!(there.len(), 2);
@@ -304,9 +303,9 @@ fn metrics_show_how_much_is_over_its_budget_and_where() {
     let also = ObjectKey::new("shop", "also");
     take(&mut agent, deny_all());
     take(&mut agent, Change::SetPolicy(NetworkPolicy { key: also.clone(), ..policy }));
-    agent.round(false);
+    agent.sync(false);
     assert!(shows(2));
     take(&mut agent, Change::RemovePolicy(also));
-    agent.round(false);
+    agent.sync(false);
     assert!(shows(1));
 }
