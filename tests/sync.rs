@@ -391,7 +391,7 @@ fn a_member_that_was_exchanged_is_put_right_at_the_next_look() {
 }
 
 #[test]
-fn a_rule_that_was_replaced_is_put_right_as_soon_as_somebody_suspects_it() {
+fn a_replaced_rule_is_repaired_as_soon_as_a_recheck_is_requested() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(changes()));

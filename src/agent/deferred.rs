@@ -90,7 +90,7 @@ impl Deferred {
         let mut lacking = Vec::new();
         for (name, want) in Family::BOTH.into_iter().flat_map(|family| &whole.table(family).sets) {
             let allows = names::may_break(name) && *name != names::drops(name.family());
-            if !allows || broken.contains(&Object::Set(name.clone())) {
+            if !allows || !broken.is_empty() && broken.contains(&Object::Set(name.clone())) {
                 continue;
             }
             let lacks = match observed.table(name.family()).sets.get(name) {

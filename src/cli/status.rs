@@ -63,7 +63,7 @@ pub(super) fn text(report: &Report) -> String {
         field(family, &amounts);
     }
     field("interfaces", &interfaces(report));
-    field("repairs", &format!("{} times somebody else had changed what is ours", report.drift_repairs));
+    field("repairs", &format!("{} after changes by other programs", report.drift_repairs));
     field("failed rounds", &report.failed_rounds.to_string());
     if report.oldest_pending_seconds > 0 {
         field(

@@ -152,7 +152,7 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
     if silence < STUCK_AFTER {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("the loop has not turned for {} s\n", silence.as_secs()))
+        (StatusCode::SERVICE_UNAVAILABLE, format!("the sync loop has not run for {} s\n", silence.as_secs()))
     }
 }
 

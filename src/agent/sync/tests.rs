@@ -1,4 +1,4 @@
-//! What is left behind by a sync: times, what others are told, and what is shown.
+//! The state after a sync: due times, what other threads receive, and the published status.
 
 use std::sync::mpsc::channel;
 
@@ -12,7 +12,7 @@ use crate::{
     ruleset::{IpSet, Member, SetKind, SetName, compile::Options, plan::ChainBatch},
 };
 
-/// A fake that counts how often it was told that all is in it, and a set of which somebody else uses.
+/// A fake that counts the calls of `settled`, and of which one set is still in use.
 #[derive(Default)]
 struct Counting {
     fake: Fake,
@@ -222,7 +222,7 @@ fn metrics_show_what_is_written_and_whom_it_isolates() {
 }
 
 #[test]
-fn whoever_cuts_connections_hears_of_rounds_that_wrote_and_of_no_others() {
+fn the_conntrack_cleaner_receives_the_syncs_that_wrote_and_no_others() {
     let (sender, told) = channel();
     let mut agent = agent();
     agent.applied = Some(sender);

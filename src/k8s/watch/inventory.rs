@@ -46,8 +46,16 @@ impl fmt::Display for Rejection {
 /// How many errors of one object are kept. One object may have a hundred thousand, and each is held and logged.
 const ERRORS: usize = 10;
 
-/// How many objects of one kind have their errors kept. They are reported all together each time that one changes.
-const REFUSED: usize = 200;
+/// Objects of one kind whose errors are kept, and of one namespace: one tenant's must not hide another's. All are sent
+/// together each time that one changes.
+const REFUSED: usize = 1000;
+const REFUSED_IN_NAMESPACE: usize = 20;
+
+/// How many objects of the namespace of this one are rejected, counted up to the limit.
+fn refused_beside(refusals: &BTreeMap<Key, Vec<Rejection>>, (namespace, _): &Key) -> usize {
+    let first: Key = (namespace.clone(), Arc::from(""));
+    refusals.range(first..).take_while(|((of, _), _)| of == namespace).take(REFUSED_IN_NAMESPACE).count()
+}
 
 /// The result of one event, or of one list.
 #[derive(Debug, Default)]
@@ -185,9 +193,11 @@ impl<S: Watched> Inventory<S> {
         let Some(Judged { key, held, change, mut refusals }) = self.judge(received) else {
             return Update { relist: self.relist(), ..Update::default() };
         };
-        let change = self.bound(&key, change);
+        let change = self.trim(&key, change);
         let known = self.listing.as_ref().map_or(&self.refusals, |listing| &listing.refusals);
-        if known.len() >= REFUSED && !known.contains_key(&key) {
+        if !known.contains_key(&key)
+            && (known.len() >= REFUSED || refused_beside(known, &key) >= REFUSED_IN_NAMESPACE)
+        {
             refusals.clear();
         }
         if let Some(listing) = &mut self.listing {
@@ -248,7 +258,7 @@ impl<S: Watched> Inventory<S> {
     }
 
     /// A change without the parts that are not kept.
-    fn bound(&mut self, key: &Key, change: Option<Change>) -> Option<Change> {
+    fn trim(&mut self, key: &Key, change: Option<Change>) -> Option<Change> {
         let Some(memory) = &mut self.memory else { return change };
         let policy = match change {
             Some(Change::SetPolicy(policy)) => policy,

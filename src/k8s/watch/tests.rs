@@ -258,13 +258,22 @@ fn of_an_object_with_very_many_errors_ten_are_told_and_how_many_more_there_are()
 }
 
 #[test]
-fn of_very_many_objects_that_are_refused_the_errors_of_two_hundred_are_told() {
+fn many_rejected_objects_of_one_namespace_do_not_hide_those_of_another() {
     let bad = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "010.0.0.0/8"}}]}]});
+    let policy = |namespace: &str, name: &str| -> Received<types::NetworkPolicy> {
+        received(&json!({"metadata": {"namespace": namespace, "name": name}, "spec": bad}))
+    };
     let mut policies = Inventory::<types::NetworkPolicy>::new();
     policies.begin_list();
     for at in 0..500 {
-        policies.set(&policy(&format!("odd-{at}"), &bad));
+        policies.set(&policy("evil", &format!("odd-{at}")));
     }
-    let update = policies.end_list();
-    assert_eq!((update.changes.len(), update.refused.map(|refused| refused.len())), (500, Some(200)));
+    let listed = policies.end_list();
+    assert_eq!((listed.changes.len(), listed.refused.map(|refused| refused.len())), (500, Some(20)));
+    let refused = policies.set(&policy("shop", "mistake")).refused.expect("it is new");
+    assert_eq!(refused.len(), 21);
+    assert!(
+        refused.iter().any(|one| one.to_string().starts_with("NetworkPolicy shop/mistake: ")),
+        "{refused:?}"
+    );
 }

@@ -139,7 +139,7 @@ fn a_pod_reaches_itself_whatever_its_policies_say() {
 }
 
 #[test]
-fn whoever_is_isolated_in_either_direction_is_counted_and_nobody_else() {
+fn drops_are_counted_for_pods_isolated_in_either_direction_and_for_no_others() {
     let address = |last: u8| -> IpAddr { [10, 244, 1, last].into() };
     let rules = compiled(
         [
