@@ -20,7 +20,7 @@ use crate::{
     dataplane::{DataplaneError, command::Commands},
     ruleset::guard::{
         Mac,
-        render::{COUNTERS, FAMILIES, Guard, TABLE, removal, trial},
+        render::{COUNTERS, FAMILIES, Guard, TABLE, has_all_rules, removal, trial},
     },
 };
 
@@ -32,6 +32,8 @@ const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 const TABLE_NAME: u16 = 1;
 /// The tables to which rules are written for a trial. No packet reaches them.
 const TRIAL: &str = "towpath-trial";
+/// How often something is read again because a transaction fell into it.
+const LISTINGS: usize = 20;
 /// The family numbers in messages.
 const BRIDGE: u8 = 7;
 const NETDEV: u8 = 5;
@@ -47,6 +49,13 @@ pub struct Former {
     pub mac: Mac,
     /// The addresses.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What nft printed.
+struct Listing {
+    text: String,
+    /// Whether no transaction fell into it: if one does, nft may leave out rules and elements, without an error.
+    is_whole: bool,
 }
 
 /// The guard in the kernel.
@@ -86,13 +95,12 @@ impl GuardTables {
     /// What a previous process let each interface use, by the interface's name. Empty if nothing exists or can be read.
     ///
     /// # Errors
-    /// If `nft` cannot be run.
+    /// If `nft` cannot be run, or other programs change rules all the time.
     pub fn former(&self) -> Result<BTreeMap<String, Former>, DataplaneError> {
         let mut found = BTreeMap::new();
         for family in FAMILIES {
             for set in ["sources4", "sources6"] {
-                let output = self.commands.run("nft", &["list", "set", family, TABLE, set], "")?;
-                bindings(&output.stdout, &mut found);
+                bindings(&self.read_whole(&["list", "set", family, TABLE, set])?, &mut found);
             }
         }
         Ok(found)
@@ -102,10 +110,12 @@ impl GuardTables {
     /// [`apply`](Self::apply) then writes only the difference. `interfaces` holds interface indices by name.
     ///
     /// # Errors
-    /// If `nft` cannot be run.
+    /// If `nft` cannot be run, or other programs change rules all the time.
     pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
         self.rules = Some(self.reference()?);
-        let [bridge, netdev] = self.list(TABLE)?;
+        let [bridge, netdev] =
+            FAMILIES.map(|family| self.read_whole(&["-n", "-s", "list", "table", family, TABLE]));
+        let [bridge, netdev] = [bridge?, netdev?];
         if self.rules == Some(rules(&bridge) + &rules(&netdev)) {
             self.written = Guard::read(&bridge, &netdev, interfaces);
         }
@@ -152,15 +162,22 @@ impl GuardTables {
     /// If `nft` cannot be run.
     pub fn check(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<bool, DataplaneError> {
         let Some(written) = &self.written else { return Ok(false) };
-        let [bridge, netdev] = self.list(TABLE)?;
-        if Guard::read(&bridge, &netdev, interfaces).as_ref() != Some(written) {
-            return Ok(false);
-        }
         let reference = match self.rules.take() {
             Some(reference) => reference,
             None => self.reference()?,
         };
-        let same = reference == rules(&bridge) + &rules(&netdev);
+        let is_same = |bridge: &str, netdev: &str| {
+            Guard::read(bridge, netdev, interfaces).as_ref() == Some(written)
+                && reference == rules(bridge) + &rules(netdev)
+        };
+        let mut same = false;
+        for _ in 0..LISTINGS {
+            let [bridge, netdev] = self.list(TABLE)?;
+            same = is_same(&bridge.text, &netdev.text);
+            if same || bridge.is_whole && netdev.is_whole {
+                break;
+            }
+        }
         self.rules = Some(reference);
         Ok(same)
     }
@@ -175,20 +192,46 @@ impl GuardTables {
             .collect();
         // First remove a table that a process left when it was killed here.
         self.run(&(remove.clone() + &trial(TRIAL)))??;
-        let listed = self.list(TRIAL);
+        let listed = self.list_trial();
         self.run(&remove)??;
         let [bridge, netdev] = listed?;
         Ok(rules(&bridge) + &rules(&netdev))
     }
 
+    /// The trial tables with all their rules.
+    fn list_trial(&self) -> Result<[String; 2], DataplaneError> {
+        for _ in 0..LISTINGS {
+            let [bridge, netdev] = self.list(TRIAL)?;
+            if has_all_rules("bridge", &bridge.text) && has_all_rules("netdev", &netdev.text) {
+                return Ok([bridge.text, netdev.text]);
+            }
+        }
+        Err(disturbed("listing the tables for a trial"))
+    }
+
     /// Both tables as nft prints them, without counters; empty if they do not exist.
-    fn list(&self, table: &str) -> Result<[String; 2], DataplaneError> {
-        let list = |family: &str| {
-            let output = self.commands.run("nft", &["-n", "-s", "list", "table", family, table], "")?;
-            Ok(if output.success { output.stdout } else { String::new() })
-        };
-        let [bridge, netdev] = FAMILIES.map(list);
+    fn list(&self, table: &str) -> Result<[Listing; 2], DataplaneError> {
+        let [bridge, netdev] =
+            FAMILIES.map(|family| self.read(&["-n", "-s", "list", "table", family, table]));
         Ok([bridge?, netdev?])
+    }
+
+    fn read(&self, arguments: &[&str]) -> Result<Listing, DataplaneError> {
+        let before = self.changes.0.generation();
+        let output = self.commands.run("nft", arguments, "")?;
+        let is_whole = before.is_some() && before == self.changes.0.generation();
+        Ok(Listing { text: if output.success { output.stdout } else { String::new() }, is_whole })
+    }
+
+    /// Reads something again and again until no transaction falls into it.
+    fn read_whole(&self, arguments: &[&str]) -> Result<String, DataplaneError> {
+        for _ in 0..LISTINGS {
+            let listing = self.read(arguments)?;
+            if listing.is_whole {
+                return Ok(listing.text);
+            }
+        }
+        Err(disturbed(&format!("nft {}", arguments.join(" "))))
     }
 
     /// Dropped frames since the tables were last rewritten, by reason.
@@ -212,6 +255,11 @@ impl GuardTables {
         let output = self.changes.0.record(transaction, |output| output.as_ref().is_ok_and(|o| o.success))?;
         Ok(output.checked().map(drop))
     }
+}
+
+fn disturbed(doing: &str) -> DataplaneError {
+    let source = io::Error::other(format!("nftables rules changed during all {LISTINGS} attempts"));
+    DataplaneError::System { doing: doing.to_owned(), source }
 }
 
 /// Removes both tables. Returns how many existed.

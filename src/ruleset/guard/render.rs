@@ -100,15 +100,10 @@ impl Guard {
         if !is_ours(bridge) || !is_ours(netdev) {
             return None;
         }
-        let complete = |text: &str, ours: &str| {
-            let there = chains(text);
-            chains(ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
-        };
         let hooked = ["prerouting", "forward"]
             .iter()
             .all(|hook| bridge.contains(&format!("chain {hook} {{\n\t\ttype filter hook {hook} ")));
-        let bridge_checks = checks("bridge") + &bridge_chains();
-        if !hooked || !complete(bridge, &bridge_checks) || !complete(netdev, &checks("netdev")) {
+        if !hooked || !has_all_rules("bridge", bridge) || !has_all_rules("netdev", netdev) {
             return None;
         }
         let mut guard = Self::default();
@@ -204,6 +199,15 @@ impl Guard {
         }
         text
     }
+}
+
+/// Whether a listing of a family's table has as many rules in each chain as we write. nft leaves some out, without an
+/// error, if another program changes rules meanwhile.
+#[must_use]
+pub fn has_all_rules(family: &str, listing: &str) -> bool {
+    let there = chains(listing);
+    let ours = body(family, &Elements::new());
+    chains(&ours).into_iter().all(|(name, rules)| there.get(name) == Some(&rules))
 }
 
 /// How many rules each chain has in a table, as we write it or as nft prints it.

@@ -1,6 +1,9 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use super::{render::Guard, *};
+use super::{
+    render::{Guard, has_all_rules, trial},
+    *,
+};
 use crate::{
     model::Pod,
     policy::{
@@ -326,4 +329,14 @@ fn an_interface_that_a_former_process_had_closed_stays_so_until_a_pod_is_behind_
     let next = bound(&veths, &[pod("b", &["10.244.1.3"])], &[], &[], &Bindings::retired(closed));
     assert_eq!((&next.ports[&3].mac, next.ports[&3].addresses.len()), (&None, 0));
     assert_eq!(owner(&next, 4), Some("b"));
+}
+
+#[test]
+fn a_listing_that_ends_early_lacks_rules() {
+    let both = trial("some");
+    let (bridge, netdev) = both.split_once("table netdev ").unwrap();
+    assert!(has_all_rules("bridge", bridge) && has_all_rules("netdev", netdev));
+    let last = netdev.trim_end().trim_end_matches(['}', '\n']).rfind('\n').unwrap();
+    let early = format!("{}\n}}\n}}\n", &netdev[..last]);
+    assert!(!has_all_rules("netdev", &early), "{early}");
 }

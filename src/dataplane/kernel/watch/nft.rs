@@ -87,6 +87,11 @@ impl Journal {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).ours.contains(&generation)
     }
 
+    /// The kernel's present generation, if it can be read.
+    pub(in crate::dataplane::kernel) fn generation(&self) -> Option<u32> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).generation()
+    }
+
     /// Whether all generations since `last` are ours, and which one is the latest.
     fn are_ours_since(&self, last: Option<u32>) -> (bool, Option<u32>) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
