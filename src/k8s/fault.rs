@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::path::{FieldPath, Position};
+use super::yaml::path::{FieldPath, Position};
 
 /// How bad a [`Fault`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,37 +4,22 @@
 //!
 //! | from | to | in |
 //! |---|---|---|
-//! | text | pieces that can be parsed separately | [`chunk`], [`list`] |
-//! | a piece | a tree in which every value has its position | [`node`], [`scalar`], [`path`] |
-//! | a tree | an API object, and its unknown or wrong fields | [`object`], [`deserialize`], [`hints`], [`types`] |
-//! | an API object | the model, or what is wrong with it | [`convert`], [`network_policy`], [`validate`] |
-//! | many files | one set of objects | [`assemble`] |
+//! | text | trees in which every value has its position | [`yaml`] |
+//! | trees | API objects, and their unknown or wrong fields | [`manifest`], [`types`] |
+//! | an API object | the model, or what is wrong with it | [`convert`], [`fault`] |
+//! | files, for as long as the daemon runs | changes | [`files`] |
+//! | the API server, for as long as the daemon runs | changes | [`watch`] |
 //!
-//! [`manifest`] does this once, for a command; [`files`] does it for as long as the daemon runs, with [`store`].
-//! [`watch`] follows the API server, whose objects are converted as they arrive. Only [`events`] writes to it.
+//! Only [`events`] writes to the API server.
 
-pub mod assemble;
-pub mod chunk;
 pub mod convert;
-pub mod deserialize;
 pub mod events;
 pub mod fault;
-mod file_worker;
 pub mod files;
-pub mod folder;
-pub mod hints;
 pub mod intern;
-pub mod list;
 pub mod manifest;
-mod mismatch;
-pub mod network_policy;
-pub mod node;
-pub mod object;
-pub mod path;
-pub mod scalar;
-pub mod store;
 #[cfg(test)]
 mod tests;
 pub mod types;
-pub mod validate;
 pub mod watch;
+pub mod yaml;

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 
-use crate::k8s::{deserialize::Reading, node::parse};
+use crate::k8s::{manifest::deserialize::Reading, yaml::node::parse};
 use serde::Deserialize;
 
 fn faults<T: for<'t> Deserialize<'t>>(text: &str) -> (Option<T>, Vec<String>) {

@@ -10,19 +10,21 @@ use std::{
 };
 
 use super::{
-    super::{
-        convert::{Conversion, DEFAULT_NAMESPACE},
-        fault::{ObjectId, Problem, Severity},
-        intern::Interner,
-        node, object,
-        path::FieldPath,
-        types::Meta,
-    },
     kinds::{Key, Kind, Watched},
     memory::{Memory, MemoryLimits},
     received::{Received, Unreadable},
 };
-use crate::model::{Change, Labels, MemoryExcess, Pod, Standing};
+use crate::{
+    k8s::{
+        convert::{Conversion, DEFAULT_NAMESPACE},
+        fault::{ObjectId, Problem, Severity},
+        intern::Interner,
+        manifest::object,
+        types::Meta,
+        yaml::{node, path::FieldPath},
+    },
+    model::{Change, Labels, MemoryExcess, Pod, Standing},
+};
 
 /// An object that cannot be enforced as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]

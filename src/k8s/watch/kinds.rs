@@ -4,13 +4,15 @@ use std::{fmt, sync::Arc};
 
 use serde::de::DeserializeOwned;
 
-use super::super::{
-    convert::{self, Conversion, Origin},
-    fault::Problem,
-    intern::Interner,
-    network_policy, types,
+use crate::{
+    k8s::{
+        convert::{self, Conversion, Origin, network_policy},
+        fault::Problem,
+        intern::Interner,
+        types,
+    },
+    model::{Change, Namespace, NetworkPolicy, Node, ObjectKey, Pod},
 };
-use crate::model::{Change, Namespace, NetworkPolicy, Node, ObjectKey, Pod};
 
 /// A watched kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

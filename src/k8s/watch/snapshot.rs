@@ -1,14 +1,13 @@
 //! The objects of a cluster as they are now, read once, for commands that answer a question.
 
 use super::{
-    super::types,
     Access, Rejection, WatchError,
     follow::{SILENCE, pages},
     inventory::{Inventory, Update},
     kinds::Watched,
     received::Received,
 };
-use crate::model::Cluster;
+use crate::{k8s::types, model::Cluster};
 
 /// Every namespace, pod and policy of the cluster as the daemon would enforce it, and what is wrong with single ones.
 ///

@@ -5,6 +5,9 @@
 //! truncated and rewritten never loses its objects in between. It also rescans periodically: network file systems send
 //! no events, and a full queue drops them.
 
+pub mod store;
+mod worker;
+
 use std::{
     fs, io,
     path::PathBuf,
@@ -18,25 +21,12 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
-use super::{
-    fault::Fault,
-    file_worker::{Message, Root, Worker},
-};
-use crate::model::Change;
+pub use worker::SourceEvent;
+
+use worker::{Message, Root, Worker};
 
 /// How often everything is rescanned, whatever the events say.
 pub const RESCAN: Duration = Duration::from_secs(30);
-
-/// An event of the source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceEvent {
-    /// Objects that were added, changed or removed. Each change is sent only once.
-    Changes(Vec<Change>),
-    /// All current faults of the files; empty once there are none.
-    Faults(Vec<Fault>),
-    /// All files have been read once, and their objects have been sent.
-    Synced,
-}
 
 /// Why files cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +123,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        k8s::file_worker::{GRACE, QUIET, SETTLED},
-        model::{Cluster, ObjectKey},
+        k8s::{
+            fault::Fault,
+            files::worker::{GRACE, QUIET, SETTLED},
+        },
+        model::{Change, Cluster, ObjectKey},
     };
 
     /// Longer than anything takes, even on a busy machine.

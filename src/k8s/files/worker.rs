@@ -1,4 +1,4 @@
-//! The thread behind [`FileSource`](super::files::FileSource): receives file events and reads the files.
+//! The thread behind [`FileSource`](super::FileSource): receives file events and reads the files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,10 +15,13 @@ use notify::{
     event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode},
 };
 
-use super::{
-    files::SourceEvent,
-    folder::{Stamp, is_hidden, is_manifest, is_settled, walk},
-    store::Store,
+use super::store::Store;
+use crate::{
+    k8s::{
+        fault::Fault,
+        manifest::folder::{Stamp, is_hidden, is_manifest, is_settled, walk},
+    },
+    model::Change,
 };
 
 /// How long there must be no event before events are handled: a move is two events, a `kubectl` many.
@@ -35,6 +38,17 @@ pub(super) const SETTLED: Duration = Duration::from_millis(250);
 
 /// How long the start waits for files that another program seems to be writing.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An event of the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEvent {
+    /// Objects that were added, changed or removed. Each change is sent only once.
+    Changes(Vec<Change>),
+    /// All current faults of the files; empty once there are none.
+    Faults(Vec<Fault>),
+    /// All files have been read once, and their objects have been sent.
+    Synced,
+}
 
 /// A message to the worker.
 #[derive(Debug)]

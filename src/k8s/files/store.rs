@@ -8,15 +8,19 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    assemble::{FileContents, Key, Said, assemble},
-    chunk::{Chunk, Known, Placed, TextReader},
-    fault::Fault,
-    intern::Interner,
-    manifest::not_utf8,
-    object::{Manifest, Object},
+use crate::{
+    k8s::{
+        fault::Fault,
+        intern::Interner,
+        manifest::{
+            assemble::{FileContents, Key, Said, assemble},
+            chunk::{Chunk, Known, Placed, TextReader},
+            not_utf8,
+            object::{Manifest, Object},
+        },
+    },
+    model::{Change, Standing},
 };
-use crate::model::{Change, Standing};
 
 /// What has changed since the last difference.
 #[derive(Debug, Default, PartialEq, Eq)]

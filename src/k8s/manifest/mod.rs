@@ -1,4 +1,21 @@
-//! Reads manifests once, for commands that answer a question and exit.
+//! Manifests: from the text of files to objects of the model, with everything that is wrong by file, line and field.
+//!
+//! | from | to | in |
+//! |---|---|---|
+//! | a text | its documents and list items, each parsed once | [`chunk`] |
+//! | a tree | an API object, and its unknown or wrong fields | [`object`], [`deserialize`], [`hints`] |
+//! | many files | one set of objects | [`mod@assemble`] |
+//!
+//! [`load`] does this once, for a command that answers a question and exits; [`files`](super::files) does it for as
+//! long as the daemon runs.
+
+pub mod assemble;
+pub mod chunk;
+pub mod deserialize;
+pub mod folder;
+pub mod hints;
+mod mismatch;
+pub mod object;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,14 +24,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
+use self::{
     assemble::{Assembly, FileContents, Said, assemble},
     chunk::{Known, TextReader},
-    fault::Fault,
     folder::walk,
-    intern::Interner,
 };
-use crate::model::{Change, Cluster};
+use crate::{
+    k8s::{fault::Fault, intern::Interner},
+    model::{Change, Cluster},
+};
 
 /// What to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

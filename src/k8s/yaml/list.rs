@@ -8,8 +8,8 @@
 //! then the whole document is parsed as one. So an item is never read as something that it is not.
 
 use super::{
-    chunk::Piece,
     node::{self, Value, YamlNode},
+    pieces::Piece,
 };
 
 /// A list, split into its items.

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use k8s_openapi::api::{apps, batch, core, networking};
 use serde::de::DeserializeOwned;
 
-use super::{
-    convert::{self, Conversion, DEFAULT_NAMESPACE, Origin},
-    deserialize::Reading,
-    fault::{ObjectId, Problem, Severity},
-    hints,
-    intern::Interner,
-    network_policy,
-    node::{RepeatedKey, Value, YamlNode},
-    path::{FieldPath, Position},
-    types,
+use super::{deserialize::Reading, hints};
+use crate::{
+    k8s::{
+        convert::{self, Conversion, DEFAULT_NAMESPACE, Origin, network_policy},
+        fault::{ObjectId, Problem, Severity},
+        intern::Interner,
+        types,
+        yaml::{
+            node::{RepeatedKey, Value, YamlNode},
+            path::{FieldPath, Position},
+        },
+    },
+    model::{Namespace, NetworkPolicy, Pod},
 };
-use crate::model::{Namespace, NetworkPolicy, Pod};
 
 /// An object in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]

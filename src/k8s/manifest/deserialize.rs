@@ -14,12 +14,14 @@ use serde::{
     de::{self, DeserializeSeed, IntoDeserializer, Visitor, value::StrDeserializer},
 };
 
-use super::{
+use super::mismatch::Error;
+use crate::k8s::{
     fault::Problem,
-    mismatch::Error,
-    node::{Entry, Value, YamlNode},
-    path::{FieldPath, PathSegment},
-    scalar::ScalarKind,
+    yaml::{
+        node::{Entry, Value, YamlNode},
+        path::{FieldPath, PathSegment},
+        scalar::ScalarKind,
+    },
 };
 
 /// How many type errors of one object are reported.

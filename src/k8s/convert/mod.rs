@@ -3,20 +3,24 @@
 //! Each function takes an object as the API or a file has it, and returns the model's value, or its faults by field
 //! path. Nothing is guessed: what cannot be read as it was meant is refused, never widened.
 
+pub mod network_policy;
+pub mod validate;
+
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector;
 
-use super::{
-    fault::{Problem, Severity},
-    intern::Interner,
-    path::FieldPath,
-    types::{self, Meta},
-    validate,
-};
-use crate::model::{
-    ContainerPort, LabelSelector, Labels, Namespace, Node, ObjectKey, Operator, Phase, Pod, Protocol,
-    Requirement,
+use crate::{
+    k8s::{
+        fault::{Problem, Severity},
+        intern::Interner,
+        types::{self, Meta},
+        yaml::path::FieldPath,
+    },
+    model::{
+        ContainerPort, LabelSelector, Labels, Namespace, Node, ObjectKey, Operator, Phase, Pod, Protocol,
+        Requirement,
+    },
 };
 
 /// The label that every namespace has; its value is the namespace's name.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de;
 
-use super::path::FieldPath;
+use crate::k8s::yaml::path::FieldPath;
 
 /// A value of the wrong type.
 #[derive(Debug)]

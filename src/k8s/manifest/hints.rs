@@ -1,10 +1,12 @@
 //! What the author of a field that does not exist probably meant.
 
-use super::{
-    deserialize::Unknown,
+use super::deserialize::Unknown;
+use crate::k8s::{
     fault::Problem,
-    node::{Value, YamlNode},
-    path::{FieldPath, PathSegment},
+    yaml::{
+        node::{Value, YamlNode},
+        path::{FieldPath, PathSegment},
+    },
 };
 
 /// Reports an unknown field, and what to do.

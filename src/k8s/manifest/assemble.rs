@@ -8,13 +8,17 @@ use std::{
 
 use super::{
     chunk::Placed,
-    convert::{DEFAULT_NAMESPACE, bare_namespace},
-    fault::{Fault, ObjectId, Problem, Severity},
-    intern::Interner,
     object::{Manifest, Object},
-    path::{FieldPath, Position},
 };
-use crate::model::{Change, NetworkPolicy, ObjectKey, Standing};
+use crate::{
+    k8s::{
+        convert::{DEFAULT_NAMESPACE, bare_namespace},
+        fault::{Fault, ObjectId, Problem, Severity},
+        intern::Interner,
+        yaml::path::{FieldPath, Position},
+    },
+    model::{Change, NetworkPolicy, ObjectKey, Standing},
+};
 
 /// The namespaces that every cluster has.
 const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kube-node-lease"];

@@ -6,16 +6,18 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{
-    convert::{Conversion, Origin, key, labels, protocol, selector},
-    fault::{Problem, Severity},
-    intern::Interner,
-    path::{FieldPath, PathSegment},
-    types, validate,
-};
-use crate::model::{
-    Direction, IpBlock, LabelSelector, NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, PortRange,
-    Ports, Scope, Standing,
+use super::{Conversion, Origin, key, labels, protocol, selector, validate};
+use crate::{
+    k8s::{
+        fault::{Problem, Severity},
+        intern::Interner,
+        types,
+        yaml::path::{FieldPath, PathSegment},
+    },
+    model::{
+        Direction, IpBlock, LabelSelector, NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, PortRange,
+        Ports, Scope, Standing,
+    },
 };
 
 /// A NetworkPolicy, with its defaults applied.
