@@ -17,7 +17,7 @@ build: ## The release binary: target/release/towpath
 	$(CARGO) build --release --locked
 
 demo: packages ## A demo on two simulated nodes with real packets (root)
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked --features lab
 	$(TARGET)/release/towpath demo $(DEMO_ARGS)
 
 test: packages fmt-check clippy doc unit ## All checks: fmt, clippy, docs, all tests (as root also the kernel tests)
@@ -28,11 +28,12 @@ fmt: ## Formats the source
 fmt-check: ## Checks that the source is formatted
 	$(CARGO) fmt --all --check
 
-clippy: ## Lints, warnings denied
+clippy: ## Lints, warnings denied: the program as it is released, and everything with the lab
+	$(CARGO) clippy --locked -- -D warnings
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 doc: ## Checks that the documentation builds without warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --features lab --no-deps --document-private-items
 
 unit: packages ## All tests; those that need root or a control plane report when they are skipped
 	@./scripts/control-plane --optional >/dev/null

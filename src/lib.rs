@@ -18,8 +18,9 @@
 //! - [`metrics`]: every name, help text and bucket.
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
 //! - [`web`]: `/metrics`, `/status`, `/livez`, `/readyz`.
+//! - [`daemon`]: starts and connects all parts.
 //! - [`lab`]: the test lab. Random and sized clusters, and whole networks of namespaces with real packets.
-//! - [`cli`]: arguments, and the commands; `run` connects all parts.
+//! - [`cli`]: arguments, and the commands.
 //!
 //! # Glossary
 //!
@@ -49,8 +50,10 @@
 
 pub mod agent;
 pub mod cli;
+pub mod daemon;
 pub mod dataplane;
 pub mod k8s;
+#[cfg(feature = "lab")]
 pub mod lab;
 pub mod metrics;
 pub mod model;

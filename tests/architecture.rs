@@ -21,8 +21,9 @@ const MODULES: &[(&str, &[&str])] = &[
     ("dataplane", &["model", "ruleset"]),
     ("agent", &["dataplane", "metrics", "model", "policy", "ruleset"]),
     ("web", &["agent", "metrics", "model", "policy"]),
+    ("daemon", &["agent", "dataplane", "k8s", "metrics", "model", "policy", "ruleset", "web"]),
     ("lab", &["model"]),
-    ("cli", &["agent", "dataplane", "k8s", "lab", "metrics", "model", "policy", "ruleset", "web"]),
+    ("cli", &["agent", "daemon", "dataplane", "k8s", "lab", "model", "policy", "ruleset", "web"]),
 ];
 
 /// The modules that only compute.

@@ -2,8 +2,11 @@
 
 use clap::Args;
 
-use super::{Ended, print, run::stop_signal};
-use crate::dataplane::{command::Commands, kernel};
+use super::{Ended, print};
+use crate::{
+    daemon::stop_signal,
+    dataplane::{command::Commands, kernel},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct CleanupArgs {

@@ -7,17 +7,14 @@ mod bugreport;
 mod cleanup;
 mod client;
 mod compile;
-mod conntrack_cleaner;
+#[cfg(feature = "lab")]
 pub mod demo;
-mod events;
 pub mod explain;
-mod guard;
 mod lint;
 pub mod matrix;
 mod objects;
 mod prepare;
 mod run;
-mod source;
 mod status;
 pub mod words;
 
@@ -31,8 +28,6 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use demo::DemoEnd;
 
 use crate::{
     dataplane::kernel::{Backend, Variant},
@@ -96,10 +91,22 @@ enum Command {
     /// root.
     #[command(after_help = "Example: towpath prepare --best-effort")]
     Prepare(prepare::PrepareArgs),
-    /// Runs a story with real packets on two simulated nodes, and shows after each step what is expected and what is
-    /// seen. Needs root.
+    /// Runs a scripted demo with real packets on two simulated nodes, and shows after each step what is expected and
+    /// what is seen. Needs root.
+    #[cfg(feature = "lab")]
     #[command(after_help = "Example: towpath demo --pause")]
     Demo(demo::DemoArgs),
+    /// Not in this build. `make demo` runs it, in a build with `--features lab`.
+    #[cfg(not(feature = "lab"))]
+    Demo(NoDemoArgs),
+}
+
+/// Accepts the arguments of `demo` in a build without it.
+#[cfg(not(feature = "lab"))]
+#[derive(Debug, Args)]
+struct NoDemoArgs {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    _arguments: Vec<String>,
 }
 
 /// The files that objects come from.
@@ -314,6 +321,7 @@ enum Ended {
     /// It could not be done.
     Failed(anyhow::Error),
     /// This signal ended the command before the work was done; everything is cleaned up.
+    #[cfg(feature = "lab")]
     Interrupted(i32),
 }
 
@@ -341,6 +349,7 @@ pub fn main() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Ended::No) => return ExitCode::from(1),
         // As a shell reports it: 130 for Ctrl-C.
+        #[cfg(feature = "lab")]
         Err(Ended::Interrupted(signal)) => {
             return ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX));
         }
@@ -375,11 +384,16 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Prepare(args) => prepare::prepare(args),
         Command::Status(args) => status::status(args),
         Command::Bugreport(args) => bugreport::bugreport(args),
+        #[cfg(feature = "lab")]
         Command::Demo(args) => match demo::run(args)? {
-            DemoEnd::AsExpected => Ok(()),
-            DemoEnd::Otherwise => Err(Ended::No),
-            DemoEnd::Interrupted(signal) => Err(Ended::Interrupted(signal)),
+            demo::DemoEnd::AsExpected => Ok(()),
+            demo::DemoEnd::Otherwise => Err(Ended::No),
+            demo::DemoEnd::Interrupted(signal) => Err(Ended::Interrupted(signal)),
         },
+        #[cfg(not(feature = "lab"))]
+        Command::Demo(_) => Err(Ended::Failed(anyhow::anyhow!(
+            "this build has no demo: run `make demo` in the source, or build with `cargo build --release --features lab`"
+        ))),
     }
 }
 

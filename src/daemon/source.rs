@@ -9,12 +9,11 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-use super::Ended;
 use crate::{
     agent::{Input, Refused, Status},
     k8s::{
         fault::{Fault, ObjectId},
-        files::{FileSource, RESCAN, SourceEvent},
+        files::{FileSource, RESCAN, SourceError, SourceEvent},
         watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, WatchError, WatchEvent},
     },
     metrics::Metrics,
@@ -52,7 +51,7 @@ impl Ends {
     }
 
     /// Reads the objects of files, and keeps watching the files.
-    pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, Ended> {
+    pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, SourceError> {
         let files = FileSource::open(paths, RESCAN, move |event| match event {
             SourceEvent::Changes(changes) => self.send(Instant::now(), changes),
             SourceEvent::Synced => drop(self.inputs.send(Input::Synced)),

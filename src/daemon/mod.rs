@@ -1,0 +1,363 @@
+//! The daemon: starts all parts, connects them, and waits until it is stopped.
+//!
+//! ```text
+//! source  --Changes--> agent --Step--> kernel
+//! kernel  --Recheck----^ |  |
+//! guard   --Tunnels----^ |  +--Applied--> conntrack_cleaner: cuts connections that policy no longer allows
+//!   ^                    |
+//!   +-------Owners-------+
+//! web: /metrics /status /livez /readyz <-- metrics, status
+//! ```
+//!
+//! - `source`: objects out of files or the API server.
+//! - `guard`: the thread of the interface guard.
+//! - `conntrack_cleaner`: the thread that cuts established connections.
+//! - `host`: the thread that checks settings of the host without which packets bypass the rules.
+//! - `events`: Kubernetes Events about what is over budget.
+
+mod conntrack_cleaner;
+mod events;
+mod guard;
+mod host;
+mod source;
+
+pub use host::HostChecks;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    agent::{Agent, Applied, GuardState, Input, Pace, Status},
+    dataplane::{
+        DataplaneError,
+        command::Commands,
+        kernel::{self, Backend, Kernel, lock::WriterLock},
+    },
+    k8s::{
+        events::EventWriter,
+        watch::{Access, MemoryLimits},
+    },
+    metrics::Metrics,
+    policy::budget::Budgets,
+    ruleset::{Match, Rule, Target, compile::Options},
+    web::{About, Web},
+};
+use source::{Ends, Source};
+
+/// What the daemon does, and how.
+#[derive(Debug)]
+pub struct Settings {
+    /// The files and folders with the objects; the API server if there are none.
+    pub files: Vec<PathBuf>,
+    /// The way to the API server.
+    pub access: Access,
+    /// The name of this node, as in `spec.nodeName` of its pods.
+    pub node: Arc<str>,
+    /// The variant of iptables to use.
+    pub backend: Backend,
+    /// The address to serve `/metrics`, `/status`, `/livez` and `/readyz` on.
+    pub listen: SocketAddr,
+    /// How rules are written. Whether the link rules are among them depends on the interface guard.
+    pub options: Options,
+    /// What policies may cost this node.
+    pub budgets: Budgets,
+    /// How much memory policies may take.
+    pub memory: MemoryLimits,
+    /// The node is not ready while a change has been pending for longer than this.
+    pub ready_lag: Duration,
+    /// How often to compare everything in the kernel with what was written.
+    pub check_interval: Duration,
+    /// Whether to write Kubernetes Events, if the objects come from the API server.
+    pub writes_events: bool,
+    /// Whether to cut established connections that policy no longer allows.
+    pub cuts_connections: bool,
+    /// Which settings of the host to check.
+    pub host: HostChecks,
+    /// Whether to check what pods send.
+    pub interface_guard: InterfaceGuard,
+    /// The folder of the writer lock.
+    pub run_dir: PathBuf,
+}
+
+/// Whether to check what pods send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterfaceGuard {
+    /// If the kernel supports it.
+    Auto,
+    /// Always; without support the daemon does not run.
+    Require,
+    /// Never; the tables of a previous run are removed.
+    Off,
+}
+
+/// How long the loop may take to stop on request. What a single command does to the kernel is atomic.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often to check whether changes have been pending for too long.
+const LAG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// While changes are pending for too long, this is logged so often.
+const LAG_LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Runs the daemon until it receives SIGTERM or SIGINT. The rules stay in the kernel.
+///
+/// # Errors
+/// If a part cannot be started, or the sync loop ends by itself.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    let commands = Arc::new(Commands::default());
+    let metrics = Arc::new(Metrics::new()?);
+    let counted = commands.clone();
+    metrics.count_commands(move || counted.started());
+    let status = Arc::new(Status::starting("waiting for the initial lists"));
+    status.set_lag_limit(settings.ready_lag);
+    let waiting = status.clone();
+    metrics.show_pending(move || waiting.waiting());
+    let kernel = Kernel::new(commands.clone(), settings.backend)?;
+    info!(node = %settings.node, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "starting towpath");
+    if settings.interface_guard == InterfaceGuard::Require {
+        guard::probe(&commands)?;
+    }
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let listener = runtime
+        .block_on(TcpListener::bind(settings.listen))
+        .with_context(|| format!("listening on {}", settings.listen))?;
+    let about = About { node: settings.node.clone(), iptables: kernel.variant().to_string() };
+    let web = Web { about, metrics: metrics.clone(), status: status.clone() };
+    runtime.spawn(web.serve(listener));
+    runtime.spawn(warn_of_lag(status.clone()));
+    if settings.writes_events && settings.files.is_empty() {
+        let writer = EventWriter::new(settings.access.clone(), settings.node.clone());
+        runtime.spawn(events::report(writer, status.clone()));
+    }
+
+    let (inputs, inbox) = mpsc::channel();
+    let daemon = Daemon { settings, commands, metrics, status, inputs: inputs.clone() };
+    let mut ended = {
+        // The watches need the context of the runtime.
+        let _runtime = runtime.enter();
+        daemon.start(kernel, inbox)?
+    };
+    let signal = runtime.block_on(async {
+        tokio::select! {
+            signal = stop_signal() => signal.map(Some),
+            _ = &mut ended => Ok(None),
+        }
+    })?;
+    let Some(signal) = signal else {
+        anyhow::bail!("the sync loop ended unexpectedly; rules stay in place");
+    };
+    info!(signal, "stopping; rules stay in place");
+    // The loop may have ended already.
+    let _ = inputs.send(Input::Stop);
+    if runtime.block_on(async { tokio::time::timeout(STOP_TIMEOUT, ended).await }).is_err() {
+        warn!("a command is still running; not waiting for it");
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// Waits for SIGTERM or SIGINT, and returns its name.
+///
+/// # Errors
+/// If no handler can be installed.
+pub async fn stop_signal() -> std::io::Result<&'static str> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// Logs that changes have been pending for too long. Separate from the loop, which may be busy with the very thing that
+/// takes so long.
+async fn warn_of_lag(status: Arc<Status>) {
+    let mut logged: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(LAG_INTERVAL).await;
+        let (waiting, limit) = (status.waiting(), status.lag_limit());
+        if waiting <= limit {
+            if logged.take().is_some() {
+                info!("pending changes are written in time again");
+            }
+        } else if logged.is_none_or(|logged| logged.elapsed() >= LAG_LOG_INTERVAL) {
+            let busy = status.silence().as_secs();
+            warn!(
+                seconds = waiting.as_secs(),
+                loop_busy_seconds = busy,
+                "changes have been pending for too long"
+            );
+            logged = Some(Instant::now());
+        }
+    }
+}
+
+/// What the parts of the daemon share.
+struct Daemon {
+    settings: Settings,
+    commands: Arc<Commands>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    inputs: Sender<Input>,
+}
+
+impl Daemon {
+    /// Starts every part on its own thread. The returned receiver resolves when the loop ends.
+    fn start(self, kernel: Kernel, inbox: Receiver<Input>) -> anyhow::Result<oneshot::Receiver<()>> {
+        let files = if self.settings.files.is_empty() {
+            None
+        } else {
+            Some(self.ends().files(&self.settings.files)?)
+        };
+        let applied = if self.settings.cuts_connections {
+            Some(conntrack_cleaner::start(self.metrics.clone())?)
+        } else {
+            None
+        };
+        host::watch(&self.settings.host, &self.commands, &self.metrics, &self.status)?;
+        let runtime = Handle::current();
+        let (ending, ended) = oneshot::channel::<()>();
+        thread::Builder::new().name("agent".to_owned()).spawn(move || {
+            // Dropped when this thread ends, however it ends: that notifies the receiver.
+            let _ending = ending;
+            self.enforce(kernel, files, applied, &runtime, &inbox);
+        })?;
+        Ok(ended)
+    }
+
+    /// Runs the loop, once no other daemon runs one.
+    fn enforce(
+        self,
+        mut kernel: Kernel,
+        files: Option<Source>,
+        applied: Option<Sender<Applied>>,
+        runtime: &Handle,
+        inbox: &Receiver<Input>,
+    ) {
+        let Some(_lock) = writer_lock(&self.settings.run_dir, &self.status) else { return };
+        let ends = self.ends();
+        let Self { settings, commands, metrics, status, inputs } = self;
+        // A daemon that waits for another one watches nothing: nothing would take in its changes.
+        let source = files.unwrap_or_else(|| {
+            let _runtime = runtime.enter();
+            ends.api(settings.access, settings.node.clone(), settings.memory)
+        });
+        let options = without_unsupported_log(settings.options, &mut kernel);
+        // Only now, since another daemon may have written the guard until just before.
+        let mut guard = match interface_guard(settings.interface_guard, &commands, &status) {
+            Ok(guard) => guard,
+            Err(error) => {
+                error!(%error, "cannot set up the interface guard");
+                return;
+            }
+        };
+        let options = Options { link_rules: guard.is_none(), ..options };
+        // Known before the first rules are written: those of a previous run are about the same tunnels.
+        let tunnels = guard.as_mut().map(guard::Ready::tunnels).transpose().unwrap_or_else(|error| {
+            warn!(%error, "cannot read the tunnels of this node");
+            None
+        });
+        let changed = inputs.clone();
+        let send_tunnels = move |tunnels| {
+            let _ = changed.send(Input::Tunnels(tunnels));
+        };
+        let started = guard.map(|ready| guard::start(ready, metrics.clone(), status.clone(), send_tunnels));
+        let guard = match started.transpose() {
+            Ok(guard) => guard,
+            Err(error) => {
+                error!(%error, "cannot start the interface guard");
+                return;
+            }
+        };
+        let watch = kernel.watch(move || {
+            let _ = inputs.send(Input::Recheck);
+        });
+        let pace = Pace { check: settings.check_interval, ..Pace::default() };
+        let agent = Agent::new(&settings.node, kernel, options, pace, metrics, status, applied);
+        agent.with_guard(guard).with_tunnels(tunnels).with_budgets(settings.budgets).run(inbox);
+        drop((watch, source));
+    }
+
+    /// What a source of objects is connected to.
+    fn ends(&self) -> Ends {
+        Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() }
+    }
+}
+
+/// Waits until no other daemon holds the writer lock of this network namespace.
+fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
+    let waiting = |holder: Option<u32>| {
+        let holder = holder.map_or(String::new(), |pid| format!(" (process {pid})"));
+        status.wait_for(&format!("another towpath{holder} holds the writer lock of this network namespace"));
+    };
+    match WriterLock::acquire(folder, waiting) {
+        Ok(lock) => {
+            status.wait_for("waiting for the initial lists");
+            Some(lock)
+        }
+        Err(error) => {
+            error!(%error, "cannot take the writer lock; not writing any rules");
+            status.wait_for(&error.to_string());
+            None
+        }
+    }
+}
+
+/// The interface guard, if it is wanted and the kernel supports it.
+fn interface_guard(
+    wanted: InterfaceGuard,
+    commands: &Arc<Commands>,
+    status: &Status,
+) -> Result<Option<guard::Ready>, DataplaneError> {
+    let reason = if wanted == InterfaceGuard::Off {
+        kernel::guard::remove(commands)?;
+        "--interface-guard=off".to_owned()
+    } else {
+        match guard::probe(commands) {
+            Ok(ready) => return Ok(Some(ready)),
+            Err(error) if wanted == InterfaceGuard::Require => return Err(error),
+            Err(error) => {
+                warn!(%error, "no interface guard: spoofed addresses and tagged frames from pods are not dropped");
+                error.to_string()
+            }
+        }
+    };
+    status.set_guard(GuardState { off: Some(reason), ..GuardState::default() });
+    Ok(None)
+}
+
+/// Turns off the log of denied packets if the kernel does not support it: policy matters more than its log.
+fn without_unsupported_log(options: Options, kernel: &mut Kernel) -> Options {
+    let Some(group) = options.log_group else { return options };
+    let target = Target::Log { group, prefix: "towpath".into() };
+    match kernel.takes(&Rule::new([Match::Limit { per_second: 1 }], target)) {
+        Ok(false) => {
+            warn!(
+                "kernel cannot log denied packets: load the module xt_NFLOG; enforcing policy without the log"
+            );
+            Options { log_group: None, ..options }
+        }
+        Ok(true) => options,
+        Err(error) => {
+            warn!(%error, "cannot check whether the kernel can log denied packets");
+            options
+        }
+    }
+}
