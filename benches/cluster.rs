@@ -24,12 +24,33 @@ use towpath::{
 #[expect(dead_code, unused_imports, reason = "the tests need more of it than the bench")]
 #[path = "../tests/cluster/harness/mod.rs"]
 mod harness;
-#[path = "../tests/kernel/manifests.rs"]
-mod manifests;
+#[path = "../tests/support/http.rs"]
+mod http;
+#[path = "../tests/support/isolated.rs"]
+mod isolated;
+#[path = "../tests/support/log.rs"]
+mod log;
+#[path = "../tests/support/metrics.rs"]
+mod metrics;
+#[path = "../tests/support/model_objects.rs"]
+mod model_objects;
+#[path = "../tests/support/node_http.rs"]
+mod node_http;
+#[path = "../tests/support/our_sets.rs"]
+mod our_sets;
+#[path = "../tests/support/reach.rs"]
+mod reach;
+#[path = "../tests/support/ready.rs"]
+mod ready;
+#[path = "../tests/support/root.rs"]
+mod root;
+#[path = "../tests/support/wait.rs"]
+mod wait;
 
 use harness::{
-    Daemon, World, apart,
+    Daemon, World,
     objects::{labelled, path},
+    with_control_plane,
 };
 
 const CHANGES: usize = 200;
@@ -58,7 +79,7 @@ fn main() {
     );
     for size in sizes {
         let (size, changes) = (*size, if smoke { 4 } else { CHANGES });
-        apart(move |plane| {
+        with_control_plane(move |plane| {
             let world = World::new(plane, &[("bench/client", 0), ("bench/server", 0)]);
             populate(&world, size);
             latency(&world, size, changes);
@@ -73,16 +94,16 @@ fn populate(world: &World, size: Size) {
     let (mut first, mut pods) = (Vec::new(), Vec::new());
     for change in sized::cluster(size) {
         match change {
-            Change::SetNamespace(namespace) => first.push(manifests::namespace(&namespace)),
+            Change::SetNamespace(namespace) => first.push(model_objects::namespace(&namespace)),
             Change::SetPod(pod) => {
                 let here = pod.node.as_deref() == Some(sized::NODE);
                 let elsewhere = format!("elsewhere-{}", pod.node.as_deref().unwrap_or_default());
-                let mut pod = manifests::pod(&pod);
+                let mut pod = model_objects::pod(&pod);
                 // The only real node has its own name, which no other may have by chance.
                 pod["spec"]["nodeName"] = if here { world.node(0).name().into() } else { elsewhere.into() };
                 pods.push(with_ballast(pod));
             }
-            Change::SetPolicy(policy) => first.push(manifests::policy(&policy)),
+            Change::SetPolicy(policy) => first.push(model_objects::policy(&policy)),
             _ => {}
         }
     }

@@ -8,8 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::Path,
     process::Command,
     thread::sleep,
@@ -32,10 +31,18 @@ use towpath::{
     },
 };
 
-#[path = "../tests/kernel/manifests.rs"]
-mod manifests;
+#[path = "../tests/support/http.rs"]
+mod http;
+#[path = "../tests/support/model_objects.rs"]
+mod model_objects;
+#[path = "../tests/support/node_http.rs"]
+mod node_http;
+#[path = "../tests/support/ready.rs"]
+mod ready;
 
-const LISTEN: &str = "127.0.0.1:9586";
+use http::LISTEN;
+use ready::is_ready;
+
 const CHANGES: usize = 100;
 const PORT: u16 = 7777;
 
@@ -101,7 +108,7 @@ fn node(size: Size, variant: Variant, changes: usize) {
     objects.write(folder.path());
     let started = Instant::now();
     let mut daemon = start(&lab, folder.path(), variant);
-    while !get(&lab, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.0 200")) {
+    while !is_ready(lab.node(0).expect("a node"), LISTEN) {
         assert!(started.elapsed() < Duration::from_mins(1), "it does not become ready");
         sleep(Duration::from_millis(2));
     }
@@ -145,7 +152,7 @@ fn node(size: Size, variant: Variant, changes: usize) {
         let (median, worst) = (sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
         println!("  {what}: median {:.1} ms, worst {:.1} ms, of {}", ms(median), ms(worst), sorted.len());
     }
-    let metrics = get(&lab, "/metrics").unwrap_or_default();
+    let metrics = get(&lab, "/metrics").map_or_else(String::new, |(_, text)| text);
     for wanted in ["towpath_rules{", "towpath_set_entries{", "towpath_commands_total "] {
         for line in metrics.lines().filter(|line| line.starts_with(wanted)) {
             println!("  {line}");
@@ -161,7 +168,15 @@ fn node(size: Size, variant: Variant, changes: usize) {
 fn start(lab: &Lab, folder: &Path, variant: Variant) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
     command
-        .args(["run", "--node-name", NODE, "--listen", LISTEN, "--iptables-backend", variant.name()])
+        .args([
+            "run",
+            "--node-name",
+            NODE,
+            "--listen",
+            &LISTEN.to_string(),
+            "--iptables-backend",
+            variant.name(),
+        ])
         .args(["--nflog-group", "0", "-v"])
         .arg("-f")
         .arg(folder)
@@ -171,13 +186,8 @@ fn start(lab: &Lab, folder: &Path, variant: Variant) -> Process {
     lab.node(0).expect("a node").spawn(command).expect("a daemon")
 }
 
-fn get(lab: &Lab, path: &str) -> Option<String> {
-    let to: SocketAddr = LISTEN.parse().ok()?;
-    let mut stream = lab.node(0).ok()?.connect(to, Duration::from_secs(1)).ok()?.ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
+fn get(lab: &Lab, path: &str) -> Option<(u16, String)> {
+    node_http::get(lab.node(0).ok()?, LISTEN, path)
 }
 
 /// The objects of a cluster, and two pods of the lab in their own namespace.
@@ -215,14 +225,14 @@ impl Objects {
 
     fn write(&self, folder: &Path) {
         let mut policies = Vec::new();
-        let mut namespaces = vec![manifests::namespace(&Namespace {
+        let mut namespaces = vec![model_objects::namespace(&Namespace {
             name: "bench".into(),
             labels: [("kubernetes.io/metadata.name", "bench")].into_iter().collect(),
         })];
         for change in &self.others {
             match change {
-                Change::SetNamespace(namespace) => namespaces.push(manifests::namespace(namespace)),
-                Change::SetPolicy(policy) => policies.push(manifests::policy(policy)),
+                Change::SetNamespace(namespace) => namespaces.push(model_objects::namespace(namespace)),
+                Change::SetPolicy(policy) => policies.push(model_objects::policy(policy)),
                 _ => {}
             }
         }
@@ -236,10 +246,10 @@ impl Objects {
     fn write_changed(&self, folder: &Path, pods: bool) -> Instant {
         if pods {
             let others = self.others.iter().filter_map(|change| match change {
-                Change::SetPod(pod) => Some(manifests::pod(pod)),
+                Change::SetPod(pod) => Some(model_objects::pod(pod)),
                 _ => None,
             });
-            let own = [&self.client, &self.server].map(manifests::pod);
+            let own = [&self.client, &self.server].map(model_objects::pod);
             save(&folder.join("pods.yaml"), &others.chain(own).collect::<Vec<_>>())
         } else {
             let role = if self.closed { "nobody" } else { "client" };

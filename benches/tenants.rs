@@ -10,8 +10,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::Path,
     process::Command,
     sync::{
@@ -25,12 +24,18 @@ use std::{
 use tempfile::TempDir;
 use towpath::lab::{Families, Flood, FloodFlow, Lab, LabOptions, PodSpec, Process, Topology, Variant};
 
-#[path = "../tests/tenants/shapes.rs"]
-mod shapes;
+#[path = "../tests/support/hostile_shapes.rs"]
+mod hostile_shapes;
+#[path = "../tests/support/http.rs"]
+mod http;
+#[path = "../tests/support/node_http.rs"]
+mod node_http;
+#[path = "../tests/support/rng.rs"]
+mod rng;
 
-use shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+use hostile_shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+use http::LISTEN;
 
-const LISTEN: &str = "127.0.0.1:9586";
 const PORT: u16 = 7777;
 const CHANGES: usize = 10;
 
@@ -96,7 +101,7 @@ fn measure(shape: &Shape, changes: usize) {
     drop(flood);
     let mut sorted: Vec<Duration> = seen.iter().map(|seen| seen.unwrap_or(PATIENCE)).collect();
     sorted.sort();
-    let metrics = get(&lab, "/metrics").unwrap_or_default();
+    let metrics = get(&lab, "/metrics").map_or_else(String::new, |(_, text)| text);
     let over =
         metrics.lines().find_map(|line| line.strip_prefix("towpath_over_budget ")).unwrap_or("-").to_owned();
     let ended = daemon.wait(Duration::ZERO).ok().flatten();
@@ -162,7 +167,7 @@ fn start_daemon(lab: &Lab, folder: &Path) -> Process {
     let program = std::env::var("TOWPATH_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_towpath").to_owned());
     let mut command = Command::new(program);
     command
-        .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", &variant])
+        .args(["run", "--node-name", "n1", "--listen", &LISTEN.to_string(), "--iptables-backend", &variant])
         .arg("-f")
         .arg(folder)
         .arg("--run-dir")
@@ -171,13 +176,8 @@ fn start_daemon(lab: &Lab, folder: &Path) -> Process {
     lab.node(0).expect("a node").spawn(command).expect("a daemon")
 }
 
-fn get(lab: &Lab, path: &str) -> Option<String> {
-    let to: SocketAddr = LISTEN.parse().ok()?;
-    let mut stream = lab.node(0).ok()?.connect(to, Duration::from_secs(1)).ok()?.ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some(answer)
+fn get(lab: &Lab, path: &str) -> Option<(u16, String)> {
+    node_http::get(lab.node(0).ok()?, LISTEN, path)
 }
 
 fn ms(duration: Duration) -> String {

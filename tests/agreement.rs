@@ -25,16 +25,15 @@ use towpath::{
     },
 };
 
-mod way;
+#[path = "support/env.rs"]
+mod env;
+#[path = "support/packet_path.rs"]
+mod packet_path;
 
-use way::passes;
+use env::number;
+use packet_path::passes;
 
 const FLOWS_IN_CI: usize = 200_000;
-
-fn number(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable)
-        .map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
-}
 
 /// Without budgets, which the standard does not have.
 fn resolve(node: &str, cluster: &Cluster) -> Resolved {

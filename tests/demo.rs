@@ -15,15 +15,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// Whether this can run at all. Where it must (`CI=true`), it does not return otherwise.
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
-    if !root {
-        println!("skipped: needs root, to make network namespaces");
-    }
-    root
-}
+#[path = "support/root.rs"]
+mod root;
+
+use root::has_root;
 
 /// The demo, with its own folder for temporary files, so that a test sees what it leaves there.
 fn demo(folder: &std::path::Path, arguments: &[&str]) -> Command {
@@ -56,7 +51,7 @@ fn assert_no_trace(folder: &std::path::Path, links_before: &str) {
 
 #[test]
 fn every_step_of_the_demo_is_as_expected_in_both_variants_and_leaves_no_trace() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for backend in ["auto", "nft", "legacy"] {
@@ -75,7 +70,7 @@ fn every_step_of_the_demo_is_as_expected_in_both_variants_and_leaves_no_trace() 
 
 #[test]
 fn a_demo_that_is_interrupted_takes_everything_down_and_says_so_by_its_status() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
@@ -92,7 +87,7 @@ fn a_demo_that_is_interrupted_takes_everything_down_and_says_so_by_its_status() 
 
 #[test]
 fn a_daemon_that_dies_ends_the_demo_with_its_log() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (folder, before) = (tempfile::tempdir().unwrap(), links());

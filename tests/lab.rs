@@ -16,21 +16,16 @@ use towpath::{
     model::{Family, Protocol},
 };
 
+#[path = "support/root.rs"]
+mod root;
+
+use root::has_root;
+
 const PORTS: [(Protocol, u16); 3] = [(Protocol::Tcp, 80), (Protocol::Udp, 53), (Protocol::Sctp, 9999)];
 const TRANSPORTS: [Transport; 4] =
     [Transport::Tcp(80), Transport::Udp(53), Transport::Sctp(9999), Transport::Icmp];
 const ALL_SILENT: [Outcome; 4] = [Outcome::Silent; 4];
 const ALL_OPEN: [Outcome; 4] = [Outcome::Open; 4];
-
-/// Whether this can run at all. Where it must (`CI=true`), it does not return otherwise.
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
-    if !root {
-        println!("skipped: needs root, to make network namespaces");
-    }
-    root
-}
 
 fn options(topology: Topology, families: Families, nodes: usize) -> LabOptions {
     LabOptions { topology, families, nodes, flannel_rules: None }
@@ -78,7 +73,7 @@ fn address(lab: &Lab, pod: PodId, family: Family) -> IpAddr {
 
 #[test]
 fn without_rules_every_pod_and_the_outside_reach_every_pod() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for (topology, families) in every_lab() {
@@ -115,7 +110,7 @@ fn drop_to(lab: &Lab, node: usize, variant: Variant, to: IpAddr) {
 
 #[test]
 fn a_drop_on_the_node_is_seen_as_silence_and_touches_nothing_else() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for (topology, variant) in
@@ -138,7 +133,7 @@ fn a_drop_on_the_node_is_seen_as_silence_and_touches_nothing_else() {
 
 #[test]
 fn bridged_packets_pass_a_drop_only_while_br_netfilter_is_off() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, _]) = three_pods(options(Topology::Bridge, Families::Dual, 2));
@@ -154,7 +149,7 @@ fn bridged_packets_pass_a_drop_only_while_br_netfilter_is_off() {
 
 #[test]
 fn a_reject_is_seen_as_a_refusal_of_its_kind() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, c]) = three_pods(options(Topology::Vxlan, Families::Dual, 2));
@@ -195,7 +190,7 @@ fn a_reject_is_seen_as_a_refusal_of_its_kind() {
 
 #[test]
 fn a_port_without_listener_is_refused_by_the_pod_itself() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, _]) = three_pods(options(Topology::PointToPoint, Families::Dual, 2));
@@ -211,7 +206,7 @@ fn a_port_without_listener_is_refused_by_the_pod_itself() {
 
 #[test]
 fn an_address_serves_its_next_owner_at_once() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for (topology, families) in every_lab() {
@@ -242,7 +237,7 @@ fn an_address_serves_its_next_owner_at_once() {
 
 #[test]
 fn the_outside_is_reached_at_every_address_and_sees_the_pods_own() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let outside: [IpAddr; 4] =
@@ -285,7 +280,7 @@ fn the_outside_is_reached_at_every_address_and_sees_the_pods_own() {
 
 #[test]
 fn only_masquerading_hides_a_pod_from_the_outside() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for masquerade_external in [false, true] {
@@ -309,7 +304,7 @@ fn only_masquerading_hides_a_pod_from_the_outside() {
 
 #[test]
 fn flannel_s_rules_let_pods_pass_and_nobody_else() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     for variant in Variant::BOTH {
@@ -330,7 +325,7 @@ fn flannel_s_rules_let_pods_pass_and_nobody_else() {
 
 #[test]
 fn a_stream_tells_whether_an_established_flow_still_passes() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, c]) = three_pods(options(Topology::Vxlan, Families::Dual, 2));
@@ -349,7 +344,7 @@ fn a_stream_tells_whether_an_established_flow_still_passes() {
 
 #[test]
 fn a_flood_sees_every_packet_that_passes_and_none_that_does_not() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, c]) = three_pods(options(Topology::Vxlan, Families::Dual, 2));
@@ -385,7 +380,7 @@ fn a_flood_sees_every_packet_that_passes_and_none_that_does_not() {
 
 #[test]
 fn a_watch_counts_what_was_open_and_names_what_was_not() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, c]) = three_pods(options(Topology::Bridge, Families::V4, 2));
@@ -406,7 +401,7 @@ fn a_watch_counts_what_was_open_and_names_what_was_not() {
 
 #[test]
 fn a_whole_matrix_of_drops_takes_about_one_timeout() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let start = Instant::now();
@@ -437,7 +432,7 @@ fn a_whole_matrix_of_drops_takes_about_one_timeout() {
 
 #[test]
 fn a_probe_that_is_repeated_without_end_stays_a_new_flow() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let (lab, [a, b, _]) = three_pods(options(Topology::Bridge, Families::V4, 2));
@@ -462,7 +457,7 @@ fn a_probe_that_is_repeated_without_end_stays_a_new_flow() {
 
 #[test]
 fn nothing_is_left_when_a_lab_is_dropped() {
-    if !is_root() {
+    if !has_root() {
         return;
     }
     let traces = || -> Vec<String> {

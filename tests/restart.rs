@@ -22,6 +22,9 @@ use towpath::{
     },
 };
 
+#[path = "support/env.rs"]
+mod env;
+
 const CLUSTERS: u64 = 12;
 const ROUNDS: usize = 8;
 
@@ -97,7 +100,7 @@ fn carry_out(
 #[test]
 fn nothing_opens_behind_any_edit_and_a_new_process_converges() {
     let (mut checked, mut restarts) = (0, 0);
-    let clusters = std::env::var("TOWPATH_CLUSTERS").map_or(CLUSTERS, |text| text.parse().unwrap());
+    let clusters = env::number("TOWPATH_CLUSTERS", CLUSTERS);
     for seed in 0..clusters {
         let stack = [Stack::V4, Stack::V6, Stack::Dual][usize::try_from(seed % 3).unwrap()];
         let shape = Shape { stack, namespaces: 2, pods: 3, policies: 5, oddities: seed % 2 == 0 };

@@ -36,7 +36,8 @@ use towpath::{
     },
 };
 
-mod way;
+#[path = "support/packet_path.rs"]
+mod packet_path;
 
 /// A folder, and its checks.
 struct Scenario {
@@ -201,7 +202,7 @@ impl<'a> Nodes<'a> {
         let nodes: Vec<(&str, Ruleset)> =
             self.names.iter().map(|name| &**name).zip(self.rulesets.iter().cloned()).collect();
         for (from, to, transport, allowed) in flows {
-            if way::passes(self.cluster, &nodes, from, to, transport) != allowed {
+            if packet_path::passes(self.cluster, &nodes, from, to, transport) != allowed {
                 let does = if allowed { "drop" } else { "pass" };
                 return Err(format!("the rules {does} {transport} from {from} to {to}"));
             }

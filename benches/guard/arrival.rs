@@ -16,9 +16,8 @@ use towpath::lab::{
 };
 
 use crate::{
-    Size,
-    ground::{Ground, PORT, pod_object},
-    quantile,
+    Size, quantile,
+    testbed::{Bed, PORT, pod_object},
 };
 
 /// The kind in a frame's token, between the number of its pod and its sequence number.
@@ -40,16 +39,16 @@ pub(crate) fn measure(size: Size) {
 }
 
 fn pods(size: Size, known: bool) {
-    let ground = Ground::new(Topology::Bridge, 10);
+    let bed = Bed::new(Topology::Bridge, 10);
     let address = |number: u8| IpAddr::from([10, 244, 1, 100 + number]);
     if known {
         let objects = (0..size.arrivals).map(|number| pod_object(&format!("new-{number}"), address(number)));
-        ground.write("new.yaml", &objects.collect::<String>());
+        bed.write("new.yaml", &objects.collect::<String>());
     }
-    let mut daemon = ground.daemon(Variant::Nft, true);
+    let mut daemon = bed.daemon(Variant::Nft, true);
     let seen: Seen = Arc::default();
     let writes = seen.clone();
-    let capture = Capture::start(ground.inside(0), Tap::Frames, move |frame| {
+    let capture = Capture::start(bed.inside(0), Tap::Frames, move |frame| {
         let at = Instant::now();
         let mut seen = writes.lock().expect("a list");
         seen.extend(Token::find(frame).map(|token| (token.0, at)));
@@ -61,23 +60,22 @@ fn pods(size: Size, known: bool) {
         let netns = Netns::new(format!("new-{number}")).expect("a namespace");
         let interface = format!("new{number}");
         let linked = Instant::now();
-        ground
-            .netns()
+        bed.netns()
             .ip(&[
                 format!("link add {interface} type veth peer name eth0 netns {}", netns.path()),
                 format!("link set {interface} master cni0 up"),
             ])
             .expect("a link");
         let raw = RawSocket::open(&netns, "eth0").expect("a raw socket");
-        let to = ground.address(0);
-        let link = Link { source: raw.mac(), destination: ground.mac(0) };
+        let to = bed.address(0);
+        let link = Link { source: raw.mac(), destination: bed.mac(0) };
         let frame = move |source: IpAddr, kind: u32, sequence: u32| {
             let ip = Ip::new(source, to);
             let token = Token(u32::from(number) << 24 | kind | sequence).bytes();
             link.ip(&ip.packet(protocol::UDP, &ip.udp(9, PORT, &token)))
         };
         // The forged one has the address of another pod of the node.
-        let (other, this) = (ground.address(2), address(number));
+        let (other, this) = (bed.address(2), address(number));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let sender = netns

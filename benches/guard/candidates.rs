@@ -6,9 +6,8 @@
 use std::fmt::Write as _;
 
 use crate::{
-    Size, figures,
-    ground::{Ground, Pair},
-    median,
+    Size, figures, median,
+    testbed::{Bed, Pair},
 };
 use towpath::lab::Topology;
 
@@ -26,14 +25,14 @@ const RESTORE: &[&str] = &["--noflush"];
 pub(crate) fn measure(size: Size) {
     println!("nanoseconds per packet of an established flow, median (best) of {} rounds", size.rounds);
     for &pods in size.pods {
-        let ground = Ground::new(Topology::Bridge, pods);
-        ground.lab.set_bridge_nf_call(0, true).expect("br_netfilter");
-        ground.succeed("iptables-nft-restore", &[], TRACKED);
-        let pair = Pair::new(&ground);
-        let mut candidates = candidates(&ground, pods);
-        candidates.retain(|candidate| match install(&ground, candidate) {
+        let bed = Bed::new(Topology::Bridge, pods);
+        bed.lab.set_bridge_nf_call(0, true).expect("br_netfilter");
+        bed.succeed("iptables-nft-restore", &[], TRACKED);
+        let pair = Pair::new(&bed);
+        let mut candidates = candidates(&bed, pods);
+        candidates.retain(|candidate| match install(&bed, candidate) {
             Ok(()) => {
-                remove(&ground, candidate);
+                remove(&bed, candidate);
                 true
             }
             Err(reason) => {
@@ -46,9 +45,9 @@ pub(crate) fn measure(size: Size) {
         for _ in 0..size.rounds {
             nothing.push(pair.established(size.established));
             for (candidate, taken) in candidates.iter().zip(&mut taken) {
-                install(&ground, candidate).expect("what was installed before");
+                install(&bed, candidate).expect("what was installed before");
                 taken.push(pair.established(size.established));
-                remove(&ground, candidate);
+                remove(&bed, candidate);
             }
         }
         println!("  {pods} pods: nothing {}", figures(nothing.clone()));
@@ -59,7 +58,7 @@ pub(crate) fn measure(size: Size) {
     }
 }
 
-fn candidates(ground: &Ground, pods: usize) -> Vec<Candidate> {
+fn candidates(bed: &Bed, pods: usize) -> Vec<Candidate> {
     let mut elements = Vec::new();
     let mut interfaces = Vec::new();
     let mut ebtables =
@@ -67,7 +66,7 @@ fn candidates(ground: &Ground, pods: usize) -> Vec<Candidate> {
     let mut physdev = "*filter\n:TP-TEST - [0:0]\n-I FORWARD -j TP-TEST\n".to_owned();
     let mut flower = String::new();
     for pod in 0..pods {
-        let (interface, mac, address) = (ground.interface(pod), ground.mac(pod), ground.address(pod));
+        let (interface, mac, address) = (bed.interface(pod), bed.mac(pod), bed.address(pod));
         elements.push(format!("\"{interface}\" . {mac} . {address}"));
         interfaces.push(format!("\"{interface}\""));
         // Writing to a String cannot fail.
@@ -104,7 +103,7 @@ fn candidates(ground: &Ground, pods: usize) -> Vec<Candidate> {
     vec![
         nft(
             "the whole guard",
-            ground.guard(pods).whole(),
+            bed.guard(pods).whole(),
             &[
                 &["nft", "delete", "table", "bridge", "towpath"],
                 &["nft", "delete", "table", "netdev", "towpath"],
@@ -145,11 +144,11 @@ fn candidates(ground: &Ground, pods: usize) -> Vec<Candidate> {
     ]
 }
 
-fn install(ground: &Ground, candidate: &Candidate) -> Result<(), String> {
+fn install(bed: &Bed, candidate: &Candidate) -> Result<(), String> {
     let (program, arguments, text) = &candidate.install;
     let mut command = std::process::Command::new(program);
     command.args(*arguments);
-    let output = ground.netns().output(command, text).map_err(|error| error.to_string())?;
+    let output = bed.netns().output(command, text).map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
     }
@@ -157,8 +156,8 @@ fn install(ground: &Ground, candidate: &Candidate) -> Result<(), String> {
     Err(said.lines().next().unwrap_or("no reason given").to_owned())
 }
 
-fn remove(ground: &Ground, candidate: &Candidate) {
+fn remove(bed: &Bed, candidate: &Candidate) {
     for command in candidate.remove {
-        ground.succeed(command[0], &command[1..], "");
+        bed.succeed(command[0], &command[1..], "");
     }
 }

@@ -11,8 +11,14 @@
 
 mod arrival;
 mod candidates;
-mod ground;
+#[path = "../../tests/support/http.rs"]
+mod http;
+#[path = "../../tests/support/node_http.rs"]
+mod node_http;
+#[path = "../../tests/support/ready.rs"]
+mod ready;
 mod tables;
+mod testbed;
 
 use std::time::Duration;
 
@@ -22,7 +28,7 @@ use towpath::{
     ruleset::guard::render,
 };
 
-use ground::{Ground, Pair};
+use testbed::{Bed, Pair};
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -74,21 +80,21 @@ fn packets(size: Size) {
     let removal = render::removal();
     for (topology, variant) in kinds {
         for &pods in size.pods {
-            let ground = Ground::new(topology, pods);
-            let mut pair = Pair::new(&ground);
+            let bed = Bed::new(topology, pods);
+            let mut pair = Pair::new(&bed);
             // The daemon writes policy and guard. What it has written stays, and nothing else is running.
-            let mut daemon = ground.daemon(variant, true);
+            let mut daemon = bed.daemon(variant, true);
             daemon.signal(Signal::SIGTERM).expect("a signal");
             daemon.wait(Duration::from_secs(10)).expect("its end").expect("its end");
-            assert!(has_guard(&ground), "the guard stays");
-            let whole = ground.guard(pods).whole();
+            assert!(has_guard(&bed), "the guard stays");
+            let whole = bed.guard(pods).whole();
             let mut established = [Vec::new(), Vec::new()];
             let mut first = [Vec::new(), Vec::new()];
             for round in 0..size.rounds {
                 // Each is first equally often.
                 for guard in [round % 2 == 0, round % 2 != 0] {
-                    ground.succeed("nft", &["-f", "-"], if guard { &whole } else { &removal });
-                    assert_eq!(has_guard(&ground), guard, "the guard is there exactly if it is on");
+                    bed.succeed("nft", &["-f", "-"], if guard { &whole } else { &removal });
+                    assert_eq!(has_guard(&bed), guard, "the guard is there exactly if it is on");
                     established[usize::from(guard)].push(pair.established(size.established));
                     first[usize::from(guard)].push(pair.first());
                 }
@@ -107,8 +113,8 @@ fn packets(size: Size) {
     }
 }
 
-fn has_guard(ground: &Ground) -> bool {
-    ground.succeed("nft", &["list", "tables"], "").contains("bridge towpath")
+fn has_guard(bed: &Bed) -> bool {
+    bed.succeed("nft", &["list", "tables"], "").contains("bridge towpath")
 }
 
 /// The median, and the best in brackets.

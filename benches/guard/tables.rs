@@ -2,23 +2,23 @@
 
 use std::time::Instant;
 
-use crate::{Size, figures, ground::Ground};
+use crate::{Size, figures, testbed::Bed};
 use towpath::lab::Topology;
 
 pub(crate) fn measure(size: Size) {
     println!("milliseconds of `nft -f -`, median (best) of {} runs; the most memory of nft", size.rounds);
     for topology in [Topology::Bridge, Topology::PointToPoint] {
         for &pods in size.pods {
-            let ground = Ground::new(topology, pods);
-            let (all, fewer) = (ground.guard(pods), ground.guard(pods - 1));
+            let bed = Bed::new(topology, pods);
+            let (all, fewer) = (bed.guard(pods), bed.guard(pods - 1));
             let whole = all.whole();
             let (more, less) = (all.difference(&fewer), fewer.difference(&all));
             let (mut wholes, mut mores, mut memory) = (Vec::new(), Vec::new(), 0);
             for _ in 0..size.rounds {
-                wholes.push(nft(&ground, &whole));
-                nft(&ground, &less);
-                mores.push(nft(&ground, &more));
-                memory = memory.max(most_memory(&ground, &whole));
+                wholes.push(nft(&bed, &whole));
+                nft(&bed, &less);
+                mores.push(nft(&bed, &more));
+                memory = memory.max(most_memory(&bed, &whole));
             }
             println!(
                 "  {topology:?}, {pods} pods: whole {} ({} bytes of text), one more pod {} ({} bytes), {:.1} MiB",
@@ -32,16 +32,16 @@ pub(crate) fn measure(size: Size) {
     }
 }
 
-fn nft(ground: &Ground, text: &str) -> f64 {
+fn nft(bed: &Bed, text: &str) -> f64 {
     let start = Instant::now();
-    ground.succeed("nft", &["-f", "-"], text);
+    bed.succeed("nft", &["-f", "-"], text);
     start.elapsed().as_secs_f64() * 1e3
 }
 
 /// In KiB; 0 without GNU time.
-fn most_memory(ground: &Ground, text: &str) -> u32 {
+fn most_memory(bed: &Bed, text: &str) -> u32 {
     let mut command = std::process::Command::new("/usr/bin/time");
     command.args(["-f", "%M", "nft", "-f", "-"]);
-    let output = ground.netns().output(command, text).ok();
+    let output = bed.netns().output(command, text).ok();
     output.and_then(|output| String::from_utf8_lossy(&output.stderr).trim().parse().ok()).unwrap_or(0)
 }

@@ -1,15 +1,13 @@
 //! The test bed for attacks: two nodes with pods, guests on another bridge of the first node, an outside host, one
 //! `towpath run` on each node, a raw socket for every attacker and a capture at every possible victim.
 
-mod ground;
+mod node_setup;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -29,11 +27,8 @@ use towpath::{
     model::{Family, Protocol},
 };
 
-use crate::sightings::Sightings;
-use ground::guest_address;
-
-/// Where each daemon serves HTTP, within its own node.
-const LISTEN: &str = "127.0.0.1:9586";
+use crate::{daemon_command::daemon_command, http::LISTEN, ready::is_ready, sightings::Sightings};
+use node_setup::guest_address;
 
 /// How long a daemon may take until it is ready: far more than it needs, even on a busy machine.
 const READY_WITHIN: Duration = Duration::from_mins(1);
@@ -196,15 +191,10 @@ impl Bed {
         for node in 0..2 {
             let name = node_name(node);
             let log = self.folder.path().join(format!("{name}-{}.log", self.logs.len()));
-            let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
-            command
-                .args(["run", "--node-name", &name, "--listen", LISTEN])
-                .args(["--iptables-backend", self.setting.variant.name()])
-                .arg("-f")
-                .arg(self.folder.path().join("objects"))
-                .arg("--run-dir")
-                .arg(self.folder.path().join("run").join(&name))
-                .stderr(fs::File::create(&log).expect("a log"));
+            let folder = self.folder.path();
+            let (objects, run) = (folder.join("objects"), folder.join("run").join(&name));
+            let mut command = daemon_command(&name, self.setting.variant, &objects, &run);
+            command.stderr(fs::File::create(&log).expect("a log"));
             let process = self.lab.node(node).expect("a node").spawn(command).expect("a daemon");
             self.daemons.push(process);
             self.logs.push(log);
@@ -231,18 +221,7 @@ impl Bed {
     ///
     /// The one place to change when a daemon reports more about that than its readiness.
     pub(crate) fn is_guarded(&self) -> bool {
-        (0..2).all(|node| self.answers(node, "/readyz"))
-    }
-
-    fn answers(&self, node: usize, path: &str) -> bool {
-        let to: SocketAddr = LISTEN.parse().expect("an address");
-        let node = self.lab.node(node).expect("a node");
-        let Ok(Ok(mut stream)) = node.connect(to, Duration::from_secs(1)) else { return false };
-        let mut answer = String::new();
-        let asked = stream
-            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
-            .and_then(|()| stream.read_to_string(&mut answer));
-        asked.is_ok() && answer.starts_with("HTTP/1.0 200")
+        self.lab.nodes().iter().all(|node| is_ready(node, LISTEN))
     }
 
     /// What the daemons logged.

@@ -21,14 +21,11 @@ use towpath::{
 
 use crate::{
     bed::{Bed, PodPlan, Setting, Who},
-    can_run,
+    env::number,
     frames::{Fuzzer, Sent},
-    manifests,
+    model_objects,
+    root::has_root,
 };
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).map_or(otherwise, |text| text.parse().expect(variable))
-}
 
 /// Whether a frame may have arrived at a receiver.
 fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) -> bool {
@@ -63,7 +60,7 @@ fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) 
 }
 
 fn fuzz(topology: Topology, variant: Variant) {
-    if !can_run() {
+    if !has_root() {
         return;
     }
     let (first, clusters) = (number("TOWPATH_SEED", 1), number("TOWPATH_CLUSTERS", 1));
@@ -90,10 +87,10 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
         .collect();
     let objects: Vec<_> = cluster
         .namespaces()
-        .map(|namespace| manifests::namespace(namespace))
-        .chain(cluster.policies().map(|policy| manifests::policy(policy)))
+        .map(|namespace| model_objects::namespace(namespace))
+        .chain(cluster.policies().map(|policy| model_objects::policy(policy)))
         .collect();
-    let bed = Bed::new(setting, &plans, |place, _, _| manifests::pod(&pods[place]), &objects);
+    let bed = Bed::new(setting, &plans, |place, _, _| model_objects::pod(&pods[place]), &objects);
     let mut fuzzer = Fuzzer { bed: &bed, pods: &pods, random: Random::new(seed ^ 0xf00d) };
     let mut all = Vec::new();
     for _ in 0..frames {

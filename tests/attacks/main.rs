@@ -17,36 +17,39 @@ mod bed;
 mod cast;
 mod changes;
 mod conntrack;
+#[path = "../support/daemon_command.rs"]
+mod daemon_command;
 mod deaths;
+#[path = "../support/env.rs"]
+mod env;
 mod frames;
 mod full;
 mod fuzz;
 mod helpers;
-#[path = "../kernel/manifests.rs"]
-mod manifests;
+#[path = "../support/http.rs"]
+mod http;
 mod mirror;
+#[path = "../support/model_objects.rs"]
+mod model_objects;
+#[path = "../support/node_http.rs"]
+mod node_http;
 mod punch;
+#[path = "../support/ready.rs"]
+mod ready;
+#[path = "../support/root.rs"]
+mod root;
 mod sightings;
 mod sip;
 mod table;
 mod topics;
 
 use bed::Setting;
+use root::has_root;
 use table::{Table, judge};
 use towpath::lab::{Topology, Variant};
 
-/// Whether the tests can run here; in CI they must.
-fn can_run() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "these tests need root, and in CI nothing is skipped");
-    if !root {
-        println!("skipped: needs root, to make network namespaces");
-    }
-    root
-}
-
 fn attack(topology: Topology, variant: Variant) {
-    if !can_run() {
+    if !has_root() {
         return;
     }
     let mut bed = cast::bed(Setting { topology, variant });

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::ground::{ended, root, run, run_with_input, text, towpath};
+use crate::{
+    program::{ended, run, run_with_input, towpath},
+    repository::{root, text},
+};
 
 const SHOP: &str = "examples/shop";
 
@@ -225,7 +228,7 @@ fn compile_names_only_chains_that_the_family_has() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let ended = crate::ground::shell(
+    let ended = crate::program::shell(
         "set -o pipefail; towpath compile -f examples/shop --node-name node-1 | head -1",
         root(),
     );

@@ -3,42 +3,38 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::CloneFlags,
     sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
+    unistd::Pid,
 };
 
-use crate::ground::{ended, examples, run, text, towpath};
+use crate::{
+    http::{self, LISTEN},
+    isolated::isolated,
+    program::{ended, examples, run, towpath},
+    repository::text,
+    root::has_root,
+    wait::wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `test` on a thread that has its own network namespace and `/run`.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    if !geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
-        println!("skipped: needs root");
+    if !has_root() {
         return;
     }
-    let inside = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+    isolated(CloneFlags::CLONE_NEWNET, || {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         test();
-    };
-    if let Err(panic) = thread::spawn(inside).join() {
-        std::panic::resume_unwind(panic);
-    }
+    });
 }
 
 /// A daemon; killed when dropped.
@@ -68,26 +64,14 @@ impl Drop for Daemon {
     }
 }
 
-/// The status and the body of an answer; `None` while nothing listens.
+/// The status and the body of a page; `None` while nothing listens.
 fn get(path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect("127.0.0.1:9586").ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok()?;
-    let mut rest = String::new();
-    reader.read_to_string(&mut rest).ok()?;
-    let status = first.split(' ').nth(1)?.parse().ok()?;
-    Some((status, rest.split_once("\r\n\r\n")?.1.to_owned()))
+    http::get(TcpStream::connect(LISTEN).ok()?, path)
 }
 
 #[track_caller]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        thread::sleep(Duration::from_millis(20));
-    }
+fn wait_for(what: &str, is_true: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, is_true);
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {

@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::ground::{commands, files, root, run, shell, text};
+use crate::{
+    program::{commands, files, run, shell},
+    repository::{root, text},
+};
 
 /// A text with its sessions run again, and the number of commands in it.
 fn played(text: &str) -> (String, usize) {

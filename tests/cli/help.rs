@@ -1,6 +1,6 @@
 //! `--help` is correct.
 
-use crate::ground::{commands, examples, run, shell};
+use crate::program::{commands, examples, run, shell};
 
 /// Commands that need root or a daemon, or do not end by themselves.
 const NOT_RUN: [&str; 6] = ["run", "status", "bugreport", "cleanup", "prepare", "demo"];

@@ -5,6 +5,16 @@
 mod answers;
 mod daemon;
 mod documents;
-mod ground;
 mod help;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/isolated.rs"]
+mod isolated;
+mod program;
 mod refusals;
+#[path = "../support/repository.rs"]
+mod repository;
+#[path = "../support/root.rs"]
+mod root;
+#[path = "../support/wait.rs"]
+mod wait;

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use nix::unistd::geteuid;
 
-use crate::ground::{TOWPATH, ended, run, run_with_input, towpath};
+use crate::program::{TOWPATH, ended, run, run_with_input, towpath};
 
 const SHOP: &str = "examples/shop";
 

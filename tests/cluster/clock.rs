@@ -9,8 +9,9 @@ use std::{
 use serde_json::json;
 
 use crate::harness::{
-    Daemon, SOON, World, apart,
+    Daemon, SOON, World,
     objects::{labelled, path},
+    with_control_plane,
 };
 
 /// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
@@ -26,7 +27,7 @@ fn library() -> PathBuf {
 
 #[test]
 fn however_the_clock_jumps_changes_arrive_and_credentials_are_renewed() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let set = |token: &str| {
             let (namespace, name) = ("towpath", token);

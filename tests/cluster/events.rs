@@ -4,7 +4,10 @@ use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, SOON, World, apart, wait_until};
+use crate::{
+    harness::{Daemon, SOON, World, with_control_plane},
+    wait::wait_until,
+};
 
 /// Applies a folder of deploy/.
 fn apply(world: &World, folder: &str) {
@@ -28,7 +31,7 @@ fn events(world: &World, namespace: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_owner_of_a_policy_over_budget_gets_an_event_where_the_daemon_may_create_one() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 0), ("quiet/db", 0)]);
         let name = "p".repeat(253);
         let rules: Vec<Value> = (1..200)

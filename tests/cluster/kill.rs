@@ -16,9 +16,15 @@ use towpath::{
     model::Family,
 };
 
-use crate::harness::{
-    Api, Daemon, Lease, READY, SOON, TIMEOUT, World, apart,
-    objects::{labelled, path, policy},
+use crate::{
+    harness::{
+        Api, Daemon, Lease, READY, SOON, World,
+        objects::{labelled, path, policy},
+        with_control_plane,
+    },
+    reach::TIMEOUT,
+    rng::Rng,
+    wait::wait_until,
 };
 
 /// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
@@ -141,12 +147,13 @@ impl Churn {
         let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (told, made, api) = (stop.clone(), changes.clone(), api.clone());
         let thread = thread::spawn(move || {
-            let (states, mut luck) = (states(), Luck(seed));
+            let (states, mut rng) = (states(), Rng::new(seed));
             while !told.load(Ordering::Relaxed) {
-                let ((kind, key), changes) = &states[luck.below(states.len())];
-                api.patch(&place(kind, key), &changes[luck.below(changes.len())]);
+                let mut choose = |count: usize| usize::try_from(rng.below(count as u64)).unwrap();
+                let ((kind, key), changes) = &states[choose(states.len())];
+                api.patch(&place(kind, key), &changes[choose(changes.len())]);
                 made.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(luck.below(30) as u64));
+                thread::sleep(Duration::from_millis(rng.below(30)));
             }
         });
         Self { stop, changes, thread: Some(thread) }
@@ -162,17 +169,6 @@ impl Drop for Churn {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(thread::JoinHandle::join);
         assert!(thread::panicking() || ended.is_none_or(|ended| ended.is_ok()), "the churn failed");
-    }
-}
-
-/// A small pseudo-random number generator: the same seed gives the same numbers.
-struct Luck(u64);
-
-impl Luck {
-    /// A number below `end`.
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % end
     }
 }
 
@@ -227,7 +223,7 @@ fn play(plane: Lease, variant: Variant) {
     let flood = world.lab.flood(&flows, Duration::from_millis(4)).unwrap();
     let watch = world.lab.watch(&always, Duration::from_millis(50), TIMEOUT).unwrap();
     let churn = Churn::start(world.api(), 7);
-    let mut luck = Luck(20);
+    let mut rng = Rng::new(20);
     thread::sleep(Duration::from_millis(500));
     for acts in ACTS {
         let before = churn.changes();
@@ -240,12 +236,12 @@ fn play(plane: Lease, variant: Variant) {
                 Act::KillDaemon => drop(daemon.take().inspect(Daemon::kill)),
                 Act::StartDaemon => daemon = Some(world.start(0)),
             }
-            thread::sleep(Duration::from_millis(luck.below(700) as u64));
+            thread::sleep(Duration::from_millis(rng.below(700)));
         }
         world.plane.wait_ready();
         let daemon = daemon.as_ref().expect("every play starts it again");
         daemon.wait_ready();
-        crate::harness::wait_until("changes go on", READY, || churn.changes() > before + 10);
+        wait_until("changes go on", READY, || churn.changes() > before + 10);
         println!("{variant:?}, {acts:?}: ready again, {} changes so far", churn.changes());
     }
     let changes = churn.changes();
@@ -291,10 +287,10 @@ fn converges(world: &World) {
 
 #[test]
 fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_nft() {
-    apart(|plane| play(plane, Variant::Nft));
+    with_control_plane(|plane| play(plane, Variant::Nft));
 }
 
 #[test]
 fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_legacy() {
-    apart(|plane| play(plane, Variant::Legacy));
+    with_control_plane(|plane| play(plane, Variant::Legacy));
 }

@@ -2,19 +2,41 @@
 //! kube-apiserver, with TLS, RBAC and the manifests of deploy/. Needs root, and the programs that
 //! `scripts/control-plane` builds.
 
-#![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
+#![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 #![expect(clippy::expect_used, reason = "as above")]
 #![expect(clippy::panic, reason = "as above")]
 
 mod clock;
 mod events;
 mod harness;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/isolated.rs"]
+mod isolated;
 mod kill;
+#[path = "../support/log.rs"]
+mod log;
 mod manifests;
+#[path = "../support/metrics.rs"]
+mod metrics;
+#[path = "../support/node_http.rs"]
+mod node_http;
+#[path = "../support/our_sets.rs"]
+mod our_sets;
 mod outages;
 mod packets;
+#[path = "../support/reach.rs"]
+mod reach;
+#[path = "../support/ready.rs"]
+mod ready;
 mod rights;
+#[path = "../support/rng.rs"]
+mod rng;
+#[path = "../support/root.rs"]
+mod root;
 mod scale;
 mod stored;
 mod tenants;
 mod tokens;
+#[path = "../support/wait.rs"]
+mod wait;

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::harness::{ControlPlane, apart, objects};
+use crate::harness::{ControlPlane, objects, with_control_plane};
 
 /// The inputs of `kubectl apply`: the folders of deploy/ that can be applied, and the rendered file.
 fn manifests() -> Vec<[String; 2]> {
@@ -46,11 +46,11 @@ fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
 /// a kubelet accepts the containers is not tested here, nor whether the Prometheus operator accepts its `PodMonitor`.
 #[test]
 fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         plane.api().create(&pod_monitors());
         let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podmonitors.monitoring.coreos.com";
         let established = || plane.api().get(crd).unwrap()["status"]["conditions"].to_string();
-        crate::harness::wait_until("the definition of PodMonitor in use", crate::harness::SOON, || {
+        crate::wait::wait_until("the definition of PodMonitor in use", crate::harness::SOON, || {
             established().contains(r#""status":"True","type":"Established""#)
         });
         let all = manifests();
@@ -74,7 +74,7 @@ fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
 
 #[test]
 fn the_rendered_file_is_what_the_folder_says() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         assert!(apply(&plane, &["-k", "deploy"]).0);
         let (applied, said) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
         assert!(applied, "{said}");
@@ -92,7 +92,7 @@ fn the_rendered_file_is_what_the_folder_says() {
 #[test]
 fn a_manifest_with_a_field_that_is_not_there_is_refused() {
     // Checks that the test above can fail.
-    apart(|plane| {
+    with_control_plane(|plane| {
         let mut pod = objects::pod("default/strict", &json!({}), "node", &[], &[]);
         pod["spec"]["hostNetwrok"] = true.into();
         let applied = plane.kubectl(&["apply", "--validate=strict", "-f", "-"], &pod.to_string());

@@ -4,11 +4,14 @@ use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Api, Daemon, Lease, READY, SOON, World, apart,
-    control_plane::PORT,
-    objects::{labelled, namespace, path},
-    wait_until,
+use crate::{
+    harness::{
+        Api, Daemon, Lease, READY, SOON, World,
+        control_plane::PORT,
+        objects::{labelled, namespace, path},
+        with_control_plane,
+    },
+    wait::wait_until,
 };
 
 /// How long a daemon may take to detect a dead connection that was not closed, and to reconnect: it waits 90 seconds
@@ -63,7 +66,7 @@ fn assert_as_after(world: &World, at_most: Duration) {
 
 #[test]
 fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world(plane);
         let daemon = world.run(0);
         assert_as_before(&world);
@@ -79,7 +82,7 @@ fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
 
 #[test]
 fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world(plane);
         let other = world.plane.beside(OTHER, &[]);
         let daemon = world.run(0);
@@ -111,7 +114,7 @@ fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
 
 #[test]
 fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enforced() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world(plane);
         let other = world.plane.beside(OTHER, &[]);
         let first = world.run(0);
@@ -139,7 +142,7 @@ fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enfor
 
 #[test]
 fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world(plane);
         // Without its own cache it asks etcd for each watch, and so cannot know more than etcd does.
         let uncached = ["--watch-cache=false"];
@@ -162,7 +165,7 @@ fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
 
 #[test]
 fn a_node_that_is_not_there_yet_is_waited_for() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world(plane);
         let node = world.api().get("/api/v1/nodes/node-1").unwrap();
         world.api().delete("/api/v1/nodes/node-1");
@@ -198,7 +201,7 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
 fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
     let silences =
         [a_firewall_forgets_the_connections, the_api_server_hangs, the_storage_is_restored_from_a_backup];
-    let running: Vec<_> = silences.map(|silence| thread::spawn(move || apart(silence))).into();
+    let running: Vec<_> = silences.map(|silence| thread::spawn(move || with_control_plane(silence))).into();
     let ended: Vec<_> = running.into_iter().map(thread::JoinHandle::join).collect();
     if let Some(panic) = ended.into_iter().find_map(Result::err) {
         std::panic::resume_unwind(panic);

@@ -9,8 +9,9 @@ use towpath::{
 };
 
 use crate::harness::{
-    READY, SOON, World, apart,
+    READY, SOON, World,
     objects::{self, labelled, path},
+    with_control_plane,
 };
 
 /// Admits these peers on TCP port 80.
@@ -27,7 +28,7 @@ fn peer(labels: &Value) -> Value {
 
 #[test]
 fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_families() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let pods = [("shop/db", 0), ("shop/api", 0), ("shop/web", 1), ("ops/cron", 1), ("shop/late", 1)];
         let world = World::new(plane, &pods);
         let daemon = world.run(0);
@@ -84,7 +85,7 @@ fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_fami
 
 #[test]
 fn a_pod_counts_from_its_address_to_its_end() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::with(plane, Variant::Legacy, &[("shop/db", 0), ("shop/job", 1), ("shop/idle", 1)]);
         world.policy("shop/db", &takes("db", &peer(&json!({ "role": "client" }))));
         let _daemon = world.run(0);
@@ -121,7 +122,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
 
 #[test]
 fn two_daemons_police_two_nodes_each_its_own_pods() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world =
             World::new(plane, &[("shop/one", 0), ("shop/near", 0), ("shop/two", 1), ("shop/other", 1)]);
         let daemons = [world.run(0), world.run(1)];

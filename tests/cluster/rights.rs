@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, thread, time::Duration};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Daemon, READY, SOON, World, apart,
+    Daemon, READY, SOON, World,
     control_plane::PORT,
     objects::{labelled, namespace},
+    with_control_plane,
 };
 
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/towpath";
@@ -90,7 +91,7 @@ fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
 /// rights it cannot do without.
 #[test]
 fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let role = rights(&world.api().get(ROLE).unwrap());
         let wanted = wanted();
@@ -134,7 +135,7 @@ const WITHOUT_STREAMING: u16 = PORT + 1;
 /// nothing more.
 #[test]
 fn without_any_right_that_it_uses_the_daemon_is_not_ready_and_names_it() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0)]);
         let _beside = world.plane.beside(WITHOUT_STREAMING, &["--feature-gates=WatchList=false"]);
         let all = rights(&world.api().get(ROLE).unwrap());

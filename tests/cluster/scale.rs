@@ -4,11 +4,14 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Daemon, READY, SOON, World, apart,
-    control_plane::PORT,
-    objects::{self, labelled, path},
-    wait_until,
+use crate::{
+    harness::{
+        Daemon, READY, SOON, World,
+        control_plane::PORT,
+        objects::{self, labelled, path},
+        with_control_plane,
+    },
+    wait::wait_until,
 };
 
 const NAMESPACES: usize = 25;
@@ -33,7 +36,7 @@ fn pod(index: usize) -> Value {
 
 #[test]
 fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let started = Instant::now();
         let namespaces = (0..NAMESPACES).map(|index| objects::namespace(&format!("ns-{index}"), &json!({})));

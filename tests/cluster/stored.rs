@@ -3,13 +3,14 @@
 use serde_json::json;
 
 use crate::harness::{
-    SOON, World, apart,
+    SOON, World,
     objects::{self, labelled, path},
+    with_control_plane,
 };
 
 #[test]
 fn an_old_object_that_today_would_be_refused_stops_nothing() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world =
             World::new(plane, &[("shop/db", 0), ("shop/web", 1), ("shop/odd", 1), ("shop/broken", 0)]);
         // A label value never contained blanks, so a selector with them never matched anything.

@@ -2,8 +2,8 @@
 //! that the manifest gives the daemon.
 
 #[expect(dead_code, reason = "the tests of tenants and their bench use more of it")]
-#[path = "../tenants/shapes.rs"]
-mod shapes;
+#[path = "../support/hostile_shapes.rs"]
+mod hostile_shapes;
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +13,16 @@ use std::{
 use serde_json::{Value, json};
 use towpath::{lab::FloodFlow, model::Family};
 
-use crate::harness::{
-    Daemon, Lease, SOON, World, apart,
-    objects::{self, labelled, namespace},
-    wait_until,
+use crate::{
+    harness::{
+        Daemon, Lease, SOON, World,
+        objects::{self, labelled, namespace},
+        with_control_plane,
+    },
+    wait::wait_until,
 };
 
-use shapes::{EVIL, SHAPES};
+use hostile_shapes::{EVIL, SHAPES};
 
 /// The destination port of the test packets.
 const PORT: u16 = 7777;
@@ -172,7 +175,7 @@ fn world_of(plane: Lease) -> World {
 
 #[test]
 fn policies_for_other_nodes_take_no_more_memory_than_they_may() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world_of(plane);
         let bytes = store(&world, rules(3, 6));
         let (free, _) = starts_beside(&world, "18 policies of 40,000 rules", bytes, &[]);
@@ -200,7 +203,7 @@ fn policies_for_other_nodes_take_no_more_memory_than_they_may() {
 #[test]
 #[ignore = "takes minutes, and is for figures"]
 fn what_one_tenant_stores_delays_no_other_at_a_start_and_fits_into_memory() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = world_of(plane);
         starts_beside(&world, "nothing", 0, &[]);
         for name in [

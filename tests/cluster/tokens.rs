@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::harness::{
-    Daemon, READY, SOON, World, apart,
+    Daemon, READY, SOON, World,
     control_plane::PORT,
     objects::{labelled, path},
+    with_control_plane,
 };
 
 /// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
@@ -19,7 +20,7 @@ fn secret(name: &str) -> serde_json::Value {
 
 #[test]
 fn a_token_that_was_replaced_may_expire() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         world.api().create(&secret("first"));
         // It is valid as long as the secret to which it is bound exists.
@@ -46,7 +47,7 @@ fn a_token_that_was_replaced_may_expire() {
 
 #[test]
 fn a_kubeconfig_works_as_well_as_the_files_of_a_pod() {
-    apart(|plane| {
+    with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let token = world.api().token("towpath/towpath", None);
         let kubeconfig = world.kubeconfig("other", PORT, &token);

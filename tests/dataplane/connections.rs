@@ -18,7 +18,7 @@ use std::{
 
 use towpath::dataplane::kernel::conntrack::{Conntrack, EstablishedFlow};
 
-use crate::ground::{in_namespace, sh};
+use crate::fixtures::{in_namespace, sh};
 
 const CLIENT: &str = "10.1.1.2";
 const SERVER: &str = "10.1.2.2";

@@ -12,7 +12,7 @@ use towpath::{
     },
 };
 
-use crate::ground::{chain, everything, for_both_variants, in_set, kernel, not_in_set, seen, set};
+use crate::fixtures::{chain, every_kind, for_both_variants, in_set, kernel, names_only, not_in_set, set};
 
 /// The result of a step, without its texts.
 #[derive(Debug, PartialEq, Eq)]
@@ -145,10 +145,10 @@ fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
         let mut refused = 0;
         for step in steps() {
             // Each step starts from the same state.
-            for step in plan(&kernel.observe().unwrap(), &everything(), &[]) {
+            for step in plan(&kernel.observe().unwrap(), &every_kind(), &[]) {
                 kernel.apply(&step).unwrap();
             }
-            for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+            for step in plan(&fake.observe().unwrap(), &every_kind(), &[]) {
                 fake.apply(&step).unwrap();
             }
             let outcome_of_kernel = outcome(&mut kernel, &step);
@@ -162,12 +162,12 @@ fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
 
 #[test]
 fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there() {
-    let steps = plan(&Observed::default(), &everything(), &[]);
+    let steps = plan(&Observed::default(), &every_kind(), &[]);
     let mut whole = Fake::default();
     for step in &steps {
         whole.apply(step).unwrap();
     }
-    assert_eq!(whole.ruleset(), &everything());
+    assert_eq!(whole.ruleset(), &every_kind());
     for count in 0..whole.effects() {
         let mut fake = Fake::default();
         fake.die_after(count);
@@ -176,11 +176,11 @@ fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there()
         assert!(fake.observe().is_err(), "it is dead");
         assert_eq!(fake.effects(), count);
         fake.revive();
-        for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+        for step in plan(&fake.observe().unwrap(), &every_kind(), &[]) {
             fake.apply(&step).unwrap();
         }
-        assert_eq!(fake.ruleset(), &everything());
-        assert_eq!(fake.observe().unwrap(), seen(&everything()));
+        assert_eq!(fake.ruleset(), &every_kind());
+        assert_eq!(fake.observe().unwrap(), names_only(&every_kind()));
     }
 }
 
@@ -189,19 +189,19 @@ fn the_fake_refuses_an_object_on_demand_and_shows_drift() {
     let mut fake = Fake::default();
     let broken = Object::Set(set("tp4-pods-xxxxxxxxxxxxxxxx"));
     fake.refuse(broken.clone());
-    let steps = plan(&Observed::default(), &everything(), &[]);
+    let steps = plan(&Observed::default(), &every_kind(), &[]);
     assert_eq!(outcome(&mut fake, &steps[0]), Outcome::Refused([broken.clone()].into()));
-    assert_eq!(fake.ruleset().v4.sets.len(), everything().v4.sets.len() - 1);
+    assert_eq!(fake.ruleset().v4.sets.len(), every_kind().v4.sets.len() - 1);
     fake.refuse_nothing();
-    for step in plan(&fake.observe().unwrap(), &everything(), &[]) {
+    for step in plan(&fake.observe().unwrap(), &every_kind(), &[]) {
         fake.apply(&step).unwrap();
     }
-    let expected = Observed::holding(&everything());
+    let expected = Observed::holding(&every_kind());
     assert!(fake.check(&expected, CheckDepth::Members).unwrap().findings.is_empty());
     fake.displace(Family::V4, BuiltIn::Forward);
     fake.ruleset_mut().v6.sets.clear();
     assert_eq!(
         fake.check(&expected, CheckDepth::Members).unwrap().findings.len(),
-        1 + everything().v6.sets.len()
+        1 + every_kind().v6.sets.len()
     );
 }

@@ -19,8 +19,8 @@ use towpath::{
     },
 };
 
-use crate::ground::{
-    apply_all, chain, everything, for_both_variants, in_namespace, kernel, seen, set, sh, sh_with, tool,
+use crate::fixtures::{
+    apply_all, chain, every_kind, for_both_variants, in_namespace, kernel, names_only, set, sh, sh_with, tool,
 };
 
 #[test]
@@ -51,7 +51,7 @@ fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
 fn a_chain_that_a_foreign_rule_uses_is_emptied_and_the_rest_of_the_batch_carried_out() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         let main = tool(variant, Family::V4, "");
         sh(&format!("{main} -A OUTPUT -p udp -j TOWPATH-INGRESS"));
         apply_all(&mut kernel, &Ruleset::default());
@@ -114,7 +114,7 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
     for_both_variants(|variant| {
         populate(variant);
         let before = everything_there();
-        apply_all(&mut kernel(variant), &everything());
+        apply_all(&mut kernel(variant), &every_kind());
         // A hook twice, as after a careless restore of saved rules.
         sh(&format!("{} -A FORWARD -j TOWPATH-FORWARD", tool(variant, Family::V4, "")));
         assert_ne!(everything_there(), before);
@@ -140,10 +140,10 @@ fn what_a_former_version_left_goes() {
             ));
         };
         leave();
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         assert_eq!(
             kernel.observe().unwrap(),
-            seen(&everything()),
+            names_only(&every_kind()),
             "the next version puts its own in their place"
         );
         apply_all(&mut kernel, &Ruleset::default());
@@ -156,7 +156,7 @@ fn what_a_former_version_left_goes() {
 #[test]
 fn cleanup_says_what_it_had_to_leave() {
     for_both_variants(|variant| {
-        apply_all(&mut kernel(variant), &everything());
+        apply_all(&mut kernel(variant), &every_kind());
         let main = tool(variant, Family::V4, "");
         sh(&format!(
             "{main} -A OUTPUT -m set --match-set tp4-drops src -j DROP && {main} -A OUTPUT -p udp -j TOWPATH-INPUT"
@@ -174,13 +174,13 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
     for_both_variants(|variant| {
         populate(variant.other());
         let foreign = everything_there();
-        apply_all(&mut kernel(variant.other()), &everything());
+        apply_all(&mut kernel(variant.other()), &every_kind());
         let mut kernel = kernel(variant);
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         let removed = kernel.remove_other_variant();
         assert_eq!(removed, Removed { hooks: 4, chains: 8, sets: 0, tables: 0, left: vec![] });
         assert_eq!(
-            kernel.check(&Observed::holding(&everything()), CheckDepth::Members).unwrap(),
+            kernel.check(&Observed::holding(&every_kind()), CheckDepth::Members).unwrap(),
             Drift::default()
         );
         assert_eq!(kernel.remove_other_variant(), Removed::default());
@@ -196,8 +196,8 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
 fn what_others_did_to_our_rules_is_noticed() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
-        apply_all(&mut kernel, &everything());
-        let expected = Observed::holding(&everything());
+        apply_all(&mut kernel, &every_kind());
+        let expected = Observed::holding(&every_kind());
         let main = tool(variant, Family::V4, "");
         assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
         sh(&format!("{main} -I FORWARD 1 -j ACCEPT"));
@@ -217,7 +217,7 @@ fn what_others_did_to_our_rules_is_noticed() {
         sh(&format!("{main} -F"));
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         assert!(kernel.check(&expected, CheckDepth::Counts).unwrap().findings.len() > 4);
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         assert_eq!(kernel.check(&expected, CheckDepth::Counts).unwrap(), Drift::default());
     });
 }
@@ -228,8 +228,8 @@ fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched(
         populate(variant);
         let commands = Arc::new(Commands::default());
         let mut kernel = Kernel::new(commands.clone(), Backend::Only(variant)).unwrap();
-        apply_all(&mut kernel, &everything());
-        let expected = Observed::holding(&everything());
+        apply_all(&mut kernel, &every_kind());
+        let expected = Observed::holding(&every_kind());
         let whole = everything_there();
         let mut look = || {
             let before = commands.started();
@@ -262,7 +262,7 @@ fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched(
             assert!(findings[0].contains(instead), "{findings:?}");
             let (again, _) = look();
             assert_eq!(again, findings, "it does not get used to it");
-            apply_all(&mut self::kernel(variant), &everything());
+            apply_all(&mut self::kernel(variant), &every_kind());
             assert_eq!(everything_there(), whole);
         }
     });
@@ -273,8 +273,8 @@ fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
     for_both_variants(|variant| {
         populate(variant);
         let mut kernel = kernel(variant);
-        apply_all(&mut kernel, &everything());
-        let expected = Observed::holding(&everything());
+        apply_all(&mut kernel, &every_kind());
+        let expected = Observed::holding(&every_kind());
         let whole = everything_there();
         assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
         let member = expected.v4.sets[&set("tp4-pods-xxxxxxxxxxxxxxxx")].members.iter().next().unwrap();
@@ -289,7 +289,7 @@ fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
         );
         let findings = kernel.check(&expected, CheckDepth::Members).unwrap().findings;
         assert_eq!(findings, ["the set tp4-pods-xxxxxxxxxxxxxxxx lacks 1 members and has 1 others"]);
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
         assert_eq!(everything_there(), whole);
     });
@@ -303,8 +303,8 @@ fn foreign_changes_are_heard_of_and_our_own_are_not() {
         let watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
         let quiet = || changes.recv_timeout(Duration::from_millis(200)).is_err();
         let told = || changes.recv_timeout(Duration::from_secs(5)).is_ok();
-        apply_all(&mut kernel, &everything());
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
+        apply_all(&mut kernel, &every_kind());
         assert!(quiet(), "our own writing");
         sh("iptables-nft -t nat -N OTHER && iptables-nft -N KUBE-X && iptables-nft -A OUTPUT -j KUBE-X");
         assert!(quiet(), "what does not concern us");
@@ -344,8 +344,8 @@ fn in_the_legacy_variant_others_are_heard_of_by_their_lock() {
         let mut kernel = kernel(Variant::Legacy);
         let (heard, changes) = std::sync::mpsc::channel();
         let _watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
-        apply_all(&mut kernel, &everything());
-        let expected = Observed::holding(&everything());
+        apply_all(&mut kernel, &every_kind());
+        let expected = Observed::holding(&every_kind());
         for _ in 0..20 {
             assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
         }
@@ -354,7 +354,7 @@ fn in_the_legacy_variant_others_are_heard_of_by_their_lock() {
             sh("iptables-legacy -F");
             assert!(changes.recv_timeout(Duration::from_secs(5)).is_ok());
             assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
-            apply_all(&mut kernel, &everything());
+            apply_all(&mut kernel, &every_kind());
             assert!(changes.recv_timeout(Duration::from_millis(300)).is_err());
         }
     });

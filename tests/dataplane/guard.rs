@@ -23,7 +23,7 @@ use towpath::{
     ruleset::guard::{Bindings, Known, Mac, Veth, bind, render::Guard},
 };
 
-use crate::ground::{in_namespace, sh};
+use crate::fixtures::{in_namespace, sh};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

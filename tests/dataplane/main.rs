@@ -1,11 +1,15 @@
 //! The kernel dataplane against a real kernel, in the tests' own network namespaces. Needs root.
 
-#![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
+#![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 
 mod connections;
 mod fake;
+mod fixtures;
 mod foreign;
-mod ground;
 mod guard;
+#[path = "../support/isolated.rs"]
+mod isolated;
+#[path = "../support/root.rs"]
+mod root;
 mod variants;
 mod writing;

@@ -12,7 +12,7 @@ use towpath::{
     ruleset::Ruleset,
 };
 
-use crate::ground::{apply_all, everything, for_both_variants, in_namespace, kernel, seen, sh, tool};
+use crate::fixtures::{apply_all, every_kind, for_both_variants, in_namespace, kernel, names_only, sh, tool};
 
 /// A folder with links to `programs`, to be used as the only one that is searched.
 fn only(programs: &[&str]) -> (tempfile::TempDir, Arc<Commands>) {
@@ -52,8 +52,8 @@ fn the_only_installed_variant_is_used_and_ipv6_that_cannot_be_policed_is_an_erro
             let mut kernel = Kernel::new(commands, Backend::Auto).unwrap();
             assert_eq!(kernel.variant(), variant);
             assert_eq!(kernel.families(), Family::BOTH);
-            apply_all(&mut kernel, &everything());
-            assert_eq!(kernel.observe().unwrap(), seen(&everything()));
+            apply_all(&mut kernel, &every_kind());
+            assert_eq!(kernel.observe().unwrap(), names_only(&every_kind()));
             apply_all(&mut kernel, &Ruleset::default());
 
             let without_v6: Vec<&str> =
@@ -79,7 +79,7 @@ fn the_variant_is_the_one_that_kubelet_uses_or_else_the_one_with_more_rules() {
         let (this, other) = (tool(variant, Family::V4, ""), tool(variant.other(), Family::V4, ""));
         sh(&format!("{this} -A INPUT -j ACCEPT"));
         assert_eq!(chosen(), variant, "one rule against none");
-        apply_all(&mut kernel(variant.other()), &everything());
+        apply_all(&mut kernel(variant.other()), &every_kind());
         assert_eq!(chosen(), variant, "rules of ours do not count");
         sh(&format!("{other} -A INPUT -j ACCEPT && {other} -A INPUT -j ACCEPT"));
         assert_eq!(chosen(), variant.other(), "two rules against one");

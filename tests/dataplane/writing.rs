@@ -19,8 +19,8 @@ use towpath::{
     },
 };
 
-use crate::ground::{
-    apply_all, chain, everything, for_both_variants, in_namespace, in_set, kernel, seen, set, sh, tool,
+use crate::fixtures::{
+    apply_all, chain, every_kind, for_both_variants, in_namespace, in_set, kernel, names_only, set, sh, tool,
 };
 
 #[test]
@@ -29,9 +29,9 @@ fn what_was_applied_is_observed_and_checked() {
         let mut kernel = kernel(variant);
         assert_eq!(kernel.variant(), variant);
         assert!(kernel.observe().unwrap().is_empty());
-        let ruleset = everything();
+        let ruleset = every_kind();
         apply_all(&mut kernel, &ruleset);
-        assert_eq!(kernel.observe().unwrap(), seen(&ruleset));
+        assert_eq!(kernel.observe().unwrap(), names_only(&ruleset));
         assert_eq!(
             kernel.check(&Observed::holding(&ruleset), CheckDepth::Members).unwrap(),
             Drift::default()
@@ -42,8 +42,8 @@ fn what_was_applied_is_observed_and_checked() {
 #[test]
 fn another_ruleset_takes_over_and_an_empty_one_leaves_nothing() {
     for_both_variants(|variant| {
-        apply_all(&mut kernel(variant), &everything());
-        let mut other = everything();
+        apply_all(&mut kernel(variant), &every_kind());
+        let mut other = every_kind();
         for family in Family::BOTH {
             let table = other.table_mut(family);
             table.chains.remove(&chain("TP-GI-aaaaaaaaaaaaaaaa"));
@@ -56,7 +56,7 @@ fn another_ruleset_takes_over_and_an_empty_one_leaves_nothing() {
         }
         let mut successor = kernel(variant);
         apply_all(&mut successor, &other);
-        assert_eq!(successor.observe().unwrap(), seen(&other));
+        assert_eq!(successor.observe().unwrap(), names_only(&other));
         apply_all(&mut successor, &Ruleset::default());
         assert!(successor.observe().unwrap().is_empty());
     });
@@ -104,7 +104,7 @@ fn refused_chains_are_named_and_nothing_of_their_batch_is_written() {
 fn a_chain_that_is_in_use_keeps_its_rules_when_its_successor_is_refused() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
-        apply_all(&mut kernel, &everything());
+        apply_all(&mut kernel, &every_kind());
         let save =
             format!("{} -t filter | grep -v '^#' | sed 's/\\[.*//'", tool(variant, Family::V4, "-save"));
         let before = sh(&save);

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     fs,
-    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -15,8 +13,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
+    sched::CloneFlags,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -31,8 +28,13 @@ use towpath::{
 
 use crate::{
     container::{Container, PATH, PodTemplate, capabilities},
-    root, skip, text,
+    http::LISTEN,
+    isolated::isolated,
+    node_http,
+    repository::{root, text},
+    skip, wait,
     yaml::documents,
+    yaml_objects::{namespace, pod, policy},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,16 +75,7 @@ fn with_image(test: impl FnOnce(&'static Path) + Send + 'static) {
         Ok(image) => image,
         Err(why) => return skip(&why),
     };
-    let inside = move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
-        test(image);
-    };
-    if let Err(panic) = thread::spawn(inside).join() {
-        std::panic::resume_unwind(panic);
-    }
+    isolated(CloneFlags::empty(), move || test(image));
 }
 
 /// Every file below a folder, by its relative path.
@@ -158,7 +151,7 @@ fn loader_of(files: &BTreeMap<PathBuf, fs::Metadata>) -> PathBuf {
 }
 
 /// A node with three pods on its bridge, and the objects: only `shop/api` may connect to `shop/db`.
-struct Ground {
+struct Bed {
     lab: Lab,
     pods: BTreeMap<&'static str, PodId>,
     objects: TempDir,
@@ -166,7 +159,7 @@ struct Ground {
     variant: Variant,
 }
 
-impl Ground {
+impl Bed {
     fn new(image: &'static Path, variant: Variant) -> Self {
         let flannel_rules = Some(FlannelRules::new(variant));
         let options =
@@ -178,25 +171,16 @@ impl Ground {
         let pods: BTreeMap<_, _> = names.into_iter().zip(ids).collect();
 
         let objects = tempfile::tempdir().unwrap();
-        let mut manifests = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
-             apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\nspec:\n  \
-             podSelector: {matchLabels: {app: db}}\n  ingress:\n  - from: [{podSelector: {matchLabels: {app: api}}}]\n"
-            .to_owned();
-        let listed = |addresses: &[IpAddr]| {
-            addresses.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", ")
+        let node_addresses = lab.node(0).unwrap().addresses();
+        let manifest = |(name, id): (&&str, &PodId)| {
+            let addresses = lab.pod(*id).unwrap().addresses();
+            pod(&format!("shop/{name}"), &format!("app: {name}"), addresses, 0, node_addresses)
         };
-        for (name, id) in &pods {
-            let pod_ips = listed(lab.pod(*id).unwrap().addresses());
-            let host_ips = listed(lab.node(0).unwrap().addresses());
-            write!(
-                manifests,
-                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
-                 spec: {{nodeName: n1, containers: [{{name: main, image: registry.example/main}}]}}\n\
-                 status: {{phase: Running, hostIPs: [{host_ips}], podIPs: [{pod_ips}]}}\n"
-            )
-            .unwrap();
-        }
-        fs::write(objects.path().join("objects.yaml"), manifests).unwrap();
+        let spec = "podSelector: {matchLabels: {app: db}}, \
+                    ingress: [{from: [{podSelector: {matchLabels: {app: api}}}]}]";
+        let mut documents = vec![namespace("shop", ""), policy("shop/db", spec)];
+        documents.extend(pods.iter().map(manifest));
+        fs::write(objects.path().join("objects.yaml"), documents.join("---\n")).unwrap();
         Self { lab, pods, objects, image, variant }
     }
 
@@ -251,7 +235,7 @@ impl Ground {
         let target = init_of(container).to_string();
         let mut command = Command::new("nsenter");
         command.args(["--target", &target, "--mount", "--pid", "--root", "--wd=/"]).args(arguments);
-        command.env_clear().env("PATH", PATH).env("TOWPATH_LISTEN", format!("{}:9586", self.address()));
+        command.env_clear().env("PATH", PATH).env("TOWPATH_LISTEN", self.listen().to_string());
         let output = self.lab.node(0).unwrap().run(command, "").unwrap();
         (output.status.code(), output.stdout)
     }
@@ -260,16 +244,15 @@ impl Ground {
         self.lab.node(0).unwrap().address(Family::V4).unwrap()
     }
 
+    /// Where the manifest makes the daemon listen.
+    fn listen(&self) -> SocketAddr {
+        SocketAddr::new(self.address(), LISTEN.port())
+    }
+
     /// The body of a page, if its status is 200.
     fn get(&self, path: &str) -> Option<String> {
-        let to = SocketAddr::new(self.address(), 9586);
-        let mut connection = self.lab.node(0).unwrap().connect(to, Duration::from_secs(1)).unwrap().ok()?;
-        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        write!(connection, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).ok()?;
-        let body = answer.split_once("\r\n\r\n")?.1;
-        answer.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
+        let (status, body) = node_http::get(self.lab.node(0).unwrap(), self.listen(), path)?;
+        (status == 200).then_some(body)
     }
 
     fn is_ready(&self) -> bool {
@@ -309,7 +292,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Bed {
     fn drop(&mut self) {
         if thread::panicking() {
             println!("--- the log ---\n{}---", self.log());
@@ -317,15 +300,14 @@ impl Drop for Ground {
     }
 }
 
+/// Waits for a condition while the container runs.
 #[track_caller]
-fn wait_until(what: &str, process: &mut Process, mut is: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is() {
+fn wait_until(what: &str, process: &mut Process, mut is_true: impl FnMut() -> bool) {
+    wait::wait_until(what, PATIENCE, || {
         let ended = process.try_wait().unwrap();
         assert!(ended.is_none(), "{what}: the container ended with {ended:?}");
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        thread::sleep(Duration::from_millis(20));
-    }
+        is_true()
+    });
 }
 
 /// Process 1 of the container. It receives the signals, not the program that created its namespaces.
@@ -344,48 +326,48 @@ fn the_cleanup() -> PodTemplate {
 }
 
 fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
-    let ground = Ground::new(image, variant);
-    let before = ground.rules();
-    ground.set_switches(0);
-    assert_eq!(ground.reaches_db("web"), [true; 2]);
+    let bed = Bed::new(image, variant);
+    let before = bed.rules();
+    bed.set_switches(0);
+    assert_eq!(bed.reaches_db("web"), [true; 2]);
 
     let pod = the_daemon();
-    let (status, said) = ground.run(&ground.container(&pod, "prepare"));
+    let (status, said) = bed.run(&bed.container(&pod, "prepare"));
     assert_eq!((status, said.as_str()), (Some(0), "the kernel has br_netfilter already\n"));
 
-    let mut daemon = ground.start(&ground.daemon(&pod));
-    wait_until("readiness", &mut daemon, || ground.is_ready());
-    assert_eq!(ground.switches(), "1\n1\n1\n1\n");
-    assert_eq!((ground.reaches_db("web"), ground.reaches_db("api")), ([false; 2], [true; 2]));
-    assert!(ground.get("/livez").is_some() && ground.get("/metrics").unwrap().contains("towpath_build_info"));
+    let mut daemon = bed.start(&bed.daemon(&pod));
+    wait_until("readiness", &mut daemon, || bed.is_ready());
+    assert_eq!(bed.switches(), "1\n1\n1\n1\n");
+    assert_eq!((bed.reaches_db("web"), bed.reaches_db("api")), ([false; 2], [true; 2]));
+    assert!(bed.get("/livez").is_some() && bed.get("/metrics").unwrap().contains("towpath_build_info"));
 
-    let (status, said) = ground.exec(&daemon, &["towpath", "status"]);
+    let (status, said) = bed.exec(&daemon, &["towpath", "status"]);
     let said = String::from_utf8_lossy(&said);
     assert!(status == Some(0) && said.contains(" on n1: ready since "), "{said}");
     // With the image's nft and the capabilities of the manifest, every pod's interface is known.
     assert!(said.contains(" guarded, ") && !said.contains("not guarded"), "{said}");
     assert!(!said.contains("interfaces     0 ") && !said.contains("without a known interface"), "{said}");
-    let (status, archive) = ground.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
+    let (status, archive) = bed.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
     assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
 
     // Another program resets the switches, and removes our hook.
-    ground.set_switches(0);
-    wait_until("the switches", &mut daemon, || ground.switches() == "1\n1\n1\n1\n");
-    ground.on_node(&format!("iptables-{} -w -D FORWARD -j TOWPATH-FORWARD", variant.name()));
-    wait_until("the hook", &mut daemon, || ground.reaches_db("web") == [false; 2]);
-    assert_eq!(ground.reaches_db("api"), [true; 2]);
+    bed.set_switches(0);
+    wait_until("the switches", &mut daemon, || bed.switches() == "1\n1\n1\n1\n");
+    bed.on_node(&format!("iptables-{} -w -D FORWARD -j TOWPATH-FORWARD", variant.name()));
+    wait_until("the hook", &mut daemon, || bed.reaches_db("web") == [false; 2]);
+    assert_eq!(bed.reaches_db("api"), [true; 2]);
 
     kill(init_of(&daemon), Signal::SIGTERM).unwrap();
     assert_eq!(daemon.wait(PATIENCE).unwrap().and_then(|status| status.code()), Some(0));
-    assert_eq!((ground.reaches_db("web"), ground.reaches_db("api")), ([false; 2], [true; 2]));
+    assert_eq!((bed.reaches_db("web"), bed.reaches_db("api")), ([false; 2], [true; 2]));
 
     let cleanup = the_cleanup();
-    let (status, said) = ground.run(&ground.container(&cleanup, "cleanup"));
+    let (status, said) = bed.run(&bed.container(&cleanup, "cleanup"));
     assert!(status == Some(0) && said.starts_with("removed 4 jumps, "), "{status:?} {said}");
-    assert_eq!(ground.rules(), before);
-    assert_eq!(ground.reaches_db("web"), [true; 2]);
+    assert_eq!(bed.rules(), before);
+    assert_eq!(bed.reaches_db("web"), [true; 2]);
 
-    let mut done = ground.start(&ground.container(&cleanup, "done"));
+    let mut done = bed.start(&bed.container(&cleanup, "done"));
     thread::sleep(Duration::from_secs(1));
     assert_eq!(done.try_wait().unwrap(), None, "it waits to be deleted");
     kill(init_of(&done), Signal::SIGTERM).unwrap();
@@ -408,20 +390,20 @@ fn without_any_one_of_its_capabilities_the_daemon_is_not_ready() {
         let pod = the_daemon();
         let all = capabilities(pod.container("towpath"));
         assert!(!all.is_empty());
-        let start = |ground: &Ground, without| ground.start(&Container { without, ..ground.daemon(&pod) });
-        let ground = Ground::new(image, Variant::Nft);
-        let mut daemon = start(&ground, None);
+        let start = |bed: &Bed, without| bed.start(&Container { without, ..bed.daemon(&pod) });
+        let bed = Bed::new(image, Variant::Nft);
+        let mut daemon = start(&bed, None);
         let began = Instant::now();
-        wait_until("readiness with all of them", &mut daemon, || ground.is_ready());
+        wait_until("readiness with all of them", &mut daemon, || bed.is_ready());
         // Much longer than it took with all of them.
         let long = began.elapsed() * 5 + Duration::from_secs(2);
         for without in &all {
-            let ground = Ground::new(image, Variant::Nft);
-            let mut daemon = start(&ground, Some(without.as_str()));
+            let bed = Bed::new(image, Variant::Nft);
+            let mut daemon = start(&bed, Some(without.as_str()));
             // It ends, or reports that it fails.
             let began = Instant::now();
             while began.elapsed() < long && daemon.try_wait().unwrap().is_none() {
-                assert!(!ground.is_ready(), "ready without {without}");
+                assert!(!bed.is_ready(), "ready without {without}");
                 thread::sleep(Duration::from_millis(50));
             }
         }
@@ -432,34 +414,34 @@ fn without_any_one_of_its_capabilities_the_daemon_is_not_ready() {
 fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
     with_image(|image| {
         let pod = the_daemon();
-        let ground = Ground::new(image, Variant::Nft);
-        ground.set_switches(0);
-        let mut container = ground.daemon(&pod);
+        let bed = Bed::new(image, Variant::Nft);
+        bed.set_switches(0);
+        let mut container = bed.daemon(&pod);
         // The container's own view, which is read-only.
         container.environment.push(("TOWPATH_PROC_SYS_NET", "/proc/sys/net".to_owned()));
-        let mut daemon = ground.start(&container);
+        let mut daemon = bed.start(&container);
         wait_until("what is wrong", &mut daemon, || {
-            let said = ground.log();
-            assert!(!ground.is_ready(), "{said}");
+            let said = bed.log();
+            assert!(!bed.is_ready(), "{said}");
             said.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1 (Read-only file system")
         });
         // Routed packets are still enforced; the rules are there.
-        wait_until("the rules", &mut daemon, || ground.rules().contains("-A FORWARD -j TOWPATH-FORWARD"));
-        ground.set_switches(1);
-        wait_until("readiness", &mut daemon, || ground.is_ready());
+        wait_until("the rules", &mut daemon, || bed.rules().contains("-A FORWARD -j TOWPATH-FORWARD"));
+        bed.set_switches(1);
+        wait_until("readiness", &mut daemon, || bed.is_ready());
     });
 }
 
 #[test]
 fn a_module_that_cannot_be_loaded_stops_nothing_and_is_told() {
     with_image(|image| {
-        let ground = Ground::new(image, Variant::Nft);
+        let bed = Bed::new(image, Variant::Nft);
         let pod = the_daemon();
-        let mut container = ground.container(&pod, "prepare");
+        let mut container = bed.container(&pod, "prepare");
         // A kernel without the module, as the container sees it, and no folder of modules for this kernel.
         let empty = tempfile::tempdir().unwrap();
         container.mounts.push((empty.path().to_owned(), "/proc/sys/net"));
-        let (status, said) = ground.run(&container);
+        let (status, said) = bed.run(&container);
         assert_eq!(status, Some(0), "{said}");
         assert!(
             said.contains("the kernel module br_netfilter is not loaded, and could not be (modprobe"),

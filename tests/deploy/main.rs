@@ -7,21 +7,21 @@
 #![cfg(test)]
 
 mod container;
+#[path = "../support/http.rs"]
+mod http;
 mod image;
+#[path = "../support/isolated.rs"]
+mod isolated;
 mod manifests;
+#[path = "../support/node_http.rs"]
+mod node_http;
+#[path = "../support/repository.rs"]
+mod repository;
+#[path = "../support/wait.rs"]
+mod wait;
 mod yaml;
-
-use std::{fs, path::Path};
-
-/// The root of the repository.
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A file of the repository as text.
-fn text(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+#[path = "../support/yaml_objects.rs"]
+mod yaml_objects;
 
 /// Reports that a test is skipped, and why. Where everything must run (`CI=true`), it fails.
 fn skip(why: &str) {

@@ -9,7 +9,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{container::capabilities, root, skip, text, yaml::documents};
+use crate::{
+    container::capabilities,
+    repository::{root, text},
+    skip,
+    yaml::documents,
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

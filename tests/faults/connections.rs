@@ -16,16 +16,19 @@ use towpath::{
     model::Family,
 };
 
-use crate::ground::{Ground, for_both_variants, namespace, policy, wait_until};
+use crate::{
+    testbed::{Bed, for_both_variants},
+    wait::wait_until,
+    yaml_objects::{namespace, policy},
+};
 
-fn ground(variant: Variant) -> Ground {
-    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
-    ground.write("namespaces.yaml", &[namespace("shop", "")]);
-    let pods =
-        ["web", "db", "far"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
-    ground.write("pods.yaml", &pods);
-    ground.write("db.yaml", &[db_takes("[web, far]")]);
-    ground
+fn bed(variant: Variant) -> Bed {
+    let bed = Bed::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
+    bed.write("namespaces.yaml", &[namespace("shop", "")]);
+    let pods = ["web", "db", "far"].map(|app| bed.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    bed.write("pods.yaml", &pods);
+    bed.write("db.yaml", &[db_takes("[web, far]")]);
+    bed
 }
 
 fn db_takes(apps: &str) -> String {
@@ -39,9 +42,9 @@ fn db_takes(apps: &str) -> String {
     )
 }
 
-fn streams(ground: &Ground, from: &str) -> Vec<Stream> {
-    let to = |family| SocketAddr::new(ground.address("shop/db", family), 80);
-    let open = |family| ground.lab.open_stream(ground.pod(from), to(family), Duration::from_secs(2)).unwrap();
+fn streams(bed: &Bed, from: &str) -> Vec<Stream> {
+    let to = |family| SocketAddr::new(bed.address("shop/db", family), 80);
+    let open = |family| bed.lab.open_stream(bed.pod(from), to(family), Duration::from_secs(2)).unwrap();
     Family::BOTH.map(open).into()
 }
 
@@ -56,11 +59,11 @@ struct Talk {
 }
 
 impl Talk {
-    fn start(ground: &Ground, from: &str, family: Family) -> Self {
+    fn start(bed: &Bed, from: &str, family: Family) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let last_heard = Arc::new(Mutex::new(Instant::now()));
-        let to = SocketAddr::new(ground.address("shop/db", family), 90);
-        let server = ground.lab.pod(ground.pod("shop/db")).unwrap().netns();
+        let to = SocketAddr::new(bed.address("shop/db", family), 90);
+        let server = bed.lab.pod(bed.pod("shop/db")).unwrap().netns();
         let listener = server.run(move || TcpListener::bind(to).unwrap()).unwrap();
         let told = stop.clone();
         let serve = move || {
@@ -73,7 +76,7 @@ impl Talk {
             }
         };
         drop(server.start_thread("talker", serve).unwrap());
-        let client = ground.lab.pod(ground.pod(from)).unwrap().netns();
+        let client = bed.lab.pod(bed.pod(from)).unwrap().netns();
         let connect = move || TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
         let mut connection = client.run(connect).unwrap();
         let (told, heard) = (stop.clone(), last_heard.clone());
@@ -105,18 +108,18 @@ impl Drop for Talk {
 #[test]
 fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let daemon = ground.run(&[]);
+        let bed = bed(variant);
+        let daemon = bed.run(&[]);
         for from in ["shop/web", "shop/far"] {
-            ground.write("db.yaml", &[db_takes("[web, far]")]);
-            ground.until(from, "shop/db", true, Duration::from_secs(5));
-            let mut asking = streams(&ground, from);
+            bed.write("db.yaml", &[db_takes("[web, far]")]);
+            bed.until(from, "shop/db", true, Duration::from_secs(5));
+            let mut asking = streams(&bed, from);
             assert_eq!(pulses(&mut asking, Duration::from_secs(1)), [Pulse::Through; 2]);
-            let talks = Family::BOTH.map(|family| Talk::start(&ground, from, family));
+            let talks = Family::BOTH.map(|family| Talk::start(&bed, from, family));
             thread::sleep(Duration::from_millis(200));
             assert!(talks.iter().all(|talk| talk.silence() < Duration::from_millis(150)));
             let start = Instant::now();
-            ground.write("db.yaml", &[db_takes("[nobody]")]);
+            bed.write("db.yaml", &[db_takes("[nobody]")]);
             wait_until("the server falls silent", Duration::from_secs(3), || {
                 talks.iter().all(|talk| talk.silence() > Duration::from_millis(500))
             });
@@ -136,12 +139,12 @@ fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks(
 #[test]
 fn an_established_connection_is_kept_if_so_wished() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let daemon = ground.run(&["--established", "keep"]);
-        let mut streams = streams(&ground, "shop/web");
+        let bed = bed(variant);
+        let daemon = bed.run(&["--established", "keep"]);
+        let mut streams = streams(&bed, "shop/web");
         assert_eq!(pulses(&mut streams, Duration::from_secs(1)), [Pulse::Through; 2]);
-        ground.write("db.yaml", &[db_takes("[nobody]")]);
-        ground.until("shop/web", "shop/db", false, Duration::from_secs(5));
+        bed.write("db.yaml", &[db_takes("[nobody]")]);
+        bed.until("shop/web", "shop/db", false, Duration::from_secs(5));
         thread::sleep(Duration::from_millis(800));
         assert_eq!(pulses(&mut streams, Duration::from_secs(1)), [Pulse::Through; 2]);
         assert!(daemon.metric("towpath_connections_cut_total") < 1.0);
@@ -151,31 +154,31 @@ fn an_established_connection_is_kept_if_so_wished() {
 #[test]
 fn a_connection_that_stays_allowed_outlives_other_changes_restarts_and_cuts() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let first = ground.run(&[]);
+        let bed = bed(variant);
+        let first = bed.run(&[]);
         let mut kept: Vec<Stream> =
-            ["shop/web", "shop/far"].iter().flat_map(|from| streams(&ground, from)).collect();
-        let talk = Talk::start(&ground, "shop/web", Family::V4);
+            ["shop/web", "shop/far"].iter().flat_map(|from| streams(&bed, from)).collect();
+        let talk = Talk::start(&bed, "shop/web", Family::V4);
         let mut unharmed = |what: &str| {
             assert_eq!(pulses(&mut kept, Duration::from_secs(1)), [Pulse::Through; 4], "{variant:?}: {what}");
             assert!(talk.silence() < Duration::from_millis(300), "{variant:?}: {what}");
         };
         unharmed("at first");
         for turn in 0..10 {
-            ground.write("other.yaml", &[policy("shop/other", "podSelector: {matchLabels: {app: none}}")]);
-            ground.write("db.yaml", &[db_takes(if turn % 2 == 0 { "[web, far, x]" } else { "[far, web]" })]);
+            bed.write("other.yaml", &[policy("shop/other", "podSelector: {matchLabels: {app: none}}")]);
+            bed.write("db.yaml", &[db_takes(if turn % 2 == 0 { "[web, far, x]" } else { "[far, web]" })]);
             thread::sleep(Duration::from_millis(60));
             unharmed("a policy is rewritten");
         }
         first.kill();
-        let second = ground.run(&[]);
+        let second = bed.run(&[]);
         thread::sleep(Duration::from_millis(700));
         unharmed("killed, and started again");
         assert!(second.terminate().success());
-        let third = ground.run(&[]);
+        let third = bed.run(&[]);
         let extra = policy("shop/extra", "podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]");
-        ground.write("extra.yaml", &[extra]);
-        ground.until("shop/far", "shop/web", false, Duration::from_secs(5));
+        bed.write("extra.yaml", &[extra]);
+        bed.until("shop/far", "shop/web", false, Duration::from_secs(5));
         thread::sleep(Duration::from_millis(700));
         unharmed("the client became isolated for what comes in");
         drop(third);

@@ -10,7 +10,12 @@ use towpath::{
     model::Family,
 };
 
-use crate::ground::{Ground, for_both_variants, namespace, policy, wait_until};
+use crate::{
+    our_sets::our_sets,
+    testbed::{Bed, for_both_variants},
+    wait::wait_until,
+    yaml_objects::{namespace, policy},
+};
 
 /// How soon a change must be repaired if we are notified of it at once, on a busy machine.
 const HEARD: Duration = Duration::from_secs(2);
@@ -18,13 +23,12 @@ const HEARD: Duration = Duration::from_secs(2);
 /// The same for a change that only the periodic check finds, which runs every second.
 const FOUND: Duration = Duration::from_secs(5);
 
-fn ground(variant: Variant) -> Ground {
-    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/other", 1)]);
-    ground.write("namespaces.yaml", &[namespace("shop", "")]);
-    let pods =
-        ["web", "db", "other"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
-    ground.write("pods.yaml", &pods);
-    ground.write(
+fn bed(variant: Variant) -> Bed {
+    let bed = Bed::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/other", 1)]);
+    bed.write("namespaces.yaml", &[namespace("shop", "")]);
+    let pods = ["web", "db", "other"].map(|app| bed.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    bed.write("pods.yaml", &pods);
+    bed.write(
         "policies.yaml",
         &[policy(
             "shop/db",
@@ -32,22 +36,22 @@ fn ground(variant: Variant) -> Ground {
              ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]",
         )],
     );
-    ground
+    bed
 }
 
 /// Changes our state and waits until it is as before. `closed`: meanwhile nothing may pass that policy denies.
 #[track_caller]
-fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl FnOnce()) {
-    let state = || (ground.ours(Family::V4), ground.ours(Family::V6), ground.our_sets());
+fn heals(bed: &Bed, what: &str, closed: bool, within: Duration, act: impl FnOnce()) {
+    let state = || (bed.ours(Family::V4), bed.ours(Family::V6), our_sets(bed.node()));
     let before = state();
     let flows: Vec<FloodFlow> = Family::BOTH
         .map(|family| FloodFlow {
-            from: ground.end("shop/other"),
-            to: ground.address("shop/db", family),
+            from: bed.end("shop/other"),
+            to: bed.address("shop/db", family),
             port: 4000,
         })
         .into();
-    let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+    let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
     thread::sleep(Duration::from_millis(50));
     let start = Instant::now();
     act();
@@ -61,7 +65,7 @@ fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl 
     let last = report.arrivals.iter().map(|arrival| arrival.at).max();
     println!(
         "{:?}: {what}: whole again {:?} after it was done; {} of {} datagrams passed, the last {:?} after its begin",
-        ground.variant,
+        bed.variant,
         healed,
         report.arrivals.len(),
         report.sent.iter().sum::<u64>(),
@@ -69,54 +73,54 @@ fn heals(ground: &Ground, what: &str, closed: bool, within: Duration, act: impl 
     );
     assert!(!closed || report.arrivals.is_empty(), "{what}: {} passed", report.arrivals.len());
     assert!(last.is_none_or(|at| at < healed_at), "{what}: something passed after it was healed");
-    assert_eq!(ground.reaches("shop/other", "shop/db"), [false; 2], "{what}");
+    assert_eq!(bed.reaches("shop/other", "shop/db"), [false; 2], "{what}");
 }
 
 #[test]
 fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
+        let bed = bed(variant);
         // The periodic check runs once an hour: anything repaired sooner was due to a notification.
-        let daemon = ground.run(&["--check-interval", "3600"]);
+        let daemon = bed.run(&["--check-interval", "3600"]);
         let both = |arguments: &str| {
             for family in Family::BOTH {
-                ground.iptables(family, arguments);
+                bed.iptables(family, arguments);
             }
         };
         let group = |family| {
-            let ours = ground.ours(family);
+            let ours = bed.ours(family);
             let chain = ours.lines().find_map(|line| line.strip_prefix(":TP-GI-")).unwrap();
             format!("TP-GI-{}", chain.split(' ').next().unwrap())
         };
         thread::sleep(Duration::from_millis(1200));
-        heals(&ground, "iptables -D FORWARD 1", false, HEARD, || both("-D FORWARD 1"));
-        heals(&ground, "iptables -I FORWARD 1 -j ACCEPT", false, HEARD, || both("-I FORWARD 1 -j ACCEPT"));
-        heals(&ground, "iptables -D TOWPATH-FORWARD 2", false, HEARD, || both("-D TOWPATH-FORWARD 2"));
-        heals(&ground, "iptables -F of a group's chain", false, HEARD, || {
+        heals(&bed, "iptables -D FORWARD 1", false, HEARD, || both("-D FORWARD 1"));
+        heals(&bed, "iptables -I FORWARD 1 -j ACCEPT", false, HEARD, || both("-I FORWARD 1 -j ACCEPT"));
+        heals(&bed, "iptables -D TOWPATH-FORWARD 2", false, HEARD, || both("-D TOWPATH-FORWARD 2"));
+        heals(&bed, "iptables -F of a group's chain", false, HEARD, || {
             for family in Family::BOTH {
-                ground.iptables(family, &format!("-F {}", group(family)));
+                bed.iptables(family, &format!("-F {}", group(family)));
             }
         });
-        heals(&ground, "iptables -D of one rule of a group's chain", false, HEARD, || {
+        heals(&bed, "iptables -D of one rule of a group's chain", false, HEARD, || {
             for family in Family::BOTH {
-                ground.iptables(family, &format!("-D {} 1", group(family)));
+                bed.iptables(family, &format!("-D {} 1", group(family)));
             }
         });
         heals(
-            &ground,
+            &bed,
             "iptables -R of one rule of a group's chain by one that allows all",
             false,
             HEARD,
             || {
                 for family in Family::BOTH {
-                    ground.iptables(family, &format!("-R {} 1 -j RETURN", group(family)));
+                    bed.iptables(family, &format!("-R {} 1 -j RETURN", group(family)));
                 }
             },
         );
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
         // These remove flannel's rules too, and then FORWARD drops what nothing accepts.
-        heals(&ground, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
-        heals(&ground, "iptables -F", true, HEARD, || both("-F"));
+        heals(&bed, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
+        heals(&bed, "iptables -F", true, HEARD, || both("-F"));
         assert!(daemon.metric("towpath_drift_repairs_total") >= 7.0);
         assert!(daemon.is_ready());
     });
@@ -125,12 +129,12 @@ fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
 #[test]
 fn what_others_do_to_our_sets_is_found_and_healed() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let daemon = ground.run(&["--check-interval", "1"]);
+        let bed = bed(variant);
+        let daemon = bed.run(&["--check-interval", "1"]);
         thread::sleep(Duration::from_millis(1200));
-        let ipset = |arguments: &[&str]| drop(ground.node().succeed("ipset", arguments).unwrap());
+        let ipset = |arguments: &[&str]| drop(bed.node().succeed("ipset", arguments).unwrap());
         let isolated = |version: u8| {
-            let sets = ground.our_sets();
+            let sets = our_sets(bed.node());
             let prefix = format!("create tp{version}-ingress-isolated-");
             let of_one = |line: &&String| {
                 let name = line.split(' ').nth(1).unwrap();
@@ -138,26 +142,26 @@ fn what_others_do_to_our_sets_is_found_and_healed() {
             };
             sets.iter().find(of_one).unwrap().split(' ').nth(1).unwrap().to_owned()
         };
-        heals(&ground, "ipset flush of the isolated pods", false, FOUND, || {
+        heals(&bed, "ipset flush of the isolated pods", false, FOUND, || {
             ipset(&["flush", &isolated(4)]);
             ipset(&["flush", &isolated(6)]);
         });
-        heals(&ground, "ipset del of an isolated pod", false, FOUND, || {
-            let of = |family| ground.address("shop/db", family).to_string();
+        heals(&bed, "ipset del of an isolated pod", false, FOUND, || {
+            let of = |family| bed.address("shop/db", family).to_string();
             ipset(&["del", &isolated(4), &of(Family::V4)]);
             ipset(&["del", &isolated(6), &of(Family::V6)]);
         });
-        heals(&ground, "ipset add of a stranger to whom a policy allows", false, FOUND, || {
-            let sets = ground.our_sets();
+        heals(&bed, "ipset add of a stranger to whom a policy allows", false, FOUND, || {
+            let sets = our_sets(bed.node());
             for (version, family) in [(4, Family::V4), (6, Family::V6)] {
                 let prefix = format!("create tp{version}-pods-");
                 let set = sets.iter().find_map(|line| line.strip_prefix(&prefix)).unwrap();
                 let set = format!("tp{version}-pods-{}", set.split(' ').next().unwrap());
-                ipset(&["add", &set, &ground.address("shop/other", family).to_string()]);
+                ipset(&["add", &set, &bed.address("shop/other", family).to_string()]);
             }
         });
         heals(
-            &ground,
+            &bed,
             "ipset del of an isolated pod and ipset add of another in its place",
             false,
             FOUND,
@@ -166,7 +170,7 @@ fn what_others_do_to_our_sets_is_found_and_healed() {
                     [(4, Family::V4, "10.99.99.99"), (6, Family::V6, "fd99::99")]
                 {
                     let set = isolated(version);
-                    ipset(&["del", &set, &ground.address("shop/db", family).to_string()]);
+                    ipset(&["del", &set, &bed.address("shop/db", family).to_string()]);
                     ipset(&["add", &set, another]);
                 }
             },

@@ -3,26 +3,27 @@
 use std::{thread, time::Duration};
 
 use crate::{
-    ground::{TIMEOUT, for_both_variants},
-    kill::{Churn, always, assert_nothing_passed, flows, ground},
+    kill::{Churn, always, assert_nothing_passed, bed, flows},
+    reach::TIMEOUT,
+    testbed::for_both_variants,
 };
 
 #[test]
 fn told_to_end_it_leaves_the_rules_and_the_next_one_takes_over_without_a_gap() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let first = ground.run(&[]);
-        let flows = flows(&ground);
-        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
-        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
-        let rules = ground.ours(towpath::model::Family::V4);
+        let bed = bed(variant);
+        let first = bed.run(&[]);
+        let flows = flows(&bed);
+        let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = bed.lab.watch(&always(&bed), Duration::from_millis(5), TIMEOUT).unwrap();
+        let rules = bed.ours(towpath::model::Family::V4);
         let status = first.terminate();
         assert!(status.success(), "{status}");
-        assert_eq!(ground.ours(towpath::model::Family::V4), rules);
+        assert_eq!(bed.ours(towpath::model::Family::V4), rules);
         thread::sleep(Duration::from_millis(300));
-        let churning = Churn::new(&ground).start(3, 25);
+        let churning = Churn::new(&bed).start(3, 25);
         for _ in 0..3 {
-            let next = ground.run(&[]);
+            let next = bed.run(&[]);
             thread::sleep(Duration::from_millis(200));
             assert!(next.terminate().success());
         }
@@ -36,13 +37,13 @@ fn told_to_end_it_leaves_the_rules_and_the_next_one_takes_over_without_a_gap() {
 #[test]
 fn in_a_rolling_update_the_new_one_waits_and_takes_over_when_the_old_one_ends() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let old = ground.run(&[]);
-        let flows = flows(&ground);
-        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
-        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
-        let churning = Churn::new(&ground).start(5, 25);
-        let new = ground.start(&["--listen", "127.0.0.1:9587"]);
+        let bed = bed(variant);
+        let old = bed.run(&[]);
+        let flows = flows(&bed);
+        let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = bed.lab.watch(&always(&bed), Duration::from_millis(5), TIMEOUT).unwrap();
+        let churning = Churn::new(&bed).start(5, 25);
+        let new = bed.start(&["--listen", "127.0.0.1:9587"]);
         thread::sleep(Duration::from_secs(1));
         let (status, text) = new.get("/readyz").unwrap();
         assert_eq!(status, 503);

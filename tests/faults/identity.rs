@@ -7,12 +7,17 @@ use towpath::{
     model::Family,
 };
 
-use crate::ground::{Ground, TIMEOUT, for_both_variants, namespace, policy, wait_until};
+use crate::{
+    reach::TIMEOUT,
+    testbed::{Bed, for_both_variants},
+    wait::wait_until,
+    yaml_objects::{namespace, policy},
+};
 
 /// Longer than the time during which a new interface is read.
 const READ: Duration = Duration::from_millis(600);
 
-impl Ground {
+impl Bed {
     /// Gives a pod this address instead of its own, as one of its processes with `CAP_NET_ADMIN` can.
     fn becomes(&self, pod: &str, address: &str) {
         let pod = self.lab.pod(self.pod(pod)).unwrap();
@@ -43,35 +48,35 @@ impl Ground {
 #[test]
 fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhere() {
     for_both_variants(|variant| {
-        let ground = Ground::new(variant, &[("shop/open", 0), ("shop/rogue", 0)]);
-        ground.write_pods(&["shop/open"]);
-        let daemon = ground.run(&[]);
+        let bed = Bed::new(variant, &[("shop/open", 0), ("shop/rogue", 0)]);
+        bed.write_pods(&["shop/open"]);
+        let daemon = bed.run(&[]);
         thread::sleep(READ);
         // It has no object yet: it may use the address that its plugin gave it, and no other.
-        assert!(ground.gets_to("shop/rogue", "shop/open"), "{}", daemon.log());
-        let own = ground.address("shop/rogue", Family::V4).to_string();
-        ground.becomes("shop/rogue", "10.244.1.200");
+        assert!(bed.gets_to("shop/rogue", "shop/open"), "{}", daemon.log());
+        let own = bed.address("shop/rogue", Family::V4).to_string();
+        bed.becomes("shop/rogue", "10.244.1.200");
         thread::sleep(READ);
-        assert!(!ground.gets_to("shop/rogue", "shop/open"));
+        assert!(!bed.gets_to("shop/rogue", "shop/open"));
         // Its object arrives, with a policy that isolates it.
-        ground.write_pods(&["shop/open", "shop/rogue"]);
-        ground.write("deny.yaml", &[policy("shop/deny", "podSelector: {}, policyTypes: [Egress]")]);
-        wait_until("the policy", Duration::from_secs(10), || ground.ours(Family::V4).contains("TP-PE-"));
-        assert!(!ground.gets_to("shop/rogue", "shop/open"));
-        ground.becomes("shop/rogue", &own);
+        bed.write_pods(&["shop/open", "shop/rogue"]);
+        bed.write("deny.yaml", &[policy("shop/deny", "podSelector: {}, policyTypes: [Egress]")]);
+        wait_until("the policy", Duration::from_secs(10), || bed.ours(Family::V4).contains("TP-PE-"));
+        assert!(!bed.gets_to("shop/rogue", "shop/open"));
+        bed.becomes("shop/rogue", &own);
         thread::sleep(READ);
-        assert!(!ground.gets_to("shop/rogue", "shop/open"), "policy closes its own address");
-        ground.objects().remove("deny.yaml");
-        wait_until("its own address", Duration::from_secs(10), || ground.gets_to("shop/rogue", "shop/open"));
+        assert!(!bed.gets_to("shop/rogue", "shop/open"), "policy closes its own address");
+        bed.objects().remove("deny.yaml");
+        wait_until("its own address", Duration::from_secs(10), || bed.gets_to("shop/rogue", "shop/open"));
         // The next process knows what the first one knew.
-        ground.becomes("shop/rogue", "10.244.1.201");
+        bed.becomes("shop/rogue", "10.244.1.201");
         assert!(daemon.terminate().success());
-        let next = ground.run(&[]);
+        let next = bed.run(&[]);
         thread::sleep(READ);
-        assert!(!ground.gets_to("shop/rogue", "shop/open"), "{}", next.log());
-        ground.becomes("shop/rogue", &own);
+        assert!(!bed.gets_to("shop/rogue", "shop/open"), "{}", next.log());
+        bed.becomes("shop/rogue", &own);
         wait_until("its own address again", Duration::from_secs(10), || {
-            ground.gets_to("shop/rogue", "shop/open")
+            bed.gets_to("shop/rogue", "shop/open")
         });
     });
 }
@@ -79,17 +84,17 @@ fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhe
 #[test]
 fn a_pod_whose_object_is_deleted_while_it_runs_sends_nothing_any_more() {
     for_both_variants(|variant| {
-        let ground = Ground::new(variant, &[("shop/open", 0), ("shop/forced", 0)]);
-        ground.write_pods(&["shop/open", "shop/forced"]);
-        let daemon = ground.run(&[]);
-        wait_until("its network", Duration::from_secs(10), || ground.gets_to("shop/forced", "shop/open"));
-        ground.write_pods(&["shop/open"]);
-        wait_until("its end", Duration::from_secs(10), || !ground.gets_to("shop/forced", "shop/open"));
+        let bed = Bed::new(variant, &[("shop/open", 0), ("shop/forced", 0)]);
+        bed.write_pods(&["shop/open", "shop/forced"]);
+        let daemon = bed.run(&[]);
+        wait_until("its network", Duration::from_secs(10), || bed.gets_to("shop/forced", "shop/open"));
+        bed.write_pods(&["shop/open"]);
+        wait_until("its end", Duration::from_secs(10), || !bed.gets_to("shop/forced", "shop/open"));
         assert!(daemon.terminate().success());
-        let next = ground.run(&[]);
+        let next = bed.run(&[]);
         thread::sleep(READ);
-        assert!(!ground.gets_to("shop/forced", "shop/open"), "{}", next.log());
-        ground.write_pods(&["shop/open", "shop/forced"]);
-        wait_until("its return", Duration::from_secs(10), || ground.gets_to("shop/forced", "shop/open"));
+        assert!(!bed.gets_to("shop/forced", "shop/open"), "{}", next.log());
+        bed.write_pods(&["shop/open", "shop/forced"]);
+        wait_until("its return", Duration::from_secs(10), || bed.gets_to("shop/forced", "shop/open"));
     });
 }

@@ -20,8 +20,12 @@ use towpath::{
     model::Family,
 };
 
-use crate::ground::{
-    Ground, Luck, Objects, READY, TIMEOUT, apart, for_both_variants, namespace, policy, wait_until,
+use crate::{
+    reach::TIMEOUT,
+    rng::Rng,
+    testbed::{Bed, Objects, READY, for_both_variants, with_own_run},
+    wait::wait_until,
+    yaml_objects::{namespace, policy},
 };
 
 /// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
@@ -49,14 +53,14 @@ pub(crate) const ALWAYS: [(&str, &str); 3] = [
 
 const FLOOD_PORT: u16 = 4000;
 
-pub(crate) fn ground(variant: Variant) -> Ground {
+pub(crate) fn bed(variant: Variant) -> Bed {
     let here = ["turncoat", "receiver", "left", "right", "client", "silent", "server", "free"];
     let here: Vec<String> = here.iter().map(|name| format!("shop/{name}")).collect();
     let mut pods: Vec<(&str, usize)> = here.iter().map(|name| (name.as_str(), 0)).collect();
     pods.extend([("team/nomad", 0), ("far/peer", 1), ("far/friend", 1)]);
-    let ground = Ground::new(variant, &pods);
-    ground.write("namespaces.yaml", &[namespace("shop", "team: shop"), namespace("far", "team: far")]);
-    ground.write(
+    let bed = Bed::new(variant, &pods);
+    bed.write("namespaces.yaml", &[namespace("shop", "team: shop"), namespace("far", "team: far")]);
+    bed.write(
         "policies.yaml",
         &[
             policy(
@@ -88,11 +92,11 @@ pub(crate) fn ground(variant: Variant) -> Ground {
     );
     for (name, _) in &pods {
         let app = name.split_once('/').unwrap().1;
-        ground.write(&pod_file(app), &[ground.manifest(name, &format!("app: {app}"))]);
+        bed.write(&pod_file(app), &[bed.manifest(name, &format!("app: {app}"))]);
     }
-    let states = Churn::new(&ground);
-    states.turn.iter().for_each(|(name, states)| ground.objects().write_text(name, &states[0]));
-    ground
+    let states = Churn::new(&bed);
+    states.turn.iter().for_each(|(name, states)| bed.objects().write_text(name, &states[0]));
+    bed
 }
 
 fn pod_file(app: &str) -> String {
@@ -106,10 +110,10 @@ pub(crate) struct Churn {
 }
 
 impl Churn {
-    pub(crate) fn new(ground: &Ground) -> Self {
+    pub(crate) fn new(bed: &Bed) -> Self {
         let pod = |name: &str, states: &[&str]| {
             let app = name.split_once('/').unwrap().1;
-            let texts = states.iter().map(|more| ground.manifest(name, &format!("app: {app}, {more}")));
+            let texts = states.iter().map(|more| bed.manifest(name, &format!("app: {app}, {more}")));
             (pod_file(app), texts.collect::<Vec<_>>())
         };
         let of_one = |app: &str, types: &str| {
@@ -141,13 +145,13 @@ impl Churn {
                     vec![extra("left", 81), extra("right", 82), extra("nobody", 83), namespace("unused", "")],
                 ),
             ],
-            objects: ground.objects(),
+            objects: bed.objects(),
         }
     }
 
     /// Changes one file to another state.
-    pub(crate) fn step(&self, luck: &mut Luck) {
-        let mut choose = |count: usize| usize::try_from(luck.below(count as u64)).unwrap();
+    pub(crate) fn step(&self, rng: &mut Rng) {
+        let mut choose = |count: usize| usize::try_from(rng.below(count as u64)).unwrap();
         let (name, states) = &self.turn[choose(self.turn.len())];
         self.objects.write_text(name, &states[choose(states.len())]);
     }
@@ -157,10 +161,10 @@ impl Churn {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
         let thread = thread::spawn(move || {
-            let mut luck = Luck::new(seed);
+            let mut rng = Rng::new(seed);
             while !told.load(Ordering::Relaxed) {
-                self.step(&mut luck);
-                thread::sleep(Duration::from_millis(luck.below(pause)));
+                self.step(&mut rng);
+                thread::sleep(Duration::from_millis(rng.below(pause)));
             }
         });
         Churning { stop, thread: Some(thread) }
@@ -181,19 +185,19 @@ impl Drop for Churning {
 }
 
 /// The flows of [`NEVER`], in both families.
-pub(crate) fn flows(ground: &Ground) -> Vec<FloodFlow> {
+pub(crate) fn flows(bed: &Bed) -> Vec<FloodFlow> {
     let of = |(from, to): &(&str, &str), family| FloodFlow {
-        from: ground.end(from),
-        to: ground.address(to, family),
+        from: bed.end(from),
+        to: bed.address(to, family),
         port: FLOOD_PORT,
     };
     NEVER.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
 }
 
 /// Probes for every flow of [`ALWAYS`], in both families.
-pub(crate) fn always(ground: &Ground) -> Vec<Probe> {
+pub(crate) fn always(bed: &Bed) -> Vec<Probe> {
     let of = |(from, to): &(&str, &str), family| {
-        Probe::new(ground.end(from), ground.address(to, family), Transport::Tcp(80))
+        Probe::new(bed.end(from), bed.address(to, family), Transport::Tcp(80))
     };
     ALWAYS.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
 }
@@ -213,25 +217,25 @@ pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &st
 #[test]
 fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_state_allows() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
+        let bed = bed(variant);
         for (from, to) in NEVER {
-            assert_eq!(ground.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
+            assert_eq!(bed.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
         }
-        let first = ground.run(&[]);
-        let flows = flows(&ground);
-        let flood = ground.lab.flood(&flows, Duration::from_millis(1)).unwrap();
-        let watch = ground.lab.watch(&always(&ground), Duration::from_millis(5), TIMEOUT).unwrap();
-        let churning = Churn::new(&ground).start(7, 25);
-        let mut luck = Luck::new(20);
+        let first = bed.run(&[]);
+        let flows = flows(&bed);
+        let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
+        let watch = bed.lab.watch(&always(&bed), Duration::from_millis(5), TIMEOUT).unwrap();
+        let churning = Churn::new(&bed).start(7, 25);
+        let mut rng = Rng::new(20);
         thread::sleep(Duration::from_millis(300));
         first.kill();
         for _ in 0..15 {
-            let daemon = ground.start(&[]);
+            let daemon = bed.start(&[]);
             // Half of them are killed while they start.
-            thread::sleep(Duration::from_millis(luck.below(700)));
+            thread::sleep(Duration::from_millis(rng.below(700)));
             daemon.kill();
         }
-        let last = ground.run(&[]);
+        let last = bed.run(&[]);
         thread::sleep(Duration::from_millis(300));
         drop(churning);
         assert_nothing_passed(flood, &flows, &format!("{variant:?}, killed 16 times"));
@@ -246,8 +250,8 @@ fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_sta
         // What the killed ones left half done is completed: a restarted one finds nothing to change.
         thread::sleep(Duration::from_millis(500));
         drop(last);
-        let rules = || Family::BOTH.map(|family| ground.ours(family)).join("\n");
-        let (before, fresh) = (rules(), ground.run(&[]));
+        let rules = || Family::BOTH.map(|family| bed.ours(family)).join("\n");
+        let (before, fresh) = (rules(), bed.run(&[]));
         let after = rules();
         assert!(before == after, "before:\n{before}\nafter:\n{after}");
         drop(fresh);
@@ -257,12 +261,12 @@ fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_sta
 #[test]
 fn a_command_that_outlives_its_killed_daemon_is_waited_for() {
     // In the legacy variant a command waits for the xtables lock, and so can be caught.
-    apart(|| {
-        let ground = ground(Variant::Legacy);
-        let daemon = ground.run(&[]);
+    with_own_run(|| {
+        let bed = bed(Variant::Legacy);
+        let daemon = bed.run(&[]);
         let xtables = File::options().create(true).append(true).open("/run/xtables.lock").unwrap();
         let lock = Flock::lock(xtables, FlockArg::LockExclusive).unwrap();
-        ground.write("late.yaml", &[policy("shop/late", "podSelector: {matchLabels: {app: free}}")]);
+        bed.write("late.yaml", &[policy("shop/late", "podSelector: {matchLabels: {app: free}}")]);
         let mut orphan = None;
         wait_until("a command that waits for the xtables lock", Duration::from_secs(5), || {
             orphan = child_of(daemon.id());
@@ -270,17 +274,17 @@ fn a_command_that_outlives_its_killed_daemon_is_waited_for() {
         });
         let orphan = Pid::from_raw(orphan.unwrap());
         kill(orphan, Signal::SIGSTOP).unwrap();
-        ground.objects().remove("late.yaml");
+        bed.objects().remove("late.yaml");
         daemon.kill();
         drop(lock.unlock());
-        let next = ground.start(&[]);
+        let next = bed.start(&[]);
         wait_until("it waits for what the killed one left behind", Duration::from_secs(5), || {
             next.get("/readyz").is_some_and(|(_, text)| text.contains("another towpath"))
         });
         kill(orphan, Signal::SIGCONT).unwrap();
         wait_until("ready", READY, || next.is_ready());
         // Whatever the orphan wrote, it is not the desired state.
-        assert_eq!(ground.reaches("far/peer", "shop/free"), [true; 2]);
+        assert_eq!(bed.reaches("far/peer", "shop/free"), [true; 2]);
     });
 }
 

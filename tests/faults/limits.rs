@@ -7,67 +7,70 @@ use towpath::{
     model::Family,
 };
 
-use crate::ground::{Ground, for_both_variants, namespace, pod_manifest, policy};
+use crate::{
+    testbed::{Bed, for_both_variants},
+    yaml_objects::{namespace, pod, policy},
+};
 
 /// `Open` and `Silent`, in both families.
 #[track_caller]
-fn assert_outcomes(ground: &Ground, from: End, port: u16, expected: Outcome, what: &str) {
+fn assert_outcomes(bed: &Bed, from: End, port: u16, expected: Outcome, what: &str) {
     for family in Family::BOTH {
-        let got = ground.ask(from, ground.address("shop/db", family), Transport::Tcp(port));
+        let got = bed.ask(from, bed.address("shop/db", family), Transport::Tcp(port));
         assert_eq!(got, expected, "{what}, {family}");
     }
 }
 
-fn ground(variant: Variant) -> Ground {
-    let ground = Ground::new(variant, &[("shop/db", 0), ("shop/near", 0), ("shop/last", 1), ("shop/no", 1)]);
-    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+fn bed(variant: Variant) -> Bed {
+    let bed = Bed::new(variant, &[("shop/db", 0), ("shop/near", 0), ("shop/last", 1), ("shop/no", 1)]);
+    bed.write("namespaces.yaml", &[namespace("shop", "")]);
     let pods = ["db", "near", "last", "no"];
-    let pods = pods.map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
-    ground.write("pods.yaml", &pods);
-    ground
+    let pods = pods.map(|app| bed.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+    bed.write("pods.yaml", &pods);
+    bed
 }
 
 #[test]
 fn ten_thousand_addresses_a_long_name_a_thousand_ports_and_five_hundred_blocks_work() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let (near, last, no) = (ground.end("shop/near"), ground.end("shop/last"), ground.end("shop/no"));
+        let bed = bed(variant);
+        let (near, last, no) = (bed.end("shop/near"), bed.end("shop/last"), bed.end("shop/no"));
 
         let crowd: Vec<String> = (0..10_000_u32)
             .map(|number| {
                 let v4 = IpAddr::from((10 << 24 | 200 << 16 | number).to_be_bytes());
                 let v6 = format!("fd00:10:200::{number:x}").parse().unwrap();
-                pod_manifest(&format!("shop/crowd-{number}"), "app: crowd", &[v4, v6], 1, &[])
+                pod(&format!("shop/crowd-{number}"), "app: crowd", &[v4, v6], 1, &[])
             })
-            .chain([ground.manifest("shop/last", "app: crowd")])
+            .chain([bed.manifest("shop/last", "app: crowd")])
             .collect();
-        ground.write("crowd.yaml", &crowd);
+        bed.write("crowd.yaml", &crowd);
         let long = "p".repeat(253);
         let select = "podSelector: {matchLabels: {app: db}}";
         let takes_crowd =
             format!("{select}, ingress: [{{from: [{{podSelector: {{matchLabels: {{app: crowd}}}}}}]}}]");
         // The crowd's file defines `shop/last` differently from how the other one would.
         let others =
-            ["db", "near", "no"].map(|app| ground.manifest(&format!("shop/{app}"), &format!("app: {app}")));
-        ground.write("pods.yaml", &others);
-        ground.write("policy.yaml", &[policy(&format!("shop/{long}"), &takes_crowd)]);
+            ["db", "near", "no"].map(|app| bed.manifest(&format!("shop/{app}"), &format!("app: {app}")));
+        bed.write("pods.yaml", &others);
+        bed.write("policy.yaml", &[policy(&format!("shop/{long}"), &takes_crowd)]);
         let start = Instant::now();
-        let daemon = ground.run(&[]);
+        let daemon = bed.run(&[]);
         println!("{variant:?}: ready with 10,000 pods after {:?}", start.elapsed());
-        assert_outcomes(&ground, last, 80, Outcome::Open, "one of 10,001");
-        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 10,001");
-        assert_outcomes(&ground, near, 80, Outcome::Silent, "none of 10,001");
+        assert_outcomes(&bed, last, 80, Outcome::Open, "one of 10,001");
+        assert_outcomes(&bed, no, 80, Outcome::Silent, "none of 10,001");
+        assert_outcomes(&bed, near, 80, Outcome::Silent, "none of 10,001");
         drop(daemon);
 
         // 1,000 ports that are not adjacent.
         let ports: Vec<String> = (0..1000).map(|at| format!("{{port: {}}}", 7_083 + 2 * at)).collect();
         let ports = format!("{select}, ingress: [{{ports: [{}]}}]", ports.join(", "));
-        ground.write("policy.yaml", &[policy("shop/ports", &ports)]);
-        ground.write("crowd.yaml", &[ground.manifest("shop/last", "app: last")]);
-        let daemon = ground.run(&[]);
-        assert_outcomes(&ground, no, 8081, Outcome::Open, "one of 1,000 ports");
-        assert_outcomes(&ground, near, 8081, Outcome::Open, "one of 1,000 ports");
-        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 1,000 ports");
+        bed.write("policy.yaml", &[policy("shop/ports", &ports)]);
+        bed.write("crowd.yaml", &[bed.manifest("shop/last", "app: last")]);
+        let daemon = bed.run(&[]);
+        assert_outcomes(&bed, no, 8081, Outcome::Open, "one of 1,000 ports");
+        assert_outcomes(&bed, near, 8081, Outcome::Open, "one of 1,000 ports");
+        assert_outcomes(&bed, no, 80, Outcome::Silent, "none of 1,000 ports");
         drop(daemon);
 
         let mut blocks: Vec<String> = (0..250_u32)
@@ -77,13 +80,13 @@ fn ten_thousand_addresses_a_long_name_a_thousand_ports_and_five_hundred_blocks_w
             })
             .collect();
         for family in Family::BOTH {
-            let single = format!("{}/{}", ground.address("shop/last", family), family.bits());
+            let single = format!("{}/{}", bed.address("shop/last", family), family.bits());
             blocks.push(format!("{{ipBlock: {{cidr: \"{single}\"}}}}"));
         }
         let blocks = format!("{select}, ingress: [{{from: [{}]}}]", blocks.join(", "));
-        ground.write("policy.yaml", &[policy("shop/blocks", &blocks)]);
-        let _daemon = ground.run(&[]);
-        assert_outcomes(&ground, last, 80, Outcome::Open, "one of 502 blocks");
-        assert_outcomes(&ground, no, 80, Outcome::Silent, "none of 502 blocks");
+        bed.write("policy.yaml", &[policy("shop/blocks", &blocks)]);
+        let _daemon = bed.run(&[]);
+        assert_outcomes(&bed, last, 80, Outcome::Open, "one of 502 blocks");
+        assert_outcomes(&bed, no, 80, Outcome::Silent, "none of 502 blocks");
     });
 }

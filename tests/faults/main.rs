@@ -1,14 +1,40 @@
 //! Faults: `towpath run` killed, doubled, disturbed and misled, with real packets in network namespaces. Needs root.
 
-#![expect(clippy::unwrap_used, reason = "where the ground cannot be laid, the test shall fail")]
+#![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 
+mod conditions;
 mod connections;
+#[path = "../support/daemon_command.rs"]
+mod daemon_command;
 mod foreign;
-mod ground;
 mod handover;
+#[path = "../support/http.rs"]
+mod http;
 mod identity;
+#[path = "../support/isolated.rs"]
+mod isolated;
 mod kill;
 mod limits;
-mod luck;
-mod neighbours;
+#[path = "../support/log.rs"]
+mod log;
+#[path = "../support/metrics.rs"]
+mod metrics;
+#[path = "../support/node_http.rs"]
+mod node_http;
+mod other_programs;
+#[path = "../support/our_sets.rs"]
+mod our_sets;
 mod packets;
+#[path = "../support/reach.rs"]
+mod reach;
+#[path = "../support/ready.rs"]
+mod ready;
+#[path = "../support/rng.rs"]
+mod rng;
+#[path = "../support/root.rs"]
+mod root;
+mod testbed;
+#[path = "../support/wait.rs"]
+mod wait;
+#[path = "../support/yaml_objects.rs"]
+mod yaml_objects;

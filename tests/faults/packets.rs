@@ -13,16 +13,19 @@ use towpath::{
     model::{Family, Protocol},
 };
 
-use crate::ground::{Ground, for_both_variants, namespace, policy};
+use crate::{
+    testbed::{Bed, for_both_variants},
+    yaml_objects::{namespace, policy},
+};
 
-fn ground(variant: Variant, topology: Topology, policies: &[String]) -> Ground {
+fn bed(variant: Variant, topology: Topology, policies: &[String]) -> Bed {
     let pods = [("shop/web", 0), ("shop/db", 0), ("shop/far", 1)];
-    let ground = Ground::in_topology(variant, topology, &pods);
-    ground.write("namespaces.yaml", &[namespace("shop", "")]);
-    let manifest = |(name, _): (&str, usize)| ground.manifest(name, &format!("app: {}", &name[5..]));
-    ground.write("pods.yaml", &pods.map(manifest));
-    ground.write("policies.yaml", policies);
-    ground
+    let bed = Bed::in_topology(variant, topology, &pods);
+    bed.write("namespaces.yaml", &[namespace("shop", "")]);
+    let manifest = |(name, _): (&str, usize)| bed.manifest(name, &format!("app: {}", &name[5..]));
+    bed.write("pods.yaml", &pods.map(manifest));
+    bed.write("policies.yaml", policies);
+    bed
 }
 
 const ISOLATED: &str = "podSelector: {}, policyTypes: [Ingress, Egress]";
@@ -31,15 +34,15 @@ const ISOLATED: &str = "podSelector: {}, policyTypes: [Ingress, Egress]";
 fn a_refused_sender_is_told_at_once() {
     for_both_variants(|variant| {
         let policies = [policy("shop/db", "podSelector: {matchLabels: {app: db}}")];
-        let ground = ground(variant, Topology::Bridge, &policies);
-        let _daemon = ground.run(&["--deny-action", "reject"]);
+        let bed = bed(variant, Topology::Bridge, &policies);
+        let _daemon = bed.run(&["--deny-action", "reject"]);
         for from in ["shop/web", "shop/far"] {
             for family in Family::BOTH {
-                let to = ground.address("shop/db", family);
+                let to = bed.address("shop/db", family);
                 let start = Instant::now();
-                let tcp = ground.ask(ground.end(from), to, Transport::Tcp(80));
+                let tcp = bed.ask(bed.end(from), to, Transport::Tcp(80));
                 assert_eq!(tcp, Outcome::Refused(Refusal::Reset), "{from}, {family}");
-                let udp = ground.ask(ground.end(from), to, Transport::Udp(53));
+                let udp = bed.ask(bed.end(from), to, Transport::Udp(53));
                 assert_eq!(udp, Outcome::Refused(Refusal::PortUnreachable), "{from}, {family}");
                 assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
             }
@@ -64,52 +67,52 @@ fn carries(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
 #[test]
 fn what_a_pod_wraps_into_a_tunnel_to_a_node_is_dropped_and_nothing_else_to_a_node_is() {
     for_both_variants(|variant| {
-        let mut ground = ground(variant, Topology::Bridge, &[]);
+        let mut bed = bed(variant, Topology::Bridge, &[]);
         for node in 0..2 {
-            ground.lab.listen(End::Node(node), &[(Protocol::Udp, 8472), (Protocol::Udp, 8473)]).unwrap();
+            bed.lab.listen(End::Node(node), &[(Protocol::Udp, 8472), (Protocol::Udp, 8473)]).unwrap();
         }
-        let tunnels = |ground: &Ground, open: bool| {
+        let tunnels = |bed: &Bed, open: bool| {
             let tunnel = if open { Outcome::Open } else { Outcome::Silent };
             for family in Family::BOTH {
                 for index in 0..2 {
-                    let node = ground.lab.node(index).unwrap();
+                    let node = bed.lab.node(index).unwrap();
                     let to = node.address(family).unwrap();
                     let what = format!("{variant:?}: to node {index}, {family}");
-                    let web = ground.end("shop/web");
-                    assert_eq!(ground.ask(web, to, Transport::Udp(8472)), tunnel, "{what}");
-                    assert_eq!(ground.ask(web, to, Transport::Udp(8473)), Outcome::Open, "{what}");
-                    let pod = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
+                    let web = bed.end("shop/web");
+                    assert_eq!(bed.ask(web, to, Transport::Udp(8472)), tunnel, "{what}");
+                    assert_eq!(bed.ask(web, to, Transport::Udp(8473)), Outcome::Open, "{what}");
+                    let pod = bed.lab.pod(bed.pod("shop/web")).unwrap().netns();
                     let number = if family == Family::V4 { 4 } else { 41 };
                     assert_eq!(carries(pod, (node.netns(), to), number), open, "{what}, protocol {number}");
                     assert!(carries(pod, (node.netns(), to), 253), "{what}, protocol 253");
                 }
             }
         };
-        tunnels(&ground, true);
+        tunnels(&bed, true);
         // The other node is known by its pods.
-        let _daemon = ground.run(&[]);
-        tunnels(&ground, false);
+        let _daemon = bed.run(&[]);
+        tunnels(&bed, false);
     });
 }
 
 #[test]
 fn an_isolated_pod_reaches_itself_by_way_of_its_own_service() {
     for_both_variants(|variant| {
-        let ground = ground(variant, Topology::Bridge, &[policy("shop/all", ISOLATED)]);
+        let bed = bed(variant, Topology::Bridge, &[policy("shop/all", ISOLATED)]);
         let service: [IpAddr; 2] = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
         for (family, service) in Family::BOTH.into_iter().zip(service) {
-            let pod = ground.address("shop/db", family);
-            ground.iptables(
+            let pod = bed.address("shop/db", family);
+            bed.iptables(
                 family,
                 &format!("-t nat -A PREROUTING -d {service} -j DNAT --to-destination {pod}"),
             );
-            ground.iptables(family, &format!("-t nat -I POSTROUTING -s {pod} -d {pod} -j MASQUERADE"));
+            bed.iptables(family, &format!("-t nat -I POSTROUTING -s {pod} -d {pod} -j MASQUERADE"));
         }
-        let _daemon = ground.run(&[]);
+        let _daemon = bed.run(&[]);
         for address in service {
             let tcp = Transport::Tcp(80);
-            assert_eq!(ground.ask(ground.end("shop/db"), address, tcp), Outcome::Open, "{address}");
-            assert_eq!(ground.ask(ground.end("shop/web"), address, tcp), Outcome::Silent, "{address}");
+            assert_eq!(bed.ask(bed.end("shop/db"), address, tcp), Outcome::Open, "{address}");
+            assert_eq!(bed.ask(bed.end("shop/web"), address, tcp), Outcome::Silent, "{address}");
         }
     });
 }
@@ -133,23 +136,23 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
         let mut policies = vec![policy("shop/all", ISOLATED)];
         policies.extend(allow("web", "far"));
         policies.extend(allow("far", "db"));
-        let ground = ground(variant, Topology::Bridge, &policies);
-        let _daemon = ground.run(&[]);
+        let bed = bed(variant, Topology::Bridge, &policies);
+        let _daemon = bed.run(&[]);
         for (from, to) in [("shop/web", "shop/far"), ("shop/far", "shop/db")] {
-            assert_eq!(ground.reaches(from, to), [true; 2], "{from} -> {to}");
-            assert_eq!(ground.reaches(to, from), [false; 2], "{to} -> {from}");
+            assert_eq!(bed.reaches(from, to), [true; 2], "{from} -> {to}");
+            assert_eq!(bed.reaches(to, from), [false; 2], "{to} -> {from}");
             for family in Family::BOTH {
                 // Nothing listens there: the error comes back to a pod to which the other may not send.
-                let refused = ground.ask(ground.end(from), ground.address(to, family), Transport::Udp(9));
+                let refused = bed.ask(bed.end(from), bed.address(to, family), Transport::Udp(9));
                 assert_eq!(refused, Outcome::Refused(Refusal::PortUnreachable), "{from} -> {to}, {family}");
             }
         }
         // The path to the other node's pods gets a smaller MTU than the sender's own link: only the other node's
         // "packet too big" reports that.
-        let far_node = ground.lab.node(1).unwrap();
+        let far_node = bed.lab.node(1).unwrap();
         far_node.succeed("ip", &["link", "set", "cni0", "mtu", "1300"]).unwrap();
         for family in Family::BOTH {
-            let to = SocketAddr::new(ground.address("shop/far", family), 80);
+            let to = SocketAddr::new(bed.address("shop/far", family), 80);
             let talk = move || {
                 let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
                 connection.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
@@ -157,27 +160,27 @@ fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
                 connection.write_all(&[7; 16_000]).unwrap();
                 connection.read_exact(&mut [0; 16_000]).is_ok()
             };
-            let web = ground.lab.pod(ground.pod("shop/web")).unwrap().netns();
+            let web = bed.lab.pod(bed.pod("shop/web")).unwrap().netns();
             assert!(web.run(talk).unwrap(), "{family}: a full segment through a narrow way");
         }
         // No host knows the others' link addresses any more.
         for _ in 0..3 {
-            for (_, pod) in ground.lab.pods() {
+            for (_, pod) in bed.lab.pods() {
                 pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
             }
-            ground.node().succeed("ip", &["-6", "neigh", "flush", "all"]).unwrap();
-            assert_eq!(ground.reaches("shop/web", "shop/far"), [true; 2]);
-            assert_eq!(ground.reaches("shop/far", "shop/db"), [true; 2]);
+            bed.node().succeed("ip", &["-6", "neigh", "flush", "all"]).unwrap();
+            assert_eq!(bed.reaches("shop/web", "shop/far"), [true; 2]);
+            assert_eq!(bed.reaches("shop/far", "shop/db"), [true; 2]);
             thread::sleep(Duration::from_millis(50));
         }
         // Nor on the bridge itself, where even the solicitation passes FORWARD; and data is still denied.
         let near: Vec<String> = allow("web", "db").into();
-        ground.write("near.yaml", &near);
-        ground.until("shop/web", "shop/db", true, Duration::from_secs(3));
-        for (_, pod) in ground.lab.pods() {
+        bed.write("near.yaml", &near);
+        bed.until("shop/web", "shop/db", true, Duration::from_secs(3));
+        for (_, pod) in bed.lab.pods() {
             pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
         }
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
-        assert_eq!(ground.reaches("shop/db", "shop/web"), [false; 2]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/db", "shop/web"), [false; 2]);
     });
 }

@@ -9,9 +9,24 @@
 
 #![cfg(test)]
 
-mod manifests;
+#[path = "../support/daemon_command.rs"]
+mod daemon_command;
+#[path = "../support/env.rs"]
+mod env;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/model_objects.rs"]
+mod model_objects;
+#[path = "../support/node_http.rs"]
+mod node_http;
+#[path = "../support/ready.rs"]
+mod ready;
+#[path = "../support/root.rs"]
+mod root;
 mod world;
 
+use env::number;
+use root::has_root;
 use towpath::{
     lab::{
         Topology, Variant,
@@ -29,22 +44,8 @@ use world::{Setting, World};
 /// How often the objects of a cluster change.
 const ROUNDS: usize = 4;
 
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).map_or(otherwise, |text| text.parse().expect(variable))
-}
-
-/// Whether the tests can run here; in CI they must.
-fn can_run() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("CI").is_none(), "these tests need root, and in CI nothing is skipped");
-    if !root {
-        println!("skipped: needs root, to make network namespaces");
-    }
-    root
-}
-
 fn random_clusters(topology: Topology, variant: Variant) {
-    if !can_run() {
+    if !has_root() {
         return;
     }
     let (first, count) = (number("TOWPATH_SEED", 1), number("TOWPATH_CLUSTERS", 1));
@@ -69,7 +70,7 @@ fn random_clusters(topology: Topology, variant: Variant) {
 
 /// Policies that no person would write are compiled to other sets: of excepts, and of networks with ports.
 fn hostile_policies(variant: Variant) {
-    if !can_run() {
+    if !has_root() {
         return;
     }
     let (topology, stack) = (Topology::PointToPoint, Stack::Dual);

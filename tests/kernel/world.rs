@@ -3,10 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -21,10 +19,7 @@ use towpath::{
     policy::evaluate,
 };
 
-use crate::manifests;
-
-/// Where each daemon serves HTTP, within its own node.
-const LISTEN: &str = "127.0.0.1:9586";
+use crate::{daemon_command::daemon_command, http::LISTEN, model_objects, ready::is_ready};
 
 /// How long a daemon may take until it is ready: far more than it needs, even on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -105,15 +100,10 @@ impl World {
     fn start_daemons(&mut self, setting: Setting) {
         for (index, node) in NODES.iter().enumerate() {
             let log = self.folder.path().join(format!("{node}.log"));
-            let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
-            command
-                .args(["run", "--node-name", node, "--listen", LISTEN])
-                .args(["--iptables-backend", setting.variant.name()])
-                .arg("-f")
-                .arg(self.folder.path().join("objects"))
-                .arg("--run-dir")
-                .arg(self.folder.path().join("run"))
-                .stderr(fs::File::create(&log).expect("a log"));
+            let folder = self.folder.path();
+            let (objects, run) = (folder.join("objects"), folder.join("run"));
+            let mut command = daemon_command(node, setting.variant, &objects, &run);
+            command.stderr(fs::File::create(&log).expect("a log"));
             let process = self.lab.node(index).expect("a node").spawn(command).expect("a daemon");
             self.daemons.push((process, log));
         }
@@ -127,14 +117,7 @@ impl World {
     }
 
     fn is_ready(&self, node: usize) -> bool {
-        let to: SocketAddr = LISTEN.parse().expect("an address");
-        let node = self.lab.node(node).expect("a node");
-        let Ok(Ok(mut stream)) = node.connect(to, Duration::from_secs(1)) else { return false };
-        let mut answer = String::new();
-        let asked = stream
-            .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
-            .and_then(|()| stream.read_to_string(&mut answer));
-        asked.is_ok() && answer.starts_with("HTTP/1.0 200")
+        is_ready(self.lab.node(node).expect("a node"), LISTEN)
     }
 
     /// What the daemons logged.
@@ -184,16 +167,16 @@ impl World {
     fn write(&self, change: &Change) {
         let (name, manifest) = match change {
             Change::SetNamespace(namespace) => {
-                (format!("namespace-{}", namespace.name), Some(manifests::namespace(namespace)))
+                (format!("namespace-{}", namespace.name), Some(model_objects::namespace(namespace)))
             }
             Change::RemoveNamespace(name) => (format!("namespace-{name}"), None),
             Change::SetPod(pod) => {
-                (format!("pod-{}-{}", pod.key.namespace, pod.key.name), Some(manifests::pod(pod)))
+                (format!("pod-{}-{}", pod.key.namespace, pod.key.name), Some(model_objects::pod(pod)))
             }
             Change::RemovePod(key) => (format!("pod-{}-{}", key.namespace, key.name), None),
             Change::SetPolicy(policy) => (
                 format!("policy-{}-{}", policy.key.namespace, policy.key.name),
-                Some(manifests::policy(policy)),
+                Some(model_objects::policy(policy)),
             ),
             Change::RemovePolicy(key) => (format!("policy-{}-{}", key.namespace, key.name), None),
             Change::SetNode(_) | Change::RemoveNode(_) | Change::DropRules(..) => {

@@ -3,12 +3,30 @@
 
 #![cfg(test)]
 
-mod shapes;
+#[path = "../support/daemon_command.rs"]
+mod daemon_command;
+#[path = "../support/hostile_shapes.rs"]
+mod hostile_shapes;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/isolated.rs"]
+mod isolated;
+#[path = "../support/log.rs"]
+mod log;
+#[path = "../support/node_http.rs"]
+mod node_http;
+#[path = "../support/ready.rs"]
+mod ready;
+#[path = "../support/rng.rs"]
+mod rng;
+#[path = "../support/root.rs"]
+mod root;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::Path,
     process::Command,
     sync::{
@@ -19,10 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
+use nix::sched::CloneFlags;
 use tempfile::TempDir;
 use towpath::{
     lab::{
@@ -35,9 +50,13 @@ use towpath::{
     policy::{budget::Budgets, resolve::Resolver},
 };
 
-use shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
-
-const LISTEN: &str = "127.0.0.1:9586";
+use daemon_command::daemon_command;
+use hostile_shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+use http::LISTEN;
+use isolated::isolated;
+use ready::is_ready;
+use root::has_root;
+use wait::wait_until;
 
 /// How long anything may take on a busy machine, in a build without optimisation.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -48,7 +67,7 @@ const MEMORY: u64 = 512 * 1024;
 /// One test at a time: each keeps two cores busy.
 static TURN: Mutex<()> = Mutex::new(());
 
-struct Ground {
+struct Bed {
     lab: Lab,
     folder: TempDir,
     pods: Vec<PodId>,
@@ -57,7 +76,7 @@ struct Ground {
 
 const PODS: [&str; 4] = ["shop/client", "shop/server", "shop/other", "evil/pod"];
 
-impl Ground {
+impl Bed {
     /// A node with the honest tenant's pods and one of the hostile tenant, and a daemon that starts with all objects.
     fn new(shape: &Shape, variant: Variant) -> Self {
         let options =
@@ -76,14 +95,8 @@ impl Ground {
             folder.path(),
             &[("pods.yaml".to_owned(), text), ("shop.yaml".to_owned(), honest_policy(true))],
         );
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
-        command
-            .args(["run", "--node-name", "n1", "--listen", LISTEN, "--iptables-backend", variant.name()])
-            .arg("-f")
-            .arg(folder.path())
-            .arg("--run-dir")
-            .arg(folder.path().join(".run"))
-            .stderr(File::create(folder.path().join(".log")).unwrap());
+        let mut command = daemon_command("n1", variant, folder.path(), &folder.path().join(".run"));
+        command.stderr(File::create(folder.path().join(".log")).unwrap());
         let daemon = lab.node(0).unwrap().spawn(command).unwrap();
         Self { lab, folder, pods, daemon }
     }
@@ -102,29 +115,16 @@ impl Ground {
         self.lab.probe_all(&[probe], Duration::from_millis(900)).unwrap()[0] == Outcome::Open
     }
 
-    #[track_caller]
-    fn until(&self, what: &str, mut is: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !is() {
-            if start.elapsed() > PATIENCE {
-                let log = fs::read_to_string(self.folder().join(".log")).unwrap();
-                let tail: Vec<&str> = log.lines().rev().take(30).collect();
-                panic!(
-                    "{what}: not within {PATIENCE:?}; the end of the log, backwards:\n{}",
-                    tail.join("\n")
-                );
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+    fn get(&self, path: &str) -> Option<(u16, String)> {
+        node_http::get(self.lab.node(0).unwrap(), LISTEN, path)
     }
+}
 
-    fn get(&self, path: &str) -> Option<String> {
-        let to: SocketAddr = LISTEN.parse().unwrap();
-        let mut stream = self.lab.node(0).unwrap().connect(to, Duration::from_secs(1)).ok()?.ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("--- the end of the log ---\n{}", log::tail(&self.folder().join(".log"), 30));
+        }
     }
 }
 
@@ -134,24 +134,13 @@ const SERVER: usize = 1;
 const OTHER: usize = 2;
 const HOSTILE: usize = 3;
 
-/// Runs `test` on a thread with its own `/run`, and so its own xtables lock.
-fn apart(test: impl FnOnce() + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
-        println!("skipped: needs root");
+/// Runs `test` on a thread with its own `/run`, and so its own xtables lock, while no other test runs.
+fn run_alone(test: impl FnOnce() + Send + 'static) {
+    if !has_root() {
         return;
     }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
-        test();
-    };
-    if let Err(panic) = thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
+    isolated(CloneFlags::empty(), test);
 }
 
 /// The honest tenant is served although the hostile one does what `shape` says, and the hostile one is closed if it
@@ -164,13 +153,13 @@ fn honest_tenant_is_served_beside(name: &str) {
 
 fn honest_tenant_is_served_in(variant: Variant, name: &str) {
     let shape = *SHAPES.iter().find(|shape| shape.name == name).unwrap();
-    apart(move || {
+    run_alone(move || {
         let start = Instant::now();
-        let mut ground = Ground::new(&shape, variant);
+        let mut bed = Bed::new(&shape, variant);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             if shape.restless {
-                let (stop, folder) = (&stop, ground.folder());
+                let (stop, folder) = (&stop, bed.folder());
                 scope.spawn(move || {
                     for turn in 0.. {
                         write(folder, &[("crowd.yaml".to_owned(), crowd_text(50, turn % 2))]);
@@ -182,13 +171,13 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
                 });
             }
             let served = || {
-                ground.until("isolation after the start", || !ground.reaches(OTHER, SERVER));
-                ground.until("the allow after the start", || ground.reaches(CLIENT, SERVER));
-                write(ground.folder(), &[("shop.yaml".to_owned(), honest_policy(false))]);
-                ground.until("a deny", || !ground.reaches(CLIENT, SERVER));
-                write(ground.folder(), &[("shop.yaml".to_owned(), honest_policy(true))]);
-                ground.until("an allow", || ground.reaches(CLIENT, SERVER));
-                assert!(!ground.reaches(OTHER, SERVER), "who is not allowed");
+                wait_until("isolation after the start", PATIENCE, || !bed.reaches(OTHER, SERVER));
+                wait_until("the allow after the start", PATIENCE, || bed.reaches(CLIENT, SERVER));
+                write(bed.folder(), &[("shop.yaml".to_owned(), honest_policy(false))]);
+                wait_until("a deny", PATIENCE, || !bed.reaches(CLIENT, SERVER));
+                write(bed.folder(), &[("shop.yaml".to_owned(), honest_policy(true))]);
+                wait_until("an allow", PATIENCE, || bed.reaches(CLIENT, SERVER));
+                assert!(!bed.reaches(OTHER, SERVER), "who is not allowed");
             };
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(served));
             stop.store(true, Ordering::Relaxed);
@@ -196,27 +185,24 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
                 std::panic::resume_unwind(panic);
             }
         });
-        ground.until("readiness", || ground.get("/readyz").is_some_and(|answer| answer.contains(" 200 ")));
-        let metrics = ground.get("/metrics").unwrap();
+        wait_until("readiness", PATIENCE, || is_ready(bed.lab.node(0).unwrap(), LISTEN));
+        let metrics = bed.get("/metrics").unwrap().1;
         let series = format!("towpath_over_budget_namespace{{namespace=\"{EVIL}\"}}");
         assert_eq!(metrics.contains(&series), shape.over_budget, "{metrics}");
         if shape.over_budget {
-            assert!(
-                !ground.reaches(OTHER, HOSTILE) || !ground.reaches(HOSTILE, OTHER),
-                "what is closed is open"
-            );
-            let status = ground.get("/status").unwrap();
+            assert!(!bed.reaches(OTHER, HOSTILE) || !bed.reaches(HOSTILE, OTHER), "what is closed is open");
+            let status = bed.get("/status").unwrap().1;
             assert!(
                 status.contains("\"over_budget\":[{\"kind\":\"N")
                     && status.contains("over the budget of the")
             );
-            let log = fs::read_to_string(ground.folder().join(".log")).unwrap();
+            let log = fs::read_to_string(bed.folder().join(".log")).unwrap();
             assert!(log.contains("over budget; closed"), "{log}");
         }
-        let memory = most_memory(ground.daemon.id());
+        let memory = most_memory(bed.daemon.id());
         println!("{}, {}: {} MiB, {:?}", shape.name, variant.name(), memory / 1024, start.elapsed());
         assert!(memory > 0 && memory < MEMORY, "{memory} KiB");
-        ground.daemon.kill().unwrap();
+        bed.daemon.kill().unwrap();
     });
 }
 

@@ -19,4 +19,4 @@ mod world;
 
 pub(crate) use api::Api;
 pub(crate) use control_plane::{ControlPlane, Lease};
-pub(crate) use world::{Daemon, READY, SOON, TIMEOUT, World, apart, wait_until};
+pub(crate) use world::{Daemon, READY, SOON, World, with_control_plane};

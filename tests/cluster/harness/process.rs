@@ -1,7 +1,7 @@
 //! Processes that never outlive a test, however it ends.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -12,6 +12,8 @@ use nix::{
     unistd::Pid,
 };
 use towpath::lab::Netns;
+
+use crate::log;
 
 /// `program` as a command that the kernel kills together with the thread that starts it.
 pub(crate) fn bound(program: &Path) -> Command {
@@ -50,10 +52,7 @@ impl Served {
 
     /// The end of its output.
     pub(crate) fn tail(&self, lines: usize) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let mut tail: Vec<&str> = log.lines().rev().take(lines).collect();
-        tail.reverse();
-        tail.join("\n")
+        log::tail(&self.log, lines)
     }
 }
 

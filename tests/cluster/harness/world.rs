@@ -4,25 +4,18 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
+use nix::sched::CloneFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath::{
-    lab::{
-        End, Families, FlannelRules, Lab, LabOptions, Node, PodId, PodSpec, Probe, Process, Topology,
-        Transport, Variant,
-    },
+    lab::{End, Families, FlannelRules, Lab, LabOptions, Node, PodId, PodSpec, Process, Topology, Variant},
     model::{Family, Protocol},
 };
 
@@ -33,18 +26,16 @@ use super::{
     objects,
     process::bound,
 };
-
-/// Where each daemon serves HTTP, on its node.
-const LISTEN: &str = "127.0.0.1:9586";
+use crate::{
+    http::LISTEN, isolated::isolated, log, metrics, node_http, our_sets::our_sets, reach, ready::is_ready,
+    root::has_root, wait::wait_until,
+};
 
 /// How long a daemon may take until it is ready, on a busy machine.
 pub(crate) const READY: Duration = Duration::from_secs(40);
 
 /// How long a change may take until packets follow it, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
-
-/// Long enough for an answer on a busy machine, too short for a dropped SYN to be retransmitted (after one second).
-pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
 
 /// The ports on which every pod listens.
 pub(crate) const PORTS: [(Protocol, u16); 2] = [(Protocol::Tcp, 80), (Protocol::Tcp, 8081)];
@@ -54,42 +45,20 @@ pub(crate) const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 /// Runs `test` with a control plane, on a thread with its own `/run`; namespaces and processes that it creates share
 /// it.
-pub(crate) fn apart(test: impl FnOnce(Lease) + Send + 'static) {
-    let ci = std::env::var("CI").as_deref() == Ok("true");
-    if !nix::unistd::geteuid().is_root() {
-        assert!(!ci, "CI runs these tests as root");
-        println!("skipped: needs root, to make network namespaces");
+pub(crate) fn with_control_plane(test: impl FnOnce(Lease) + Send + 'static) {
+    if !has_root() {
         return;
     }
     let assets = match assets() {
         Ok(assets) => assets,
         Err(why) => {
-            assert!(!ci, "CI runs these tests with a control plane: {why}");
+            let is_ci = std::env::var("CI").as_deref() == Ok("true");
+            assert!(!is_ci, "CI runs these tests with a control plane: {why}");
             println!("skipped: {why}");
             return;
         }
     };
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
-        test(lease(&assets));
-    };
-    if let Err(panic) = thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Waits until `what` is true; returns how long it took.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    while !is() {
-        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
-        thread::sleep(Duration::from_millis(3));
-    }
-    start.elapsed()
+    isolated(CloneFlags::empty(), move || test(lease(&assets)));
 }
 
 /// A lab of two nodes, and the same nodes and pods as objects.
@@ -214,7 +183,7 @@ impl World {
     /// The same with the API server at another port.
     pub(crate) fn command_at(&self, node: usize, port: u16, more: &[&str]) -> Command {
         let mut command = bound(Path::new(env!("CARGO_BIN_EXE_towpath")));
-        command.args(["run", "--node-name", self.node(node).name(), "--listen", LISTEN]);
+        command.args(["run", "--node-name", self.node(node).name()]);
         command.args(["--iptables-backend", self.variant.name()]);
         command.arg("--run-dir").arg(self.folder.path().join("run")).args(more);
         command.env("KUBERNETES_SERVICE_HOST", ADDRESS).env("KUBERNETES_SERVICE_PORT", port.to_string());
@@ -254,11 +223,7 @@ impl World {
             let ours = saved.lines().filter(|line| line.contains("TOWPATH-") || line.contains("TP-"));
             lines.extend(ours.map(|line| line.split(" [").next().unwrap().to_owned()));
         }
-        let sets = run("ipset", &["save"]);
-        let ours = sets.lines().filter(|line| line.contains(" tp4-") || line.contains(" tp6-"));
-        let mut sets: Vec<_> = ours.map(|line| line.split(" packets ").next().unwrap().to_owned()).collect();
-        sets.sort();
-        lines.extend(sets);
+        lines.extend(our_sets(self.node(0)));
         lines.join("\n")
     }
 
@@ -275,10 +240,8 @@ impl World {
 
     /// Checks in both families at once whether TCP port 80 answers.
     pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
-        let probes = Family::BOTH
-            .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
-        let outcomes = self.lab.probe_all(&probes, TIMEOUT).unwrap();
-        [outcomes[0].is_open(), outcomes[1].is_open()]
+        let addresses = Family::BOTH.map(|family| self.address(to, family));
+        reach::reaches(&self.lab, self.end(from), addresses)
     }
 
     /// Waits until TCP port 80 answers, or does not, in both families; returns how long it took.
@@ -369,19 +332,11 @@ impl<'a> Daemon<'a> {
 
     /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let listen: SocketAddr = LISTEN.parse().unwrap();
-        let mut connection = self.node.connect(listen, Duration::from_secs(1)).unwrap().ok()?;
-        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        node_http::get(self.node, LISTEN, path)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.get("/readyz").is_some_and(|(status, _)| status == 200)
+        is_ready(self.node, LISTEN)
     }
 
     /// Waits until it is ready; a daemon that ended never will be.
@@ -409,8 +364,7 @@ impl<'a> Daemon<'a> {
     /// A value of `/metrics`; `series` with its labels.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        metrics::value(&text, series)
     }
 
     /// For how many kinds a watch was restarted for this reason.
@@ -443,10 +397,7 @@ impl<'a> Daemon<'a> {
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = self.log();
-            let mut tail: Vec<&str> = log.lines().rev().take(60).collect();
-            tail.reverse();
-            eprintln!("--- towpath on {}\n{}", self.node.name(), tail.join("\n"));
+            eprintln!("--- towpath on {}\n{}", self.node.name(), log::tail(&self.log, 60));
         } else if !self.killed.get() {
             let ended = self.process.borrow_mut().stop().unwrap();
             assert!(ended.success(), "towpath on {} ended with {ended}\n{}", self.node.name(), self.log());

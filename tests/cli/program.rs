@@ -7,18 +7,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use crate::repository::root;
+
 /// The built program.
 pub(crate) const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
-
-/// The root of the repository.
-pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A file of the repository as text.
-pub(crate) fn text(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap()
-}
 
 /// The result of a run.
 #[derive(Debug)]

@@ -4,19 +4,14 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
-    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-    sys::signal::Signal,
-};
+use nix::{sched::CloneFlags, sys::signal::Signal};
 use tempfile::TempDir;
 use towpath::{
     lab::{
@@ -26,14 +21,20 @@ use towpath::{
     model::{Family, Protocol},
 };
 
-/// Where the daemon serves HTTP, on its node.
-const LISTEN: &str = "127.0.0.1:9586";
+use crate::{
+    daemon_command::daemon_command,
+    http::LISTEN,
+    isolated::isolated,
+    log, metrics, node_http,
+    reach::{self, TIMEOUT},
+    ready::is_ready,
+    root::has_root,
+    wait::wait_until,
+    yaml_objects,
+};
 
 /// How long a daemon may take until it is ready, on a busy machine.
 pub(crate) const READY: Duration = Duration::from_secs(20);
-
-/// Long enough for an answer on a busy machine, too short for a dropped SYN to be retransmitted (after one second).
-pub(crate) const TIMEOUT: Duration = Duration::from_millis(900);
 
 /// The ports on which every pod listens.
 pub(crate) const PORTS: [(Protocol, u16); 3] =
@@ -43,38 +44,26 @@ pub(crate) const PORTS: [(Protocol, u16); 3] =
 pub(crate) fn for_both_variants(test: impl Fn(Variant) + Send + Clone + 'static) {
     for variant in Variant::BOTH {
         let test = test.clone();
-        apart(move || test(variant));
+        with_own_run(move || test(variant));
     }
 }
 
 /// Runs `test` on a thread with its own `/run`; namespaces and processes that it creates share it.
-pub(crate) fn apart(test: impl FnOnce() + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "CI runs these tests as root");
-        println!("skipped: needs root");
-        return;
-    }
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
-        test();
-    };
-    if let Err(panic) = thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
+pub(crate) fn with_own_run(test: impl FnOnce() + Send + 'static) {
+    if has_root() {
+        isolated(CloneFlags::empty(), test);
     }
 }
 
 /// A lab of two nodes with flannel's rules, and a folder with the objects.
-pub(crate) struct Ground {
+pub(crate) struct Bed {
     pub(crate) lab: Lab,
     pub(crate) variant: Variant,
     pods: BTreeMap<String, PodId>,
     folder: TempDir,
 }
 
-impl Ground {
+impl Bed {
     /// Both families; pods on the bridges of two nodes. `pods` are names like `shop/web` and their nodes, from 0.
     pub(crate) fn new(variant: Variant, pods: &[(&str, usize)]) -> Self {
         Self::in_topology(variant, Topology::Bridge, pods)
@@ -119,7 +108,7 @@ impl Ground {
 
     pub(crate) fn manifest_at(&self, pod: &str, labels: &str, addresses: &[IpAddr], node: usize) -> String {
         let host = self.lab.node(node).unwrap().addresses();
-        pod_manifest(pod, labels, addresses, node, host)
+        yaml_objects::pod(pod, labels, addresses, node, host)
     }
 
     /// Writes an object file atomically, by renaming.
@@ -150,18 +139,13 @@ impl Ground {
 
     /// The `towpath run` command for the first node.
     pub(crate) fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
-        command.arg("run").arg("-f").arg(self.folder().join("objects"));
-        command.arg("--run-dir").arg(self.folder().join("run"));
-        command.args(["--node-name", "n1", "--iptables-backend", self.variant.name()]);
-        if !more.contains(&"--listen") {
-            command.args(["--listen", LISTEN]);
-        }
+        let (objects, run) = (self.folder().join("objects"), self.folder().join("run"));
+        let mut command = daemon_command("n1", self.variant, &objects, &run);
         command.args(more);
         command
     }
 
-    /// `iptables` or `ip6tables` of the ground's variant on the first node.
+    /// `iptables` or `ip6tables` of the bed's variant on the first node.
     pub(crate) fn iptables(&self, family: Family, arguments: &str) -> String {
         let program = self.variant.program(family, "");
         let arguments: Vec<&str> = ["-w"].into_iter().chain(arguments.split(' ')).collect();
@@ -196,18 +180,6 @@ impl Ground {
         ours.join("\n")
     }
 
-    /// Our sets with their members, without counters.
-    pub(crate) fn our_sets(&self) -> Vec<String> {
-        let text = self.node().succeed("ipset", &["save"]).unwrap();
-        let mut lines: Vec<String> = text
-            .lines()
-            .filter(|line| line.contains(" tp4-") || line.contains(" tp6-"))
-            .map(|line| line.split(" packets ").next().unwrap().to_owned())
-            .collect();
-        lines.sort();
-        lines
-    }
-
     /// Probes once.
     pub(crate) fn ask(&self, from: End, to: IpAddr, transport: impl Into<Transport>) -> Outcome {
         let transport = transport.into();
@@ -217,10 +189,8 @@ impl Ground {
 
     /// Checks in both families at once whether TCP port 80 answers.
     pub(crate) fn reaches(&self, from: &str, to: &str) -> [bool; 2] {
-        let probes = Family::BOTH
-            .map(|family| Probe::new(self.end(from), self.address(to, family), Transport::Tcp(80)));
-        let outcomes = self.lab.probe_all(&probes, TIMEOUT).unwrap();
-        [outcomes[0].is_open(), outcomes[1].is_open()]
+        let addresses = Family::BOTH.map(|family| self.address(to, family));
+        reach::reaches(&self.lab, self.end(from), addresses)
     }
 
     /// Waits until TCP port 80 answers, or does not, in both families; returns how long it took.
@@ -252,55 +222,6 @@ impl Objects {
     }
 }
 
-pub(crate) fn pod_manifest(
-    pod: &str,
-    labels: &str,
-    addresses: &[IpAddr],
-    node: usize,
-    host: &[IpAddr],
-) -> String {
-    let (namespace, name) = pod.split_once('/').unwrap();
-    let list = |addresses: &[IpAddr]| {
-        addresses.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", ")
-    };
-    format!(
-        "apiVersion: v1\n\
-         kind: Pod\n\
-         metadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\n\
-         spec:\n  nodeName: n{}\n  containers: [{{name: main, image: registry.example/main}}]\n\
-         status:\n  phase: Running\n  hostIPs: [{}]\n  podIPs: [{}]\n",
-        node + 1,
-        list(host),
-        list(addresses),
-    )
-}
-
-pub(crate) fn namespace(name: &str, labels: &str) -> String {
-    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n")
-}
-
-/// A policy; `spec` in one line of YAML, without its braces.
-pub(crate) fn policy(key: &str, spec: &str) -> String {
-    let (namespace, name) = key.split_once('/').unwrap();
-    format!(
-        "apiVersion: networking.k8s.io/v1\n\
-         kind: NetworkPolicy\n\
-         metadata: {{name: {name}, namespace: {namespace}}}\n\
-         spec: {{{spec}}}\n"
-    )
-}
-
-/// Waits until `what` is true; returns how long it took.
-#[track_caller]
-pub(crate) fn wait_until(what: &str, at_most: Duration, mut is: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    while !is() {
-        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
-        thread::sleep(Duration::from_millis(3));
-    }
-    start.elapsed()
-}
-
 /// A running `towpath`. If the test fails, its log is printed; dropping it ends it.
 pub(crate) struct Daemon<'a> {
     process: Process,
@@ -310,15 +231,14 @@ pub(crate) struct Daemon<'a> {
 }
 
 impl<'a> Daemon<'a> {
-    pub(crate) fn start(ground: &'a Ground, mut command: Command) -> Self {
-        let arguments: Vec<String> =
-            command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
-        let listen = arguments.iter().skip_while(|argument| *argument != "--listen").nth(1).unwrap();
-        let listen = listen.parse().unwrap();
-        let log = tempfile::Builder::new().prefix("log-").tempfile_in(ground.folder()).unwrap();
+    pub(crate) fn start(bed: &'a Bed, mut command: Command) -> Self {
+        let arguments = command.get_args().map(|argument| argument.to_string_lossy());
+        let listen = arguments.skip_while(|argument| argument != "--listen").nth(1);
+        let listen = listen.map_or(LISTEN, |listen| listen.parse().unwrap());
+        let log = tempfile::Builder::new().prefix("log-").tempfile_in(bed.folder()).unwrap();
         let (file, log) = log.keep().unwrap();
-        command.stderr(file).stdout(File::create(ground.folder().join("stdout")).unwrap());
-        let node = ground.node();
+        command.stderr(file).stdout(File::create(bed.folder().join("stdout")).unwrap());
+        let node = bed.node();
         Self { process: node.spawn(command).unwrap(), log, node, listen }
     }
 
@@ -328,18 +248,11 @@ impl<'a> Daemon<'a> {
 
     /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut connection = self.node.connect(self.listen, Duration::from_secs(1)).unwrap().ok()?;
-        connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n");
-        connection.write_all(request.as_bytes()).ok()?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+        node_http::get(self.node, self.listen, path)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.get("/readyz").is_some_and(|(status, _)| status == 200)
+        is_ready(self.node, self.listen)
     }
 
     #[track_caller]
@@ -350,8 +263,7 @@ impl<'a> Daemon<'a> {
     /// A value of `/metrics`; `series` with its labels.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
+        metrics::value(&text, series)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -386,28 +298,7 @@ impl<'a> Daemon<'a> {
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            println!("--- the daemon's log, its end ---\n{}\n---", tail.join("\n"));
+            println!("--- the end of the daemon's log ---\n{}\n---", log::tail(&self.log, 60));
         }
-    }
-}
-
-/// A small pseudo-random number generator: the same seed gives the same numbers.
-pub(crate) struct Luck(u64);
-
-impl Luck {
-    pub(crate) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `end`.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
     }
 }

@@ -5,21 +5,23 @@ use std::{process::Command, thread, time::Duration};
 use towpath::{lab::Variant, model::Family};
 
 use crate::{
-    ground::{Ground, Luck, for_both_variants, wait_until},
-    kill::{Churn, ground},
+    kill::{Churn, bed},
+    rng::Rng,
+    testbed::{Bed, for_both_variants},
+    wait::wait_until,
 };
 
 const TABLES: [&str; 4] = ["filter", "nat", "mangle", "raw"];
 
 /// Other programs' chains, rules with everything that is hard to quote, and sets.
-fn settle(ground: &Ground) {
+fn settle(bed: &Bed) {
     let ipset = "create neighbours-v4 hash:net family inet\nadd neighbours-v4 10.9.0.0/16\n\
                  create neighbours-v6 hash:net family inet6\nadd neighbours-v6 fd09::/32\n\
                  create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n\
                  create tp4-mine hash:ip family inet\nadd tp4-mine 10.9.9.9\n\
                  create tp4-pods-x hash:ip family inet\ncreate tp6-nodes-old hash:ip family inet6\n\
                  create tp4-pods-abcdefghijklmnop hash:net family inet\n";
-    ground.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
+    bed.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
     for family in Family::BOTH {
         let set = if family == Family::V4 { "neighbours-v4" } else { "neighbours-v6" };
         let text = format!(
@@ -36,8 +38,8 @@ fn settle(ground: &Ground) {
              COMMIT\n\
              *nat\n:NEIGHBOUR-NAT -\n-A NEIGHBOUR-NAT -p tcp --dport 8080 -j REDIRECT --to-ports 80\nCOMMIT\n"
         );
-        let program = ground.variant.program(family, "-restore");
-        ground.node().netns().succeed(&program, &["--noflush", "-w"], &text).unwrap();
+        let program = bed.variant.program(family, "-restore");
+        bed.node().netns().succeed(&program, &["--noflush", "-w"], &text).unwrap();
     }
 }
 
@@ -57,11 +59,11 @@ fn names_a_lookalike(line: &str) -> bool {
 }
 
 /// All tables of both families and all sets, without ours.
-fn foreign(ground: &Ground) -> String {
+fn foreign(bed: &Bed) -> String {
     let mut all = String::new();
     for family in Family::BOTH {
         for table in TABLES {
-            for line in ground.saved(family, table).lines() {
+            for line in bed.saved(family, table).lines() {
                 let of_ours = [":TOWPATH-", ":TP-", "-A TOWPATH-", "-A TP-"];
                 let jump = line.ends_with("-j TOWPATH-FORWARD") || line.ends_with("-j TOWPATH-INPUT");
                 let is_ours = jump || of_ours.iter().any(|start| line.starts_with(start));
@@ -72,7 +74,7 @@ fn foreign(ground: &Ground) -> String {
             }
         }
     }
-    let sets = ground.node().succeed("ipset", &["save"]).unwrap();
+    let sets = bed.node().succeed("ipset", &["save"]).unwrap();
     let is_ours = |line: &&str| line.contains(" tp4-") || line.contains(" tp6-");
     for line in sets.lines().filter(|line| !is_ours(line) || names_a_lookalike(line)) {
         all.push_str(line);
@@ -82,63 +84,63 @@ fn foreign(ground: &Ground) -> String {
 }
 
 /// Everything, ours included.
-fn everything(ground: &Ground) -> String {
-    let tables = Family::BOTH.into_iter().flat_map(|family| TABLES.map(|table| ground.saved(family, table)));
-    tables.collect::<String>() + &ground.node().succeed("ipset", &["save"]).unwrap()
+fn everything(bed: &Bed) -> String {
+    let tables = Family::BOTH.into_iter().flat_map(|family| TABLES.map(|table| bed.saved(family, table)));
+    tables.collect::<String>() + &bed.node().succeed("ipset", &["save"]).unwrap()
 }
 
 #[test]
 fn what_is_not_ours_is_the_same_to_the_byte_while_we_run_and_when_we_are_gone() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        settle(&ground);
-        let before = everything(&ground);
-        assert_eq!(before, foreign(&ground));
-        let daemon = ground.run(&[]);
-        let churn = Churn::new(&ground);
-        let mut luck = Luck::new(11);
+        let bed = bed(variant);
+        settle(&bed);
+        let before = everything(&bed);
+        assert_eq!(before, foreign(&bed));
+        let daemon = bed.run(&[]);
+        let churn = Churn::new(&bed);
+        let mut rng = Rng::new(11);
         for _ in 0..40 {
-            churn.step(&mut luck);
+            churn.step(&mut rng);
             thread::sleep(Duration::from_millis(20));
         }
-        assert_eq!(foreign(&ground), before);
-        ground.iptables(Family::V4, "-F TOWPATH-FORWARD");
-        ground.iptables(Family::V6, "-D FORWARD -j TOWPATH-FORWARD");
+        assert_eq!(foreign(&bed), before);
+        bed.iptables(Family::V4, "-F TOWPATH-FORWARD");
+        bed.iptables(Family::V6, "-D FORWARD -j TOWPATH-FORWARD");
         wait_until("the repair", Duration::from_secs(30), || {
-            ground.ours(Family::V4).contains("-A TOWPATH-FORWARD ")
-                && ground.ours(Family::V6).contains("-A FORWARD -j TOWPATH-FORWARD")
+            bed.ours(Family::V4).contains("-A TOWPATH-FORWARD ")
+                && bed.ours(Family::V6).contains("-A FORWARD -j TOWPATH-FORWARD")
         });
-        assert_eq!(foreign(&ground), before, "after a repair");
-        assert_ne!(everything(&ground), before);
+        assert_eq!(foreign(&bed), before, "after a repair");
+        assert_ne!(everything(&bed), before);
         assert!(daemon.terminate().success());
         for _ in 0..2 {
             let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
             command.arg("cleanup");
-            let output = ground.node().run(command, "").unwrap();
+            let output = bed.node().run(command, "").unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
-        assert_eq!(everything(&ground), before);
+        assert_eq!(everything(&bed), before);
     });
 }
 
 #[test]
 fn what_a_neighbour_changes_in_the_same_table_meanwhile_is_neither_lost_nor_brought_back() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        settle(&ground);
-        let daemon = ground.run(&[]);
-        let churning = Churn::new(&ground).start(13, 12);
+        let bed = bed(variant);
+        settle(&bed);
+        let daemon = bed.run(&[]);
+        let churning = Churn::new(&bed).start(13, 12);
         let edits = |family: Family, seed: u64| {
             let mut expected: Vec<u64> = Vec::new();
-            let mut luck = Luck::new(seed);
+            let mut rng = Rng::new(seed);
             for number in 0..150 {
-                if luck.below(3) > 0 || expected.is_empty() {
-                    ground.iptables(family, &format!("-A TPX -p tcp --dport {} -j RETURN", 1000 + number));
+                if rng.below(3) > 0 || expected.is_empty() {
+                    bed.iptables(family, &format!("-A TPX -p tcp --dport {} -j RETURN", 1000 + number));
                     expected.push(1000 + number);
                 } else {
                     let count = u64::try_from(expected.len()).unwrap();
-                    let gone = expected.remove(usize::try_from(luck.below(count)).unwrap());
-                    ground.iptables(family, &format!("-D TPX -p tcp --dport {gone} -j RETURN"));
+                    let gone = expected.remove(usize::try_from(rng.below(count)).unwrap());
+                    bed.iptables(family, &format!("-D TPX -p tcp --dport {gone} -j RETURN"));
                 }
             }
             expected
@@ -147,7 +149,7 @@ fn what_a_neighbour_changes_in_the_same_table_meanwhile_is_neither_lost_nor_brou
         drop(churning);
         thread::sleep(Duration::from_millis(300));
         for (family, expected) in expected {
-            let saved = ground.saved(family, "filter");
+            let saved = bed.saved(family, "filter");
             let there: Vec<u64> = saved
                 .lines()
                 .filter(|line| line.starts_with("-A TPX "))

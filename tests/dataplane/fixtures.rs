@@ -1,16 +1,12 @@
-//! The base of the tests: their own namespace, commands, and a ruleset with everything in it.
+//! What the tests share: a namespace of their own, commands, and a ruleset with everything in it.
 
 use std::{
     io::Write as _,
     process::{self, Stdio},
     sync::Arc,
-    thread,
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
+use nix::sched::CloneFlags;
 use towpath::{
     dataplane::{
         Dataplane,
@@ -25,23 +21,13 @@ use towpath::{
     },
 };
 
+use crate::{isolated::isolated, root::has_root};
+
 /// Runs `test` on a thread that has its own network namespace and `/run`, and so its own xtables lock; its child
 /// processes run there too.
 pub(crate) fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs the kernel tests as root");
-        println!("skipped: needs root");
-        return;
-    }
-    let run = move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
-        mount(nothing, "/run", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
-        test();
-    };
-    if let Err(panic) = thread::spawn(run).join() {
-        std::panic::resume_unwind(panic);
+    if has_root() {
+        isolated(CloneFlags::CLONE_NEWNET, test);
     }
 }
 
@@ -101,7 +87,7 @@ pub(crate) fn not_in_set(name: &str, field: Field) -> Match {
 }
 
 /// A ruleset with every kind of match, target, set and member, in both families.
-pub(crate) fn everything() -> Ruleset {
+pub(crate) fn every_kind() -> Ruleset {
     Ruleset {
         v4: every_table("tp4-", "10.0.0.0/8", "192.0.2.7/32"),
         v6: every_table("tp6-", "fd00::/8", "2001:db8::7/128"),
@@ -150,7 +136,7 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
         Rule::new([], Target::Reject),
         Rule::new([], Target::Drop),
     ];
-    group.splice(7..7, of_many(prefix, network));
+    group.splice(7..7, many_excepts_and_ports(prefix, network));
     if is_v6 {
         group.insert(0, Rule::new([Match::Icmpv6Type(135)], Target::Return));
         let on_link = [Match::Icmpv6Type(136), Match::HopLimit(255), Match::LengthAtMost(104)];
@@ -224,7 +210,7 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
 }
 
 /// Rules with many excepts and many networks with ports.
-fn of_many(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
+fn many_excepts_and_ports(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
     let named = |name: &str| format!("{prefix}{name}");
     let excepts = |field| Match::NotInSet { set: set(&named("except-xxxxxxxxxxxxxxxx")), field };
     let http = Match::Ports(Protocol::Tcp, vec![PortRange::single(80)]);
@@ -240,7 +226,7 @@ fn of_many(prefix: &str, network: ipnet::IpNet) -> Vec<Rule> {
 }
 
 /// `ruleset` as observed when only names and headers are read.
-pub(crate) fn seen(ruleset: &Ruleset) -> Observed {
+pub(crate) fn names_only(ruleset: &Ruleset) -> Observed {
     let mut observed = Observed::holding(ruleset);
     for family in Family::BOTH {
         observed.table_mut(family).chains.values_mut().for_each(|content| *content = Content::Unknown);

@@ -3,6 +3,8 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
+use crate::rng::Rng;
+
 /// The namespace of the hostile tenant.
 pub(crate) const EVIL: &str = "evil";
 
@@ -43,19 +45,6 @@ const fn shape(name: &'static str, files: fn() -> Vec<File>, over_budget: bool) 
     Shape { name, files, over_budget, restless: false }
 }
 
-/// Pseudo-random numbers: the same in every run.
-struct Luck(u64);
-
-impl Luck {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
 /// A policy for all pods of the hostile namespace; `rules` is JSON.
 fn policy(name: &str, direction: &str, rules: &str) -> String {
     let kind = if direction == "egress" { "Egress" } else { "Ingress" };
@@ -76,10 +65,10 @@ fn each(count: u32, document: impl Fn(u32) -> String) -> Vec<File> {
 
 fn excepts_v4() -> Vec<File> {
     let policy = |at: u32| {
-        let mut luck = Luck(u64::from(at));
+        let mut rng = Rng::new(u64::from(at));
         let excepts = joined((0..10_000).map(|_| {
             let address = IpAddr::from(
-                (luck.next() >> 32).to_be_bytes().last_chunk::<4>().copied().unwrap_or_default(),
+                (rng.below(u64::MAX) >> 32).to_be_bytes().last_chunk::<4>().copied().unwrap_or_default(),
             );
             format!("\"{address}/32\"")
         }));
@@ -93,10 +82,10 @@ fn excepts_v4() -> Vec<File> {
 }
 
 fn excepts_v6() -> Vec<File> {
-    let mut luck = Luck(6);
+    let mut rng = Rng::new(6);
     let excepts = joined((0..30_000).map(|_| {
-        let high = (luck.next() >> 3) | 0x2000_0000_0000_0000;
-        let bits = u128::from(high) << 64 | u128::from(luck.next());
+        let high = (rng.below(u64::MAX) >> 3) | 0x2000_0000_0000_0000;
+        let bits = u128::from(high) << 64 | u128::from(rng.below(u64::MAX));
         format!("\"{}/128\"", std::net::Ipv6Addr::from(bits))
     }));
     let rule = format!("{{\"to\":[{{\"ipBlock\":{{\"cidr\":\"2000::/3\",\"except\":[{excepts}]}}}}]}}");

@@ -1,4 +1,4 @@
-//! A machine and objects in a bad state.
+//! Bad conditions: a held lock, missing programs and privileges, duplicate addresses, invalid policies.
 
 use std::{
     fs::File,
@@ -12,19 +12,23 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use towpath::{lab::Variant, model::Family};
 
-use crate::ground::{Daemon, Ground, READY, apart, for_both_variants, namespace, policy, wait_until};
+use crate::{
+    testbed::{Bed, Daemon, READY, for_both_variants, with_own_run},
+    wait::wait_until,
+    yaml_objects::{namespace, policy},
+};
 
-fn ground(variant: Variant) -> Ground {
-    let ground = Ground::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
-    ground.write("namespaces.yaml", &[namespace("shop", "")]);
+fn bed(variant: Variant) -> Bed {
+    let bed = Bed::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
+    bed.write("namespaces.yaml", &[namespace("shop", "")]);
     for app in ["web", "db", "far"] {
-        ground.write(
+        bed.write(
             &format!("pod-{app}.yaml"),
-            &[ground.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
+            &[bed.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
         );
     }
-    ground.write("db.yaml", &[db_takes("web")]);
-    ground
+    bed.write("db.yaml", &[db_takes("web")]);
+    bed
 }
 
 fn db_takes(app: &str) -> String {
@@ -34,19 +38,19 @@ fn db_takes(app: &str) -> String {
 
 #[test]
 fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
-    apart(|| {
-        let ground = ground(Variant::Legacy);
-        let daemon = ground.run(&[]);
+    with_own_run(|| {
+        let bed = bed(Variant::Legacy);
+        let daemon = bed.run(&[]);
         let xtables = File::options().create(true).append(true).open("/run/xtables.lock").unwrap();
         let lock = Flock::lock(xtables, FlockArg::LockExclusive).unwrap();
         let start = Instant::now();
-        ground.write("web.yaml", &[policy("shop/web", "podSelector: {matchLabels: {app: web}}")]);
+        bed.write("web.yaml", &[policy("shop/web", "podSelector: {matchLabels: {app: web}}")]);
         thread::sleep(Duration::from_secs(3));
         assert!(daemon.log().contains("waiting for the xtables lock"), "{}", daemon.log());
-        assert_eq!(ground.reaches("shop/far", "shop/web"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/web"), [true; 2]);
         assert_eq!(daemon.get("/livez").unwrap().0, 200);
         drop(lock.unlock());
-        ground.until("shop/far", "shop/web", false, Duration::from_secs(3));
+        bed.until("shop/far", "shop/web", false, Duration::from_secs(3));
         println!("held for 3 s, enforced after {:?}", start.elapsed());
         assert!(daemon.is_ready());
     });
@@ -55,9 +59,9 @@ fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
 #[test]
 fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
+        let bed = bed(variant);
         // A folder with everything that it needs except ipset.
-        let tools = ground.folder().join("tools");
+        let tools = bed.folder().join("tools");
         std::fs::create_dir(&tools).unwrap();
         for name in ["iptables", "ip6tables"] {
             for suffix in ["", "-save", "-restore"] {
@@ -66,47 +70,42 @@ fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
                 symlink(file.iter().find(|file| file.exists()).unwrap(), tools.join(&tool)).unwrap();
             }
         }
-        let mut command = ground.command(&[]);
+        let mut command = bed.command(&[]);
         command.env("PATH", &tools);
-        let mut daemon = Daemon::start(&ground, command);
+        let mut daemon = Daemon::start(&bed, command);
         assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
         assert!(daemon.log().contains("install the package ipset"), "{}", daemon.log());
 
-        let usual = ground.command(&[]);
+        let usual = bed.command(&[]);
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]);
         // The binary may be in a folder that other users cannot read.
-        let binary = ground.folder().join("towpath");
+        let binary = bed.folder().join("towpath");
         std::fs::copy(usual.get_program(), &binary).unwrap();
-        std::fs::set_permissions(ground.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        std::fs::set_permissions(bed.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         command.arg(binary).args(usual.get_args());
-        let mut daemon = Daemon::start(&ground, command);
+        let mut daemon = Daemon::start(&bed, command);
         assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
         assert!(daemon.log().contains("CAP_NET_ADMIN"), "{}", daemon.log());
-        assert_eq!(ground.ours(Family::V4), "");
+        assert_eq!(bed.ours(Family::V4), "");
     });
 }
 
 #[test]
 fn of_two_pods_with_one_address_the_running_one_counts() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let daemon = ground.run(&[]);
+        let bed = bed(variant);
+        let daemon = bed.run(&[]);
         // A finished one that reports the address of the pod far.
-        let addresses = Family::BOTH.map(|family| ground.address("shop/far", family));
-        let finished = ground.manifest_at("shop/finished", "app: web", &addresses, 1);
-        ground.write("finished.yaml", &[finished.replace("phase: Running", "phase: Succeeded")]);
+        let addresses = Family::BOTH.map(|family| bed.address("shop/far", family));
+        let finished = bed.manifest_at("shop/finished", "app: web", &addresses, 1);
+        bed.write("finished.yaml", &[finished.replace("phase: Running", "phase: Succeeded")]);
         thread::sleep(Duration::from_millis(400));
-        assert_eq!(
-            ground.reaches("shop/far", "shop/db"),
-            [false; 2],
-            "the finished pod's labels do not count"
-        );
-        ground.write("db.yaml", &[db_takes("far")]);
-        ground.until("shop/far", "shop/db", true, Duration::from_secs(5));
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2], "the finished pod's labels do not count");
+        bed.write("db.yaml", &[db_takes("far")]);
+        bed.until("shop/far", "shop/db", true, Duration::from_secs(5));
         // Two that run: some of the objects are outdated. This is reported.
-        ground.write("finished.yaml", &[finished]);
+        bed.write("finished.yaml", &[finished]);
         wait_until("a warning", Duration::from_secs(3), || {
             daemon.log().contains("several pods report the same address")
         });
@@ -120,34 +119,34 @@ fn of_two_pods_with_one_address_the_running_one_counts() {
 #[test]
 fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        let daemon = ground.run(&[]);
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
+        let bed = bed(variant);
+        let daemon = bed.run(&[]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
         assert!(daemon.metric("towpath_refused_objects") < 1.0);
         let invalid = db_takes("web").replace("ingress: [{from:", "ingress: [{ports: [{port: 70000}], from:");
-        ground.write("db.yaml", std::slice::from_ref(&invalid));
+        bed.write("db.yaml", std::slice::from_ref(&invalid));
         wait_until("it is counted", Duration::from_secs(3), || {
             daemon.metric("towpath_refused_objects") >= 1.0
         });
         assert!(daemon.log().contains("70000"), "{}", daemon.log());
         thread::sleep(Duration::from_millis(200));
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
-        assert_eq!(ground.reaches("shop/far", "shop/db"), [false; 2]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2]);
         // Not even YAML.
-        ground.objects().write_text("db.yaml", "spec: [{\n");
+        bed.objects().write_text("db.yaml", "spec: [{\n");
         thread::sleep(Duration::from_millis(300));
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2]);
-        assert_eq!(ground.reaches("shop/far", "shop/db"), [false; 2]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2]);
         // One that was never valid isolates the pods that it selects.
         let never = invalid.replace("name: db,", "name: never,").replace("app: db", "app: web");
-        assert_eq!(ground.reaches("shop/far", "shop/web"), [true; 2]);
-        ground.write("never.yaml", &[never]);
-        ground.until("shop/far", "shop/web", false, Duration::from_secs(3));
+        assert_eq!(bed.reaches("shop/far", "shop/web"), [true; 2]);
+        bed.write("never.yaml", &[never]);
+        bed.until("shop/far", "shop/web", false, Duration::from_secs(3));
         assert!(daemon.metric("towpath_refused_objects") >= 2.0);
-        ground.objects().remove("never.yaml");
-        ground.until("shop/far", "shop/web", true, Duration::from_secs(3));
-        ground.write("db.yaml", &[db_takes("far")]);
-        ground.until("shop/far", "shop/db", true, Duration::from_secs(3));
+        bed.objects().remove("never.yaml");
+        bed.until("shop/far", "shop/web", true, Duration::from_secs(3));
+        bed.write("db.yaml", &[db_takes("far")]);
+        bed.until("shop/far", "shop/db", true, Duration::from_secs(3));
         wait_until("nothing is wrong", Duration::from_secs(3), || {
             daemon.metric("towpath_refused_objects") < 1.0
         });
@@ -157,33 +156,33 @@ fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes()
 #[test]
 fn a_bridge_that_no_longer_shows_its_packets_to_iptables_is_put_right() {
     for_both_variants(|variant| {
-        let ground = ground(variant);
-        ground.write("db.yaml", &[db_takes("far")]);
-        let daemon = ground.run(&[]);
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [false; 2]);
-        ground.lab.set_bridge_nf_call(0, false).unwrap();
-        assert_eq!(ground.reaches("shop/web", "shop/db"), [true; 2], "the switch does not matter here");
-        let healed = ground.until("shop/web", "shop/db", false, Duration::from_secs(5));
+        let bed = bed(variant);
+        bed.write("db.yaml", &[db_takes("far")]);
+        let daemon = bed.run(&[]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [false; 2]);
+        bed.lab.set_bridge_nf_call(0, false).unwrap();
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2], "the switch does not matter here");
+        let healed = bed.until("shop/web", "shop/db", false, Duration::from_secs(5));
         println!("{variant:?}: bridged packets are seen again after {healed:?}");
         assert!(daemon.metric("towpath_drift_repairs_total") >= 1.0);
         drop(daemon);
 
         // If the switch cannot be set, it is not ready, and reports why.
-        let usual = ground.command(&[]);
+        let usual = bed.command(&[]);
         let mut command = Command::new("unshare");
         let script =
             "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
         command.args(["--mount", "sh", "-c", script, "sh"]);
         command.arg(usual.get_program()).args(usual.get_args());
-        let daemon = Daemon::start(&ground, command);
+        let daemon = Daemon::start(&bed, command);
         wait_until("ready", READY, || daemon.is_ready());
-        ground.lab.set_bridge_nf_call(0, false).unwrap();
+        bed.lab.set_bridge_nf_call(0, false).unwrap();
         wait_until("not ready", Duration::from_secs(5), || {
             daemon.get("/readyz").is_some_and(|(status, text)| {
                 status == 503 && text.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1")
             })
         });
-        ground.lab.set_bridge_nf_call(0, true).unwrap();
+        bed.lab.set_bridge_nf_call(0, true).unwrap();
         wait_until("ready again", Duration::from_secs(5), || daemon.is_ready());
     });
 }

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     process::Command,
     thread::{scope, sleep},
     time::{Duration, Instant},
@@ -26,8 +25,9 @@ use towpath::{
     ruleset::guard::{Bindings, Known, Mac as GuardMac, Veth, bind, render::Guard},
 };
 
+use crate::{http::LISTEN, ready::is_ready};
+
 const NODE: &str = "n1";
-const LISTEN: &str = "127.0.0.1:9586";
 pub(crate) const PORT: u16 = 7777;
 const PAYLOAD: [u8; 32] = [0; 32];
 
@@ -40,24 +40,24 @@ const FIRST_PORT: u16 = 1024;
 const FORGET: &[(&str, &str)] = &[("netfilter/nf_conntrack_udp_timeout", "1")];
 
 /// One node and its pods. A policy denies everything to the second pod; the first and the last are measured.
-pub(crate) struct Ground {
+pub(crate) struct Bed {
     pub(crate) lab: Lab,
     pub(crate) ids: Vec<PodId>,
     pub(crate) topology: Topology,
     folder: TempDir,
 }
 
-impl Ground {
+impl Bed {
     pub(crate) fn new(topology: Topology, pods: usize) -> Self {
         let options = LabOptions { topology, families: Families::V4, nodes: 1, flannel_rules: None };
         let mut lab = Lab::new(options).expect("a lab");
         let specs: Vec<PodSpec> = (0..pods).map(|pod| PodSpec::new(format!("shop/pod-{pod}"), 0)).collect();
         let ids = specs.chunks(50).flat_map(|specs| lab.add_pods(specs).expect("pods")).collect();
-        let ground = Self { lab, ids, topology, folder: TempDir::new().expect("a folder") };
-        ground.netns().sysctl(FORGET).expect("a timeout");
+        let bed = Self { lab, ids, topology, folder: TempDir::new().expect("a folder") };
+        bed.netns().sysctl(FORGET).expect("a timeout");
         let objects: Vec<String> =
-            (0..pods).map(|pod| pod_object(&format!("pod-{pod}"), ground.address(pod))).collect();
-        ground.write("pods.yaml", &objects.concat());
+            (0..pods).map(|pod| pod_object(&format!("pod-{pod}"), bed.address(pod))).collect();
+        bed.write("pods.yaml", &objects.concat());
         let policy = serde_json::json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": { "namespace": "shop", "name": "deny" },
@@ -66,8 +66,8 @@ impl Ground {
                 "policyTypes": ["Ingress", "Egress"],
             },
         });
-        ground.write("policy.yaml", &policy.to_string());
-        ground
+        bed.write("policy.yaml", &policy.to_string());
+        bed
     }
 
     pub(crate) fn netns(&self) -> &Netns {
@@ -104,7 +104,15 @@ impl Ground {
             std::env::var("TOWPATH_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_towpath").to_owned());
         let mut command = Command::new(program);
         command
-            .args(["run", "--node-name", NODE, "--listen", LISTEN, "--iptables-backend", variant.name()])
+            .args([
+                "run",
+                "--node-name",
+                NODE,
+                "--listen",
+                &LISTEN.to_string(),
+                "--iptables-backend",
+                variant.name(),
+            ])
             .arg(format!("--interface-guard={}", if guard { "require" } else { "off" }))
             .args(["--nflog-group", "0", "-f"])
             .arg(self.folder.path())
@@ -113,21 +121,12 @@ impl Ground {
             .stderr(fs::File::create(self.folder.path().join(".log")).expect("a log"));
         let daemon = self.lab.node(0).expect("a node").spawn(command).expect("a daemon");
         let started = Instant::now();
-        while !self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.0 200")) {
+        while !is_ready(self.lab.node(0).expect("a node"), LISTEN) {
             let log = || fs::read_to_string(self.folder.path().join(".log")).unwrap_or_default();
             assert!(started.elapsed() < Duration::from_mins(1), "it does not become ready:\n{}", log());
             sleep(Duration::from_millis(2));
         }
         daemon
-    }
-
-    fn get(&self, path: &str) -> Option<String> {
-        let to: SocketAddr = LISTEN.parse().ok()?;
-        let mut stream = self.lab.node(0).ok()?.connect(to, Duration::from_secs(1)).ok()?.ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
     }
 
     /// Runs a program on the node that must succeed, with `input` as its standard input.
@@ -192,22 +191,22 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// From the last pod to the first.
-    pub(crate) fn new(ground: &Ground) -> Self {
-        let (from, to) = (ground.ids.len() - 1, 0);
-        let (source, destination) = (ground.address(from), ground.address(to));
+    pub(crate) fn new(bed: &Bed) -> Self {
+        let (from, to) = (bed.ids.len() - 1, 0);
+        let (source, destination) = (bed.address(from), bed.address(to));
         let bound = |netns: &Netns, port| {
             let socket = netns.run(move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)));
             let socket = socket.expect("a pod").expect("a socket");
             socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
             socket
         };
-        let (client, server) = (bound(ground.inside(from), 0), bound(ground.inside(to), PORT));
+        let (client, server) = (bound(bed.inside(from), 0), bound(bed.inside(to), PORT));
         client.connect((destination, PORT)).expect("a destination");
-        let raw = RawSocket::open(ground.inside(from), "eth0").expect("a raw socket");
-        let next = if ground.topology.has_bridge() {
-            ground.mac(to)
+        let raw = RawSocket::open(bed.inside(from), "eth0").expect("a raw socket");
+        let next = if bed.topology.has_bridge() {
+            bed.mac(to)
         } else {
-            mac_of(ground.netns(), ground.interface(from)).expect("the node's hardware address")
+            mac_of(bed.netns(), bed.interface(from)).expect("the node's hardware address")
         };
         let ip = Ip::new(source, destination);
         let link = Link { source: raw.mac(), destination: next };
