@@ -62,7 +62,7 @@ impl Forms {
 }
 
 #[test]
-fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
+fn evaluator_and_compiled_rules_agree_on_every_flow() {
     let (first_seed, wanted) = (number("TOWPATH_SEED", 1), number("TOWPATH_FLOWS", FLOWS_IN_CI));
     let (mut flows, mut allowed, mut clusters, mut shared) = (0, 0, 0, 0);
     let mut forms = Forms::default();
@@ -139,7 +139,7 @@ fn what_the_standard_says_of_a_flow_is_what_the_rules_do_with_it() {
 /// On a bridge pods can be reached by addresses that belong to no host. Policies do not mention them, so they must not
 /// bypass one; and where no pod is isolated they do not matter.
 #[test]
-fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
+fn broadcast_multicast_and_link_local_do_not_bypass_isolation() {
     let shape = Shape { stack: Stack::V4, namespaces: 1, pods: 3, policies: 0, oddities: false };
     let mut changes = Generator::new(1, shape).cluster();
     let passes = |changes: &[Change], from: &str, to: &str| {
@@ -175,7 +175,7 @@ fn broadcast_multicast_and_link_local_do_not_lead_past_isolation() {
 
 /// `from: []` means everyone, and is read so; a list of peers that selects nothing must not become that on its way.
 #[test]
-fn a_rule_without_any_peer_admits_nobody() {
+fn rule_with_an_empty_list_of_peers_admits_no_one() {
     let shape = Shape { stack: Stack::Dual, namespaces: 1, pods: 4, policies: 0, oddities: false };
     let mut changes = Generator::new(3, shape).cluster();
     let rule = PolicyRule { peers: Peers::Of(Vec::new()), ports: Ports::Any };

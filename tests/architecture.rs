@@ -116,7 +116,7 @@ fn named_modules(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn lower_modules_never_name_higher_ones() {
+fn modules_use_only_modules_above_them() {
     let mut seen = BTreeSet::new();
     for (path, text) in sources() {
         let here = module(&path);
@@ -136,7 +136,7 @@ fn lower_modules_never_name_higher_ones() {
 }
 
 #[test]
-fn the_core_does_no_io_and_knows_no_clock_log_or_kubernetes() {
+fn core_uses_no_io_clock_log_or_kubernetes_types() {
     for (path, text) in sources().into_iter().filter(|(path, _)| CORE.contains(&module(path).as_str())) {
         if path.ends_with("tests.rs") {
             continue;
@@ -148,7 +148,7 @@ fn the_core_does_no_io_and_knows_no_clock_log_or_kubernetes() {
 }
 
 #[test]
-fn processes_are_started_in_one_place() {
+fn processes_are_started_only_in_the_listed_files() {
     for (path, text) in sources() {
         let path = path.to_string_lossy().into_owned();
         if !STARTS_PROCESSES.iter().any(|place| path.starts_with(place)) {
@@ -159,7 +159,7 @@ fn processes_are_started_in_one_place() {
 }
 
 #[test]
-fn this_test_sees_what_it_looks_for() {
+fn module_names_are_found_in_use_groups_and_paths() {
     let text = "use crate::{\n    agent::{Agent, Input},\n    web::Web,\n};\nfn f() { crate::cli::main() }";
     let expected: BTreeSet<String> = ["agent", "cli", "web"].map(str::to_owned).into();
     assert_eq!(named_modules(text), expected);

@@ -62,7 +62,7 @@ fn objects(cluster: &Cluster) -> Vec<Change> {
 }
 
 #[test]
-fn any_order_duplication_or_squashing_of_changes_gives_the_same_bytes() {
+fn order_duplication_and_squashing_of_changes_do_not_alter_the_ruleset() {
     let mut rules = 0;
     for seed in 0..SEQUENCES {
         let stack = [Stack::V4, Stack::V6, Stack::Dual][usize::try_from(seed % 3).unwrap()];
@@ -119,7 +119,7 @@ fn tiny(seed: u64) -> Budgets {
 }
 
 #[test]
-fn what_is_closed_for_its_cost_does_not_depend_on_the_order_either() {
+fn order_of_changes_does_not_alter_what_is_over_budget() {
     let mut closed = [0; 6];
     for seed in 0..90 {
         let shape = Shape { stack: Stack::Dual, namespaces: 3, pods: 4, policies: 6, oddities: true };

@@ -50,7 +50,7 @@ fn assert_no_trace(folder: &std::path::Path, links_before: &str) {
 }
 
 #[test]
-fn every_step_of_the_demo_is_as_expected_in_both_variants_and_leaves_no_trace() {
+fn demo_steps_have_their_expected_results_and_leave_no_trace() {
     if !has_root() {
         return;
     }
@@ -69,7 +69,7 @@ fn every_step_of_the_demo_is_as_expected_in_both_variants_and_leaves_no_trace() 
 }
 
 #[test]
-fn a_demo_that_is_interrupted_takes_everything_down_and_says_so_by_its_status() {
+fn interrupted_demo_cleans_up_and_reports_it_by_its_exit_status() {
     if !has_root() {
         return;
     }
@@ -86,7 +86,7 @@ fn a_demo_that_is_interrupted_takes_everything_down_and_says_so_by_its_status() 
 }
 
 #[test]
-fn a_daemon_that_dies_ends_the_demo_with_its_log() {
+fn killed_daemon_ends_the_demo_and_its_log_is_printed() {
     if !has_root() {
         return;
     }

@@ -86,7 +86,7 @@ fn carry_out(fake: &mut Fake, ruleset: &Ruleset, most: usize, holds: impl Fn(&Ru
 }
 
 #[test]
-fn nothing_excepted_passes_behind_any_edit_whenever_a_process_dies() {
+fn no_edit_opens_an_except_wherever_a_process_dies() {
     let closed = allowing(Vec::new());
     let open = allowing(vec![everything_but(0..EXCEPTED)]);
     set_of_excepts(&open);
@@ -105,7 +105,7 @@ fn nothing_excepted_passes_behind_any_edit_whenever_a_process_dies() {
 }
 
 #[test]
-fn other_excepts_are_another_set_and_what_both_except_stays_closed() {
+fn changed_excepts_use_another_set_and_shared_excepts_stay_closed() {
     let (before, after) =
         (allowing(vec![everything_but(0..EXCEPTED)]), allowing(vec![everything_but(1..=EXCEPTED)]));
     assert_ne!(set_of_excepts(&before), set_of_excepts(&after));
@@ -115,7 +115,7 @@ fn other_excepts_are_another_set_and_what_both_except_stays_closed() {
 }
 
 #[test]
-fn an_except_that_others_took_out_is_the_first_that_is_put_back() {
+fn except_removed_by_another_program_is_restored_first() {
     let open = allowing(vec![everything_but(0..EXCEPTED)]);
     let mut fake = Fake::holding(open.clone());
     let name = set_of_excepts(&open);
@@ -130,7 +130,7 @@ fn an_except_that_others_took_out_is_the_first_that_is_put_back() {
 }
 
 #[test]
-fn what_was_noted_is_shared_with_what_was_meant_and_no_more_is_planned() {
+fn noted_members_share_memory_with_the_desired_ones_and_differ_no_more() {
     let open = allowing(vec![everything_but(0..EXCEPTED)]);
     let mut observed = Observed::default();
     for step in plan(&Observed::default(), &open, &[]) {
@@ -151,7 +151,7 @@ fn what_was_noted_is_shared_with_what_was_meant_and_no_more_is_planned() {
 }
 
 #[test]
-fn a_change_of_one_pod_keeps_the_chains_and_sets_of_the_programs_that_stay() {
+fn change_of_one_pod_reuses_the_chains_and_sets_of_unchanged_programs() {
     let pod = |name: &str, address: [u8; 4]| {
         let addresses = vec![address.into(), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(address[3])])];
         Change::SetPod(Pod { node: Some("n".into()), addresses, ..Pod::new(ObjectKey::new("x", name)) })

@@ -72,7 +72,7 @@ fn address(lab: &Lab, pod: PodId, family: Family) -> IpAddr {
 }
 
 #[test]
-fn without_rules_every_pod_and_the_outside_reach_every_pod() {
+fn all_pods_are_reachable_from_pods_and_outside_without_rules() {
     if !has_root() {
         return;
     }
@@ -109,7 +109,7 @@ fn drop_to(lab: &Lab, node: usize, variant: Variant, to: IpAddr) {
 }
 
 #[test]
-fn a_drop_on_the_node_is_seen_as_silence_and_touches_nothing_else() {
+fn dropped_flow_is_silent_and_other_flows_are_open() {
     if !has_root() {
         return;
     }
@@ -132,7 +132,7 @@ fn a_drop_on_the_node_is_seen_as_silence_and_touches_nothing_else() {
 }
 
 #[test]
-fn bridged_packets_pass_a_drop_only_while_br_netfilter_is_off() {
+fn drop_rules_apply_to_bridged_packets_only_with_br_netfilter() {
     if !has_root() {
         return;
     }
@@ -148,7 +148,7 @@ fn bridged_packets_pass_a_drop_only_while_br_netfilter_is_off() {
 }
 
 #[test]
-fn a_reject_is_seen_as_a_refusal_of_its_kind() {
+fn reject_rules_yield_the_matching_refusal() {
     if !has_root() {
         return;
     }
@@ -189,7 +189,7 @@ fn a_reject_is_seen_as_a_refusal_of_its_kind() {
 }
 
 #[test]
-fn a_port_without_listener_is_refused_by_the_pod_itself() {
+fn port_without_listener_is_refused_by_the_pod() {
     if !has_root() {
         return;
     }
@@ -205,7 +205,7 @@ fn a_port_without_listener_is_refused_by_the_pod_itself() {
 }
 
 #[test]
-fn an_address_serves_its_next_owner_at_once() {
+fn reused_address_reaches_its_new_owner_immediately() {
     if !has_root() {
         return;
     }
@@ -236,7 +236,7 @@ fn an_address_serves_its_next_owner_at_once() {
 }
 
 #[test]
-fn the_outside_is_reached_at_every_address_and_sees_the_pods_own() {
+fn external_host_is_reachable_at_every_address_and_can_send_from_each() {
     if !has_root() {
         return;
     }
@@ -279,7 +279,7 @@ fn the_outside_is_reached_at_every_address_and_sees_the_pods_own() {
 }
 
 #[test]
-fn only_masquerading_hides_a_pod_from_the_outside() {
+fn external_host_sees_the_pods_address_unless_it_is_masqueraded() {
     if !has_root() {
         return;
     }
@@ -303,7 +303,7 @@ fn only_masquerading_hides_a_pod_from_the_outside() {
 }
 
 #[test]
-fn flannel_s_rules_let_pods_pass_and_nobody_else() {
+fn forward_policy_drops_pod_packets_without_the_flannel_rules() {
     if !has_root() {
         return;
     }
@@ -324,7 +324,7 @@ fn flannel_s_rules_let_pods_pass_and_nobody_else() {
 }
 
 #[test]
-fn a_stream_tells_whether_an_established_flow_still_passes() {
+fn stream_detects_whether_an_established_flow_passes() {
     if !has_root() {
         return;
     }
@@ -343,7 +343,7 @@ fn a_stream_tells_whether_an_established_flow_still_passes() {
 }
 
 #[test]
-fn a_flood_sees_every_packet_that_passes_and_none_that_does_not() {
+fn flood_counts_exactly_the_packets_that_pass() {
     if !has_root() {
         return;
     }
@@ -379,7 +379,7 @@ fn a_flood_sees_every_packet_that_passes_and_none_that_does_not() {
 }
 
 #[test]
-fn a_watch_counts_what_was_open_and_names_what_was_not() {
+fn watch_counts_open_probes_and_names_failed_ones() {
     if !has_root() {
         return;
     }
@@ -400,7 +400,7 @@ fn a_watch_counts_what_was_open_and_names_what_was_not() {
 }
 
 #[test]
-fn a_whole_matrix_of_drops_takes_about_one_timeout() {
+fn matrix_of_dropped_probes_takes_about_one_timeout() {
     if !has_root() {
         return;
     }
@@ -431,7 +431,7 @@ fn a_whole_matrix_of_drops_takes_about_one_timeout() {
 }
 
 #[test]
-fn a_probe_that_is_repeated_without_end_stays_a_new_flow() {
+fn repeated_probes_are_always_new_flows() {
     if !has_root() {
         return;
     }
@@ -456,7 +456,7 @@ fn a_probe_that_is_repeated_without_end_stays_a_new_flow() {
 }
 
 #[test]
-fn nothing_is_left_when_a_lab_is_dropped() {
+fn dropped_lab_leaves_nothing_behind() {
     if !has_root() {
         return;
     }

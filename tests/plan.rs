@@ -231,7 +231,7 @@ fn two_pods() -> Vec<Change> {
 }
 
 #[test]
-fn with_a_change_of_chains_allow_sets_grow_after_it() {
+fn allow_sets_grow_after_a_change_of_chains() {
     // `a` loses the right to reach x, then another pod becomes one. The set stays, for `b`.
     let start = [
         pod("far", THERE, FAR, "tier=none"),
@@ -246,7 +246,7 @@ fn with_a_change_of_chains_allow_sets_grow_after_it() {
 }
 
 #[test]
-fn with_a_change_of_chains_allow_sets_shrink_before_it() {
+fn allow_sets_shrink_before_a_change_of_chains() {
     // A pod stops being an x, then `a` gets the right to reach x.
     let start =
         [pod("far", THERE, FAR, "app=x"), may_reach("a", [peer("app=y")]), may_reach("b", [peer("app=x")])];
@@ -257,7 +257,7 @@ fn with_a_change_of_chains_allow_sets_shrink_before_it() {
 }
 
 #[test]
-fn new_sets_are_filled_before_chains_ask_them() {
+fn new_sets_are_filled_before_chains_use_them() {
     // `b` becomes isolated like `a`: the node's isolated pods become another set.
     let mut world = World::new([two_pods(), vec![may_reach("a", [])]].concat());
     let round = world.round(vec![may_reach("b", [])]);
@@ -279,7 +279,7 @@ fn block(net: &str) -> Peer {
 }
 
 #[test]
-fn the_set_of_all_pods_shrinks_before_a_change_of_chains() {
+fn set_of_all_pods_shrinks_before_a_change_of_chains() {
     // A pod ends, and then `a` may reach its address: but not with tunnel packets, now that no pod has it.
     let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [])];
     let mut world = World::new([two_pods(), start.into()].concat());
@@ -289,7 +289,7 @@ fn the_set_of_all_pods_shrinks_before_a_change_of_chains() {
 }
 
 #[test]
-fn the_set_of_all_pods_grows_after_a_change_of_chains() {
+fn set_of_all_pods_grows_after_a_change_of_chains() {
     let mut world = World::new([two_pods(), vec![may_reach("a", [block("10.0.2.1/32")])]].concat());
     let round = world.round(vec![may_reach("a", []), pod("far", THERE, FAR, "app=x")]);
     round.never_passes((A, FAR, TUNNEL), |effect| usize::from(!effect.adds_to(all_pods)));
@@ -301,7 +301,7 @@ fn red_and_round() -> Vec<Change> {
 }
 
 #[test]
-fn without_a_change_of_chains_members_move_in_the_order_of_the_events() {
+fn members_move_in_the_order_of_events_without_a_change_of_chains() {
     // `a` stops being round, and only then `b` becomes red.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
     let round = world.round(vec![pod("a", HERE, A, "app=a"), pod("b", HERE, B, "app=b color=red")]);
@@ -314,7 +314,7 @@ fn a_is_round() -> Vec<Change> {
 }
 
 #[test]
-fn when_a_pod_moves_twice_everything_closes_first() {
+fn pod_that_moves_twice_closes_before_it_opens() {
     // As above, and then `a` changes once more: its last place in the order does not tell about its first move any
     // more.
     let more = vec![pod("c", HERE, "10.0.1.3", "app=c"), lets_in("c", [peer("shape=square")])];
@@ -329,7 +329,7 @@ fn when_a_pod_moves_twice_everything_closes_first() {
 }
 
 #[test]
-fn a_namespaces_move_closes_first() {
+fn move_of_a_namespace_closes_before_it_opens() {
     // All its pods move at once: `a` out of what `b` admits, `b` into what `a` may reach.
     let start = vec![may_reach("a", [anywhere("team=new")]), lets_in("b", [anywhere("team=old")])];
     let mut world = World::new([two_pods(), start].concat());
@@ -339,7 +339,7 @@ fn a_namespaces_move_closes_first() {
 }
 
 #[test]
-fn several_changes_that_came_as_one_close_first() {
+fn changes_of_one_input_close_before_they_open() {
     // A list after an outage has its own order: here `b` becomes red before `a` stops being round, a state that never
     // existed between the last one and this one.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
@@ -349,7 +349,7 @@ fn several_changes_that_came_as_one_close_first() {
 }
 
 #[test]
-fn an_address_that_changes_hands_is_never_in_the_sets_of_two_pods() {
+fn reassigned_address_is_never_in_the_sets_of_two_pods() {
     // `a` admits what is red on one port, and what is blue on another: a pod of one colour must not reach both.
     let at = |port| Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(port))]);
     let rules = [("color=red", 80), ("color=blue", 81)]
@@ -366,7 +366,7 @@ fn an_address_that_changes_hands_is_never_in_the_sets_of_two_pods() {
 }
 
 #[test]
-fn a_pod_that_moves_alone_never_loses_what_both_states_allow() {
+fn single_moving_pod_keeps_what_both_states_allow() {
     let at = |ports: [u16; 2]| {
         Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::new(ports[0], ports[1]).unwrap())])
     };
@@ -388,7 +388,7 @@ fn a_pod_that_moves_alone_never_loses_what_both_states_allow() {
 }
 
 #[test]
-fn chains_and_hooks_of_a_family_change_in_one_batch_and_unused_sets_go_last() {
+fn chains_and_hooks_change_in_one_batch_and_unused_sets_are_destroyed_last() {
     let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [peer("app=x")])];
     let mut world = World::new([two_pods(), start.into()].concat());
     let v4_chains = |steps: &[Step]| {

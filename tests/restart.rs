@@ -98,7 +98,7 @@ fn carry_out(
 }
 
 #[test]
-fn nothing_opens_behind_any_edit_and_a_new_process_converges() {
+fn no_edit_opens_anything_and_a_new_process_converges() {
     let (mut checked, mut restarts) = (0, 0);
     let clusters = env::number("TOWPATH_CLUSTERS", CLUSTERS);
     for seed in 0..clusters {
@@ -189,7 +189,7 @@ fn nothing_opens_behind_any_edit_and_a_new_process_converges() {
 }
 
 #[test]
-fn hooks_are_first_whoever_was_there_before() {
+fn displaced_hooks_are_moved_back_to_first_place() {
     let mut fake = Fake::default();
     let cluster = Cluster::new();
     let ruleset = Compiler::new(Options::default()).compile(&Resolver::new("n1").resolve(&cluster));

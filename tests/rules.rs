@@ -96,7 +96,7 @@ fn assert_passes(rules: &Ruleset, packets: impl IntoIterator<Item = Packet>, exp
 }
 
 #[test]
-fn both_built_in_chains_lead_to_ours_in_both_families() {
+fn both_built_in_chains_jump_to_ours_in_both_families() {
     let rules = rules(&Options::default());
     for table in [&rules.v4, &rules.v6] {
         for at in BuiltIn::ALL {
@@ -106,7 +106,7 @@ fn both_built_in_chains_lead_to_ours_in_both_families() {
 }
 
 #[test]
-fn replies_and_errors_pass_whatever_policy_says_and_first_packets_do_not() {
+fn replies_and_errors_pass_isolation_and_first_packets_do_not() {
     let rules = rules(&Options { enforce_pod_to_node: true, ..Options::default() });
     for transport in [TCP_80, Transport::Other(1), Transport::Other(58)] {
         for (from, to) in [(OUTSIDE, DB), (DB, OUTSIDE), (DB, FREE)] {
@@ -121,7 +121,7 @@ fn replies_and_errors_pass_whatever_policy_says_and_first_packets_do_not() {
 }
 
 #[test]
-fn neighbours_and_routers_are_found_on_their_link_only_and_ping_obeys_policy() {
+fn neighbour_and_router_discovery_passes_on_link_only_and_ping_obeys_policy() {
     let rules = rules(&Options { enforce_pod_to_node: true, ..Options::default() });
     let [_, packet] = packets(OUTSIDE, DB, Transport::Other(58));
     let [_, to_node] = packets(DB, OWN_NODE, Transport::Other(58));
@@ -146,7 +146,7 @@ fn neighbours_and_routers_are_found_on_their_link_only_and_ping_obeys_policy() {
 }
 
 #[test]
-fn tunnel_packets_of_a_pod_go_to_pods_only_and_the_node_takes_those_of_its_peers_only() {
+fn pods_send_tunnel_packets_only_to_pods_and_nodes_accept_them_only_from_peers() {
     let resolved = Resolver::of("n1", &cluster()).resolve(&cluster());
     let mut compiler = Compiler::new(Options::default());
     let tunnels = Tunnels {
@@ -177,7 +177,7 @@ fn tunnel_packets_of_a_pod_go_to_pods_only_and_the_node_takes_those_of_its_peers
 }
 
 #[test]
-fn no_pod_of_the_node_sends_tunnel_packets_to_a_node() {
+fn pods_cannot_send_tunnel_packets_to_nodes() {
     let rules = rules(&Options { vxlan_port: 4789, ..Options::default() });
     let udp = |port| Transport::Port(Protocol::Udp, port);
     for transport in [udp(4789), Transport::Other(4), Transport::Other(41)] {
@@ -199,7 +199,7 @@ fn no_pod_of_the_node_sends_tunnel_packets_to_a_node() {
 }
 
 #[test]
-fn a_pods_egress_policy_holds_towards_its_own_node_only_when_asked_for() {
+fn egress_policy_applies_to_the_own_node_only_with_the_option() {
     for (enforce_pod_to_node, passes) in [(false, true), (true, false)] {
         let rules = rules(&Options { enforce_pod_to_node, ..Options::default() });
         let input = packets(DB, OWN_NODE, TCP_80).map(|packet| Packet { at: BuiltIn::Input, ..packet });
@@ -210,7 +210,7 @@ fn a_pods_egress_policy_holds_towards_its_own_node_only_when_asked_for() {
 }
 
 #[test]
-fn who_is_isolated_and_has_no_chain_yet_is_closed() {
+fn isolated_pod_without_a_chain_is_closed() {
     let mut rules = rules(&Options::default());
     for family in Family::BOTH {
         for (name, set) in &mut rules.table_mut(family).sets {
@@ -224,7 +224,7 @@ fn who_is_isolated_and_has_no_chain_yet_is_closed() {
 }
 
 #[test]
-fn what_is_denied_is_denied_uncounted_too_and_every_way_of_denying_denies() {
+fn denied_packets_are_denied_with_every_action_and_without_counters() {
     for deny in [DenyAction::Drop, DenyAction::Reject] {
         for log_group in [None, Some(100)] {
             let mut rules = rules(&Options { deny, log_group, ..Options::default() });
@@ -246,7 +246,7 @@ fn what_is_denied_is_denied_uncounted_too_and_every_way_of_denying_denies() {
 }
 
 #[test]
-fn a_denied_packet_is_counted_and_logged_for_the_pod_that_denies_it() {
+fn denied_packets_are_counted_and_logged_for_the_denying_pod() {
     let rules = rules(&Options::default());
     let groups = rules.v4.chains.iter().filter(|(name, _)| name.as_str().starts_with("TP-G"));
     let mut seen = 0;
@@ -273,7 +273,7 @@ fn a_denied_packet_is_counted_and_logged_for_the_pod_that_denies_it() {
 }
 
 #[test]
-fn ports_that_do_not_fit_into_one_match_are_in_a_set_and_mean_the_same() {
+fn ports_that_exceed_one_match_are_a_set_with_the_same_meaning() {
     assert_eq!(PORT_SLOTS, 15, "what the kernel's multiport match takes");
     let allowed = [5432, 1, 3, 5, 7, 9, 11, 13, 15, 17, 18, 20, 21, 23, 24];
     let rules = rules(&Options::default());

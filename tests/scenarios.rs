@@ -59,7 +59,7 @@ const CHECKS: &[(&str, Check)] = &[
 ];
 
 #[test]
-fn every_scenario_holds() {
+fn all_scenarios_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
     let mut folders: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap()

@@ -132,7 +132,7 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn nothing_is_asked_or_written_before_everything_is_read() {
+fn kernel_is_not_touched_before_all_sources_are_synced() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(changes()));
@@ -147,7 +147,7 @@ fn nothing_is_asked_or_written_before_everything_is_read() {
 }
 
 #[test]
-fn nothing_changed_nothing_run() {
+fn unchanged_objects_run_no_command() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(changes()));
@@ -171,7 +171,7 @@ fn nothing_changed_nothing_run() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
+fn refused_set_is_closed_and_the_rest_is_enforced() {
     let enforced = |refused: Option<Object>| {
         let dataplane = Spied::default();
         if let Some(object) = refused {
@@ -196,7 +196,7 @@ fn what_the_kernel_refuses_is_closed_and_the_rest_is_enforced() {
 }
 
 #[test]
-fn without_its_excepts_a_rule_allows_nothing_and_the_rules_beside_it_stay() {
+fn rule_with_a_refused_set_of_excepts_allows_nothing_and_other_rules_stay() {
     let pod = [10, 244, 1, 1];
     let node = Some(NODES[0].into());
     let pod = Pod { node, addresses: vec![pod.into()], ..Pod::new(ObjectKey::new("x", "a")) };
@@ -259,7 +259,7 @@ fn deny_all(name: &str, namespace: &str) -> Change {
 }
 
 #[test]
-fn a_set_of_isolated_pods_that_is_refused_leaves_everything_as_it_was() {
+fn refused_set_of_isolated_pods_leaves_the_chains_unchanged() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     let mut objects = changes();
@@ -300,7 +300,7 @@ fn unused_sets_are_destroyed_while_changes_keep_coming() {
 }
 
 #[test]
-fn what_was_refused_is_tried_again_while_changes_keep_coming() {
+fn refused_set_is_retried_while_changes_keep_coming() {
     let whole = ruleset_of(&changes());
     let allows = |name: &&SetName| name.as_str().starts_with("tp4-pods-");
     let set = Object::Set(whole.v4.sets.keys().find(allows).unwrap().clone());
@@ -324,7 +324,7 @@ fn what_was_refused_is_tried_again_while_changes_keep_coming() {
 }
 
 #[test]
-fn a_change_that_is_not_written_yet_goes_on_waiting_and_is_observed_once() {
+fn latency_of_a_failed_change_is_measured_once_when_it_is_written() {
     let dataplane = Spied::default();
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(50));
     running.tell(Input::changes(changes()));
@@ -370,7 +370,7 @@ fn looking_often(dataplane: &Spied) -> Loop {
 }
 
 #[test]
-fn a_member_that_was_exchanged_is_put_right_at_the_next_look() {
+fn exchanged_member_is_repaired_by_the_next_check() {
     let dataplane = Spied::default();
     let running = looking_often(&dataplane);
     let before = dataplane.ruleset();
@@ -391,7 +391,7 @@ fn a_member_that_was_exchanged_is_put_right_at_the_next_look() {
 }
 
 #[test]
-fn a_replaced_rule_is_repaired_as_soon_as_a_recheck_is_requested() {
+fn replaced_rule_is_repaired_when_a_recheck_is_requested() {
     let dataplane = Spied::default();
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(changes()));
@@ -414,7 +414,7 @@ fn a_replaced_rule_is_repaired_as_soon_as_a_recheck_is_requested() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
+fn three_failed_checks_in_a_row_make_the_daemon_unready() {
     let dataplane = Spied::default();
     let running = looking_often(&dataplane);
     dataplane.blind.store(true, Ordering::Relaxed);
@@ -435,7 +435,7 @@ fn what_cannot_be_looked_at_three_times_in_a_row_is_not_ready() {
 }
 
 #[test]
-fn what_came_as_one_input_is_one_state() {
+fn changes_of_one_input_are_enforced_as_one_state() {
     // In one input, a pod that b may not reach becomes a, and the policy that admitted a admits z: neither the state
     // before nor the one after admits the pod, whichever of the two is considered first.
     let label = |app: &str| -> Labels { [("app", app)].into_iter().collect() };
@@ -556,7 +556,7 @@ impl Dataplane for Slow {
 }
 
 #[test]
-fn isolation_comes_first_and_large_sets_in_pieces_whose_rules_come_last() {
+fn isolation_is_written_first_and_rules_of_large_sets_last() {
     let objects = || {
         let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
         objects.extend(large("x", 4, 12_000));
@@ -597,7 +597,7 @@ fn isolation_comes_first_and_large_sets_in_pieces_whose_rules_come_last() {
 }
 
 #[test]
-fn a_change_of_another_namespace_does_not_wait_for_large_sets() {
+fn change_in_another_namespace_does_not_wait_for_large_sets() {
     let dataplane = Slow { pause: Duration::from_millis(200), ..Slow::default() };
     let running = Loop::start(dataplane.clone());
     running.tell(Input::changes(vec![local("x", "db", 1), local("y", "web", 2)]));
@@ -634,7 +634,7 @@ fn a_change_of_another_namespace_does_not_wait_for_large_sets() {
 }
 
 #[test]
-fn a_set_that_a_dead_process_did_not_fill_is_completed() {
+fn set_that_a_dead_process_left_incomplete_is_completed() {
     let mut objects = vec![local("x", "db", 1)];
     objects.extend(large("x", 4, 12_000));
     let whole = ruleset_of(&objects);
@@ -657,7 +657,7 @@ fn a_set_that_a_dead_process_did_not_fill_is_completed() {
 }
 
 #[test]
-fn a_deferred_set_that_is_refused_closes_its_rules_and_the_others_go_in() {
+fn refused_deferred_set_closes_its_rules_and_the_others_are_written() {
     let mut objects = vec![local("x", "db", 1)];
     objects.extend(large("x", 4, 12_000));
     let whole = ruleset_of(&objects);

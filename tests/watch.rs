@@ -177,7 +177,7 @@ fn page(names: &[&str]) -> String {
 }
 
 #[test]
-fn where_a_streaming_list_begins_only_to_fail_pages_are_asked_for() {
+fn failed_streaming_list_falls_back_to_pages() {
     // As an API server does whose storage cannot report its progress.
     let watched = Watched::new(|asked| match asked {
         Asked::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
@@ -191,7 +191,7 @@ fn where_a_streaming_list_begins_only_to_fail_pages_are_asked_for() {
 }
 
 #[test]
-fn a_watch_that_ends_with_an_error_is_not_gone_on_with_where_it_failed() {
+fn watch_that_fails_with_an_error_is_followed_by_a_relist() {
     let mut lists = 0;
     let watched = Watched::new(move |asked| {
         if asked == Asked::StreamingList {
@@ -220,7 +220,7 @@ fn a_watch_that_ends_with_an_error_is_not_gone_on_with_where_it_failed() {
 }
 
 #[test]
-fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
+fn server_that_is_always_behind_is_reported_as_a_problem() {
     let behind = || error(504, "Timeout", "Too large resource version: 9, current: 1");
     let watched = Watched::new(move |_| vec![behind()]);
     for _ in 0..3 {
@@ -232,7 +232,7 @@ fn a_server_that_is_always_behind_is_a_trouble_and_no_routine() {
 
 /// Both take as long as the timeout for silence, and are mostly waiting: so they run in parallel.
 #[test]
-fn a_list_that_stalls_is_silence_and_a_watch_on_which_nothing_is_heard_is_quiet() {
+fn stalled_list_is_silent_and_watch_without_events_is_quiet() {
     let mut lists = 0;
     let quiet = Watched::new(move |asked| {
         lists += usize::from(asked == Asked::StreamingList);
@@ -269,7 +269,7 @@ fn until_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
 }
 
 #[test]
-fn rules_for_which_there_was_no_memory_come_with_another_list_once_there_is() {
+fn dropped_rules_are_relisted_once_they_fit_into_memory() {
     let policy = |name: &str, ports: u16| {
         let ports: Vec<Value> = (1..=ports).map(|port| json!({ "port": port })).collect();
         let mut policy = object(name);

@@ -111,7 +111,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
 }
 
 #[test]
-fn scrapes_in_a_tight_loop_hold_up_no_round_and_always_see_everything() {
+fn constant_scraping_blocks_no_sync_and_always_returns_every_series() {
     let mut daemon = Daemon::start();
     let object = ["Pod", "shop", "db"].map(str::to_owned);
     let refused = Refused { object: Some(object), reason: "unreadable".to_owned() };
@@ -153,7 +153,7 @@ fn scrapes_in_a_tight_loop_hold_up_no_round_and_always_see_everything() {
 }
 
 #[test]
-fn clients_that_never_ask_or_never_read_stop_neither_rounds_nor_others() {
+fn stalled_clients_block_neither_syncs_nor_other_clients() {
     let mut daemon = Daemon::start();
     let mut silent: Vec<TcpStream> = Vec::new();
     for number in 0..200 {
@@ -180,7 +180,7 @@ fn clients_that_never_ask_or_never_read_stop_neither_rounds_nor_others() {
 }
 
 #[test]
-fn a_request_that_is_too_large_is_refused() {
+fn too_large_request_is_refused() {
     let daemon = Daemon::start();
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

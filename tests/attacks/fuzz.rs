@@ -153,16 +153,16 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
 }
 
 #[test]
-fn on_a_bridge_only_what_the_standard_allows_arrives() {
+fn only_allowed_frames_arrive_on_a_bridge() {
     fuzz(Topology::Bridge, Variant::Nft);
 }
 
 #[test]
-fn point_to_point_only_what_the_standard_allows_arrives() {
+fn only_allowed_frames_arrive_point_to_point() {
     fuzz(Topology::PointToPoint, Variant::Legacy);
 }
 
 #[test]
-fn over_vxlan_only_what_the_standard_allows_arrives() {
+fn only_allowed_frames_arrive_over_vxlan() {
     fuzz(Topology::Vxlan, Variant::Nft);
 }

@@ -72,31 +72,31 @@ fn attack(topology: Topology, variant: Variant) {
 }
 
 #[test]
-fn on_a_bridge_with_nft_no_attack_arrives() {
+fn no_attack_arrives_on_a_bridge_with_nft() {
     attack(Topology::Bridge, Variant::Nft);
 }
 
 #[test]
-fn on_a_bridge_with_legacy_no_attack_arrives() {
+fn no_attack_arrives_on_a_bridge_with_legacy() {
     attack(Topology::Bridge, Variant::Legacy);
 }
 
 #[test]
-fn point_to_point_with_nft_no_attack_arrives() {
+fn no_attack_arrives_point_to_point_with_nft() {
     attack(Topology::PointToPoint, Variant::Nft);
 }
 
 #[test]
-fn point_to_point_with_legacy_no_attack_arrives() {
+fn no_attack_arrives_point_to_point_with_legacy() {
     attack(Topology::PointToPoint, Variant::Legacy);
 }
 
 #[test]
-fn over_vxlan_with_nft_no_attack_arrives() {
+fn no_attack_arrives_over_vxlan_with_nft() {
     attack(Topology::Vxlan, Variant::Nft);
 }
 
 #[test]
-fn over_vxlan_with_legacy_no_attack_arrives() {
+fn no_attack_arrives_over_vxlan_with_legacy() {
     attack(Topology::Vxlan, Variant::Legacy);
 }

@@ -22,7 +22,7 @@ fn flow<'a>(matrix: &'a Value, from: &str, to: &str, port: u16) -> &'a Value {
 }
 
 #[test]
-fn the_matrix_in_json_has_every_ordered_pair_and_every_port() {
+fn json_matrix_has_every_ordered_pair_and_every_port() {
     let matrix = run(&[
         "matrix",
         "-f",
@@ -50,7 +50,7 @@ fn the_matrix_in_json_has_every_ordered_pair_and_every_port() {
 }
 
 #[test]
-fn without_a_port_the_matrix_asks_about_what_pods_declare_and_policies_name() {
+fn matrix_uses_declared_and_named_ports_by_default() {
     let matrix = run(&["matrix", "-f", SHOP, "-o", "json"]).json();
     let ports: BTreeSet<u64> =
         matrix["flows"].as_array().unwrap().iter().filter_map(|flow| flow["port"].as_u64()).collect();
@@ -58,7 +58,7 @@ fn without_a_port_the_matrix_asks_about_what_pods_declare_and_policies_name() {
 }
 
 #[test]
-fn an_explanation_in_json_names_the_policies_and_rules_of_each_direction() {
+fn json_explanation_names_the_policies_and_rules_of_each_direction() {
     let arguments =
         ["explain", "-f", SHOP, "--from", "shop/api", "--to", "shop/db", "--port", "5432/TCP", "-o", "json"];
     let mut answer = run(&arguments).json();
@@ -80,7 +80,7 @@ fn an_explanation_in_json_names_the_policies_and_rules_of_each_direction() {
 }
 
 #[test]
-fn a_denial_is_an_answer_and_not_a_failure() {
+fn denied_flow_exits_with_success() {
     let ended = run(&["explain", "-f", SHOP, "--from", "shop/web", "--to", "10.244.2.12", "--port", "5432"]);
     assert_eq!(ended.status, 0, "{ended:?}");
     assert!(ended.stdout.starts_with("denied: shop/web to ip:10.244.2.12, 5432/TCP\n"), "{}", ended.stdout);
@@ -88,7 +88,7 @@ fn a_denial_is_an_answer_and_not_a_failure() {
 }
 
 #[test]
-fn a_port_without_a_protocol_is_tcp_and_without_a_port_it_is_80() {
+fn protocol_defaults_to_tcp_and_port_to_80() {
     let ask = |more: &[&str]| {
         let asked = ["explain", "-f", SHOP, "--from", "198.51.100.7", "--to", "shop/web"];
         run(&[&asked, more].concat()).stdout.lines().next().unwrap_or_default().to_owned()
@@ -104,7 +104,7 @@ fn stream() -> String {
 }
 
 #[test]
-fn a_dash_reads_standard_input_and_says_the_same() {
+fn dash_reads_standard_input_with_the_same_result() {
     for arguments in [vec!["matrix", "-o", "json"], vec!["matrix"], vec!["compile", "--node-name", "node-1"]]
     {
         let from = |path| [&arguments[..], &["-f", path]].concat();
@@ -116,7 +116,7 @@ fn a_dash_reads_standard_input_and_says_the_same() {
 }
 
 #[test]
-fn files_may_be_named_one_by_one() {
+fn files_can_be_named_one_by_one() {
     let files = ["namespaces", "pods", "policies"].map(|name| format!("{SHOP}/{name}.yaml"));
     let [namespaces, pods, policies] = &files;
     let named = run(&["matrix", "-f", policies, "--file", pods, "-f", namespaces]);
@@ -124,7 +124,7 @@ fn files_may_be_named_one_by_one() {
 }
 
 #[test]
-fn what_stands_in_the_environment_counts_as_if_it_were_a_flag() {
+fn environment_variables_work_like_flags() {
     let said = run(&["matrix", "-f", SHOP, "--port", "53/UDP", "--external", "203.0.113.9", "-o", "json"]);
     let mut command = towpath(&["matrix"]);
     command.env("TOWPATH_FILE", SHOP).env("TOWPATH_PORT", "53/UDP");
@@ -155,7 +155,7 @@ fn what_stands_in_the_environment_counts_as_if_it_were_a_flag() {
 }
 
 #[test]
-fn a_workload_stands_for_one_pod_but_not_in_what_is_enforced() {
+fn workloads_stand_for_pods_in_queries_but_not_in_the_ruleset() {
     let manifest = "\
 apiVersion: apps/v1
 kind: Deployment
@@ -174,7 +174,7 @@ spec:
 }
 
 #[test]
-fn lint_says_file_line_and_column_and_the_field() {
+fn lint_names_file_line_column_and_field() {
     let clean = run(&["lint", SHOP]);
     assert_eq!((clean.status, clean.stdout.as_str(), clean.stderr.as_str()), (0, "", ""));
 
@@ -194,7 +194,7 @@ fn lint_says_file_line_and_column_and_the_field() {
 }
 
 #[test]
-fn warnings_alone_are_no_failure() {
+fn warnings_alone_exit_with_success() {
     let manifest = text("examples/faulty/policy.yaml");
     let upto = manifest.find("            except").unwrap();
     let ended = run_with_input(&["lint", "-"], &manifest[..upto]);
@@ -203,7 +203,7 @@ fn warnings_alone_are_no_failure() {
 }
 
 #[test]
-fn compile_prints_the_same_bytes_each_time_as_text_and_as_json() {
+fn compile_output_is_deterministic_as_text_and_json() {
     let arguments = ["compile", "-f", SHOP, "--node-name", "node-2"];
     let text = run(&arguments).stdout;
     assert_eq!(text, run(&arguments).stdout);
@@ -219,7 +219,7 @@ fn compile_prints_the_same_bytes_each_time_as_text_and_as_json() {
 }
 
 #[test]
-fn compile_names_only_chains_that_the_family_has() {
+fn compile_names_only_chains_of_the_selected_family() {
     let text = run(&["compile", "-f", SHOP, "--node-name", "node-2"]).stdout;
     let (v4, v6) = text.split_once("# ip6tables-restore").unwrap();
     assert!(v4.contains("# TP-PI-") && v4.contains(": ingress of shop/db\n"), "{v4}");
@@ -227,7 +227,7 @@ fn compile_names_only_chains_that_the_family_has() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn closed_output_pipe_is_no_failure() {
     let ended = crate::program::shell(
         "set -o pipefail; towpath compile -f examples/shop --node-name node-1 | head -1",
         root(),

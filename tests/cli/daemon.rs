@@ -85,7 +85,7 @@ fn chains() -> String {
 }
 
 #[test]
-fn a_daemon_enforces_its_files_follows_them_and_leaves_its_rules_until_cleanup() {
+fn daemon_follows_its_files_and_its_rules_stay_until_cleanup() {
     in_namespace(|| {
         let before = (chains(), output("ipset", &["list", "-name"]));
         let folder = examples();
@@ -141,7 +141,7 @@ fn unpacked(file: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn status_says_what_is_enforced_and_what_is_wrong() {
+fn status_shows_what_is_enforced_and_what_is_wrong() {
     in_namespace(|| {
         let nobody = run(&["status"]);
         assert_eq!(nobody.status, 3, "{nobody:?}");
@@ -197,7 +197,7 @@ fn status_says_what_is_enforced_and_what_is_wrong() {
 }
 
 #[test]
-fn a_bug_report_has_what_the_daemon_and_the_kernel_say_and_says_what_it_lacks() {
+fn bug_report_contains_daemon_and_kernel_state_and_names_missing_parts() {
     in_namespace(|| {
         assert!(output("ipset", &["create", "of-others", "hash:ip"]).is_empty());
         let folder = examples();
@@ -235,7 +235,7 @@ fn a_bug_report_has_what_the_daemon_and_the_kernel_say_and_says_what_it_lacks() 
 }
 
 #[test]
-fn an_address_that_is_taken_is_named() {
+fn listen_address_in_use_is_named() {
     in_namespace(|| {
         let _taken = std::net::TcpListener::bind("127.0.0.1:9586").unwrap();
         let result = run(&["run", "-f", "examples/shop", "--node-name", "node-2"]);
@@ -247,7 +247,7 @@ fn an_address_that_is_taken_is_named() {
 }
 
 #[test]
-fn what_compile_prints_is_what_run_writes() {
+fn compile_prints_what_run_writes() {
     in_namespace(|| {
         let folder = examples();
         let manifests = folder.path().join("manifests");

@@ -39,7 +39,7 @@ fn played(text: &str) -> (String, usize) {
 }
 
 #[test]
-fn the_readme_shows_what_the_program_prints() {
+fn readme_sessions_match_the_output_of_the_program() {
     let shown = text("README.md");
     let (printed, commands) = played(&shown);
     assert!(commands >= 7, "README.md has only {commands} commands that can be run");
@@ -56,7 +56,7 @@ fn the_readme_shows_what_the_program_prints() {
 }
 
 #[test]
-fn a_session_that_prints_something_else_is_noticed() {
+fn readme_session_with_other_output_is_detected() {
     let text = "a\n```console\n$ echo b; echo c >&2\nold\n```\n```console root\n# false\nkept\n```\n";
     let (printed, commands) = played(text);
     assert_eq!(commands, 1);
@@ -64,7 +64,7 @@ fn a_session_that_prints_something_else_is_noticed() {
 }
 
 #[test]
-fn the_readme_has_every_command_of_the_program() {
+fn readme_lists_every_command() {
     let commands = commands();
     assert!(commands.len() >= 6, "{commands:?}");
     let readme = text("README.md");
@@ -90,13 +90,13 @@ fn registered() -> BTreeSet<String> {
 }
 
 #[test]
-fn docs_metrics_has_every_metric_and_no_other() {
+fn docs_metrics_lists_exactly_the_existing_metrics() {
     assert!(registered().len() > 15, "{:?}", registered());
     assert_eq!(rows(&text("docs/metrics.md")), registered());
 }
 
 #[test]
-fn docs_operations_has_every_flag_of_run_with_its_variable() {
+fn docs_operations_lists_every_flag_of_run_with_its_variable() {
     let operations = text("docs/operations.md");
     let help = run(&["run", "-h"]).stdout;
     // Text further to the right describes a flag.
@@ -131,7 +131,7 @@ fn sources(folder: &Path) -> String {
 }
 
 #[test]
-fn tests_that_documents_name_exist() {
+fn tests_named_in_documents_exist() {
     let sources = sources(&root().join("src")) + &sources(&root().join("tests"));
     // The name of a test is a sentence.
     let is_sentence = |word: &&str| {
@@ -152,7 +152,7 @@ fn tests_that_documents_name_exist() {
 }
 
 #[test]
-fn targets_that_contributing_names_exist() {
+fn make_targets_named_in_contributing_exist() {
     let makefile = text("Makefile");
     let contributing = text("CONTRIBUTING.md");
     let targets: Vec<&str> = contributing.split('`').filter_map(|word| word.strip_prefix("make ")).collect();
@@ -164,7 +164,7 @@ fn targets_that_contributing_names_exist() {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_between_documents_resolve() {
     let decisions = files(&root().join("docs/decisions"));
     let mut documents: Vec<_> =
         files(root()).into_iter().chain(files(&root().join("docs"))).chain(decisions).collect();

@@ -6,7 +6,7 @@ use crate::program::{commands, examples, run, shell};
 const NOT_RUN: [&str; 6] = ["run", "status", "bugreport", "cleanup", "prepare", "demo"];
 
 #[test]
-fn every_command_has_an_example_and_the_examples_work() {
+fn every_command_has_a_working_example() {
     let folder = examples();
     let mut played = 0;
     for command in commands() {
@@ -33,7 +33,7 @@ fn starts_flag(line: &str) -> bool {
 }
 
 #[test]
-fn every_flag_has_its_variable() {
+fn every_flag_has_an_environment_variable() {
     let mut flags = 0;
     for command in commands() {
         let help = run(&[&command, "-h"]).stdout;
@@ -54,6 +54,6 @@ fn every_flag_has_its_variable() {
 }
 
 #[test]
-fn the_version_is_the_one_of_the_package() {
+fn version_is_that_of_the_package() {
     assert_eq!(run(&["--version"]).stdout, format!("towpath {}\n", env!("CARGO_PKG_VERSION")));
 }

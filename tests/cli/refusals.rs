@@ -17,7 +17,7 @@ fn refused(arguments: &[&str], status: i32, says: &str) {
 }
 
 #[test]
-fn wrong_use_is_status_2_and_says_what_is_wrong() {
+fn invalid_arguments_exit_with_2_and_an_explanation() {
     refused(&[], 2, "Usage: towpath");
     refused(&["enforce"], 2, "unrecognized subcommand 'enforce'");
     refused(&["compile"], 2, "--file <PATH>");
@@ -32,7 +32,7 @@ fn wrong_use_is_status_2_and_says_what_is_wrong() {
 }
 
 #[test]
-fn without_files_a_question_goes_to_the_cluster_and_a_cluster_that_is_not_there_is_status_3() {
+fn queries_without_files_use_the_cluster_and_exit_with_3_if_it_is_unreachable() {
     refused(&["matrix", "--kubeconfig", "no/such"], 3, "it is not known how to reach the API server");
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("kubeconfig");
@@ -50,7 +50,7 @@ fn without_files_a_question_goes_to_the_cluster_and_a_cluster_that_is_not_there_
 }
 
 #[test]
-fn an_end_that_is_neither_a_pod_nor_an_address_is_wrong_use() {
+fn endpoint_that_is_neither_pod_nor_address_exits_with_2() {
     let explain = |from| ["explain", "-f", SHOP, "--from", from, "--to", "shop/db"];
     refused(&explain("web"), 2, "\"web\" is neither NAMESPACE/POD nor an IP address");
     refused(&explain("10.244.1"), 2, "neither NAMESPACE/POD nor an IP address");
@@ -58,7 +58,7 @@ fn an_end_that_is_neither_a_pod_nor_an_address_is_wrong_use() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_status_3_and_named_once() {
+fn unreadable_file_exits_with_3_and_is_named_once() {
     let says = "towpath: cannot read examples/none: No such file or directory (os error 2)\n";
     for arguments in [
         &["matrix", "-f", "examples/none"][..],
@@ -70,7 +70,7 @@ fn a_file_that_cannot_be_read_is_status_3_and_named_once() {
 }
 
 #[test]
-fn faulty_objects_get_no_answer_but_their_faults() {
+fn invalid_objects_exit_with_1_and_their_errors() {
     let manifest =
         "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {ingres: []}}\n";
     for arguments in [
@@ -106,7 +106,7 @@ fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
 }
 
 #[test]
-fn without_the_right_to_change_tables_run_and_cleanup_say_so() {
+fn run_and_cleanup_report_a_missing_capability() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = folder.path().to_str().unwrap();
@@ -123,7 +123,7 @@ fn without_the_right_to_change_tables_run_and_cleanup_say_so() {
 }
 
 #[test]
-fn a_program_that_is_not_installed_is_named_with_its_package() {
+fn missing_program_is_named_with_its_package_and_exits_with_3() {
     if !geteuid().is_root() {
         println!("skipped: needs root, since privileges are asked for first");
         return;

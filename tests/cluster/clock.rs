@@ -26,7 +26,7 @@ fn library() -> PathBuf {
 }
 
 #[test]
-fn however_the_clock_jumps_changes_arrive_and_credentials_are_renewed() {
+fn clock_jumps_stop_neither_changes_nor_token_renewal() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let set = |token: &str| {

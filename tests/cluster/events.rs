@@ -30,7 +30,7 @@ fn events(world: &World, namespace: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_owner_of_a_policy_over_budget_gets_an_event_where_the_daemon_may_create_one() {
+fn event_is_written_for_a_policy_over_budget_if_permitted() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 0), ("quiet/db", 0)]);
         let name = "p".repeat(253);

@@ -286,11 +286,11 @@ fn converges(world: &World) {
 }
 
 #[test]
-fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_nft() {
+fn kills_in_every_order_neither_leak_nor_drop_allowed_packets_with_nft() {
     with_control_plane(|plane| play(plane, Variant::Nft));
 }
 
 #[test]
-fn killed_in_every_order_nothing_leaks_nothing_is_refused_and_all_converges_with_legacy() {
+fn kills_in_every_order_neither_leak_nor_drop_allowed_packets_with_legacy() {
     with_control_plane(|plane| play(plane, Variant::Legacy));
 }

@@ -45,7 +45,7 @@ fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
 /// Strict validation refuses unknown and repeated fields. The API server reports deprecated ones in a warning. Whether
 /// a kubelet accepts the containers is not tested here, nor whether the Prometheus operator accepts its `PodMonitor`.
 #[test]
-fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
+fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
     with_control_plane(|plane| {
         plane.api().create(&pod_monitors());
         let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podmonitors.monitoring.coreos.com";
@@ -73,7 +73,7 @@ fn every_manifest_of_deploy_is_taken_by_a_real_api_server_without_a_warning() {
 }
 
 #[test]
-fn the_rendered_file_is_what_the_folder_says() {
+fn rendered_file_equals_the_folder_applied() {
     with_control_plane(|plane| {
         assert!(apply(&plane, &["-k", "deploy"]).0);
         let (applied, said) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
@@ -90,7 +90,7 @@ fn the_rendered_file_is_what_the_folder_says() {
 }
 
 #[test]
-fn a_manifest_with_a_field_that_is_not_there_is_refused() {
+fn manifest_with_an_unknown_field_is_refused() {
     // Checks that the test above can fail.
     with_control_plane(|plane| {
         let mut pod = objects::pod("default/strict", &json!({}), "node", &[], &[]);

@@ -65,7 +65,7 @@ fn assert_as_after(world: &World, at_most: Duration) {
 }
 
 #[test]
-fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
+fn objects_deleted_during_a_disconnection_are_removed_on_reconnection() {
     with_control_plane(|plane| {
         let world = world(plane);
         let daemon = world.run(0);
@@ -81,7 +81,7 @@ fn what_was_deleted_while_the_cable_was_out_is_gone_when_it_is_back() {
 }
 
 #[test]
-fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
+fn killed_api_server_is_reconnected_and_missed_changes_are_enforced() {
     with_control_plane(|plane| {
         let world = world(plane);
         let other = world.plane.beside(OTHER, &[]);
@@ -113,7 +113,7 @@ fn an_api_server_that_was_killed_is_found_again_with_all_that_was_missed() {
 }
 
 #[test]
-fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enforced() {
+fn daemon_started_without_an_api_server_is_not_ready_and_keeps_the_rules() {
     with_control_plane(|plane| {
         let world = world(plane);
         let other = world.plane.beside(OTHER, &[]);
@@ -141,7 +141,7 @@ fn started_while_there_is_no_api_server_it_is_not_ready_and_leaves_what_is_enfor
 }
 
 #[test]
-fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
+fn compacted_history_leads_to_a_relist() {
     with_control_plane(|plane| {
         let world = world(plane);
         // Without its own cache it asks etcd for each watch, and so cannot know more than etcd does.
@@ -164,7 +164,7 @@ fn a_server_that_has_forgotten_what_was_missed_is_asked_for_everything_anew() {
 }
 
 #[test]
-fn a_node_that_is_not_there_yet_is_waited_for() {
+fn daemon_waits_for_its_node_object() {
     with_control_plane(|plane| {
         let world = world(plane);
         let node = world.api().get("/api/v1/nodes/node-1").unwrap();
@@ -198,7 +198,7 @@ fn a_node_that_is_not_there_yet_is_waited_for() {
 
 /// Each takes as long as the timeout for silence, and is mostly waiting: so they run in parallel.
 #[test]
-fn silence_is_borne_for_a_bounded_time_whatever_is_behind_it() {
+fn silent_connections_are_replaced_within_a_bounded_time() {
     let silences =
         [a_firewall_forgets_the_connections, the_api_server_hangs, the_storage_is_restored_from_a_backup];
     let running: Vec<_> = silences.map(|silence| thread::spawn(move || with_control_plane(silence))).into();

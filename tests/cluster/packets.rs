@@ -27,7 +27,7 @@ fn peer(labels: &Value) -> Value {
 }
 
 #[test]
-fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_families() {
+fn changes_of_api_objects_are_enforced_in_both_families() {
     with_control_plane(|plane| {
         let pods = [("shop/db", 0), ("shop/api", 0), ("shop/web", 1), ("ops/cron", 1), ("shop/late", 1)];
         let world = World::new(plane, &pods);
@@ -84,7 +84,7 @@ fn policies_labels_namespaces_and_pods_of_the_api_reach_the_packets_of_both_fami
 }
 
 #[test]
-fn a_pod_counts_from_its_address_to_its_end() {
+fn pod_is_a_peer_from_its_first_address_until_its_end() {
     with_control_plane(|plane| {
         let world = World::with(plane, Variant::Legacy, &[("shop/db", 0), ("shop/job", 1), ("shop/idle", 1)]);
         world.policy("shop/db", &takes("db", &peer(&json!({ "role": "client" }))));
@@ -121,7 +121,7 @@ fn a_pod_counts_from_its_address_to_its_end() {
 }
 
 #[test]
-fn two_daemons_police_two_nodes_each_its_own_pods() {
+fn each_daemon_enforces_only_for_pods_of_its_node() {
     with_control_plane(|plane| {
         let world =
             World::new(plane, &[("shop/one", 0), ("shop/near", 0), ("shop/two", 1), ("shop/other", 1)]);

@@ -90,7 +90,7 @@ fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
 /// refused to a daemon, and the audit log contains no request of it beyond the role. The next test checks which of the
 /// rights it cannot do without.
 #[test]
-fn the_role_of_deploy_is_get_list_and_watch_of_four_kinds_and_suffices() {
+fn deployed_role_suffices_with_get_list_and_watch_of_four_kinds() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let role = rights(&world.api().get(ROLE).unwrap());
@@ -134,7 +134,7 @@ const WITHOUT_STREAMING: u16 = PORT + 1;
 /// tools for inspecting a cluster expect it with the other two, and the test above ensures that it is in there and
 /// nothing more.
 #[test]
-fn without_any_right_that_it_uses_the_daemon_is_not_ready_and_names_it() {
+fn missing_permission_is_named_and_the_daemon_is_not_ready() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0)]);
         let _beside = world.plane.beside(WITHOUT_STREAMING, &["--feature-gates=WatchList=false"]);

@@ -35,7 +35,7 @@ fn pod(index: usize) -> Value {
 }
 
 #[test]
-fn with_5000_pods_that_come_change_and_go_members_and_packets_are_right() {
+fn members_and_packets_are_right_while_5000_pods_come_change_and_go() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let started = Instant::now();

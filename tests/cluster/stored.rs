@@ -9,7 +9,7 @@ use crate::harness::{
 };
 
 #[test]
-fn an_old_object_that_today_would_be_refused_stops_nothing() {
+fn stored_object_that_is_invalid_today_does_not_stop_other_objects() {
     with_control_plane(|plane| {
         let world =
             World::new(plane, &[("shop/db", 0), ("shop/web", 1), ("shop/odd", 1), ("shop/broken", 0)]);

@@ -174,7 +174,7 @@ fn world_of(plane: Lease) -> World {
 }
 
 #[test]
-fn policies_for_other_nodes_take_no_more_memory_than_they_may() {
+fn memory_for_policies_of_other_nodes_is_bounded() {
     with_control_plane(|plane| {
         let world = world_of(plane);
         let bytes = store(&world, rules(3, 6));
@@ -202,7 +202,7 @@ fn policies_for_other_nodes_take_no_more_memory_than_they_may() {
 /// Larger ones, for docs/benchmarks.md.
 #[test]
 #[ignore = "takes minutes, and is for figures"]
-fn what_one_tenant_stores_delays_no_other_at_a_start_and_fits_into_memory() {
+fn stored_objects_of_one_tenant_neither_delay_a_start_nor_exceed_memory() {
     with_control_plane(|plane| {
         let world = world_of(plane);
         starts_beside(&world, "nothing", 0, &[]);

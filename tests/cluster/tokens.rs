@@ -19,7 +19,7 @@ fn secret(name: &str) -> serde_json::Value {
 }
 
 #[test]
-fn a_token_that_was_replaced_may_expire() {
+fn daemon_keeps_working_when_a_replaced_token_expires() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         world.api().create(&secret("first"));
@@ -46,7 +46,7 @@ fn a_token_that_was_replaced_may_expire() {
 }
 
 #[test]
-fn a_kubeconfig_works_as_well_as_the_files_of_a_pod() {
+fn kubeconfig_works_like_the_in_cluster_credentials() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let token = world.api().token("towpath/towpath", None);

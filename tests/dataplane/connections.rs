@@ -135,7 +135,7 @@ fn denies(port: u16) -> impl Fn(&EstablishedFlow) -> bool {
 }
 
 #[test]
-fn a_denied_connection_ends_although_its_server_talks_and_another_one_goes_on() {
+fn denied_connection_is_cut_while_its_server_sends_and_an_allowed_one_continues() {
     in_namespace(|| {
         let pods = Pods::new();
         let denied = pods.talk("10.1.2.2:80", 80);
@@ -155,7 +155,7 @@ fn a_denied_connection_ends_although_its_server_talks_and_another_one_goes_on() 
 }
 
 #[test]
-fn a_client_that_takes_the_same_port_again_is_judged_again() {
+fn reconnection_from_the_same_port_is_evaluated_as_new() {
     in_namespace(|| {
         let pods = Pods::new();
         let listener = pods.server.run(|| TcpListener::bind((SERVER, 80)).unwrap());
@@ -181,7 +181,7 @@ fn a_client_that_takes_the_same_port_again_is_judged_again() {
 }
 
 #[test]
-fn a_connection_through_a_service_is_known_by_the_pod_that_answers_and_cut() {
+fn connection_through_a_service_is_cut_by_its_backend_pod() {
     in_namespace(|| {
         let pods = Pods::new();
         sh(
@@ -197,7 +197,7 @@ fn a_connection_through_a_service_is_known_by_the_pod_that_answers_and_cut() {
 }
 
 #[test]
-fn connections_of_the_node_itself_are_not_asked_about_and_others_are_listed_with_their_ports() {
+fn node_connections_are_not_cut_and_others_are_listed_with_ports() {
     in_namespace(|| {
         let pods = Pods::new();
         let server = pods.server.run(|| UdpSocket::bind((SERVER, 53)).unwrap());

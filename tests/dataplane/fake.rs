@@ -138,7 +138,7 @@ fn steps() -> Vec<Step> {
 }
 
 #[test]
-fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
+fn fake_accepts_and_refuses_the_same_steps_as_the_kernel() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         let mut fake = Fake::default();
@@ -161,7 +161,7 @@ fn the_fake_takes_and_refuses_what_the_kernel_takes_and_refuses() {
 }
 
 #[test]
-fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there() {
+fn next_process_converges_after_a_death_at_any_effect() {
     let steps = plan(&Observed::default(), &every_kind(), &[]);
     let mut whole = Fake::default();
     for step in &steps {
@@ -185,7 +185,7 @@ fn a_death_at_any_effect_leaves_a_state_from_which_the_next_process_gets_there()
 }
 
 #[test]
-fn the_fake_refuses_an_object_on_demand_and_shows_drift() {
+fn fake_refuses_objects_on_demand_and_reports_drift() {
     let mut fake = Fake::default();
     let broken = Object::Set(set("tp4-pods-xxxxxxxxxxxxxxxx"));
     fake.refuse(broken.clone());

@@ -24,7 +24,7 @@ use crate::fixtures::{
 };
 
 #[test]
-fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
+fn set_in_use_is_reported_and_unused_sets_are_destroyed() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         sh(
@@ -48,7 +48,7 @@ fn a_set_in_use_is_named_and_the_unused_ones_are_destroyed() {
 }
 
 #[test]
-fn a_chain_that_a_foreign_rule_uses_is_emptied_and_the_rest_of_the_batch_carried_out() {
+fn chain_used_by_a_foreign_rule_is_emptied_and_the_others_are_removed() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &every_kind());
@@ -110,7 +110,7 @@ fn everything_there() -> String {
 }
 
 #[test]
-fn cleanup_leaves_everything_of_others_as_it_was() {
+fn cleanup_leaves_the_state_of_other_programs_unchanged() {
     for_both_variants(|variant| {
         populate(variant);
         let before = everything_there();
@@ -127,7 +127,7 @@ fn cleanup_leaves_everything_of_others_as_it_was() {
 }
 
 #[test]
-fn what_a_former_version_left_goes() {
+fn state_of_a_previous_version_is_removed() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         let main = tool(variant, Family::V4, "");
@@ -154,7 +154,7 @@ fn what_a_former_version_left_goes() {
 }
 
 #[test]
-fn cleanup_says_what_it_had_to_leave() {
+fn cleanup_reports_what_it_could_not_remove() {
     for_both_variants(|variant| {
         apply_all(&mut kernel(variant), &every_kind());
         let main = tool(variant, Family::V4, "");
@@ -170,7 +170,7 @@ fn cleanup_says_what_it_had_to_leave() {
 }
 
 #[test]
-fn what_a_former_run_left_in_the_other_variant_is_removed() {
+fn rules_left_in_the_other_variant_are_removed() {
     for_both_variants(|variant| {
         populate(variant.other());
         let foreign = everything_there();
@@ -193,7 +193,7 @@ fn what_a_former_run_left_in_the_other_variant_is_removed() {
 }
 
 #[test]
-fn what_others_did_to_our_rules_is_noticed() {
+fn check_finds_foreign_changes_of_rules_and_set_sizes() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &every_kind());
@@ -223,7 +223,7 @@ fn what_others_did_to_our_rules_is_noticed() {
 }
 
 #[test]
-fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched() {
+fn check_finds_a_replaced_rule_and_writes_nothing() {
     for_both_variants(|variant| {
         populate(variant);
         let commands = Arc::new(Commands::default());
@@ -269,7 +269,7 @@ fn a_rule_that_was_replaced_by_another_is_noticed_and_nothing_of_others_touched(
 }
 
 #[test]
-fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
+fn exchanged_member_is_found_by_the_check_of_members() {
     for_both_variants(|variant| {
         populate(variant);
         let mut kernel = kernel(variant);
@@ -296,7 +296,7 @@ fn a_member_that_was_exchanged_for_another_is_found_by_the_whole_look() {
 }
 
 #[test]
-fn foreign_changes_are_heard_of_and_our_own_are_not() {
+fn foreign_changes_are_announced_and_our_own_are_not() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
         let (heard, changes) = std::sync::mpsc::channel();
@@ -319,7 +319,7 @@ fn foreign_changes_are_heard_of_and_our_own_are_not() {
 }
 
 #[test]
-fn more_announcements_than_the_kernel_keeps_are_still_told_apart() {
+fn own_changes_are_recognised_after_a_netlink_overrun() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
         let (heard, changes) = std::sync::mpsc::channel();
@@ -339,7 +339,7 @@ fn more_announcements_than_the_kernel_keeps_are_still_told_apart() {
 }
 
 #[test]
-fn in_the_legacy_variant_others_are_heard_of_by_their_lock() {
+fn foreign_changes_with_legacy_are_detected_by_the_xtables_lock() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Legacy);
         let (heard, changes) = std::sync::mpsc::channel();

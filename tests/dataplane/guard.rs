@@ -81,7 +81,7 @@ fn guard(veths: &[Veth], pods: &[(&str, &[&str])]) -> Guard {
 }
 
 #[test]
-fn what_is_behind_a_veth_is_read_from_the_kernel_without_entering_the_namespace() {
+fn peer_of_a_veth_is_read_without_entering_its_namespace() {
     in_namespace(|| {
         sh("ip link add br0 type bridge && ip link set br0 up");
         let _a = pod("vetha", "02:00:00:00:00:0a", Some("br0"), &["10.244.1.2/24", "fd00::2/64"]);
@@ -100,7 +100,7 @@ fn what_is_behind_a_veth_is_read_from_the_kernel_without_entering_the_namespace(
 }
 
 #[test]
-fn the_tables_are_changed_by_what_differs_taken_over_by_the_next_process_and_removed() {
+fn guard_tables_are_updated_by_differences_taken_over_and_removed() {
     in_namespace(|| {
         let commands = Arc::new(Commands::default());
         sh("ip link add br0 type bridge && ip link set br0 up");

@@ -25,7 +25,7 @@ fn only(programs: &[&str]) -> (tempfile::TempDir, Arc<Commands>) {
 }
 
 #[test]
-fn what_is_not_installed_is_named_with_its_package() {
+fn missing_programs_are_named_with_their_package() {
     in_namespace(|| {
         let error = |programs: &[&str], backend| {
             let (_folder, commands) = only(programs);
@@ -42,7 +42,7 @@ fn what_is_not_installed_is_named_with_its_package() {
 }
 
 #[test]
-fn the_only_installed_variant_is_used_and_ipv6_that_cannot_be_policed_is_an_error() {
+fn only_installed_variant_is_used_and_missing_ip6tables_is_an_error() {
     in_namespace(|| {
         for variant in Variant::BOTH {
             let of = |family| ["", "-save", "-restore"].map(|suffix| tool(variant, family, suffix));
@@ -73,7 +73,7 @@ fn the_only_installed_variant_is_used_and_ipv6_that_cannot_be_policed_is_an_erro
 }
 
 #[test]
-fn the_variant_is_the_one_that_kubelet_uses_or_else_the_one_with_more_rules() {
+fn variant_is_kubelets_or_else_the_one_with_more_rules() {
     let chosen = || Kernel::new(Arc::new(Commands::default()), Backend::Auto).unwrap().variant();
     for_both_variants(move |variant| {
         let (this, other) = (tool(variant, Family::V4, ""), tool(variant.other(), Family::V4, ""));

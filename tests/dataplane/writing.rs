@@ -24,7 +24,7 @@ use crate::fixtures::{
 };
 
 #[test]
-fn what_was_applied_is_observed_and_checked() {
+fn applied_ruleset_is_observed_and_checks_clean() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         assert_eq!(kernel.variant(), variant);
@@ -40,7 +40,7 @@ fn what_was_applied_is_observed_and_checked() {
 }
 
 #[test]
-fn another_ruleset_takes_over_and_an_empty_one_leaves_nothing() {
+fn new_ruleset_replaces_the_old_one_and_an_empty_one_removes_everything() {
     for_both_variants(|variant| {
         apply_all(&mut kernel(variant), &every_kind());
         let mut other = every_kind();
@@ -63,7 +63,7 @@ fn another_ruleset_takes_over_and_an_empty_one_leaves_nothing() {
 }
 
 #[test]
-fn refused_chains_are_named_and_nothing_of_their_batch_is_written() {
+fn refused_chains_are_named_and_their_batch_is_not_written() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         let drop_all = || -> Chain { [Rule::new([], Target::Drop)].into_iter().collect() };
@@ -101,7 +101,7 @@ fn refused_chains_are_named_and_nothing_of_their_batch_is_written() {
 }
 
 #[test]
-fn a_chain_that_is_in_use_keeps_its_rules_when_its_successor_is_refused() {
+fn chain_in_use_keeps_its_rules_when_new_ones_are_refused() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &every_kind());
@@ -118,7 +118,7 @@ fn a_chain_that_is_in_use_keeps_its_rules_when_its_successor_is_refused() {
 }
 
 #[test]
-fn one_bad_entry_or_set_costs_the_others_nothing() {
+fn refused_entries_and_sets_do_not_affect_others() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
         sh("ipset create tp4-pods-takentakentakent bitmap:ip range 10.0.0.0/24");
@@ -157,7 +157,7 @@ fn one_bad_entry_or_set_costs_the_others_nothing() {
 }
 
 #[test]
-fn a_hundred_thousand_members_go_in_at_once() {
+fn hundred_thousand_members_are_added_in_one_step() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
         let name = set("tp4-pods-manymanymanymany");
@@ -171,7 +171,7 @@ fn a_hundred_thousand_members_go_in_at_once() {
 }
 
 #[test]
-fn a_held_xtables_lock_delays_a_write_but_does_not_fail_it() {
+fn held_xtables_lock_delays_a_write_without_failing_it() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Legacy);
         let file = std::fs::OpenOptions::new()
@@ -198,7 +198,7 @@ fn a_held_xtables_lock_delays_a_write_but_does_not_fail_it() {
 }
 
 #[test]
-fn the_bridge_switches_of_the_namespace_are_set() {
+fn bridge_netfilter_switches_of_the_namespace_are_set() {
     in_namespace(|| {
         let (bridge, commands) = (Bridge::default(), Commands::default());
         bridge.ensure(&commands).unwrap();

@@ -96,7 +96,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, fs::Metadata> {
 }
 
 #[test]
-fn the_image_has_what_the_daemon_starts_with_its_libraries_and_little_else() {
+fn image_contains_the_programs_of_the_daemon_their_libraries_and_little_else() {
     with_image(|image| {
         let found = files(image);
         let has = |path: &str| found.contains_key(Path::new(path));
@@ -375,17 +375,17 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
 }
 
 #[test]
-fn as_the_manifest_runs_it_the_image_enforces_on_nf_tables_and_its_uninstall_leaves_nothing() {
+fn image_run_by_its_manifest_enforces_with_nft_and_uninstalls_without_trace() {
     with_image(|image| from_start_to_uninstall(image, Variant::Nft));
 }
 
 #[test]
-fn as_the_manifest_runs_it_the_image_enforces_on_legacy_tables_and_its_uninstall_leaves_nothing() {
+fn image_run_by_its_manifest_enforces_with_legacy_and_uninstalls_without_trace() {
     with_image(|image| from_start_to_uninstall(image, Variant::Legacy));
 }
 
 #[test]
-fn without_any_one_of_its_capabilities_the_daemon_is_not_ready() {
+fn daemon_is_not_ready_without_any_one_of_its_capabilities() {
     with_image(|image| {
         let pod = the_daemon();
         let all = capabilities(pod.container("towpath"));
@@ -411,7 +411,7 @@ fn without_any_one_of_its_capabilities_the_daemon_is_not_ready() {
 }
 
 #[test]
-fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
+fn daemon_reports_switches_that_cannot_be_set_and_is_not_ready() {
     with_image(|image| {
         let pod = the_daemon();
         let bed = Bed::new(image, Variant::Nft);
@@ -433,7 +433,7 @@ fn where_the_switches_cannot_be_set_the_daemon_says_so_and_is_not_ready() {
 }
 
 #[test]
-fn a_module_that_cannot_be_loaded_stops_nothing_and_is_told() {
+fn module_that_cannot_be_loaded_is_reported_and_enforcement_works() {
     with_image(|image| {
         let bed = Bed::new(image, Variant::Nft);
         let pod = the_daemon();

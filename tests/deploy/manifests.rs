@@ -80,7 +80,7 @@ fn help(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_rendered_file_is_what_the_kustomization_makes() {
+fn rendered_file_matches_the_kustomization() {
     let Some(kubectl) = kubectl() else {
         return skip("there is no kubectl to render deploy/ with");
     };
@@ -91,7 +91,7 @@ fn the_rendered_file_is_what_the_kustomization_makes() {
 }
 
 #[test]
-fn the_rendered_file_has_the_objects_of_the_base() {
+fn rendered_file_contains_the_objects_of_the_base() {
     let key = |object: &Value| (object["kind"].to_string(), object["metadata"]["name"].to_string());
     let sorted = |mut objects: Vec<Value>| {
         objects.sort_by_key(key);
@@ -101,7 +101,7 @@ fn the_rendered_file_has_the_objects_of_the_base() {
 }
 
 #[test]
-fn the_cluster_role_reads_four_kinds_and_nothing_else() {
+fn cluster_role_grants_reading_of_four_kinds_and_nothing_else() {
     let objects = base();
     let role = one(&objects, "ClusterRole");
     let mut granted = BTreeSet::new();
@@ -135,12 +135,12 @@ fn the_cluster_role_reads_four_kinds_and_nothing_else() {
 }
 
 #[test]
-fn the_file_that_messages_name_is_the_one_that_is_applied() {
+fn file_named_in_messages_is_the_one_that_is_applied() {
     assert_eq!(text("deploy/rbac.yaml"), text("deploy/base/rbac.yaml"));
 }
 
 #[test]
-fn it_runs_on_every_linux_node_and_survives_what_others_do_not() {
+fn daemon_set_runs_on_every_linux_node_with_high_priority() {
     let objects = base();
     let daemon_set = one(&objects, "DaemonSet");
     let pod = pod(daemon_set);
@@ -169,7 +169,7 @@ fn it_runs_on_every_linux_node_and_survives_what_others_do_not() {
 }
 
 #[test]
-fn the_account_has_its_token_only_where_the_daemon_runs() {
+fn token_is_mounted_only_in_the_daemons_pod() {
     let objects = base();
     assert_eq!(one(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
     let pod = pod(one(&objects, "DaemonSet"));
@@ -182,7 +182,7 @@ fn the_account_has_its_token_only_where_the_daemon_runs() {
 }
 
 #[test]
-fn probes_and_scrapes_go_where_the_daemon_listens() {
+fn probes_and_scrapes_use_the_daemons_port() {
     let objects = base();
     let container = daemon(&objects);
     let port = json!([{"name": "metrics", "containerPort": 9586, "hostPort": 9586, "protocol": "TCP"}]);
@@ -202,7 +202,7 @@ fn probes_and_scrapes_go_where_the_daemon_listens() {
 }
 
 #[test]
-fn the_program_knows_every_argument_and_variable() {
+fn manifest_uses_only_arguments_and_variables_of_the_program() {
     let mut files = vec![text("deploy/base/daemonset.yaml"), text("deploy/uninstall/daemonset.yaml")];
     for component in folders("deploy/components") {
         files.push(text(&format!("deploy/components/{component}/kustomization.yaml")));
@@ -238,7 +238,7 @@ fn the_program_knows_every_argument_and_variable() {
 }
 
 #[test]
-fn no_container_may_more_than_it_needs() {
+fn containers_have_no_unneeded_privileges() {
     let daemon = base();
     let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
     let mut allowed = BTreeMap::new();
@@ -296,7 +296,7 @@ fn grants(text: &str) -> Vec<(usize, &str)> {
 }
 
 #[test]
-fn every_privilege_has_its_sentence() {
+fn every_privilege_is_explained_in_a_comment() {
     for (file, least) in [("deploy/base/daemonset.yaml", 10), ("deploy/uninstall/daemonset.yaml", 7)] {
         let text = text(file);
         let lines: Vec<&str> = text.lines().collect();
@@ -314,7 +314,7 @@ fn every_privilege_has_its_sentence() {
 }
 
 #[test]
-fn the_image_has_the_version_of_the_program_everywhere() {
+fn image_tag_is_the_programs_version_everywhere() {
     let name = "ghcr.io/towpath/towpath:";
     let mut found = 0;
     for file in [
@@ -343,7 +343,7 @@ fn folders(folder: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_component_has_an_overlay_that_adds_it_to_the_base() {
+fn every_component_has_an_overlay_on_the_base() {
     let components = folders("deploy/components");
     assert_eq!(components, folders("deploy/overlays"));
     let Some(base) = rendered("deploy") else { return };
@@ -387,7 +387,7 @@ fn every_component_has_an_overlay_that_adds_it_to_the_base() {
 }
 
 #[test]
-fn the_uninstall_runs_wherever_the_daemon_ran() {
+fn uninstall_runs_on_the_same_nodes_as_the_daemon() {
     let base = base();
     let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
     let (daemon, cleanup) = (one(&base, "DaemonSet"), one(&cleanup, "DaemonSet"));
@@ -404,7 +404,7 @@ fn the_uninstall_runs_wherever_the_daemon_ran() {
 }
 
 #[test]
-fn the_image_is_built_with_the_toolchain_and_the_debian_that_are_tested() {
+fn image_is_built_with_the_tested_toolchain_and_debian() {
     let file = text("deploy/Dockerfile");
     let line = |start: &str| file.lines().find_map(|line| line.strip_prefix(start)).unwrap();
     let tag = line("FROM rust:").split(' ').next().unwrap();
@@ -421,7 +421,7 @@ fn the_image_is_built_with_the_toolchain_and_the_debian_that_are_tested() {
 }
 
 #[test]
-fn the_shell_scripts_pass_shellcheck() {
+fn shell_scripts_pass_shellcheck() {
     let mut scripts: Vec<PathBuf> =
         fs::read_dir(root().join("scripts")).unwrap().map(|it| it.unwrap().path()).collect();
     scripts.extend([".ci/run", "deploy/rootfs"].map(|script| root().join(script)));

@@ -66,7 +66,7 @@ fn scalar(text: &str, style: ScalarStyle) -> Value {
 }
 
 #[test]
-fn lists_mappings_and_plain_values_are_read() {
+fn lists_mappings_and_plain_values_are_parsed() {
     let read = documents("a: [1, '1', true]\nb:\n  - c: ~\n    d: x y\n---\ne: \"[::]:1\"\n");
     let a = serde_json::json!({"a": [1, "1", true], "b": [{"c": null, "d": "x y"}]});
     assert_eq!(read, [a, serde_json::json!({"e": "[::]:1"})]);

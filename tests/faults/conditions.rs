@@ -37,7 +37,7 @@ fn db_takes(app: &str) -> String {
 }
 
 #[test]
-fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
+fn held_xtables_lock_is_logged_and_waited_for() {
     with_own_run(|| {
         let bed = bed(Variant::Legacy);
         let daemon = bed.run(&[]);
@@ -57,7 +57,7 @@ fn it_waits_for_a_held_xtables_lock_says_so_and_goes_on() {
 }
 
 #[test]
-fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
+fn missing_program_or_capability_exits_with_3_and_names_the_remedy() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         // A folder with everything that it needs except ipset.
@@ -92,7 +92,7 @@ fn a_missing_program_and_missing_rights_end_it_with_3_and_the_remedy() {
 }
 
 #[test]
-fn of_two_pods_with_one_address_the_running_one_counts() {
+fn running_pod_owns_an_address_that_a_finished_pod_reports_too() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&[]);
@@ -117,7 +117,7 @@ fn of_two_pods_with_one_address_the_running_one_counts() {
 }
 
 #[test]
-fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes() {
+fn invalid_policy_keeps_its_last_valid_version_or_else_isolates() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&[]);
@@ -154,7 +154,7 @@ fn a_policy_that_becomes_invalid_keeps_what_it_said_and_one_never_valid_closes()
 }
 
 #[test]
-fn a_bridge_that_no_longer_shows_its_packets_to_iptables_is_put_right() {
+fn bridge_netfilter_is_switched_on_again_or_the_daemon_is_not_ready() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         bed.write("db.yaml", &[db_takes("far")]);

@@ -106,7 +106,7 @@ impl Drop for Talk {
 }
 
 #[test]
-fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks() {
+fn connection_that_is_no_longer_allowed_is_cut_even_while_its_server_sends() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&[]);
@@ -137,7 +137,7 @@ fn a_connection_that_policy_no_longer_allows_is_cut_also_while_its_server_talks(
 }
 
 #[test]
-fn an_established_connection_is_kept_if_so_wished() {
+fn established_connection_is_kept_with_the_keep_option() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&["--established", "keep"]);
@@ -152,7 +152,7 @@ fn an_established_connection_is_kept_if_so_wished() {
 }
 
 #[test]
-fn a_connection_that_stays_allowed_outlives_other_changes_restarts_and_cuts() {
+fn connection_that_stays_allowed_survives_other_changes_restarts_and_cuts() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let first = bed.run(&[]);

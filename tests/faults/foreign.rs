@@ -77,7 +77,7 @@ fn heals(bed: &Bed, what: &str, closed: bool, within: Duration, act: impl FnOnce
 }
 
 #[test]
-fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
+fn changes_of_our_rules_by_other_programs_are_repaired_immediately() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         // The periodic check runs once an hour: anything repaired sooner was due to a notification.
@@ -127,7 +127,7 @@ fn what_others_do_to_our_rules_is_heard_of_and_healed_at_once() {
 }
 
 #[test]
-fn what_others_do_to_our_sets_is_found_and_healed() {
+fn changes_of_our_sets_by_other_programs_are_repaired_by_the_periodic_check() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&["--check-interval", "1"]);

@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[test]
-fn told_to_end_it_leaves_the_rules_and_the_next_one_takes_over_without_a_gap() {
+fn terminated_daemon_leaves_its_rules_and_the_next_one_takes_over_without_a_gap() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let first = bed.run(&[]);
@@ -35,7 +35,7 @@ fn told_to_end_it_leaves_the_rules_and_the_next_one_takes_over_without_a_gap() {
 }
 
 #[test]
-fn in_a_rolling_update_the_new_one_waits_and_takes_over_when_the_old_one_ends() {
+fn rolling_update_hands_over_when_the_old_daemon_ends() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let old = bed.run(&[]);

@@ -46,7 +46,7 @@ impl Bed {
 }
 
 #[test]
-fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhere() {
+fn address_that_a_pod_gave_itself_is_closed_before_and_after_its_object_is_known() {
     for_both_variants(|variant| {
         let bed = Bed::new(variant, &[("shop/open", 0), ("shop/rogue", 0)]);
         bed.write_pods(&["shop/open"]);
@@ -82,7 +82,7 @@ fn an_address_that_a_pod_takes_before_or_after_its_object_is_known_gets_it_nowhe
 }
 
 #[test]
-fn a_pod_whose_object_is_deleted_while_it_runs_sends_nothing_any_more() {
+fn running_pod_whose_object_is_deleted_can_send_nothing() {
     for_both_variants(|variant| {
         let bed = Bed::new(variant, &[("shop/open", 0), ("shop/forced", 0)]);
         bed.write_pods(&["shop/open", "shop/forced"]);

@@ -215,7 +215,7 @@ pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &st
 }
 
 #[test]
-fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_state_allows() {
+fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         for (from, to) in NEVER {
@@ -259,7 +259,7 @@ fn killed_at_any_instant_it_lets_nothing_pass_and_refuses_nothing_that_every_sta
 }
 
 #[test]
-fn a_command_that_outlives_its_killed_daemon_is_waited_for() {
+fn new_daemon_waits_for_a_command_that_outlived_its_killed_daemon() {
     // In the legacy variant a command waits for the xtables lock, and so can be caught.
     with_own_run(|| {
         let bed = bed(Variant::Legacy);

@@ -90,7 +90,7 @@ fn everything(bed: &Bed) -> String {
 }
 
 #[test]
-fn what_is_not_ours_is_the_same_to_the_byte_while_we_run_and_when_we_are_gone() {
+fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         settle(&bed);
@@ -124,7 +124,7 @@ fn what_is_not_ours_is_the_same_to_the_byte_while_we_run_and_when_we_are_gone() 
 }
 
 #[test]
-fn what_a_neighbour_changes_in_the_same_table_meanwhile_is_neither_lost_nor_brought_back() {
+fn concurrent_edits_by_other_programs_are_kept() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         settle(&bed);

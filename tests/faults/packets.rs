@@ -31,7 +31,7 @@ fn bed(variant: Variant, topology: Topology, policies: &[String]) -> Bed {
 const ISOLATED: &str = "podSelector: {}, policyTypes: [Ingress, Egress]";
 
 #[test]
-fn a_refused_sender_is_told_at_once() {
+fn reject_is_answered_immediately() {
     for_both_variants(|variant| {
         let policies = [policy("shop/db", "podSelector: {matchLabels: {app: db}}")];
         let bed = bed(variant, Topology::Bridge, &policies);
@@ -65,7 +65,7 @@ fn carries(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
 }
 
 #[test]
-fn what_a_pod_wraps_into_a_tunnel_to_a_node_is_dropped_and_nothing_else_to_a_node_is() {
+fn tunnel_packets_from_a_pod_to_a_node_are_dropped_and_other_packets_are_not() {
     for_both_variants(|variant| {
         let mut bed = bed(variant, Topology::Bridge, &[]);
         for node in 0..2 {
@@ -96,7 +96,7 @@ fn what_a_pod_wraps_into_a_tunnel_to_a_node_is_dropped_and_nothing_else_to_a_nod
 }
 
 #[test]
-fn an_isolated_pod_reaches_itself_by_way_of_its_own_service() {
+fn isolated_pod_reaches_itself_through_its_own_service() {
     for_both_variants(|variant| {
         let bed = bed(variant, Topology::Bridge, &[policy("shop/all", ISOLATED)]);
         let service: [IpAddr; 2] = ["10.96.0.10", "fd00:96::10"].map(|address| address.parse().unwrap());
@@ -118,7 +118,7 @@ fn an_isolated_pod_reaches_itself_by_way_of_its_own_service() {
 }
 
 #[test]
-fn replies_and_errors_of_allowed_flows_pass_and_neighbours_are_found() {
+fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
     for_both_variants(|variant| {
         let allow = |from: &str, to: &str| {
             let pod = |app: &str| format!("podSelector: {{matchLabels: {{app: {app}}}}}");

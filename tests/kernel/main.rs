@@ -108,41 +108,41 @@ fn tables(cluster: &Cluster, node: &str) -> [Table; 2] {
 }
 
 #[test]
-fn with_nft_many_excepts_and_many_ports_are_told_by_packets_as_the_standard_says() {
+fn packets_match_the_evaluator_with_hostile_policies_with_nft() {
     hostile_policies(Variant::Nft);
 }
 
 #[test]
-fn with_legacy_many_excepts_and_many_ports_are_told_by_packets_as_the_standard_says() {
+fn packets_match_the_evaluator_with_hostile_policies_with_legacy() {
     hostile_policies(Variant::Legacy);
 }
 
 #[test]
-fn on_a_bridge_with_nft_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_on_a_bridge_with_nft() {
     random_clusters(Topology::Bridge, Variant::Nft);
 }
 
 #[test]
-fn on_a_bridge_with_legacy_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_on_a_bridge_with_legacy() {
     random_clusters(Topology::Bridge, Variant::Legacy);
 }
 
 #[test]
-fn point_to_point_with_nft_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_point_to_point_with_nft() {
     random_clusters(Topology::PointToPoint, Variant::Nft);
 }
 
 #[test]
-fn point_to_point_with_legacy_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_point_to_point_with_legacy() {
     random_clusters(Topology::PointToPoint, Variant::Legacy);
 }
 
 #[test]
-fn over_vxlan_with_nft_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_over_vxlan_with_nft() {
     random_clusters(Topology::Vxlan, Variant::Nft);
 }
 
 #[test]
-fn over_vxlan_with_legacy_packets_do_what_the_standard_says() {
+fn packets_match_the_evaluator_over_vxlan_with_legacy() {
     random_clusters(Topology::Vxlan, Variant::Legacy);
 }

@@ -207,62 +207,62 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
 }
 
 #[test]
-fn twenty_policies_with_ten_thousand_excepts_each_stall_nobody() {
+fn twenty_policies_with_ten_thousand_excepts_each_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("20 policies of 10,000 IPv4 excepts");
 }
 
 #[test]
-fn thirty_thousand_ipv6_excepts_stall_nobody() {
+fn thirty_thousand_ipv6_excepts_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("1 policy of 30,000 IPv6 excepts");
 }
 
 #[test]
-fn thirty_three_thousand_ports_and_selectors_stall_nobody() {
+fn thirty_three_thousand_ports_and_selectors_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("3 policies of 11,000 rules, each with its own port and selector");
 }
 
 #[test]
-fn ten_thousand_policies_stall_nobody() {
+fn ten_thousand_policies_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("10,000 policies");
 }
 
 #[test]
-fn fifty_thousand_blocks_stall_nobody() {
+fn fifty_thousand_blocks_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("100 policies of 500 blocks");
 }
 
 #[test]
-fn a_large_set_within_its_budget_stalls_nobody() {
+fn large_set_within_its_budget_does_not_stall_other_tenants() {
     honest_tenant_is_served_beside("1 policy of 15,000 blocks within its budget");
 }
 
 #[test]
-fn a_hundred_thousand_ports_stall_nobody() {
+fn hundred_thousand_ports_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("100 policies of 1,000 ports");
 }
 
 #[test]
-fn selectors_that_all_differ_and_match_everybody_stall_nobody() {
+fn different_selectors_that_all_match_every_pod_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("400 selectors that match all of 2,000 pods");
 }
 
 #[test]
-fn a_thousand_label_changes_a_second_stall_nobody() {
+fn thousand_label_changes_a_second_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("1,000 label changes a second");
 }
 
 #[test]
-fn five_thousand_namespaces_stall_nobody() {
+fn five_thousand_namespaces_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("5,000 namespaces");
 }
 
 #[test]
-fn a_hundred_thousand_labels_and_names_at_their_longest_stall_nobody() {
+fn hundred_thousand_labels_and_longest_names_do_not_stall_other_tenants() {
     honest_tenant_is_served_beside("100,000 labels, names at their longest, 10,000 named ports");
 }
 
 #[test]
-fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
+fn lint_and_explain_warn_of_policies_over_budget() {
     let folder = tempfile::tempdir().unwrap();
     let shape = SHAPES.iter().find(|shape| shape.name.starts_with("3 policies of 11,000")).unwrap();
     write(folder.path(), &(shape.files)());
@@ -283,7 +283,7 @@ fn lint_warns_of_what_a_node_would_close_and_explain_says_so() {
 }
 
 #[test]
-fn ordinary_clusters_are_far_within_the_default_budgets() {
+fn ordinary_clusters_are_far_below_the_default_budgets() {
     let default = Budgets::default();
     let budgets = Budgets {
         policy: default.policy / 10,
