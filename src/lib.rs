@@ -36,7 +36,7 @@
 //!   use it are written afterwards.
 //! - **handover** ([`model::Handover`]): an address that passes from one pod to another. If `10.244.1.7` belonged to
 //!   `api-0` and now belongs to `job-3`, it leaves every set that `api-0` was in before it enters those of `job-3`.
-//! - **move** ([`policy::members::Move`]): the addresses that one change takes out of sets and puts into others.
+//! - **move** ([`policy::moves::Move`]): the addresses that one change takes out of sets and puts into others.
 //! - **observed** ([`ruleset::observed::Observed`]): our objects that the kernel holds, as opposed to the desired
 //!   [`ruleset::Ruleset`]. A **plan** ([`ruleset::plan`]) is the ordered list of steps from one to the other, each prefix
 //!   of which is safe.

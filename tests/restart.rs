@@ -12,7 +12,7 @@ use towpath::{
     dataplane::{Dataplane, fake::Fake},
     lab::random::{Generator, NODES, Shape, Stack, externals, transports},
     model::{Change, Cluster, Family, Protocol, Transport},
-    policy::{members::Move, resolve::Resolver},
+    policy::{moves::Move, resolve::Resolver},
     ruleset::{
         BuiltIn, Ruleset, Table,
         compile::{Compiler, Options},

@@ -244,7 +244,9 @@ impl<D: Dataplane> Agent<D> {
                 if self.deferred.is_empty() {
                     info!("deferred sets are complete");
                 }
-                self.dirty |= self.deferred.wants_sync();
+                if self.deferred.wants_sync() {
+                    self.schedule.changed();
+                }
             }
             Err(ApplyError::Refused(refusals)) => {
                 for refusal in refusals {
@@ -253,7 +255,7 @@ impl<D: Dataplane> Agent<D> {
                     self.broken.insert(refusal.object);
                 }
                 // It is not known which part of the step was carried out: the next sync observes the kernel.
-                self.dirty = true;
+                self.schedule.changed();
             }
             Err(ApplyError::Failed(error)) => {
                 self.metrics.failed("sets", error.reason().label());

@@ -1,4 +1,4 @@
-//! The sync loop: change, dirty, resolve, compile, plan, apply, publish, retry.
+//! The sync loop: change, resolve, compile, plan, apply, publish; retry and check.
 //!
 //! It runs on its own thread, receives its inputs from a channel, and knows neither where they come from nor who reads
 //! its [`Status`]. It writes nothing before every source has delivered its first list.
@@ -6,6 +6,7 @@
 //! ```text
 //! sync       one sync, and how its outcome is handled
 //! deferred   large new sets: filled in pieces, between inputs
+//! schedule   when to sync, retry and collect unused sets
 //! drift      when to check whether the kernel still holds what was written
 //! waiting    changes that are not enforced yet, and since when
 //! status     the state of the loop that others can read
@@ -13,6 +14,7 @@
 
 mod deferred;
 mod drift;
+mod schedule;
 mod status;
 mod sync;
 mod waiting;
@@ -31,16 +33,18 @@ use tracing::warn;
 
 use deferred::Deferred;
 use drift::DriftChecker;
+use schedule::Schedule;
 pub use status::{GuardState, LAG_LIMIT, Readiness, Refused, Status, View};
 use waiting::Waiting;
 
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
-    model::{Change, Cluster, Delta, ObjectKey, Pod},
+    model::{Change, Cluster, Delta, Pod},
     policy::{
         budget::{Budgets, OverBudget},
-        members::{Members, Move},
+        members::Members,
+        moves::{Batch, ChangeScope, Move},
         resolve::{LocalPod, Resolver},
     },
     ruleset::{
@@ -157,36 +161,15 @@ pub struct Agent<D> {
     /// What was last found to be over its budget.
     over_budget: Arc<[OverBudget]>,
     moves: Vec<Move>,
-    synced: bool,
     /// Whether a sync has succeeded and all sets that it deferred are filled.
     settled: bool,
-    /// Whether something changed since the last sync.
-    dirty: bool,
-    /// The kind of all changes since the last sync.
-    kind: Option<ChangeScope>,
-    /// How many more syncs changes of another kind may cause before the batch is done.
-    splits_left: usize,
+    schedule: Schedule,
+    /// The inputs since the last sync.
+    batch: Batch,
     /// Changes that are not enforced yet.
     waiting: Waiting,
-    not_before: Instant,
-    /// When to retry what failed.
-    retry_at: Option<Instant>,
     drift_checker: DriftChecker,
-    gc_at: Option<Instant>,
-    failures: u32,
 }
-
-/// What a change may affect in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ChangeScope {
-    /// Only members of sets.
-    Members,
-    /// Chains as well.
-    Chains,
-}
-
-/// How many extra syncs changes of both kinds may cause if they arrive together.
-const SPLITS: usize = 4;
 
 impl<D: Dataplane> Agent<D> {
     /// A loop for the pods of `node`. Every sync that wrote something is sent to `applied`.
@@ -218,17 +201,11 @@ impl<D: Dataplane> Agent<D> {
             deferred: Deferred::default(),
             over_budget: Arc::default(),
             moves: Vec::new(),
-            synced: false,
             settled: false,
-            dirty: false,
-            kind: None,
-            splits_left: 0,
+            schedule: Schedule::new(pace, now),
+            batch: Batch::default(),
             waiting: Waiting::default(),
-            not_before: now,
-            retry_at: None,
             drift_checker: DriftChecker::new(now, pace),
-            gc_at: None,
-            failures: 0,
         }
     }
 
@@ -260,7 +237,7 @@ impl<D: Dataplane> Agent<D> {
             self.status.beat();
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
-                    self.splits_left = SPLITS;
+                    self.batch.begin();
                     // Everything else that has arrived goes into the same sync. But if it never ends, the sync comes
                     // first: an endless sender must not delay the others.
                     let until = Instant::now() + TAKING;
@@ -268,7 +245,7 @@ impl<D: Dataplane> Agent<D> {
                         if !self.take(input) {
                             return;
                         }
-                        if self.synced && Instant::now() >= until {
+                        if self.schedule.is_synced() && Instant::now() >= until {
                             break;
                         }
                     }
@@ -282,18 +259,15 @@ impl<D: Dataplane> Agent<D> {
 
     /// When there is next something to do without an input.
     fn deadline(&self) -> Instant {
-        let heartbeat = Instant::now() + HEARTBEAT;
-        if !self.synced {
+        let now = Instant::now();
+        let heartbeat = now + HEARTBEAT;
+        if !self.schedule.is_synced() {
             return heartbeat;
         }
         if self.can_fill() {
-            return Instant::now();
+            return now;
         }
-        let sync = self.dirty.then_some(self.not_before);
-        [sync, self.retry_at, self.gc_at, Some(self.drift_checker.next())]
-            .into_iter()
-            .flatten()
-            .fold(heartbeat, Instant::min)
+        heartbeat.min(self.drift_checker.next()).min(self.schedule.next().unwrap_or(heartbeat))
     }
 
     /// Returns `false` on a stop request.
@@ -319,13 +293,12 @@ impl<D: Dataplane> Agent<D> {
             }
             Input::Synced => {
                 self.status.wait_for("the first sync has not finished");
-                self.synced = true;
-                self.dirty = true;
+                self.schedule.lists_complete();
             }
             Input::Recheck => self.drift_checker.recheck(),
             Input::Tunnels(tunnels) => {
                 self.compiler.set_tunnels(tunnels);
-                self.dirty = true;
+                self.schedule.changed();
             }
             Input::Stop => return false,
         }
@@ -360,59 +333,33 @@ impl<D: Dataplane> Agent<D> {
             }
         }
         // What existed before the first sync did not change: how long a start takes is another matter.
-        if self.synced {
+        if self.schedule.is_synced() {
             self.waiting.add(kind_of_object(&delta), received);
         }
-        self.dirty = true;
+        self.schedule.changed();
     }
 
-    /// Runs a sync between inputs of different kinds. A sync that only moves members, and one that only changes chains,
-    /// neither opens nor closes anything on the way; one that does both may deny for a moment what both states allow.
-    /// One input is one state, and is never split.
+    /// Runs a sync before these changes if they and those before them differ in scope. A sync that only moves members, and
+    /// one that only changes chains, neither opens nor closes anything on the way; one that does both may deny for a
+    /// moment what both states allow.
     fn split(&mut self, changes: &[Change]) {
-        let chains = changes.iter().any(|change| self.kind_of(change) == ChangeScope::Chains);
-        let kind = if chains { ChangeScope::Chains } else { ChangeScope::Members };
-        if self.synced
-            && self.dirty
-            && self.splits_left > 0
-            && self.retry_at.is_none()
-            && self.kind.is_some_and(|before| before != kind)
-        {
-            self.splits_left -= 1;
+        let scope = ChangeScope::of(changes, &self.node, &self.cluster);
+        if self.schedule.may_split() && self.batch.splits_before(scope) {
             self.sync(false);
         }
-        self.kind = Some(kind);
-    }
-
-    fn kind_of(&self, change: &Change) -> ChangeScope {
-        let is_local = |pod: &Pod| pod.node.as_deref() == Some(&*self.node);
-        let was_local = |key: &ObjectKey| self.cluster.pod(key).is_some_and(|pod| is_local(pod));
-        let chains = match change {
-            Change::SetPolicy(_) | Change::RemovePolicy(_) | Change::DropRules(..) => true,
-            Change::SetNamespace(_)
-            | Change::RemoveNamespace(_)
-            | Change::SetNode(_)
-            | Change::RemoveNode(_) => false,
-            Change::SetPod(pod) => is_local(pod) || was_local(&pod.key),
-            Change::RemovePod(key) => was_local(key),
-        };
-        if chains { ChangeScope::Chains } else { ChangeScope::Members }
+        self.batch.add(scope);
     }
 
     fn act(&mut self, now: Instant) {
-        if !self.synced {
+        if !self.schedule.is_synced() {
             return;
         }
         self.look(now);
-        let is_due = |at: Option<Instant>| at.is_some_and(|at| now >= at);
-        let gc = is_due(self.gc_at);
-        if is_due(self.retry_at) {
-            // Retry the objects that the kernel refused.
-            self.retry_at = None;
-            self.broken.clear();
-            self.sync(gc);
-        } else if self.dirty && now >= self.not_before || gc {
-            self.sync(gc);
+        if let Some(due) = self.schedule.due(now) {
+            if due.retry {
+                self.broken.clear();
+            }
+            self.sync(due.gc);
         }
         self.fill();
     }

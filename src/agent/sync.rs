@@ -33,12 +33,8 @@ impl<D: Dataplane> Agent<D> {
     /// Runs one sync. Only one with `gc` destroys sets.
     pub(super) fn sync(&mut self, gc: bool) {
         let start = Instant::now();
-        self.not_before = start + self.pace.debounce;
-        self.dirty = false;
-        self.kind = None;
-        if gc {
-            self.gc_at = None;
-        }
+        self.schedule.starts(start, gc);
+        self.batch.written();
         let result = self.try_sync(gc);
         self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
         match result {
@@ -57,11 +53,10 @@ impl<D: Dataplane> Agent<D> {
         self.waiting.enforced(&self.metrics.enforcement_latency, Instant::now());
         self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
         if self.broken.is_empty() {
-            if self.failures > 0 {
-                info!(failures = self.failures, "sync works again");
+            let failures = self.schedule.wrote_everything();
+            if failures > 0 {
+                info!(failures, "sync works again");
             }
-            self.failures = 0;
-            self.retry_at = None;
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.metrics.last_success.set(since_1970.as_secs_f64());
             if starting {
@@ -75,7 +70,7 @@ impl<D: Dataplane> Agent<D> {
         } else {
             // Everything else is enforced, and what these would allow is closed: ready, but not done.
             self.status.set(Readiness::Degraded(format!("the kernel refused {}", named(&self.broken))));
-            self.retry_later();
+            self.schedule.refused(Instant::now());
         }
     }
 
@@ -86,17 +81,7 @@ impl<D: Dataplane> Agent<D> {
         self.kernel = None;
         // Members without a recorded move close first, which is always safe; kept moves would only accumulate.
         self.moves.clear();
-        self.retry_later();
-        self.not_before = self.retry_at.unwrap_or(self.not_before);
-    }
-
-    fn retry_later(&mut self) {
-        if self.retry_at.is_some() {
-            return;
-        }
-        let wait = self.pace.retry_first.saturating_mul(1 << self.failures.min(16)).min(self.pace.retry_most);
-        self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(Instant::now() + wait);
+        self.schedule.failed(Instant::now());
     }
 
     fn try_sync(&mut self, gc: bool) -> Result<(), DataplaneError> {
@@ -170,7 +155,7 @@ impl<D: Dataplane> Agent<D> {
     fn carry_out(&mut self, mut observed: Observed, steps: &[Step], gc: bool) -> Result<(), Stopped> {
         for step in steps {
             if matches!(step, Step::Gc(_)) && !gc {
-                self.gc_at.get_or_insert_with(|| Instant::now() + self.pace.gc);
+                self.schedule.sets_unused(Instant::now());
                 continue;
             }
             let stage = match step {
@@ -187,7 +172,7 @@ impl<D: Dataplane> Agent<D> {
                             refusals.iter().any(|refusal| refusal.object == Object::Set(edit.set().clone()))
                         };
                         edits.iter().filter(|edit| !is_left(edit)).for_each(|edit| observed.note_edit(edit));
-                        self.gc_at = Some(Instant::now() + 2 * self.pace.gc);
+                        self.schedule.sets_still_used(Instant::now());
                         continue;
                     }
                     let lost = refusals.iter().find(|refusal| match &refusal.object {

@@ -74,12 +74,3 @@ impl Members {
         }
     }
 }
-
-/// Addresses whose members of sets were moved by one change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// Those of one pod, or of all pods of a namespace.
-    pub addresses: Vec<IpAddr>,
-    /// Whether they leave their old sets before they enter the new ones, because they belong to several pods.
-    pub close_first: bool,
-}

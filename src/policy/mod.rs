@@ -10,6 +10,7 @@ pub mod cidr;
 mod counts;
 pub mod evaluate;
 pub mod members;
+pub mod moves;
 pub mod ports;
 pub mod program;
 pub mod reach;

@@ -15,7 +15,8 @@ use ipnet::IpNet;
 use super::{
     budget::{Budgets, OverBudget},
     counts::{Counts, index::Index},
-    members::{Member, Members, Move},
+    members::{Member, Members},
+    moves::{Move, Moves},
     program::{Chosen, Owners, Program, Selection},
     tenant::{Costs, Subject, Tenant, close},
 };
@@ -88,8 +89,7 @@ pub struct Resolver {
     /// The result of the last sync, until a pod of this node or a policy that selects one changes.
     pods: Option<Arc<[LocalPod]>>,
     over_budget: Arc<[OverBudget]>,
-    /// The moves of members since they were last taken, in the order of the events.
-    moves: Vec<Move>,
+    moves: Moves,
 }
 
 impl Resolver {
@@ -109,7 +109,7 @@ impl Resolver {
             all_pods: Members::default(),
             pods: None,
             over_budget: Arc::default(),
-            moves: Vec::new(),
+            moves: Moves::default(),
         }
     }
 
@@ -201,17 +201,13 @@ impl Resolver {
 
     /// The moves of members since the last call.
     pub fn take_moves(&mut self) -> Vec<Move> {
-        std::mem::take(&mut self.moves)
+        self.moves.take()
     }
 
-    /// Joins the moves of several changes that came as one: no state between them ever existed, so all that they moved
-    /// closes first. `before` is how many moves there were when the first of them was applied.
+    /// Joins the moves of several changes that came as one. `before` is how many moves there were when the first of them
+    /// was applied.
     pub fn join_moves(&mut self, before: usize) {
-        let joined: Vec<Move> = self.moves.drain(before.min(self.moves.len())..).collect();
-        let addresses: Vec<IpAddr> = joined.into_iter().flat_map(|step| step.addresses).collect();
-        if !addresses.is_empty() {
-            self.moves.push(Move { addresses, close_first: true });
-        }
+        self.moves.join(before);
     }
 
     /// How many moves were not taken yet.
@@ -255,7 +251,7 @@ impl Resolver {
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         if self.pods.is_some() || !self.selections.is_empty() {
-            self.moves.push(Move { addresses: addresses.into_iter().collect(), close_first: false });
+            self.moves.of_pod(addresses.into_iter().collect());
         }
     }
 
@@ -289,8 +285,7 @@ impl Resolver {
             }
         }
         if moved {
-            // All its pods move at once, and no order among them ever existed.
-            self.moves.push(Move { addresses, close_first: true });
+            self.moves.of_namespace(addresses);
         }
     }
 

@@ -17,6 +17,7 @@ pub mod names;
 pub mod observed;
 pub mod plan;
 pub mod render;
+mod step;
 pub mod trace;
 
 use std::{

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     BuiltIn, Chain, ChainName, IpSet, Ruleset, SetName, Table,
-    plan::{SetEdit, Step},
+    step::{SetEdit, Step},
 };
 use crate::model::Family;
 

@@ -14,86 +14,21 @@
 //! changes atomically. (The sets of isolated pods are named after their members: another membership is another set, to
 //! which the chains switch.) What remains are members that are added to and removed from existing sets.
 //!
-//! - Without a change of chains, members move pod by pod in the order of the events, so that every intermediate state
-//!   is one that the objects went through. A pod enters its new sets before it leaves the old ones: it never loses
-//!   what both allow.
-//! - Together with a change of chains neither the old nor the new chains may see members that only the other needs:
-//!   first members are removed from the sets, then the chains change, then members are added. That can deny for some
-//!   milliseconds what both states allow by different sets; the other order could allow what neither state allows.
-//!   The same applies when many pods move at once, and when one moved twice: an address that passes to another pod.
-
-use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
+//! Without a change of chains they move in the order that [`policy::moves`](crate::policy::moves) proves safe. Together
+//! with one, members are first removed from the sets, then the chains change, then members are added: neither the old nor
+//! the new chains see members that only the other needs.
 
 use imbl::ordset::DiffItem;
 
+pub use super::step::{ChainBatch, HookEdit, SetEdit, Step};
 use super::{
-    BuiltIn, Chain, ChainName, IpSet, Member, Ruleset, SetKind, SetName, Table, names,
+    BuiltIn, Chain, ChainName, IpSet, Member, Ruleset, SetName, Table, names,
     observed::{Content, HookState, Observed, ObservedTable},
 };
-use crate::{model::Family, policy::members::Move};
-
-/// One step of a plan, carried out by one run of one tool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Edits of sets, in this order; each takes effect by itself.
-    Sets(Vec<SetEdit>),
-    /// Changes of one family's chains, which take effect all at once.
-    Chains(Family, ChainBatch),
-    /// Removal of sets that nothing uses any more. Nothing waits for it: the kernel may still hold a set for a
-    /// moment after the last rule that used it is gone, and the next sync removes it.
-    Gc(Vec<SetEdit>),
-}
-
-/// One edit of one set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SetEdit {
-    /// Creates an empty set.
-    Create(SetName, SetKind),
-    /// Adds a member.
-    Add(SetName, Member),
-    /// Removes a member.
-    Remove(SetName, Member),
-    /// Destroys a set.
-    Destroy(SetName),
-}
-
-impl SetEdit {
-    /// The set that it edits.
-    #[must_use]
-    pub const fn set(&self) -> &SetName {
-        match self {
-            Self::Create(name, _) | Self::Add(name, _) | Self::Remove(name, _) | Self::Destroy(name) => name,
-        }
-    }
-}
-
-/// Changes of the chains of one family, for one transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChainBatch {
-    /// Chains to write completely, whether or not they exist already.
-    pub write: Vec<(ChainName, Chain)>,
-    /// Chains to remove.
-    pub remove: Vec<ChainName>,
-    /// Jumps in built-in chains to repair.
-    pub hooks: Vec<HookEdit>,
-}
-
-impl ChainBatch {
-    fn is_empty(&self) -> bool {
-        self.write.is_empty() && self.remove.is_empty() && self.hooks.is_empty()
-    }
-}
-
-/// A change of our jump in a built-in chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HookEdit {
-    /// The built-in chain.
-    pub at: BuiltIn,
-    /// Jumps to remove, one entry for each rule.
-    pub remove: Vec<ChainName>,
-    /// The chain that its first rule should jump to.
-    pub now: Option<ChainName>,
-}
+use crate::{
+    model::Family,
+    policy::moves::{Move, Order},
+};
 
 /// The steps that lead from `observed` to `desired`; empty if nothing differs.
 ///
@@ -168,33 +103,12 @@ fn in_order(
     added: Vec<(SetName, Member)>,
     moves: &[Move],
 ) -> impl Iterator<Item = SetEdit> {
-    let mut places: HashMap<IpAddr, (usize, bool)> = HashMap::new();
-    let mut moved_again = false;
-    for (turn, Move { addresses, close_first }) in moves.iter().enumerate() {
-        for address in addresses {
-            moved_again |= places.insert(*address, (turn, *close_first)).is_some();
-        }
-    }
-    if moved_again {
-        // Only its last place is known by now: the states in between are lost.
-        places.clear();
-    }
-    // Members without a known move come first, and close first.
-    let place = |member: Member| match member {
-        Member::Address(address) | Member::Endpoint(address, ..) => places.get(&address).copied(),
-        Member::Network(_) | Member::Port(_) | Member::NetworkEndpoint(..) => None,
-    };
-    let place = |member| place(member).map_or((None, true), |(turn, close)| (Some(turn), close));
+    let order = Order::new(moves);
     let removed = removed.into_iter().map(|(set, member)| (member, SetEdit::Remove(set, member), true));
     let added = added.into_iter().map(|(set, member)| (member, SetEdit::Add(set, member), false));
-    let mut edits: Vec<_> = removed
-        .chain(added)
-        .map(|(member, edit, removes)| {
-            let (turn, close_first) = place(member);
-            ((turn, Reverse(removes == close_first)), edit)
-        })
-        .collect();
-    edits.sort_by_key(|(key, _)| *key);
+    let mut edits: Vec<_> =
+        removed.chain(added).map(|(member, edit, removes)| (order.place(member, removes), edit)).collect();
+    edits.sort_by_key(|(place, _)| *place);
     edits.into_iter().map(|(_, edit)| edit)
 }
 

@@ -47,7 +47,9 @@ const HOUR: Duration = Duration::from_hours(1);
 fn agent() -> Agent<Counting> {
     let pace = Pace { debounce: HOUR, retry_first: HOUR, retry_most: 10 * HOUR, gc: HOUR, ..Pace::default() };
     let (metrics, status) = (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
-    Agent::new("n1", Counting::default(), Options::default(), pace, metrics, status, None)
+    let mut agent = Agent::new("n1", Counting::default(), Options::default(), pace, metrics, status, None);
+    agent.schedule.lists_complete();
+    agent
 }
 
 fn take(agent: &mut Agent<Counting>, change: Change) {
@@ -74,11 +76,13 @@ fn failure() -> DataplaneError {
 }
 
 #[test]
-fn after_a_round_changes_gather_before_the_next() {
+fn changes_after_a_sync_wait_for_the_debounce() {
     let mut agent = agent();
     let before = Instant::now();
     agent.sync(false);
-    assert!(agent.not_before >= before + HOUR);
+    assert_eq!(agent.schedule.next(), None);
+    agent.schedule.changed();
+    assert!(agent.schedule.next().unwrap() >= before + HOUR);
 }
 
 #[test]
@@ -111,23 +115,20 @@ fn table((name, set): (SetName, IpSet)) -> crate::ruleset::Table {
 }
 
 #[test]
-fn each_failure_waits_twice_as_long_as_the_last_one_up_to_a_limit_and_success_forgets_them() {
+fn a_failed_sync_is_retried_after_a_backoff_that_ends_with_a_success() {
     let mut agent = agent();
-    for hours in [1, 2, 4, 8, 10, 10] {
+    for hours in [1, 2] {
         let before = Instant::now();
         agent.failed(&failure());
-        let wait = hours * HOUR;
-        let at = agent.retry_at.unwrap();
-        assert!(before + wait <= at && at <= Instant::now() + wait);
-        assert_eq!(agent.not_before, at, "no sync before that");
-        // As long as it waits, another failure changes nothing.
-        agent.failed(&failure());
-        assert_eq!(agent.retry_at, Some(at));
-        agent.retry_at = None;
+        let at = agent.schedule.next().unwrap();
+        assert!(before + hours * HOUR <= at && at <= Instant::now() + hours * HOUR);
+        let due = agent.schedule.due(at).unwrap();
+        assert!(due.retry && !due.gc);
     }
-    agent.succeeded();
+    agent.sync(false);
+    assert_eq!(agent.schedule.next(), None);
     agent.failed(&failure());
-    assert!(agent.retry_at.unwrap() <= Instant::now() + HOUR);
+    assert!(agent.schedule.next().unwrap() <= Instant::now() + HOUR);
 }
 
 #[test]
@@ -251,19 +252,18 @@ fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_la
     let [stays, goes] = &old[..] else { panic!("{old:?}") };
     let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
     take(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
-    assert_eq!(agent.gc_at, None);
     let before = Instant::now();
     agent.sync(false);
-    let at = agent.gc_at.unwrap();
+    let at = agent.schedule.next().unwrap();
     assert!(before + HOUR <= at && at <= Instant::now() + HOUR);
     assert_eq!(isolated(&agent).len(), 4);
     agent.sync(false);
-    assert_eq!(agent.gc_at, Some(at), "as long after the sync that freed them, however many come");
+    assert_eq!(agent.schedule.next(), Some(at), "as long after the sync that freed them, however many come");
 
     agent.dataplane.in_use = Some(stays.clone());
     let before = Instant::now();
     agent.sync(true);
-    let at = agent.gc_at.unwrap();
+    let at = agent.schedule.next().unwrap();
     assert!(before + 2 * HOUR <= at && at <= Instant::now() + 2 * HOUR);
     assert_eq!(agent.status.readiness(), Readiness::Ready, "nothing is wrong with that");
     let there = isolated(&agent);
@@ -273,7 +273,7 @@ fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_la
 
     agent.dataplane.in_use = None;
     agent.sync(true);
-    assert_eq!((isolated(&agent).len(), agent.gc_at), (2, None));
+    assert_eq!((isolated(&agent).len(), agent.schedule.next()), (2, None));
 }
 
 #[test]
