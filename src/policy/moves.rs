@@ -33,7 +33,7 @@
 //! 2. **Several addresses move at once: all leave their old sets first** ([`Move::close_first`]). If *p* and *q* both move, the
 //!    program of *p* could allow the packet by *q*'s new sets, and that of *q* by *p*'s old ones: no state allows it. While
 //!    members are removed, they are a subset of the old state; while members are added, a subset of the new one. That
-//!    applies to the pods of a namespace whose labels change, and to changes that arrived as one input ([`Moves::join`]):
+//!    applies to the pods of a namespace whose labels change, and to changes that arrived as one input (`Moves::join`):
 //!    the states between them never existed.
 //! 3. **An address that moved twice since the last sync: all moves close first.** Only its first and its last sets are
 //!    known by now, and moves of other addresses in between may rely on those that are lost.
