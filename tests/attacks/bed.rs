@@ -27,7 +27,7 @@ use towpath::{
     model::{Family, Protocol},
 };
 
-use crate::{daemon_command::daemon_command, http::LISTEN, ready::is_ready, sightings::Sightings};
+use crate::{daemon_command::daemon_command, http::LISTEN, ready::is_ready, received::Received};
 use node_setup::guest_address;
 
 /// How long a daemon may take until it is ready: far more than it needs, even on a busy machine.
@@ -57,7 +57,7 @@ pub(crate) struct Setting {
 
 /// A host that can send or receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Who {
+pub(crate) enum Host {
     /// A pod, by its place in the list from which the bed was built.
     Pod(usize),
     /// A node itself; it has received what its sockets have.
@@ -87,14 +87,14 @@ pub(crate) struct Bed {
     daemons: Vec<Process>,
     /// The logs of all daemons, including those that were killed.
     logs: Vec<PathBuf>,
-    sockets: BTreeMap<Who, RawSocket>,
-    gateways: BTreeMap<Who, Mac>,
+    sockets: BTreeMap<Host, RawSocket>,
+    gateways: BTreeMap<Host, Mac>,
     guests: Vec<Netns>,
     pub(crate) lab: Lab,
     pods: Vec<(PodId, String)>,
     folder: TempDir,
     pub(crate) setting: Setting,
-    sightings: Arc<Sightings>,
+    received: Arc<Received>,
     next_token: AtomicU32,
 }
 
@@ -134,7 +134,7 @@ impl Bed {
             pods: ids.into_iter().zip(names).collect(),
             folder: TempDir::new().expect("a folder"),
             setting,
-            sightings: Arc::default(),
+            received: Arc::default(),
             next_token: AtomicU32::new(1),
         };
         bed.open_forwarding();
@@ -149,21 +149,21 @@ impl Bed {
     }
 
     fn open_sockets(&mut self) {
-        let mut open = |who, netns: &Netns, gateway: Mac| {
-            self.sockets.insert(who, RawSocket::open(netns, "eth0").expect("a raw socket"));
-            self.gateways.insert(who, gateway);
+        let mut open = |host, netns: &Netns, gateway: Mac| {
+            self.sockets.insert(host, RawSocket::open(netns, "eth0").expect("a raw socket"));
+            self.gateways.insert(host, gateway);
         };
         for (place, (id, _)) in self.pods.iter().enumerate() {
             let pod = self.lab.pod(*id).expect("a pod");
             let node = self.lab.node(pod.node()).expect("a node");
             let device = if self.setting.topology.has_bridge() { "cni0" } else { pod.interface() };
-            open(Who::Pod(place), pod.netns(), mac_of(node.netns(), device).expect("the gateway"));
+            open(Host::Pod(place), pod.netns(), mac_of(node.netns(), device).expect("the gateway"));
         }
         let node = self.lab.node(0).expect("a node").netns();
         for (guest, netns) in self.guests.iter().enumerate() {
-            open(Who::Guest(guest), netns, mac_of(node, "virbr0").expect("the gateway"));
+            open(Host::Guest(guest), netns, mac_of(node, "virbr0").expect("the gateway"));
         }
-        open(Who::Outside, self.lab.external().netns(), mac_of(node, "eth0").expect("the gateway"));
+        open(Host::Outside, self.lab.external().netns(), mac_of(node, "eth0").expect("the gateway"));
     }
 
     fn write_objects(
@@ -208,7 +208,7 @@ impl Bed {
         }
     }
 
-    /// Waits until both daemons enforce everything, including the binding of interfaces to their pods.
+    /// Waits until both daemons enforce everything, including the bindings of interfaces to pods.
     fn wait_until_guarded(&self) {
         let until = Instant::now() + READY_WITHIN;
         while !self.is_guarded() {
@@ -234,36 +234,36 @@ impl Bed {
     }
 
     fn start_captures(&mut self) {
-        let mut taps: Vec<(Who, Tap)> = Vec::new();
+        let mut taps: Vec<(Host, Tap)> = Vec::new();
         for place in 0..self.pods.len() {
-            taps.push((Who::Pod(place), Tap::Frames));
-            taps.extend(Family::BOTH.map(|family| (Who::Pod(place), Tap::Udp(family, PORT))));
+            taps.push((Host::Pod(place), Tap::Frames));
+            taps.extend(Family::BOTH.map(|family| (Host::Pod(place), Tap::Udp(family, PORT))));
         }
-        taps.extend((0..self.guests.len()).map(|guest| (Who::Guest(guest), Tap::Frames)));
-        taps.push((Who::Outside, Tap::Frames));
+        taps.extend((0..self.guests.len()).map(|guest| (Host::Guest(guest), Tap::Frames)));
+        taps.push((Host::Outside, Tap::Frames));
         for node in 0..2 {
             for family in Family::BOTH {
-                taps.extend(TUNNELS.map(|number| (Who::Node(node), Tap::Ip(family, number))));
-                taps.extend([PORT, GENEVE_PORT].map(|port| (Who::Node(node), Tap::Udp(family, port))));
+                taps.extend(TUNNELS.map(|number| (Host::Node(node), Tap::Ip(family, number))));
+                taps.extend([PORT, GENEVE_PORT].map(|port| (Host::Node(node), Tap::Udp(family, port))));
                 // With VXLAN the kernel's own tunnel has that port.
                 if self.setting.topology != Topology::Vxlan {
-                    taps.push((Who::Node(node), Tap::Udp(family, VXLAN_PORT)));
+                    taps.push((Host::Node(node), Tap::Udp(family, VXLAN_PORT)));
                 }
             }
         }
-        for (who, tap) in taps {
-            let sightings = self.sightings.clone();
-            let each = move |bytes: &[u8]| sightings.look(who, bytes);
-            self.captures.push(Capture::start(self.netns(who), tap, each).expect("a capture"));
+        for (host, tap) in taps {
+            let received = self.received.clone();
+            let each = move |bytes: &[u8]| received.record(host, bytes);
+            self.captures.push(Capture::start(self.netns(host), tap, each).expect("a capture"));
         }
     }
 
-    pub(crate) fn netns(&self, who: Who) -> &Netns {
-        match who {
-            Who::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").netns(),
-            Who::Node(node) => self.lab.node(node).expect("a node").netns(),
-            Who::Guest(guest) => &self.guests[guest],
-            Who::Outside => self.lab.external().netns(),
+    pub(crate) fn netns(&self, host: Host) -> &Netns {
+        match host {
+            Host::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").netns(),
+            Host::Node(node) => self.lab.node(node).expect("a node").netns(),
+            Host::Guest(guest) => &self.guests[guest],
+            Host::Outside => self.lab.external().netns(),
         }
     }
 
@@ -273,44 +273,44 @@ impl Bed {
     }
 
     /// The name in messages and tables.
-    pub(crate) fn name(&self, who: Who) -> String {
-        match who {
-            Who::Pod(place) => self.pods[place].1.clone(),
-            Who::Node(0) => "the node".to_owned(),
-            Who::Node(_) => "the other node".to_owned(),
-            Who::Guest(guest) => format!("guest {}", guest + 1),
-            Who::Outside => "outside".to_owned(),
+    pub(crate) fn name(&self, host: Host) -> String {
+        match host {
+            Host::Pod(place) => self.pods[place].1.clone(),
+            Host::Node(0) => "the node".to_owned(),
+            Host::Node(_) => "the other node".to_owned(),
+            Host::Guest(guest) => format!("guest {}", guest + 1),
+            Host::Outside => "outside".to_owned(),
         }
     }
 
     /// The node that it is on; `None` for the outside host.
-    pub(crate) fn node_of(&self, who: Who) -> Option<usize> {
-        match who {
-            Who::Pod(place) => Some(self.lab.pod(self.pods[place].0).expect("a pod").node()),
-            Who::Node(node) => Some(node),
-            Who::Guest(_) => Some(0),
-            Who::Outside => None,
+    pub(crate) fn node_of(&self, host: Host) -> Option<usize> {
+        match host {
+            Host::Pod(place) => Some(self.lab.pod(self.pods[place].0).expect("a pod").node()),
+            Host::Node(node) => Some(node),
+            Host::Guest(_) => Some(0),
+            Host::Outside => None,
         }
     }
 
     /// Its own address.
-    pub(crate) fn address(&self, who: Who, family: Family) -> IpAddr {
-        let address = match who {
-            Who::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").address(family),
-            Who::Node(node) => self.lab.node(node).expect("a node").address(family),
-            Who::Guest(guest) => Some(guest_address(family, guest + 1)),
-            Who::Outside => self.lab.external().address(family),
+    pub(crate) fn address(&self, host: Host, family: Family) -> IpAddr {
+        let address = match host {
+            Host::Pod(place) => self.lab.pod(self.pods[place].0).expect("a pod").address(family),
+            Host::Node(node) => self.lab.node(node).expect("a node").address(family),
+            Host::Guest(guest) => Some(guest_address(family, guest + 1)),
+            Host::Outside => self.lab.external().address(family),
         };
         address.expect("an address of each family")
     }
 
-    pub(crate) fn v4(&self, who: Who) -> Ipv4Addr {
-        let IpAddr::V4(address) = self.address(who, Family::V4) else { unreachable!("asked for IPv4") };
+    pub(crate) fn v4(&self, host: Host) -> Ipv4Addr {
+        let IpAddr::V4(address) = self.address(host, Family::V4) else { unreachable!("an IPv4 address") };
         address
     }
 
-    pub(crate) fn v6(&self, who: Who) -> Ipv6Addr {
-        let IpAddr::V6(address) = self.address(who, Family::V6) else { unreachable!("asked for IPv6") };
+    pub(crate) fn v6(&self, host: Host) -> Ipv6Addr {
+        let IpAddr::V6(address) = self.address(host, Family::V6) else { unreachable!("an IPv6 address") };
         address
     }
 
@@ -320,13 +320,13 @@ impl Bed {
     }
 
     /// The hardware address of a pod, a guest or the outside host.
-    pub(crate) fn mac(&self, who: Who) -> Mac {
-        self.sockets[&who].mac()
+    pub(crate) fn mac(&self, host: Host) -> Mac {
+        self.sockets[&host].mac()
     }
 
-    /// The hardware address of the node as seen by the hosts behind it.
-    pub(crate) fn gateway(&self, who: Who) -> Mac {
-        self.gateways[&who]
+    /// The hardware address of the node on the link of a host.
+    pub(crate) fn gateway(&self, host: Host) -> Mac {
+        self.gateways[&host]
     }
 
     /// The hardware address of a device of a node.
@@ -334,25 +334,25 @@ impl Bed {
         mac_of(self.lab.node(node).expect("a node").netns(), device).expect("the device")
     }
 
-    /// Whether two share a link.
-    pub(crate) fn on_link(&self, from: Who, to: Who) -> bool {
+    /// Whether two hosts share a link.
+    pub(crate) fn on_link(&self, from: Host, to: Host) -> bool {
         match (from, to) {
-            (Who::Pod(_), Who::Pod(_)) => {
+            (Host::Pod(_), Host::Pod(_)) => {
                 self.setting.topology.has_bridge() && self.node_of(from) == self.node_of(to)
             }
-            (Who::Guest(_), Who::Guest(_)) => true,
+            (Host::Guest(_), Host::Guest(_)) => true,
             _ => false,
         }
     }
 
-    /// The link header by which `from` reaches `to` honestly.
-    pub(crate) fn link(&self, from: Who, to: Who) -> Link {
+    /// The genuine link header from `from` to `to`.
+    pub(crate) fn link(&self, from: Host, to: Host) -> Link {
         let destination = if self.on_link(from, to) { self.mac(to) } else { self.gateway(from) };
         Link { source: self.mac(from), destination }
     }
 
-    /// The honest IP header between two.
-    pub(crate) fn ip(&self, from: Who, to: Who, family: Family) -> Ip {
+    /// The genuine IP header between two hosts.
+    pub(crate) fn ip(&self, from: Host, to: Host, family: Family) -> Ip {
         Ip::new(self.address(from, family), self.address(to, family))
     }
 
@@ -363,48 +363,48 @@ impl Bed {
 
     /// Registers this body of a neighbour discovery message as having that token.
     pub(crate) fn recognise(&self, body: Vec<u8>, token: Token) {
-        self.sightings.recognise(body, token);
+        self.received.recognise(body, token);
     }
 
-    pub(crate) fn send(&self, from: Who, frame: &[u8]) {
+    pub(crate) fn send(&self, from: Host, frame: &[u8]) {
         self.sockets[&from].send(frame).expect("a frame");
     }
 
-    /// Which hosts have seen a token so far.
-    pub(crate) fn seen(&self, token: Token) -> BTreeSet<Who> {
-        self.sightings.of(token)
+    /// Which hosts have received a token so far.
+    pub(crate) fn receivers(&self, token: Token) -> BTreeSet<Host> {
+        self.received.receivers(token)
     }
 
     /// Returns when everything that was sent before has arrived, if it arrives at all: a last datagram of each sender
     /// to its own node, which is never denied, must arrive first.
     pub(crate) fn settle(&self) {
-        self.settle_without(None);
+        self.settle_hosts(None);
     }
 
     /// The same, while one sender has other addresses than usual.
-    pub(crate) fn settle_but(&self, changed: Who) {
-        self.settle_without(Some(changed));
+    pub(crate) fn settle_except(&self, changed: Host) {
+        self.settle_hosts(Some(changed));
     }
 
-    fn settle_without(&self, changed: Option<Who>) {
+    fn settle_hosts(&self, changed: Option<Host>) {
         let until = Instant::now() + READY_WITHIN;
-        for who in self.sockets.keys().copied().filter(|who| Some(*who) != changed) {
-            let Some(node) = self.node_of(who).map(Who::Node) else { continue };
+        for host in self.sockets.keys().copied().filter(|host| Some(*host) != changed) {
+            let Some(node) = self.node_of(host).map(Host::Node) else { continue };
             let token = self.token();
-            let ip = self.ip(who, node, Family::V4);
-            let frame = self.link(who, node).ip(&udp(&ip, token, PORT, &[]));
+            let ip = self.ip(host, node, Family::V4);
+            let frame = self.link(host, node).ip(&udp(&ip, token, PORT, &[]));
             for attempt in 0.. {
                 // A link that just came up may lose the first ones.
                 if attempt % 20 == 0 {
-                    self.send(who, &frame);
+                    self.send(host, &frame);
                 }
-                if self.seen(token).contains(&node) {
+                if self.receivers(token).contains(&node) {
                     break;
                 }
                 assert!(
                     Instant::now() < until,
-                    "{} does not reach its node any more\n{}",
-                    self.name(who),
+                    "{} no longer reaches its node\n{}",
+                    self.name(host),
                     self.logs()
                 );
                 std::thread::sleep(Duration::from_millis(10));
@@ -412,9 +412,9 @@ impl Bed {
         }
         // Wait for what a node holds back until it knows a neighbour or the last fragment arrived, and for what the
         // captures still have to process.
-        let mut looked = None;
-        while looked != Some(self.sightings.looked()) && Instant::now() < until {
-            looked = Some(self.sightings.looked());
+        let mut processed = None;
+        while processed != Some(self.received.processed()) && Instant::now() < until {
+            processed = Some(self.received.processed());
             std::thread::sleep(Duration::from_millis(300));
         }
     }

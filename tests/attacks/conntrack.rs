@@ -8,7 +8,7 @@ const DELETE: u16 = (1 << 8) | 2;
 const REQUEST_AND_ACK: u16 = 0x1 | 0x4;
 
 /// Deletes every connection of a namespace.
-pub(crate) fn forget(netns: &Netns) {
+pub(crate) fn flush(netns: &Netns) {
     netns
         .run(|| {
             let mut socket = Socket::new(NETLINK_NETFILTER).expect("a socket to netfilter");
@@ -23,7 +23,7 @@ pub(crate) fn forget(netns: &Netns) {
             let mut answer = Vec::with_capacity(4096);
             socket.recv(&mut answer, 0).expect("an answer");
             let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-            assert_eq!(code, Some(0), "the kernel did not forget its connections");
+            assert_eq!(code, Some(0), "the kernel did not delete its connections");
         })
         .expect("the namespace");
 }

@@ -15,14 +15,14 @@ use towpath::{
     model::{Family, Pod, Protocol, Transport},
 };
 
-use crate::bed::{Bed, Who, offset, source_port, udp};
+use crate::bed::{Bed, Host, offset, source_port, udp};
 
 /// A frame that was sent, and where it may arrive.
 pub(crate) struct Sent {
     pub(crate) token: Token,
     pub(crate) from: usize,
     /// How it was built, to reproduce it.
-    pub(crate) story: String,
+    pub(crate) description: String,
     pub(crate) family: Family,
     /// What a policy must allow; `None` if nothing may allow it.
     pub(crate) transport: Option<Transport>,
@@ -56,7 +56,7 @@ impl Fuzzer<'_> {
         u8::try_from(self.random.below(256)).expect("a byte")
     }
 
-    /// Any address of a host, or one that stands for several hosts.
+    /// Any address of a host, or one that addresses several hosts.
     fn any_address(&mut self, family: Family) -> IpAddr {
         let node = self.random.below(2);
         let block = self.bed.lab.nodes()[node].pod_cidr(family).network();
@@ -69,12 +69,12 @@ impl Fuzzer<'_> {
         match self.random.below(8) {
             0..3 => {
                 let pod = self.any_pod();
-                self.bed.address(Who::Pod(pod), family)
+                self.bed.address(Host::Pod(pod), family)
             }
-            3 => self.bed.address(Who::Node(node), family),
+            3 => self.bed.address(Host::Node(node), family),
             4 => offset(block, u8::try_from(self.random.below(2)).expect("0 or 1")),
             5 => offset(block, self.byte()),
-            6 => self.bed.address(Who::Outside, family),
+            6 => self.bed.address(Host::Outside, family),
             _ => self.random.pick(odd).parse().expect("an address"),
         }
     }
@@ -82,10 +82,10 @@ impl Fuzzer<'_> {
     /// The hardware address of a pod.
     fn any_mac(&mut self) -> Mac {
         let pod = self.any_pod();
-        self.bed.mac(Who::Pod(pod))
+        self.bed.mac(Host::Pod(pod))
     }
 
-    /// What a packet carries: its protocol, its bytes, and what a policy must allow.
+    /// The content of a packet: its protocol, its bytes, and what a policy must allow.
     fn message(&mut self, ip: &Ip, token: Token) -> (u8, Vec<u8>, Option<Transport>, String) {
         let port = *self.random.pick(&PORTS);
         let source = source_port(token);
@@ -134,10 +134,10 @@ impl Fuzzer<'_> {
                 (number, bytes, Some(Transport::Other(number)), format!("protocol {number}"))
             }
             _ => {
-                // As if some pod had sent it to another one.
+                // As if one pod had sent it to another.
                 let family = if self.v6() { Family::V6 } else { Family::V4 };
                 let (from, to) = (self.any_pod(), self.any_pod());
-                let inner = self.bed.ip(Who::Pod(from), Who::Pod(to), family);
+                let inner = self.bed.ip(Host::Pod(from), Host::Pod(to), family);
                 let packet = inner.packet(protocol::UDP, &inner.udp(source, 80, &payload));
                 if self.random.chance(50) {
                     let number = if family == Family::V4 { protocol::IPV4 } else { protocol::IPV6 };
@@ -158,15 +158,15 @@ impl Fuzzer<'_> {
         }
     }
 
-    /// A datagram from one pod to another as any program sends it.
-    fn tame(&mut self, from: usize, to: usize, family: Family) -> (Sent, Vec<Vec<u8>>) {
+    /// An ordinary datagram from one pod to another.
+    fn ordinary(&mut self, from: usize, to: usize, family: Family) -> (Sent, Vec<Vec<u8>>) {
         let (token, port) = (self.bed.token(), *self.random.pick(&PORTS[..5]));
-        let (from_pod, to_pod) = (Who::Pod(from), Who::Pod(to));
+        let (from_pod, to_pod) = (Host::Pod(from), Host::Pod(to));
         let ip = self.bed.ip(from_pod, to_pod, family);
         let sent = Sent {
             token,
             from,
-            story: format!("plain UDP {port}, {family:?}"),
+            description: format!("plain UDP {port}, {family:?}"),
             family,
             transport: Some(Transport::Port(Protocol::Udp, port)),
             destination: self.bed.address(to_pod, family),
@@ -180,21 +180,21 @@ impl Fuzzer<'_> {
     pub(crate) fn packet(&mut self) -> (Sent, Vec<Vec<u8>>) {
         let (bed, token, from) = (self.bed, self.bed.token(), self.any_pod());
         let family = if self.v6() { Family::V6 } else { Family::V4 };
-        let own = bed.address(Who::Pod(from), family);
-        // Enough allowed traffic, so that a defence that denies too much is noticed too.
+        let own = bed.address(Host::Pod(from), family);
+        // Enough allowed traffic to detect a defence that denies too much.
         if self.random.chance(15) {
             let to = self.any_pod();
-            return self.tame(from, to, family);
+            return self.ordinary(from, to, family);
         }
         let source = if self.random.chance(60) { own } else { self.any_address(family) };
         let destination = self.any_address(family);
         let hops = *self.random.pick(&[255, 64, 64, 64, 2, 1]);
         let mut ip = Ip::new(source, destination).hops(hops).id(token.0);
         let mut odd = hops < 3;
-        let mut story = vec![format!("{source} -> {destination}, hop limit {hops}")];
+        let mut description = vec![format!("{source} -> {destination}, hop limit {hops}")];
         if family == Family::V4 && self.random.chance(10) {
             ip = ip.options(option::record_route(2));
-            story.push("record route".to_owned());
+            description.push("record route".to_owned());
             odd = true;
         }
         while family == Family::V6 && self.random.chance(15) {
@@ -203,29 +203,29 @@ impl Fuzzer<'_> {
                 1 => (protocol::DESTINATION, option::padding()),
                 other => {
                     let kind = if other == 2 { 0 } else { 2 };
-                    let IpAddr::V6(way) = self.any_address(Family::V6) else {
-                        unreachable!("asked for IPv6")
+                    let IpAddr::V6(hop) = self.any_address(Family::V6) else {
+                        unreachable!("an IPv6 address")
                     };
-                    (protocol::ROUTING, option::routing(kind, u8::from(self.random.chance(50)), &[way]))
+                    (protocol::ROUTING, option::routing(kind, u8::from(self.random.chance(50)), &[hop]))
                 }
             };
-            story.push(format!("extension {number}"));
+            description.push(format!("extension {number}"));
             ip = ip.extension(number, body);
             odd = true;
         }
         let (number, bytes, transport, what) = self.message(&ip, token);
-        story.push(what.clone());
+        description.push(what.clone());
         let mut packets = if self.random.chance(12) {
             let size = u16::try_from(8 + self.random.below(48)).expect("a small number");
             let mut parts = ip.fragments(number, &bytes, size);
-            story.push(format!("{} fragments of {size}", parts.len()));
+            description.push(format!("{} fragments of {size}", parts.len()));
             if self.random.chance(30) {
                 parts = self.random.shuffled(parts);
-                story.push("in another order".to_owned());
+                description.push("in another order".to_owned());
             }
             if self.random.chance(30) {
                 parts.remove(self.random.below(parts.len()));
-                story.push("without one".to_owned());
+                description.push("without one".to_owned());
             }
             odd = true;
             parts
@@ -234,8 +234,8 @@ impl Fuzzer<'_> {
         };
         packets.truncate(30);
         let receiver = self.pods.iter().position(|pod| pod.addresses.contains(&destination));
-        let honest = bed.link(Who::Pod(from), receiver.map_or(Who::Node(0), Who::Pod));
-        let mut link = honest;
+        let genuine = bed.link(Host::Pod(from), receiver.map_or(Host::Node(0), Host::Pod));
+        let mut link = genuine;
         if self.random.chance(20) {
             link.destination = match self.random.below(3) {
                 0 => Mac::BROADCAST,
@@ -246,9 +246,9 @@ impl Fuzzer<'_> {
         if self.random.chance(8) {
             link.source = self.any_mac();
         }
-        odd |= link != honest;
+        odd |= link != genuine;
         let wrap = if self.random.chance(85) { 0 } else { 1 + self.random.below(7) };
-        story.push(format!("link {} -> {}, wrap {wrap}", link.source, link.destination));
+        description.push(format!("link {} -> {}, wrap {wrap}", link.source, link.destination));
         let frame = |packet: &Vec<u8>| {
             let kind = kind_of(packet);
             match wrap {
@@ -267,34 +267,34 @@ impl Fuzzer<'_> {
         let transport = transport.filter(|_| source == own && wrap == 0);
         let dhcp = matches!(transport, Some(Transport::Port(Protocol::Udp, 68 | 546)));
         // To an address that is not a single host's, only a server sends that.
-        let outside = destination == bed.address(Who::Outside, family);
+        let outside = destination == bed.address(Host::Outside, family);
         let transport = transport.filter(|_| !dhcp || receiver.is_some() || outside);
         let plain = !odd && !dhcp && what.starts_with("UDP") && transport.is_some();
-        // A short question to neighbours or routers contains nothing forbidden, whatever is in it.
-        let question = number == protocol::ICMPV6 && matches!(bytes.first(), Some(133 | 135));
+        // A short solicitation to neighbours or routers is permitted, whatever it contains.
+        let solicitation = number == protocol::ICMPV6 && matches!(bytes.first(), Some(133 | 135));
         let whole = packets.len() == 1 && wrap == 0 && source == own && hops == 255 && bytes.len() < 100;
-        let discovery = question && whole && family == Family::V6;
-        let story = story.join(", ");
-        let sent = Sent { token, from, story, family, transport, destination, discovery, plain };
+        let discovery = solicitation && whole && family == Family::V6;
+        let description = description.join(", ");
+        let sent = Sent { token, from, description, family, transport, destination, discovery, plain };
         (sent, frames)
     }
 
     /// ARP, and neighbour discovery with all its fields.
     pub(crate) fn discovery(&mut self) -> (Sent, Vec<Vec<u8>>) {
         let (bed, token, from) = (self.bed, self.bed.token(), self.any_pod());
-        let who = Who::Pod(from);
-        let own_mac = bed.mac(who);
+        let host = Host::Pod(from);
+        let own_mac = bed.mac(host);
         let mac = if self.random.chance(60) { own_mac } else { self.any_mac() };
         let v6 = self.v6();
         let family = if v6 { Family::V6 } else { Family::V4 };
-        let own = bed.address(who, family);
+        let own = bed.address(host, family);
         let claimed = if self.random.chance(60) { own } else { self.any_address(family) };
         let asked = self.any_address(family);
         let destination = if self.random.chance(50) { Mac::BROADCAST } else { self.any_mac() };
         let mut sent = Sent {
             token,
             from,
-            story: String::new(),
+            description: String::new(),
             family,
             transport: None,
             destination: asked,
@@ -309,7 +309,8 @@ impl Fuzzer<'_> {
             let message = neighbour::arp(operation, (mac, claims), (Mac([0; 6]), asks));
             let frame = Link { source: own_mac, destination }
                 .frame(ether::ARP, &[message, token.bytes().to_vec()].concat());
-            sent.story = format!("ARP {operation}: {claimed} is at {mac}, for {asked}, to {destination}");
+            sent.description =
+                format!("ARP {operation}: {claimed} is at {mac}, for {asked}, to {destination}");
             // A host without an address asks whether another host has it (RFC 5227).
             let probe = claimed.is_unspecified() && operation == neighbour::REQUEST;
             sent.discovery = (claimed == own || probe) && mac == own_mac;
@@ -334,7 +335,7 @@ impl Fuzzer<'_> {
         let ip = Ip::new(claimed, address).hops(hops);
         let destination = if address.is_multicast() { Mac::of_group(address) } else { destination };
         let packet = ip.packet(protocol::ICMPV6, &ip.icmp(message, 0, &body));
-        sent.story = format!(
+        sent.description = format!(
             "ICMPv6 {message}: {claimed} -> {address}, hop limit {hops}, about {subject} at {mac}, to {destination}"
         );
         sent.discovery = hops == 255

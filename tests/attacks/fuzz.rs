@@ -1,4 +1,4 @@
-//! Random frames from random pods of random clusters, judged by the standard and by their true senders.
+//! Random frames from random pods of random clusters, checked against the evaluator and their true senders.
 //!
 //! A frame may arrive at another pod, or outside, only if its true sender's own address is its source, the receiver has
 //! its destination, and `policy::evaluate` allows the flow from that sender to that receiver; or if it is a neighbour
@@ -20,7 +20,7 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PodPlan, Setting, Who},
+    bed::{Bed, Host, PodPlan, Setting},
     env::number,
     frames::{Fuzzer, Sent},
     model_objects,
@@ -28,14 +28,14 @@ use crate::{
 };
 
 /// Whether a frame may have arrived at a receiver.
-fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) -> bool {
-    let on_link = bed.on_link(Who::Pod(sent.from), at);
+fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Host) -> bool {
+    let on_link = bed.on_link(Host::Pod(sent.from), at);
     if sent.discovery && on_link {
         return true;
     }
     let Some(transport) = sent.transport else { return false };
     let sender = Endpoint::Pod(pods[sent.from].key.clone());
-    let (receiver, is_its) = if let Who::Pod(place) = at {
+    let (receiver, is_receivers) = if let Host::Pod(place) = at {
         let pod = &pods[place];
         (Endpoint::Pod(pod.key.clone()), pod.addresses.contains(&sent.destination))
     } else {
@@ -54,9 +54,9 @@ fn may_arrive(cluster: &Cluster, bed: &Bed, pods: &[Pod], sent: &Sent, at: Who) 
     // node it has started when it was sent, whatever the sender's own node does with it (SECURITY.md).
     let back = verdict(&receiver, &sender);
     let begun = back.allowed()
-        || bed.node_of(at) != bed.node_of(Who::Pod(sent.from)) && back.of(Direction::Egress).allowed();
+        || bed.node_of(at) != bed.node_of(Host::Pod(sent.from)) && back.of(Direction::Egress).allowed();
     let reply = matches!(transport, Transport::Other(_)) && begun;
-    (is_its || to_all && on_link) && (verdict(&sender, &receiver).allowed() || reply)
+    (is_receivers || to_all && on_link) && (verdict(&sender, &receiver).allowed() || reply)
 }
 
 fn fuzz(topology: Topology, variant: Variant) {
@@ -68,7 +68,7 @@ fn fuzz(topology: Topology, variant: Variant) {
         .map(|seed| fuzz_one(Setting { topology, variant }, seed, number("TOWPATH_FRAMES", 1500)))
         .sum();
     // In some clusters no flow is allowed; the first one is not such a cluster.
-    assert!(due > 0 || first != 1, "nothing was sent that has to arrive");
+    assert!(due > 0 || first != 1, "no frame was sent that must arrive");
 }
 
 /// Returns how many frames had to arrive, and did.
@@ -96,7 +96,7 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
     for _ in 0..frames {
         let (sent, frames) = if fuzzer.random.chance(12) { fuzzer.discovery() } else { fuzzer.packet() };
         for frame in &frames {
-            bed.send(Who::Pod(sent.from), frame);
+            bed.send(Host::Pod(sent.from), frame);
         }
         all.push(sent);
     }
@@ -104,13 +104,13 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
     let (mut leaks, mut outages) = (BTreeMap::new(), BTreeMap::new());
     let (mut allowed, mut due) = (0, 0);
     for sent in &all {
-        let arrivals = bed.seen(sent.token);
+        let arrivals = bed.receivers(sent.token);
         for at in arrivals.iter().copied() {
             // An outside host shares the wire with the nodes; frames that are not for it only pass by.
             let passes_by = match at {
-                Who::Pod(place) => place == sent.from,
-                Who::Outside => sent.destination != bed.address(Who::Outside, sent.family),
-                Who::Node(_) | Who::Guest(_) => true,
+                Host::Pod(place) => place == sent.from,
+                Host::Outside => sent.destination != bed.address(Host::Outside, sent.family),
+                Host::Node(_) | Host::Guest(_) => true,
             };
             if passes_by {
                 continue;
@@ -118,17 +118,17 @@ fn fuzz_one(setting: Setting, seed: u64, frames: u64) -> usize {
             if may_arrive(&cluster, &bed, &pods, sent, at) {
                 allowed += 1;
             } else {
-                let name = format!("{} -> {}", bed.name(Who::Pod(sent.from)), bed.name(at));
-                leaks.insert(sent.token, format!("{name}: {}", sent.story));
+                let name = format!("{} -> {}", bed.name(Host::Pod(sent.from)), bed.name(at));
+                leaks.insert(sent.token, format!("{name}: {}", sent.description));
             }
         }
-        let receiver = pods.iter().position(|pod| pod.addresses.contains(&sent.destination)).map(Who::Pod);
-        let receiver = receiver.filter(|to| sent.plain && *to != Who::Pod(sent.from));
+        let receiver = pods.iter().position(|pod| pod.addresses.contains(&sent.destination)).map(Host::Pod);
+        let receiver = receiver.filter(|to| sent.plain && *to != Host::Pod(sent.from));
         let Some(to) = receiver.filter(|to| may_arrive(&cluster, &bed, &pods, sent, *to)) else { continue };
         due += 1;
         if !arrivals.contains(&to) {
-            let name = format!("{} -> {}", bed.name(Who::Pod(sent.from)), bed.name(to));
-            outages.insert(sent.token, format!("{name}: {}", sent.story));
+            let name = format!("{} -> {}", bed.name(Host::Pod(sent.from)), bed.name(to));
+            outages.insert(sent.token, format!("{name}: {}", sent.description));
         }
     }
     let context = format!("{setting:?}, seed {seed}, {frames} frames");

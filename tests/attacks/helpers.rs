@@ -19,16 +19,16 @@ use towpath::{
 
 use crate::{
     bed::Bed,
-    cast::{NODE, OPEN, VICTIM},
+    pods::{NODE, OPEN, VICTIM},
     sip,
-    table::{Expect, Seen, observed},
+    table::{Expect, Outcome, observed},
 };
 
 /// The port that the victim announces.
 const NAMED: u16 = 40_021;
 
-pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
-    let mut rows: Vec<Seen> = Family::BOTH.into_iter().flat_map(|family| ftp(bed, family)).collect();
+pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
+    let mut rows: Vec<Outcome> = Family::BOTH.into_iter().flat_map(|family| ftp(bed, family)).collect();
     rows.extend(sip::rows(bed));
     rows
 }
@@ -53,7 +53,7 @@ pub(crate) fn expectations(bed: &Bed) -> String {
     text.expect("the node").unwrap_or_default()
 }
 
-fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
+fn ftp(bed: &Bed, family: Family) -> Vec<Outcome> {
     hand_to_helper(bed, family, ("tcp", 21), "ftp").expect("the rule for the helper");
     let server = SocketAddr::new(bed.address(OPEN, family), 21);
     let listener = bed.netns(OPEN).run(move || TcpListener::bind(server)).expect("the pod");
@@ -66,7 +66,7 @@ fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
         IpAddr::V4(own) => format!("PORT {},{high},{low}\r\n", own.to_string().replace('.', ",")),
         IpAddr::V6(own) => format!("EPRT |2|{own}|{NAMED}|\r\n"),
     };
-    // The helper reads only lines that follow on one whose end it saw.
+    // The helper reads only lines that follow a complete one.
     let mut server = BufReader::new(server);
     for line in ["USER anonymous\r\n", &line] {
         client.write_all(line.as_bytes()).expect("a line");
@@ -82,7 +82,7 @@ fn ftp(bed: &Bed, family: Family) -> Vec<Seen> {
     let packet = ip.packet(protocol::TCP, &ip.tcp(head, &token.bytes()));
     bed.send(OPEN, &bed.link(OPEN, VICTIM).ip(&packet));
     bed.settle();
-    let arrived = bed.seen(token).contains(&VICTIM);
+    let arrived = bed.receivers(token).contains(&VICTIM);
     let row = |name: &str, expect, seen| {
         observed(bed, "connection helpers", format!("{name}, {family:?}"), (OPEN, VICTIM), (expect, seen))
     };

@@ -2,8 +2,8 @@
 //!
 //! A pod and its owner are the adversary; the pod has `CAP_NET_RAW`. Each row of the table is a frame, its sender and
 //! receiver, and whether it must arrive: an attack must not, and a control, as similar as possible, must. A frame has
-//! arrived when the victim's interface saw it (for a node: when a socket of it did), whatever addresses it had. Each
-//! carries its own token, so that all are sent at once and judged after one wait.
+//! arrived when the victim's interface received it (for a node: when one of its sockets did), whatever addresses it had. Each
+//! carries its own token, so that all are sent at once and checked after one wait.
 //!
 //! On a bridge, point to point and over VXLAN, with `nf_tables` and legacy, both families. SECURITY.md has a row for
 //! each topic.
@@ -12,62 +12,62 @@
 
 #![cfg(test)]
 
-mod aftermath;
+mod address_changes;
+mod after_attacks;
 mod bed;
-mod cast;
-mod changes;
 mod conntrack;
 #[path = "../support/daemon_command.rs"]
 mod daemon_command;
-mod deaths;
+mod daemon_down;
 #[path = "../support/env.rs"]
 mod env;
+mod forged_connections;
 mod frames;
-mod full;
+mod full_table;
 mod fuzz;
 mod helpers;
 #[path = "../support/http.rs"]
 mod http;
-mod mirror;
 #[path = "../support/model_objects.rs"]
 mod model_objects;
 #[path = "../support/node_http.rs"]
 mod node_http;
-mod punch;
+mod pods;
 #[path = "../support/ready.rs"]
 mod ready;
+mod received;
+mod reflection;
 #[path = "../support/root.rs"]
 mod root;
-mod sightings;
 mod sip;
 mod table;
 mod topics;
 
 use bed::Setting;
 use root::has_root;
-use table::{Table, judge};
+use table::{Table, report};
 use towpath::lab::{Topology, Variant};
 
 fn attack(topology: Topology, variant: Variant) {
     if !has_root() {
         return;
     }
-    let mut bed = cast::bed(Setting { topology, variant });
-    aftermath::prime(&bed);
+    let mut bed = pods::bed(Setting { topology, variant });
+    after_attacks::connect_before(&bed);
     let mut table = Table::new(&bed);
     table.rows = topics::all(&bed);
-    let mut seen = table.run();
-    seen.extend(aftermath::rows(&bed));
-    seen.extend(punch::rows(&bed));
-    seen.extend(mirror::rows(&bed));
-    seen.extend(helpers::rows(&bed));
-    seen.extend(changes::rows(&bed));
-    seen.extend(full::rows(&bed));
+    let mut outcomes = table.run();
+    outcomes.extend(after_attacks::rows(&bed));
+    outcomes.extend(forged_connections::rows(&bed));
+    outcomes.extend(reflection::rows(&bed));
+    outcomes.extend(helpers::rows(&bed));
+    outcomes.extend(address_changes::rows(&bed));
+    outcomes.extend(full_table::rows(&bed));
     bed.kill_daemons();
-    seen.extend(deaths::dead(&bed));
+    outcomes.extend(daemon_down::while_dead(&bed));
     bed.start_daemons();
-    seen.extend(deaths::starting(&bed));
-    judge(&bed, &seen);
+    outcomes.extend(daemon_down::while_starting(&bed));
+    report(&bed, &outcomes);
     bed.end();
 }
 

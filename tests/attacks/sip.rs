@@ -10,10 +10,10 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, Who, source_port},
-    cast::{FREE, NODE, OPEN, VICTIM},
+    bed::{Bed, Host, source_port},
     helpers::{expectations, hand_to_helper},
-    table::{Expect, Seen, observed},
+    pods::{FREE, NODE, OPEN, VICTIM},
+    table::{Expect, Outcome, observed},
 };
 
 const PORT: u16 = 5060;
@@ -21,7 +21,7 @@ const PORT: u16 = 5060;
 /// One call: the caller, what it announces about itself, and whether the other side's packets may then arrive.
 struct Call {
     family: Family,
-    from: Who,
+    from: Host,
     expected: Expect,
     /// Names the method, and which port the kernel must record.
     method: &'static str,
@@ -31,7 +31,7 @@ struct Call {
     followed: Token,
 }
 
-pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
     for family in Family::BOTH {
         // The rule is that for FTP except for port and helper name, and that one worked: so the name is the cause.
         if let Err(error) = hand_to_helper(bed, family, ("udp", PORT), "sip") {
@@ -42,12 +42,12 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         }
     }
     // The pod that may be reached is the control: the same messages, and all of them arrive.
-    let who = [(VICTIM, Expect::Never), (FREE, Expect::Arrives)];
+    let host = [(VICTIM, Expect::Never), (FREE, Expect::Arrives)];
     let methods = ["INVITE", "REGISTER"];
     let mut named = (40_060..).step_by(2);
     let mut calls = Vec::new();
     for family in Family::BOTH {
-        for (from, expected) in who {
+        for (from, expected) in host {
             for method in methods {
                 let named = named.next().expect("a port");
                 let [asked, answered, followed] = [bed.token(), bed.token(), bed.token()];
@@ -68,7 +68,7 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         call.send(bed, false, (source_port(call.followed), call.named), &call.followed.bytes());
     }
     bed.settle();
-    calls.iter().flat_map(|call| call.judge(bed, &expectations)).collect()
+    calls.iter().flat_map(|call| call.outcomes(bed, &expectations)).collect()
 }
 
 impl Call {
@@ -80,8 +80,8 @@ impl Call {
         bed.send(from, &bed.link(from, to).ip(&packet));
     }
 
-    fn address(&self, bed: &Bed, who: Who) -> String {
-        let address = bed.address(who, self.family);
+    fn address(&self, bed: &Bed, host: Host) -> String {
+        let address = bed.address(host, self.family);
         if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }
     }
 
@@ -132,22 +132,23 @@ impl Call {
         [text.as_bytes(), &self.answered.bytes()].concat()
     }
 
-    fn judge(&self, bed: &Bed, expectations: &str) -> [Seen; 4] {
+    fn outcomes(&self, bed: &Bed, expectations: &str) -> [Outcome; 4] {
         let dport = format!("dport={} ", self.named);
-        // A registration that nobody granted is recorded too, and allows nothing yet.
-        let noted = expectations.lines().any(|line| line.contains(&dport) && !line.contains("INACTIVE"));
-        let row = |name: &str, (from, to): (Who, Who), expect: Expect, arrived: bool| {
+        // A registration that was not granted is recorded too, and allows nothing yet.
+        let is_expected =
+            expectations.lines().any(|line| line.contains(&dport) && !line.contains("INACTIVE"));
+        let row = |name: &str, (from, to): (Host, Host), expect: Expect, arrived: bool| {
             let name = format!("SIP {}, {name}, {:?}", self.method, self.family);
             observed(bed, "connection helpers", name, (from, to), (expect, arrived))
         };
         let (forth, back) = ((self.from, OPEN), (OPEN, self.from));
-        let seen = |token, who| bed.seen(token).contains(&who);
+        let seen = |token, host| bed.receivers(token).contains(&host);
         [
             row("the request", forth, Expect::Arrives, seen(self.asked, OPEN)),
             row("the answer", back, Expect::Arrives, seen(self.answered, self.from)),
             // Without an expectation there is no attack.
-            row("the kernel expects what was named", (NODE, self.from), Expect::Arrives, noted),
-            row("what the kernel expects", back, self.expected, seen(self.followed, self.from)),
+            row("the kernel expects the announced port", (NODE, self.from), Expect::Arrives, is_expected),
+            row("a packet to the announced port", back, self.expected, seen(self.followed, self.from)),
         ]
     }
 }

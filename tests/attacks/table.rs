@@ -11,7 +11,7 @@ use std::{
 use towpath::{lab::frame::Token, model::Family};
 
 use crate::{
-    bed::{Bed, Setting, Who},
+    bed::{Bed, Host, Setting},
     conntrack,
 };
 
@@ -33,9 +33,9 @@ pub(crate) enum Expect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// Together with all others.
-    Calm,
-    /// After the nodes forgot all connections.
-    Forgotten,
+    Normal,
+    /// After the connection tables of the nodes were flushed.
+    Flushed,
     /// At the end: it may corrupt the caches of neighbours and bridges.
     Poison,
 }
@@ -46,9 +46,9 @@ pub(crate) struct Attack {
     /// Its row in SECURITY.md.
     pub(crate) topic: &'static str,
     pub(crate) name: String,
-    pub(crate) from: Who,
+    pub(crate) from: Host,
     /// The host that must, or must not, receive it.
-    pub(crate) to: Who,
+    pub(crate) to: Host,
     pub(crate) family: Option<Family>,
     pub(crate) token: Token,
     pub(crate) frames: Vec<Vec<u8>>,
@@ -67,7 +67,7 @@ pub(crate) struct Table<'a> {
 
 impl<'a> Table<'a> {
     pub(crate) fn new(bed: &'a Bed) -> Self {
-        Self { bed, rows: Vec::new(), topic: "", family: None, stage: Stage::Calm }
+        Self { bed, rows: Vec::new(), topic: "", family: None, stage: Stage::Normal }
     }
 
     /// The following rows belong to this row of SECURITY.md, this family and this stage.
@@ -79,8 +79,8 @@ impl<'a> Table<'a> {
     pub(crate) fn never(
         &mut self,
         name: impl Into<String>,
-        from: Who,
-        to: Who,
+        from: Host,
+        to: Host,
         frames: impl FnOnce(&Bed, Token) -> Vec<Vec<u8>>,
     ) {
         self.add(Expect::Never, name.into(), from, to, frames);
@@ -90,8 +90,8 @@ impl<'a> Table<'a> {
     pub(crate) fn arrives(
         &mut self,
         name: impl Into<String>,
-        from: Who,
-        to: Who,
+        from: Host,
+        to: Host,
         frames: impl FnOnce(&Bed, Token) -> Vec<Vec<u8>>,
     ) {
         self.add(Expect::Arrives, name.into(), from, to, frames);
@@ -101,8 +101,8 @@ impl<'a> Table<'a> {
     pub(crate) fn undefended(
         &mut self,
         name: impl Into<String>,
-        from: Who,
-        to: Who,
+        from: Host,
+        to: Host,
         frames: impl FnOnce(&Bed, Token) -> Vec<Vec<u8>>,
     ) {
         self.add(Expect::Undefended, name.into(), from, to, frames);
@@ -112,8 +112,8 @@ impl<'a> Table<'a> {
         &mut self,
         expect: Expect,
         name: String,
-        from: Who,
-        to: Who,
+        from: Host,
+        to: Host,
         frames: impl FnOnce(&Bed, Token) -> Vec<Vec<u8>>,
     ) {
         let token = self.bed.token();
@@ -122,16 +122,16 @@ impl<'a> Table<'a> {
         self.rows.push(Attack { topic, name, from, to, family, token, frames, expect, stage });
     }
 
-    /// Keeps the rows that disturb nothing, controls included, for another run: `topic` says when.
-    pub(crate) fn again(&mut self, topic: &'static str) {
-        self.rows.retain(|row| row.expect != Expect::Undefended && row.stage == Stage::Calm);
+    /// Keeps the rows that disturb nothing, controls included, for another run with this topic.
+    pub(crate) fn repeat_as(&mut self, topic: &'static str) {
+        self.rows.retain(|row| row.expect != Expect::Undefended && row.stage == Stage::Normal);
         for row in &mut self.rows {
             row.name = format!("{}: {}", row.topic, row.name);
             row.topic = topic;
         }
     }
 
-    /// Sends the frames of all rows once more.
+    /// Sends the frames of all rows.
     pub(crate) fn send(&self) {
         for row in &self.rows {
             for frame in &row.frames {
@@ -141,15 +141,15 @@ impl<'a> Table<'a> {
     }
 
     /// Sends everything, stage after stage, controls before attacks; returns what arrived, in the order of the rows.
-    pub(crate) fn run(self) -> Vec<Seen> {
+    pub(crate) fn run(self) -> Vec<Outcome> {
         let bed = self.bed;
-        for stage in [Stage::Calm, Stage::Forgotten, Stage::Poison] {
+        for stage in [Stage::Normal, Stage::Flushed, Stage::Poison] {
             if !self.rows.iter().any(|row| row.stage == stage) {
                 continue;
             }
-            if stage == Stage::Forgotten {
+            if stage == Stage::Flushed {
                 for node in 0..2 {
-                    conntrack::forget(bed.netns(Who::Node(node)));
+                    conntrack::flush(bed.netns(Host::Node(node)));
                 }
             }
             let of = |control: bool| {
@@ -169,7 +169,7 @@ impl<'a> Table<'a> {
                 while !missing.is_empty() && Instant::now() < again {
                     std::thread::sleep(Duration::from_millis(10));
                     let before = missing.len();
-                    missing.retain(|row| !bed.seen(row.token).contains(&row.to));
+                    missing.retain(|row| !bed.receivers(row.token).contains(&row.to));
                     if missing.len() < before {
                         until = Instant::now() + ARRIVES_WITHIN / 4;
                     }
@@ -178,19 +178,20 @@ impl<'a> Table<'a> {
             of(false).for_each(send);
             bed.settle();
         }
-        let seen = |attack: Attack| Seen { arrived: bed.seen(attack.token).contains(&attack.to), attack };
-        self.rows.into_iter().map(seen).collect()
+        let outcome =
+            |attack: Attack| Outcome { arrived: bed.receivers(attack.token).contains(&attack.to), attack };
+        self.rows.into_iter().map(outcome).collect()
     }
 }
 
-/// A row for something that was observed in another way than by a frame that arrived.
+/// A row whose result was observed in another way than by capturing a frame.
 pub(crate) fn observed(
     bed: &Bed,
     topic: &'static str,
     name: impl Into<String>,
-    (from, to): (Who, Who),
+    (from, to): (Host, Host),
     (expect, arrived): (Expect, bool),
-) -> Seen {
+) -> Outcome {
     let attack = Attack {
         topic,
         name: name.into(),
@@ -200,19 +201,19 @@ pub(crate) fn observed(
         token: bed.token(),
         frames: Vec::new(),
         expect,
-        stage: Stage::Calm,
+        stage: Stage::Normal,
     };
-    Seen { attack, arrived }
+    Outcome { attack, arrived }
 }
 
 /// A row, and its result.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Outcome {
     pub(crate) attack: Attack,
     pub(crate) arrived: bool,
 }
 
-impl Seen {
+impl Outcome {
     /// Whether the result is as required.
     fn is_right(&self) -> bool {
         match self.attack.expect {
@@ -223,15 +224,15 @@ impl Seen {
     }
 }
 
-/// Prints what is wrong, and fails if there is anything.
-pub(crate) fn judge(bed: &Bed, seen: &[Seen]) {
-    record(bed, seen);
+/// Prints the numbers, and fails if a result is not as required.
+pub(crate) fn report(bed: &Bed, outcomes: &[Outcome]) {
+    record(bed, outcomes);
     let documented = include_str!("../../SECURITY.md");
-    for row in seen {
+    for row in outcomes {
         let line = format!("\n| {} |", row.attack.topic);
         assert!(documented.contains(&line), "SECURITY.md has no line {line:?}");
     }
-    let of = |expect| seen.iter().filter(move |row| row.attack.expect == expect);
+    let of = |expect| outcomes.iter().filter(move |row| row.attack.expect == expect);
     let arrived = |expect| of(expect).filter(|row| row.arrived).count();
     let Setting { topology, variant } = bed.setting;
     println!(
@@ -278,12 +279,12 @@ static RECORDED: Mutex<BTreeMap<(&'static str, String), Counts>> = Mutex::new(BT
 ///
 /// One line for each attack, over all its senders, receivers and families; one column for each lab, with the number of
 /// them that arrived.
-fn record(bed: &Bed, seen: &[Seen]) {
+fn record(bed: &Bed, outcomes: &[Outcome]) {
     let Some(path) = std::env::var_os("TOWPATH_ATTACK_TABLE") else { return };
     let Setting { topology, variant } = bed.setting;
     let lab = format!("{topology:?}, {}", variant.name());
     let mut recorded = RECORDED.lock().unwrap();
-    for row in seen {
+    for row in outcomes {
         let expect = match row.attack.expect {
             Expect::Arrives => "must arrive",
             Expect::Never => "must not",

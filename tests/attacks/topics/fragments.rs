@@ -6,8 +6,8 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PORT, Who, source_port},
-    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, GATE, OPEN, VICTIM},
+    bed::{Bed, Host, PORT, source_port},
+    pods::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, GATE, OPEN, VICTIM},
     table::{Stage, Table},
 };
 
@@ -17,14 +17,14 @@ fn datagram(ip: &Ip, token: Token, port: u16) -> Vec<u8> {
     ip.udp(source_port(token), port, &payload)
 }
 
-fn frames(bed: &Bed, from: Who, to: Who, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+fn frames(bed: &Bed, from: Host, to: Host, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     packets.iter().map(|packet| bed.link(from, to).ip(packet)).collect()
 }
 
 pub(super) fn rows(table: &mut Table<'_>) {
     for family in Family::BOTH {
-        table.section("fragments", Some(family), Stage::Calm);
-        let whole = move |bed: &Bed, token: Token, from: Who, to: Who, port: u16, size: u16| {
+        table.section("fragments", Some(family), Stage::Normal);
+        let whole = move |bed: &Bed, token: Token, from: Host, to: Host, port: u16, size: u16| {
             let ip = bed.ip(from, to, family).id(token.0);
             frames(bed, from, to, &ip.fragments(protocol::UDP, &datagram(&ip, token, port), size))
         };
@@ -46,7 +46,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 all.reverse();
                 all
             });
-            table.never("of one that is all", from, to, |bed, token| {
+            table.never("a single one that is the whole packet", from, to, |bed, token| {
                 let ip = bed.ip(from, to, family).id(token.0);
                 frames(bed, from, to, &[ip.fragment(protocol::UDP, &datagram(&ip, token, PORT), 0, false)])
             });
@@ -54,7 +54,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
         // Two first fragments, one with an allowed port and one with the token; in either order nothing may arrive.
         for reversed in [false, true] {
             let name =
-                if reversed { "overlapping, the true port first" } else { "overlapping, the true port last" };
+                if reversed { "overlapping, the real port first" } else { "overlapping, the real port last" };
             table.never(name, FREE, GATE, |bed, token| {
                 let ip = bed.ip(FREE, GATE, family).id(token.0);
                 let harmless = ip.udp(source_port(token), 53, &[b'x'; 64]);
@@ -72,7 +72,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
             });
         }
         // A later fragment that overlaps the header and would change the port.
-        table.never("reaching back into the header", FREE, GATE, |bed, token| {
+        table.never("overlapping the header", FREE, GATE, |bed, token| {
             let ip = bed.ip(FREE, GATE, family).id(token.0);
             let harmless = ip.udp(source_port(token), 53, &[b'x'; 64]);
             let payload = [&[b'x'; 8][..], &token.bytes(), &[b'x'; 48]].concat();

@@ -1,4 +1,4 @@
-//! Machines on another bridge of the node: policies do not concern them, and nothing between them is denied.
+//! Machines on another bridge of the node: policies do not apply to them, and nothing between them is denied.
 
 use std::net::IpAddr;
 
@@ -10,13 +10,13 @@ use towpath::{
 use super::sources::link_local;
 use crate::{
     bed::{PORT, udp},
-    cast::{GUEST, OTHER_GUEST},
+    pods::{GUEST, OTHER_GUEST},
     table::{Stage, Table},
 };
 
 pub(super) fn rows(table: &mut Table<'_>) {
     for family in Family::BOTH {
-        table.section("other bridges", Some(family), Stage::Calm);
+        table.section("other bridges", Some(family), Stage::Normal);
         table.arrives("unicast between guests", GUEST, OTHER_GUEST, |bed, token| {
             let ip = bed.ip(GUEST, OTHER_GUEST, family);
             vec![bed.link(GUEST, OTHER_GUEST).ip(&udp(&ip, token, PORT, &[]))]
@@ -35,7 +35,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
         }
         if family == Family::V6 {
             table.arrives("between link-local addresses of guests", GUEST, OTHER_GUEST, |bed, token| {
-                let of = |who| IpAddr::from(link_local(bed.mac(who)));
+                let of = |host| IpAddr::from(link_local(bed.mac(host)));
                 let ip = Ip::new(of(GUEST), of(OTHER_GUEST));
                 vec![bed.link(GUEST, OTHER_GUEST).ip(&udp(&ip, token, PORT, &[]))]
             });
@@ -49,8 +49,8 @@ pub(super) fn rows(table: &mut Table<'_>) {
             });
         }
     }
-    table.section("other bridges", None, Stage::Calm);
-    table.arrives("a protocol that is no IP, between guests", GUEST, OTHER_GUEST, |bed, token| {
+    table.section("other bridges", None, Stage::Normal);
+    table.arrives("a protocol other than IP between guests", GUEST, OTHER_GUEST, |bed, token| {
         vec![bed.link(GUEST, OTHER_GUEST).frame(0x88b5, &token.bytes())]
     });
     table.arrives("gratuitous ARP of a guest", GUEST, OTHER_GUEST, |bed, token| {

@@ -6,8 +6,8 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PORT, Who, source_port, udp},
-    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, NODE, OPEN, OTHER_NODE, SHY, VICTIM},
+    bed::{Bed, Host, PORT, source_port, udp},
+    pods::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, NODE, OPEN, OTHER_NODE, SHY, VICTIM},
     table::{Stage, Table},
 };
 
@@ -53,15 +53,16 @@ const MID_STREAM: [(&str, u8); 6] = [
     ("SYN and ACK", tcp_flag::SYN | tcp_flag::ACK),
     ("FIN and ACK", tcp_flag::FIN | tcp_flag::ACK),
     ("RST", tcp_flag::RST),
-    ("no flag at all", 0),
+    ("no flags", 0),
 ];
 
-const DENIED: [(Who, Who); 4] = [(ATTACKER, OPEN), (FREE, VICTIM), (ATTACKER, FAR_OPEN), (FREE, FAR_VICTIM)];
+const DENIED: [(Host, Host); 4] =
+    [(ATTACKER, OPEN), (FREE, VICTIM), (ATTACKER, FAR_OPEN), (FREE, FAR_VICTIM)];
 
 pub(super) fn rows(table: &mut Table<'_>) {
     for family in Family::BOTH {
-        table.section("protocols", Some(family), Stage::Calm);
-        let packet = move |bed: &Bed, from: Who, to: Who, token: Token, message: Message| {
+        table.section("protocols", Some(family), Stage::Normal);
+        let packet = move |bed: &Bed, from: Host, to: Host, token: Token, message: Message| {
             vec![bed.link(from, to).ip(&message(&bed.ip(from, to, family), token))]
         };
         for (name, message) in MESSAGES {
@@ -72,10 +73,11 @@ pub(super) fn rows(table: &mut Table<'_>) {
             }
         }
         icmp(table, family);
-        for stage in [Stage::Calm, Stage::Forgotten] {
-            let when = if stage == Stage::Calm { "" } else { ", after the node forgot all connections" };
+        for stage in [Stage::Normal, Stage::Flushed] {
+            let when =
+                if stage == Stage::Normal { "" } else { ", after the node's connections were flushed" };
             table.section("mid-stream segments", Some(family), stage);
-            let segment = move |bed: &Bed, from: Who, to: Who, token: Token, flags: u8| {
+            let segment = move |bed: &Bed, from: Host, to: Host, token: Token, flags: u8| {
                 vec![bed.link(from, to).ip(&segment(&bed.ip(from, to, family), token, flags))]
             };
             table.arrives(format!("ACK{when}"), FREE, OPEN, |bed, token| {
@@ -95,9 +97,9 @@ pub(super) fn rows(table: &mut Table<'_>) {
     extensions(table);
 }
 
-/// ICMP messages that start nothing, of every type that some host processes.
+/// ICMP messages that start no connection, of every type that some host processes.
 fn icmp(table: &mut Table<'_>, family: Family) {
-    table.section("ICMP", Some(family), Stage::Calm);
+    table.section("ICMP", Some(family), Stage::Normal);
     let kinds: &[u8] = match family {
         Family::V4 => &[0, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 42],
         Family::V6 => &[1, 2, 3, 4, 128, 129, 138, 139, 141, 144, 145, 148, 151, 155, 160, 255],
@@ -114,27 +116,27 @@ fn icmp(table: &mut Table<'_>, family: Family) {
     }
 }
 
-/// Errors about packets that nobody sent, and about ones that others did.
+/// Errors about packets that were never sent, and about packets of others.
 fn errors(table: &mut Table<'_>, family: Family) {
-    table.section("forged ICMP errors", Some(family), Stage::Calm);
+    table.section("forged ICMP errors", Some(family), Stage::Normal);
     for (from, to) in DENIED {
-        table.never("about a packet that nobody sent", from, to, |bed, token| {
+        table.never("about a packet that was never sent", from, to, |bed, token| {
             let quoted = udp(&bed.ip(to, from, family), token, PORT, &[]);
             vec![bed.link(from, to).ip(&bed.ip(from, to, family).port_unreachable(&quoted))]
         });
-        table.never("about a packet that nobody sent to a third", from, to, |bed, token| {
+        table.never("about a packet to a third pod that was never sent", from, to, |bed, token| {
             let quoted = udp(&bed.ip(to, FRIEND, family), token, PORT, &[]);
             vec![bed.link(from, to).ip(&bed.ip(from, to, family).port_unreachable(&quoted))]
         });
     }
     // A datagram of the friend, and then errors about its reply. They quote the ports of that datagram.
     let mut port = None;
-    table.arrives("the connection that they are about", FRIEND, SHY, |bed, token| {
+    table.arrives("the connection that the errors quote", FRIEND, SHY, |bed, token| {
         port = Some(source_port(token));
         vec![bed.link(FRIEND, SHY).ip(&udp(&bed.ip(FRIEND, SHY, family), token, PORT, &[]))]
     });
     let port = port.unwrap_or_default();
-    let about = move |bed: &Bed, from: Who, token: Token| {
+    let about = move |bed: &Bed, from: Host, token: Token| {
         let ip = bed.ip(SHY, FRIEND, family);
         let quoted = ip.packet(protocol::UDP, &ip.udp(PORT, port, &token.bytes()));
         vec![bed.link(from, SHY).ip(&bed.ip(from, SHY, family).port_unreachable(&quoted))]
@@ -149,8 +151,8 @@ fn errors(table: &mut Table<'_>, family: Family) {
 }
 
 fn options(table: &mut Table<'_>) {
-    table.section("IPv4 options", Some(Family::V4), Stage::Calm);
-    let with = |bed: &Bed, from: Who, to: Who, token: Token, options: Vec<u8>| {
+    table.section("IPv4 options", Some(Family::V4), Stage::Normal);
+    let with = |bed: &Bed, from: Host, to: Host, token: Token, options: Vec<u8>| {
         let ip = bed.ip(from, to, Family::V4).options(options);
         vec![bed.link(from, to).ip(&udp(&ip, token, PORT, &[]))]
     };
@@ -162,16 +164,16 @@ fn options(table: &mut Table<'_>) {
             with(bed, from, to, token, option::record_route(3))
         });
     }
-    // Through a host that may be reached, to one that may not.
-    let by_way =
+    // By a host that may be reached to one that may not.
+    let routers =
         [("the node", NODE), ("a pod", OPEN), ("a remote pod", FAR_OPEN), ("the other node", OTHER_NODE)];
-    for (name, over) in by_way {
+    for (name, hop) in routers {
         for victim in [VICTIM, FAR_VICTIM] {
-            table.never(format!("loose source route over {name}"), FREE, victim, |bed, token| {
-                with(bed, FREE, over, token, option::loose_source_route(&[bed.v4(victim)]))
+            table.never(format!("loose source route by {name}"), FREE, victim, |bed, token| {
+                with(bed, FREE, hop, token, option::loose_source_route(&[bed.v4(victim)]))
             });
-            table.never(format!("strict source route over {name}"), FREE, victim, |bed, token| {
-                with(bed, FREE, over, token, option::strict_source_route(&[bed.v4(victim)]))
+            table.never(format!("strict source route by {name}"), FREE, victim, |bed, token| {
+                with(bed, FREE, hop, token, option::strict_source_route(&[bed.v4(victim)]))
             });
         }
     }
@@ -181,7 +183,7 @@ fn options(table: &mut Table<'_>) {
 type Extension = (u8, Vec<u8>);
 
 fn extensions(table: &mut Table<'_>) {
-    table.section("IPv6 extension headers", Some(Family::V6), Stage::Calm);
+    table.section("IPv6 extension headers", Some(Family::V6), Stage::Normal);
     let chains: [(&str, &[Extension]); 6] = [
         ("hop-by-hop options", &[(protocol::HOP_BY_HOP, option::padding())]),
         ("destination options", &[(protocol::DESTINATION, option::padding())]),
@@ -196,7 +198,7 @@ fn extensions(table: &mut Table<'_>) {
         ("routing header type 0 with nothing left", &[(protocol::ROUTING, option::routing(0, 0, &[]))]),
         ("routing header type 2 with nothing left", &[(protocol::ROUTING, option::routing(2, 0, &[]))]),
     ];
-    let with = |bed: &Bed, from: Who, to: Who, token: Token, chain: &[Extension]| {
+    let with = |bed: &Bed, from: Host, to: Host, token: Token, chain: &[Extension]| {
         let ip = chain
             .iter()
             .fold(bed.ip(from, to, Family::V6), |ip, (number, body)| ip.extension(*number, body.clone()));
@@ -210,10 +212,10 @@ fn extensions(table: &mut Table<'_>) {
         }
     }
     for (kind, segments) in [(0, 1), (2, 1), (4, 1)] {
-        for (over, victim) in [(NODE, VICTIM), (OPEN, VICTIM), (NODE, FAR_VICTIM), (FAR_OPEN, FAR_VICTIM)] {
+        for (hop, victim) in [(NODE, VICTIM), (OPEN, VICTIM), (NODE, FAR_VICTIM), (FAR_OPEN, FAR_VICTIM)] {
             table.never(format!("routing header type {kind}"), FREE, victim, |bed, token| {
-                let way = option::routing(kind, segments, &[bed.v6(victim)]);
-                with(bed, FREE, over, token, &[(protocol::ROUTING, way)])
+                let header = option::routing(kind, segments, &[bed.v6(victim)]);
+                with(bed, FREE, hop, token, &[(protocol::ROUTING, header)])
             });
         }
     }

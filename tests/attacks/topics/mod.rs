@@ -1,11 +1,11 @@
 //! The attacks, topic by topic: each topic is a row of SECURITY.md.
 
+mod direct;
 mod fragments;
 mod guests;
 mod headers;
 mod neighbours;
 mod sources;
-mod straight;
 mod tags;
 mod tunnels;
 
@@ -19,7 +19,7 @@ pub(crate) fn all(bed: &Bed) -> Vec<Attack> {
     let mut table = Table::new(bed);
     tags::rows(&mut table);
     sources::rows(&mut table);
-    straight::rows(&mut table);
+    direct::rows(&mut table);
     fragments::rows(&mut table);
     headers::rows(&mut table);
     tunnels::rows(&mut table);

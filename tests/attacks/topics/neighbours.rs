@@ -13,8 +13,8 @@ use towpath::{
 
 use super::sources::link_local;
 use crate::{
-    bed::{Bed, PORT, Who, udp},
-    cast::{ATTACKER, FAR_VICTIM, FREE, FRIEND, OPEN, SHY, VICTIM},
+    bed::{Bed, Host, PORT, udp},
+    pods::{ATTACKER, FAR_VICTIM, FREE, FRIEND, OPEN, SHY, VICTIM},
     table::{Stage, Table},
 };
 
@@ -34,7 +34,7 @@ fn all_nodes() -> IpAddr {
 
 fn arp_frame(
     bed: &Bed,
-    from: Who,
+    from: Host,
     destination: Mac,
     token: Token,
     (operation, sender, target): (u16, (Mac, Ipv4Addr), (Mac, Ipv4Addr)),
@@ -45,29 +45,29 @@ fn arp_frame(
 }
 
 fn arp(table: &mut Table<'_>) {
-    const NOBODY: Mac = Mac([0; 6]);
-    table.section("ARP", Some(Family::V4), Stage::Calm);
-    let own = |bed: &Bed, who: Who| (bed.mac(who), bed.v4(who));
+    const UNKNOWN: Mac = Mac([0; 6]);
+    table.section("ARP", Some(Family::V4), Stage::Normal);
+    let own = |bed: &Bed, host: Host| (bed.mac(host), bed.v4(host));
     table.arrives("request for a pod", FREE, OPEN, |bed, token| {
-        let message = (REQUEST, own(bed, FREE), (NOBODY, bed.v4(OPEN)));
+        let message = (REQUEST, own(bed, FREE), (UNKNOWN, bed.v4(OPEN)));
         arp_frame(bed, FREE, Mac::BROADCAST, token, message)
     });
-    table.arrives("reply with the own address", FREE, OPEN, |bed, token| {
+    table.arrives("reply with its own address", FREE, OPEN, |bed, token| {
         arp_frame(bed, FREE, bed.mac(OPEN), token, (REPLY, own(bed, FREE), own(bed, OPEN)))
     });
-    table.arrives("gratuitous for the own address", FREE, OPEN, |bed, token| {
-        arp_frame(bed, FREE, Mac::BROADCAST, token, (REQUEST, own(bed, FREE), (NOBODY, bed.v4(FREE))))
+    table.arrives("gratuitous for its own address", FREE, OPEN, |bed, token| {
+        arp_frame(bed, FREE, Mac::BROADCAST, token, (REQUEST, own(bed, FREE), (UNKNOWN, bed.v4(FREE))))
     });
     table.section("ARP", Some(Family::V4), Stage::Poison);
     for from in [FREE, ATTACKER] {
         let gateway = |bed: &Bed| match bed.gateway_address(0, Family::V4) {
             IpAddr::V4(address) => address,
-            IpAddr::V6(_) => unreachable!("asked for IPv4"),
+            IpAddr::V6(_) => unreachable!("an IPv4 address"),
         };
         for to in [OPEN, SHY, VICTIM] {
             table.never("gratuitous for another pod's address", from, to, |bed, token| {
-                let lie = (bed.mac(from), bed.v4(FRIEND));
-                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, lie, (NOBODY, bed.v4(FRIEND))))
+                let claim = (bed.mac(from), bed.v4(FRIEND));
+                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, claim, (UNKNOWN, bed.v4(FRIEND))))
             });
             table.never("reply for another pod's address", from, to, |bed, token| {
                 arp_frame(
@@ -82,16 +82,16 @@ fn arp(table: &mut Table<'_>) {
                 arp_frame(bed, from, bed.mac(to), token, (REPLY, (bed.mac(from), gateway(bed)), own(bed, to)))
             });
             table.never("request as another pod", from, to, |bed, token| {
-                let lie = (bed.mac(from), bed.v4(FRIEND));
-                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, lie, (NOBODY, bed.v4(to))))
+                let claim = (bed.mac(from), bed.v4(FRIEND));
+                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, claim, (UNKNOWN, bed.v4(to))))
             });
             table.never("own address, another pod's hardware address inside", from, to, |bed, token| {
-                let lie = (bed.mac(FRIEND), bed.v4(from));
-                arp_frame(bed, from, bed.mac(to), token, (REPLY, lie, own(bed, to)))
+                let claim = (bed.mac(FRIEND), bed.v4(from));
+                arp_frame(bed, from, bed.mac(to), token, (REPLY, claim, own(bed, to)))
             });
-            table.never("an address that nobody has", from, to, |bed, token| {
-                let lie = (bed.mac(from), Ipv4Addr::new(10, 244, 1, 200));
-                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, lie, (NOBODY, bed.v4(to))))
+            table.never("an unassigned address", from, to, |bed, token| {
+                let claim = (bed.mac(from), Ipv4Addr::new(10, 244, 1, 200));
+                arp_frame(bed, from, Mac::BROADCAST, token, (REQUEST, claim, (UNKNOWN, bed.v4(to))))
             });
         }
     }
@@ -109,8 +109,8 @@ struct Discovery {
 }
 
 impl Discovery {
-    /// The true answer of `from` to a question for it.
-    fn answer(bed: &Bed, from: Who, to: Who) -> Self {
+    /// The genuine advertisement of `from`.
+    fn advertisement(bed: &Bed, from: Host, to: Host) -> Self {
         Self {
             kind: kind::NEIGHBOUR_ADVERTISEMENT,
             flags: flag::SOLICITED | flag::OVERRIDE,
@@ -122,8 +122,8 @@ impl Discovery {
         }
     }
 
-    /// The question of `from` for `to`.
-    fn question(bed: &Bed, from: Who, to: Who) -> Self {
+    /// The solicitation of `from` for `to`.
+    fn solicitation(bed: &Bed, from: Host, to: Host) -> Self {
         Self {
             kind: kind::NEIGHBOUR_SOLICITATION,
             flags: 0,
@@ -135,7 +135,7 @@ impl Discovery {
         }
     }
 
-    fn frames(&self, bed: &Bed, from: Who, unicast: Mac, token: Token) -> Vec<Vec<u8>> {
+    fn frames(&self, bed: &Bed, from: Host, unicast: Mac, token: Token) -> Vec<Vec<u8>> {
         let body = neighbour::neighbour(self.kind, self.flags | token.0, self.target, Some(self.mac));
         bed.recognise(body.clone(), token);
         let destination =
@@ -147,74 +147,82 @@ impl Discovery {
 }
 
 fn advertisements(table: &mut Table<'_>) {
-    table.section("neighbour discovery", Some(Family::V6), Stage::Calm);
-    table.arrives("question for a pod", FREE, OPEN, |bed, token| {
-        Discovery::question(bed, FREE, OPEN).frames(bed, FREE, bed.mac(OPEN), token)
+    table.section("neighbour discovery", Some(Family::V6), Stage::Normal);
+    table.arrives("solicitation for a pod", FREE, OPEN, |bed, token| {
+        Discovery::solicitation(bed, FREE, OPEN).frames(bed, FREE, bed.mac(OPEN), token)
     });
-    table.arrives("answer with the own address", FREE, OPEN, |bed, token| {
-        Discovery::answer(bed, FREE, OPEN).frames(bed, FREE, bed.mac(OPEN), token)
+    table.arrives("advertisement with its own address", FREE, OPEN, |bed, token| {
+        Discovery::advertisement(bed, FREE, OPEN).frames(bed, FREE, bed.mac(OPEN), token)
     });
-    table.arrives("answer with the own link-local address", FREE, OPEN, |bed, token| {
+    table.arrives("advertisement with its own link-local address", FREE, OPEN, |bed, token| {
         let own = link_local(bed.mac(FREE));
         let destination = link_local(bed.mac(OPEN)).into();
-        Discovery { source: own.into(), target: own, destination, ..Discovery::answer(bed, FREE, OPEN) }
-            .frames(bed, FREE, bed.mac(OPEN), token)
+        Discovery {
+            source: own.into(),
+            target: own,
+            destination,
+            ..Discovery::advertisement(bed, FREE, OPEN)
+        }
+        .frames(bed, FREE, bed.mac(OPEN), token)
     });
     table.section("neighbour discovery", Some(Family::V6), Stage::Poison);
     for from in [FREE, ATTACKER] {
         for to in [OPEN, SHY, VICTIM] {
             let gateway = |bed: &Bed| match bed.gateway_address(0, Family::V6) {
                 IpAddr::V6(address) => address,
-                IpAddr::V4(_) => unreachable!("asked for IPv6"),
+                IpAddr::V4(_) => unreachable!("an IPv6 address"),
             };
-            let mut lie = |name: &str, change: &dyn Fn(&Bed, Discovery) -> Discovery| {
+            let mut forge = |name: &str, change: &dyn Fn(&Bed, Discovery) -> Discovery| {
                 table.never(name, from, to, |bed, token| {
-                    let honest = Discovery::answer(bed, from, to);
-                    change(bed, honest).frames(bed, from, bed.mac(to), token)
+                    let genuine = Discovery::advertisement(bed, from, to);
+                    change(bed, genuine).frames(bed, from, bed.mac(to), token)
                 });
             };
-            lie("answer for another pod's address", &|bed, honest| Discovery {
+            forge("advertisement for another pod's address", &|bed, genuine| Discovery {
                 target: bed.v6(FRIEND),
-                ..honest
+                ..genuine
             });
-            lie("answer for another pod's address, as that pod", &|bed, honest| Discovery {
+            forge("advertisement for another pod's address, as that pod", &|bed, genuine| Discovery {
                 source: bed.address(FRIEND, Family::V6),
                 target: bed.v6(FRIEND),
-                ..honest
+                ..genuine
             });
-            lie("answer for another pod's address, to all", &|bed, honest| Discovery {
+            forge("advertisement for another pod's address, to all", &|bed, genuine| Discovery {
                 flags: flag::OVERRIDE,
                 destination: all_nodes(),
                 target: bed.v6(FRIEND),
-                ..honest
+                ..genuine
             });
-            lie("answer for the gateway's address", &|bed, honest| Discovery {
+            forge("advertisement for the gateway's address", &|bed, genuine| Discovery {
                 flags: flag::ROUTER | flag::SOLICITED | flag::OVERRIDE,
                 target: gateway(bed),
-                ..honest
+                ..genuine
             });
-            lie("answer for the gateway's link-local address", &|bed, honest| Discovery {
+            forge("advertisement for the gateway's link-local address", &|bed, genuine| Discovery {
                 target: link_local(bed.gateway(from)),
-                ..honest
+                ..genuine
             });
-            lie("own address, another pod's hardware address inside", &|bed, honest| Discovery {
+            forge("own address, another pod's hardware address inside", &|bed, genuine| Discovery {
                 mac: bed.mac(FRIEND),
-                ..honest
+                ..genuine
             });
-            lie("question as another pod", &|bed, _| Discovery {
+            forge("solicitation as another pod", &|bed, _| Discovery {
                 source: bed.address(FRIEND, Family::V6),
-                ..Discovery::question(bed, from, to)
+                ..Discovery::solicitation(bed, from, to)
             });
-            lie("question as another pod, unicast", &|bed, _| Discovery {
+            forge("solicitation as another pod, unicast", &|bed, _| Discovery {
                 source: bed.address(FRIEND, Family::V6),
                 destination: bed.address(to, Family::V6),
-                ..Discovery::question(bed, from, to)
+                ..Discovery::solicitation(bed, from, to)
             });
             for hops in [1, 64, 254] {
-                lie(&format!("answer with hop limit {hops}"), &move |_, honest| Discovery { hops, ..honest });
-                lie(&format!("question with hop limit {hops}"), &move |bed, _| Discovery {
+                forge(&format!("advertisement with hop limit {hops}"), &move |_, genuine| Discovery {
                     hops,
-                    ..Discovery::question(bed, from, to)
+                    ..genuine
+                });
+                forge(&format!("solicitation with hop limit {hops}"), &move |bed, _| Discovery {
+                    hops,
+                    ..Discovery::solicitation(bed, from, to)
                 });
             }
         }
@@ -278,7 +286,7 @@ fn misused(table: &mut Table<'_>) {
             for (from, to) in [(ATTACKER, OPEN), (FREE, VICTIM), (FREE, FAR_VICTIM)] {
                 for long in [false, true] {
                     let size = if long { "1,200 bytes" } else { "short" };
-                    // A short one for a neighbour with the right hop limit is a normal message.
+                    // A short one on the link with the right hop limit is a normal message.
                     if !long && hops == 255 && table.bed.on_link(from, to) {
                         continue;
                     }
@@ -301,13 +309,13 @@ fn misused(table: &mut Table<'_>) {
 
 fn dhcp(table: &mut Table<'_>) {
     let broadcast: IpAddr = Ipv4Addr::BROADCAST.into();
-    table.section("DHCP server", Some(Family::V4), Stage::Calm);
+    table.section("DHCP server", Some(Family::V4), Stage::Normal);
     for from in [FREE, ATTACKER] {
         for to in [OPEN, VICTIM] {
             if !table.bed.on_link(from, to) {
                 continue;
             }
-            // To the client's own address it would be an ordinary datagram, which policy judges.
+            // To the client's own address it would be an ordinary datagram, subject to policy.
             table.never("broadcast", from, to, |bed, token| {
                 let (server, yours) = (bed.v4(from), bed.v4(to));
                 let offer = neighbour::dhcp_offer(server, yours, bed.mac(to), &token.bytes());
@@ -324,14 +332,14 @@ fn dhcp(table: &mut Table<'_>) {
             });
         }
     }
-    table.section("DHCP server", Some(Family::V6), Stage::Calm);
+    table.section("DHCP server", Some(Family::V6), Stage::Normal);
     for from in [FREE, ATTACKER] {
         for to in [OPEN, VICTIM] {
             if !table.bed.on_link(from, to) {
                 continue;
             }
             table.never("between link-local addresses", from, to, |bed, token| {
-                let of = |who| IpAddr::from(link_local(bed.mac(who)));
+                let of = |host| IpAddr::from(link_local(bed.mac(host)));
                 let ip = Ip::new(of(from), of(to));
                 let message = neighbour::dhcpv6_advertise(&token.bytes());
                 vec![bed.link(from, to).ip(&ip.packet(protocol::UDP, &ip.udp(547, 546, &message)))]

@@ -1,4 +1,4 @@
-//! Forged source addresses, and the pod's own one with a hardware address that is not the pod's.
+//! Forged source addresses, and the pod's own address with a forged hardware address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -9,9 +9,9 @@ use towpath::{
 
 use crate::{
     bed::{Bed, PORT, offset, udp},
-    cast::{
+    pods::{
         ATTACKER, FAR_FRIEND, FAR_OPEN, FAR_SHY, FREE, FRIEND, GUEST, NODE, OPEN, OTHER_NODE, OUTSIDE, SHY,
-        STRANGER, VICTIM,
+        UNLISTED, VICTIM,
     },
     table::{Stage, Table},
 };
@@ -34,11 +34,11 @@ fn forged(bed: &Bed, family: Family) -> Vec<Forged> {
         ("the other node's address", bed.address(OTHER_NODE, family), None),
         ("the gateway's address", bed.gateway_address(0, family), None),
         ("the gateway's addresses, IP and MAC", bed.gateway_address(0, family), Some(bed.gateway(FREE))),
-        ("an address of the node's block that nobody has", offset(node_block, 200), None),
+        ("an unassigned address of the node's block", offset(node_block, 200), None),
     ];
     let fixed: &[(&str, &str)] = match family {
         Family::V4 => &[
-            ("an address of the cluster that nobody has", "10.244.200.9"),
+            ("an unassigned address of the cluster", "10.244.200.9"),
             ("an internet address", "203.0.113.77"),
             ("127.0.0.1", "127.0.0.1"),
             ("0.0.0.0", "0.0.0.0"),
@@ -47,12 +47,12 @@ fn forged(bed: &Bed, family: Family) -> Vec<Forged> {
             ("a link-local address", "169.254.9.9"),
         ],
         Family::V6 => &[
-            ("an address of the cluster that nobody has", "fd00:10:244:200::9"),
+            ("an unassigned address of the cluster", "fd00:10:244:200::9"),
             ("an internet address", "2001:db8::77"),
             ("::1", "::1"),
             ("the unspecified address", "::"),
             ("multicast as source", "ff02::1"),
-            ("a link-local address that nobody has", "fe80::9:9"),
+            ("an unassigned link-local address", "fe80::9:9"),
         ],
     };
     all.extend(fixed.iter().map(|(name, address)| (*name, parse(address), None)));
@@ -80,20 +80,20 @@ pub(super) fn rows(table: &mut Table<'_>) {
     let bed = table.bed;
     let victims = [OPEN, SHY, VICTIM, FAR_OPEN, FAR_SHY, NODE, OTHER_NODE, OUTSIDE];
     for family in Family::BOTH {
-        // A frame with a foreign hardware address changes the bridge's table: all of them at the end.
-        table.section("sources", Some(family), Stage::Calm);
+        // A frame with another host's hardware address changes the bridge's table, so these come last.
+        table.section("sources", Some(family), Stage::Normal);
         for to in [OPEN, FAR_OPEN, NODE, OTHER_NODE, OUTSIDE] {
-            table.arrives("the own address", FREE, to, |bed, token| honest(bed, FREE, to, family, token));
+            table.arrives("its own address", FREE, to, |bed, token| genuine(bed, FREE, to, family, token));
         }
-        table.arrives("the own address", ATTACKER, NODE, |bed, token| {
-            honest(bed, ATTACKER, NODE, family, token)
+        table.arrives("its own address", ATTACKER, NODE, |bed, token| {
+            genuine(bed, ATTACKER, NODE, family, token)
         });
-        table.arrives("the own address", FRIEND, SHY, |bed, token| honest(bed, FRIEND, SHY, family, token));
-        table.arrives("the own address", FAR_FRIEND, SHY, |bed, token| {
-            honest(bed, FAR_FRIEND, SHY, family, token)
+        table.arrives("its own address", FRIEND, SHY, |bed, token| genuine(bed, FRIEND, SHY, family, token));
+        table.arrives("its own address", FAR_FRIEND, SHY, |bed, token| {
+            genuine(bed, FAR_FRIEND, SHY, family, token)
         });
         for (name, source, mac) in forged(bed, family) {
-            let stage = if mac.is_some() { Stage::Poison } else { Stage::Calm };
+            let stage = if mac.is_some() { Stage::Poison } else { Stage::Normal };
             table.section("sources", Some(family), stage);
             for from in [ATTACKER, FREE] {
                 for to in victims {
@@ -107,9 +107,9 @@ pub(super) fn rows(table: &mut Table<'_>) {
             }
         }
         table.section("hardware addresses", Some(family), Stage::Poison);
-        table.arrives("the own one", FREE, OPEN, |bed, token| honest(bed, FREE, OPEN, family, token));
+        table.arrives("its own", FREE, OPEN, |bed, token| genuine(bed, FREE, OPEN, family, token));
         let others = [
-            ("one that nobody has", Mac([2, 0, 0, 0, 0, 9])),
+            ("an unknown one", Mac([2, 0, 0, 0, 0, 9])),
             ("another pod's", bed.mac(FRIEND)),
             ("the gateway's", bed.gateway(FREE)),
             ("broadcast", Mac::BROADCAST),
@@ -123,22 +123,22 @@ pub(super) fn rows(table: &mut Table<'_>) {
                 });
             }
         }
-        table.section("pods that no object names", Some(family), Stage::Calm);
+        table.section("pods without an object", Some(family), Stage::Normal);
         for (name, owner) in
             [("as a local pod", FRIEND), ("as a remote pod", FAR_FRIEND), ("as the node", NODE)]
         {
             for to in [SHY, FAR_SHY, VICTIM] {
-                table.never(name, STRANGER, to, |bed, token| {
+                table.never(name, UNLISTED, to, |bed, token| {
                     let ip = Ip::new(bed.address(owner, family), bed.address(to, family));
-                    vec![bed.link(STRANGER, to).ip(&udp(&ip, token, PORT, &[]))]
+                    vec![bed.link(UNLISTED, to).ip(&udp(&ip, token, PORT, &[]))]
                 });
             }
         }
-        // Which policies select it is not known either.
-        table.undefended("with its own address", STRANGER, OPEN, |bed, token| {
-            honest(bed, STRANGER, OPEN, family, token)
+        // It is not known which policies select it.
+        table.undefended("with its own address", UNLISTED, OPEN, |bed, token| {
+            genuine(bed, UNLISTED, OPEN, family, token)
         });
-        table.section("sources from elsewhere", Some(family), Stage::Calm);
+        table.section("sources from elsewhere", Some(family), Stage::Normal);
         for (name, from, owner) in [
             ("a local pod's address from outside", OUTSIDE, FRIEND),
             ("a remote pod's address from outside", OUTSIDE, FAR_FRIEND),
@@ -153,10 +153,10 @@ pub(super) fn rows(table: &mut Table<'_>) {
     }
 }
 
-fn honest(
+fn genuine(
     bed: &Bed,
-    from: crate::bed::Who,
-    to: crate::bed::Who,
+    from: crate::bed::Host,
+    to: crate::bed::Host,
     family: Family,
     token: towpath::lab::frame::Token,
 ) -> Vec<Vec<u8>> {

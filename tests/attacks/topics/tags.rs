@@ -7,7 +7,7 @@ use towpath::{
 
 use crate::{
     bed::{PORT, udp},
-    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, OPEN, VICTIM},
+    pods::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, OPEN, VICTIM},
     table::{Stage, Table},
 };
 
@@ -52,7 +52,7 @@ const WRAPS: [(&str, Wrap); 16] = [
 
 pub(super) fn rows(table: &mut Table<'_>) {
     for family in Family::BOTH {
-        table.section("tags", Some(family), Stage::Calm);
+        table.section("tags", Some(family), Stage::Normal);
         for to in [OPEN, FAR_OPEN] {
             table.arrives("no tag", FREE, to, |bed, token| {
                 vec![bed.link(FREE, to).ip(&udp(&bed.ip(FREE, to, family), token, PORT, &[]))]
@@ -69,14 +69,14 @@ pub(super) fn rows(table: &mut Table<'_>) {
             }
         }
     }
-    // Frames that are not IP can carry anything from one end of a bridge to the other.
-    table.section("tags", None, Stage::Calm);
+    // Frames that are not IP can carry data across a bridge.
+    table.section("tags", None, Stage::Normal);
     let kinds = [("LLDP", 0x88cc), ("EAPOL", 0x888e), ("loopback test", 0x9000), ("AppleTalk", 0x809b)];
     for (from, to) in [(ATTACKER, OPEN), (FREE, VICTIM)] {
         for (name, kind) in kinds {
             table.never(name, from, to, |bed, token| vec![bed.link(from, to).frame(kind, &token.bytes())]);
         }
-        table.never("ARP of a kind that is none", from, to, |bed, token| {
+        table.never("ARP with an invalid operation", from, to, |bed, token| {
             let body = [&[0, 1, 8, 0, 6, 4, 0, 99][..], &[0; 20], &token.bytes()].concat();
             vec![bed.link(from, to).frame(ether::ARP, &body)]
         });

@@ -1,4 +1,4 @@
-//! Tunnel packets that a pod sends to nodes: the inner packet would appear to be another pod's.
+//! Tunnel packets from a pod to a node: the inner packet would appear to be another pod's.
 
 use std::net::IpAddr;
 
@@ -12,8 +12,8 @@ use towpath::{
 
 use super::sources::link_local;
 use crate::{
-    bed::{Bed, GENEVE_PORT, OTHER_VXLAN_PORT, PORT, VXLAN_PORT, Who, offset, source_port, udp},
-    cast::{ATTACKER, FAR_OPEN, FAR_SHY, FREE, FRIEND, GUEST, NODE, OPEN, OTHER_NODE, OUTSIDE, SHY},
+    bed::{Bed, GENEVE_PORT, Host, OTHER_VXLAN_PORT, PORT, VXLAN_PORT, offset, source_port, udp},
+    pods::{ATTACKER, FAR_OPEN, FAR_SHY, FREE, FRIEND, GUEST, NODE, OPEN, OTHER_NODE, OUTSIDE, SHY},
     table::{Stage, Table},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 fn addresses(bed: &Bed, node: usize, family: Family) -> Vec<(&'static str, IpAddr)> {
     let block = bed.lab.nodes()[node].pod_cidr(family).network();
     let mut all = vec![
-        ("its own address", bed.address(Who::Node(node), family)),
+        ("its own address", bed.address(Host::Node(node), family)),
         ("its gateway's address", bed.gateway_address(node, family)),
     ];
     if bed.setting.topology == Topology::Vxlan {
@@ -38,7 +38,7 @@ fn addresses(bed: &Bed, node: usize, family: Family) -> Vec<(&'static str, IpAdd
 }
 
 /// The inner packet: as if the friend had sent it to the pod that admits only the friend.
-fn inner(bed: &Bed, victim: Who, family: Family, token: Token) -> Vec<u8> {
+fn inner(bed: &Bed, victim: Host, family: Family, token: Token) -> Vec<u8> {
     udp(&bed.ip(FRIEND, victim, family), token, PORT, &[])
 }
 
@@ -50,7 +50,7 @@ fn inner_frame(bed: &Bed, device: (usize, &str), packet: &[u8]) -> Vec<u8> {
 
 pub(super) fn rows(table: &mut Table<'_>) {
     for family in Family::BOTH {
-        table.section("tunnels", Some(family), Stage::Calm);
+        table.section("tunnels", Some(family), Stage::Normal);
         for port in [VXLAN_PORT, OTHER_VXLAN_PORT, GENEVE_PORT] {
             for to in [OPEN, FAR_OPEN] {
                 table.arrives(format!("UDP port {port} between pods"), FREE, to, |bed, token| {
@@ -59,7 +59,7 @@ pub(super) fn rows(table: &mut Table<'_>) {
             }
         }
         for (node, victim) in [(0, SHY), (1, FAR_SHY)] {
-            let whose = if node == 0 { "the own node" } else { "the other node" };
+            let whose = if node == 0 { "its own node" } else { "the other node" };
             for (which, address) in addresses(table.bed, node, family) {
                 for from in [FREE, ATTACKER] {
                     to_node(table, (from, node, victim), family, &format!("to {whose}, {which}"), address);
@@ -73,12 +73,12 @@ pub(super) fn rows(table: &mut Table<'_>) {
 /// All tunnel packets, from one pod to one address of a node.
 fn to_node(
     table: &mut Table<'_>,
-    (from, node, victim): (Who, usize, Who),
+    (from, node, victim): (Host, usize, Host),
     family: Family,
     name: &str,
     address: IpAddr,
 ) {
-    let host = Who::Node(node);
+    let host = Host::Node(node);
     let outer = move |bed: &Bed| Ip::new(bed.address(from, family), address);
     let link = move |bed: &Bed| Link { source: bed.mac(from), destination: bed.gateway(from) };
     let flannel = if family == Family::V4 { "flannel.1" } else { "flannel-v6.1" };
@@ -104,7 +104,7 @@ fn to_node(
         });
         table.never(format!("VXLAN {name}, as the other node, unpacked"), from, victim, |bed, token| {
             let (datagram, _) = vxlan(bed, token);
-            let ip = Ip::new(bed.address(Who::Node(1 - node), family), address);
+            let ip = Ip::new(bed.address(Host::Node(1 - node), family), address);
             let payload = &datagram[8..];
             let datagram = ip.udp(source_port(token), VXLAN_PORT, payload);
             vec![link(bed).ip(&ip.packet(protocol::UDP, &datagram))]
@@ -135,18 +135,18 @@ fn to_node(
         });
     }
     // No such tunnel ends on these nodes; to a node without one these are ordinary packets.
-    table.undefended(format!("GRE {name}, where no such tunnel is"), from, host, |bed, token| {
+    table.undefended(format!("GRE {name}, without such a tunnel"), from, host, |bed, token| {
         let payload = tunnel::gre_ip(&inner(bed, victim, family, token));
         vec![link(bed).ip(&outer(bed).packet(protocol::GRE, &payload))]
     });
-    table.undefended(format!("Geneve {name}, where no such tunnel is"), from, host, |bed, token| {
+    table.undefended(format!("Geneve {name}, without such a tunnel"), from, host, |bed, token| {
         let payload = tunnel::geneve(1, &[&[0; 14][..], &inner(bed, victim, family, token)].concat());
         let ip = outer(bed);
         vec![link(bed).ip(&ip.packet(protocol::UDP, &ip.udp(source_port(token), GENEVE_PORT, &payload)))]
     });
 }
 
-/// A host that is no node may not send to a node's tunnel either.
+/// A host that is not a node may not send to a node's tunnel either.
 fn from_elsewhere(table: &mut Table<'_>) {
     if table.bed.setting.topology != Topology::Vxlan {
         return;
@@ -157,14 +157,14 @@ fn from_elsewhere(table: &mut Table<'_>) {
             let frame = inner_frame(bed, (0, flannel), &inner(bed, SHY, family, token));
             ip.packet(protocol::UDP, &ip.udp(source_port(token), VXLAN_PORT, &tunnel::vxlan(1, &frame)))
         };
-        table.section("tunnels from elsewhere", Some(family), Stage::Calm);
+        table.section("tunnels from elsewhere", Some(family), Stage::Normal);
         for (name, from) in [("from outside", OUTSIDE), ("from another bridge", GUEST)] {
             table.never(format!("VXLAN {name}, unpacked"), from, SHY, |bed, token| {
                 let ip = bed.ip(from, NODE, family);
                 vec![bed.link(from, NODE).ip(&datagram(bed, &ip, token))]
             });
         }
-        // A host that can send on the nodes' own wire as a node counts as one.
+        // A host that can send as a node on the nodes' own network counts as a node.
         table.undefended("VXLAN from outside, as the other node, unpacked", OUTSIDE, SHY, |bed, token| {
             let ip = bed.ip(OTHER_NODE, NODE, family);
             let packet = datagram(bed, &ip, token);

@@ -1,6 +1,6 @@
 //! A node whose connection table is full.
 //!
-//! A pod that may send fills it: first with datagrams that nobody answers, of which the kernel drops one for each new
+//! A pod that may send fills it: first with unanswered datagrams, of which the kernel drops one for each new
 //! connection; then an outside host answers, and the kernel keeps these connections. Denied packets must not arrive,
 //! neither then nor after the table is empty again.
 //!
@@ -18,10 +18,10 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PORT, Who, source_port, udp},
-    cast::{ATTACKER, FAR_FRIEND, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, NODE, OPEN, OUTSIDE, SHY, VICTIM},
+    bed::{Bed, Host, PORT, source_port, udp},
     conntrack,
-    table::{Expect, Seen, Stage, Table, observed},
+    pods::{ATTACKER, FAR_FRIEND, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, NODE, OPEN, OUTSIDE, SHY, VICTIM},
+    table::{Expect, Outcome, Stage, Table, observed},
 };
 
 const TOPIC: &str = "full connection table";
@@ -32,7 +32,7 @@ const LARGEST: u64 = 1 << 19;
 /// How many connections the pod has with one address.
 const PER_ADDRESS: u64 = 60_000;
 
-/// How many connections the pod tries, to find out whether any more fit.
+/// How many connections the pod opens to find out whether any more fit.
 const SAMPLE: u64 = 2_000;
 
 /// How many more it opens while they fit, and how often.
@@ -46,11 +46,11 @@ const LASTS_AFTER: Duration = Duration::from_millis(2_200);
 const TIMEOUTS: [(&str, &str); 2] =
     [("netfilter/nf_conntrack_udp_timeout", "1800"), ("netfilter/nf_conntrack_udp_timeout_stream", "1800")];
 
-/// Senders and receivers that had a connection before.
-const TALKERS: [(Who, Who); 5] =
+/// Senders and receivers of connections that exist before.
+const CONNECTED: [(Host, Host); 5] =
     [(FRIEND, SHY), (FREE, OPEN), (OPEN, ATTACKER), (FREE, FAR_OPEN), (FAR_FRIEND, SHY)];
 
-const DENIED: [(Who, Who); 6] = [
+const DENIED: [(Host, Host); 6] = [
     (FREE, VICTIM),
     (FREE, SHY),
     (ATTACKER, OPEN),
@@ -59,10 +59,10 @@ const DENIED: [(Who, Who); 6] = [
     (OUTSIDE, VICTIM),
 ];
 
-const ALLOWED: [(Who, Who); 5] =
+const ALLOWED: [(Host, Host); 5] =
     [(FRIEND, SHY), (VICTIM, FRIEND), (FREE, OPEN), (OPEN, FAR_OPEN), (FAR_FRIEND, SHY)];
 
-pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
     let limit = number(bed, "nf_conntrack_max");
     if limit == 0 || limit > LARGEST {
         println!("skipped: a full connection table, since net.netfilter.nf_conntrack_max is {limit}");
@@ -71,18 +71,18 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
     let before =
         TIMEOUTS.map(|(name, _)| (name, number(bed, name.trim_start_matches("netfilter/")).to_string()));
     bed.netns(NODE).sysctl(&TIMEOUTS).expect("the node's own timeouts");
-    let talks = begin(bed);
+    let connections = open_connections(bed);
     let (mut rows, opened) = unanswered(bed, limit);
-    rows.extend(answered(bed, opened, &talks));
-    conntrack::forget(bed.netns(NODE));
-    rows.extend(tries(bed, "empty again").run());
+    rows.extend(answered(bed, opened, &connections));
+    conntrack::flush(bed.netns(NODE));
+    rows.extend(attempts(bed, "empty again").run());
     let back = before.each_ref().map(|(name, value)| (*name, value.as_str()));
     bed.netns(NODE).sysctl(&back).expect("the node's own timeouts");
     rows
 }
 
 /// Fills the table with unanswered connections; returns how many that took.
-fn unanswered(bed: &Bed, limit: u64) -> (Vec<Seen>, u64) {
+fn unanswered(bed: &Bed, limit: u64) -> (Vec<Outcome>, u64) {
     let evicted = statistic(bed, "early_drop");
     let is_full = || statistic(bed, "early_drop") >= evicted + SAMPLE / 2;
     let mut numbers = 0..limit;
@@ -92,14 +92,14 @@ fn unanswered(bed: &Bed, limit: u64) -> (Vec<Seen>, u64) {
         numbers = numbers.end..numbers.end + SAMPLE;
         flood(bed, FREE, numbers.clone());
     }
-    let name = "the kernel forgets unanswered connections for new ones";
+    let name = "the kernel evicts unanswered connections for new ones";
     let mut rows = vec![observed(bed, TOPIC, name, (NODE, NODE), (Expect::Arrives, is_full()))];
-    rows.extend(tries(bed, "full of unanswered connections").run());
+    rows.extend(attempts(bed, "full of unanswered connections").run());
     (rows, numbers.end)
 }
 
 /// Fills the table with connections that the kernel keeps.
-fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
+fn answered(bed: &Bed, opened: u64, connections: &[Connection]) -> Vec<Outcome> {
     let mut numbers = 0..opened;
     flood(bed, OUTSIDE, numbers.clone());
     flood(bed, FREE, numbers.clone());
@@ -119,31 +119,31 @@ fn answered(bed: &Bed, opened: u64, talks: &[Talk]) -> Vec<Seen> {
         std::thread::sleep(LASTS_AFTER);
         flood(bed, FREE, numbers.clone());
     }
-    let name = "the kernel drops what is new";
+    let name = "the kernel drops new connections";
     let mut rows = vec![observed(bed, TOPIC, name, (NODE, NODE), (Expect::Arrives, is_full))];
-    let mut table = tries(bed, "full of answered connections");
+    let mut table = attempts(bed, "full of answered connections");
     for row in &mut table.rows {
         if row.expect == Expect::Arrives {
             row.expect = Expect::Undefended;
         }
     }
     table.send();
-    // These continue; so they also show when everything that was sent before has arrived, if it does.
-    rows.extend(talks.iter().flat_map(|talk| talk.go_on(bed)));
+    // These continue; once they arrive, so has everything that was sent before, if it arrives at all.
+    rows.extend(connections.iter().flat_map(|connection| connection.continues(bed)));
     rows.extend(table.rows.into_iter().map(|attack| {
-        let arrived = bed.seen(attack.token).contains(&attack.to);
-        Seen { attack, arrived }
+        let arrived = bed.receivers(attack.token).contains(&attack.to);
+        Outcome { attack, arrived }
     }));
     let verdict = (Expect::Undefended, bed.is_guarded());
-    rows.push(observed(bed, TOPIC, "the daemon answers the node that asks it", (NODE, NODE), verdict));
+    rows.push(observed(bed, TOPIC, "the daemon answers requests on its node", (NODE, NODE), verdict));
     rows
 }
 
 /// Builds a packet for a header.
 type Message = fn(&Ip, Token) -> Vec<u8>;
 
-/// What is tried each time.
-fn tries<'a>(bed: &'a Bed, when: &str) -> Table<'a> {
+/// The frames that are sent each time.
+fn attempts<'a>(bed: &'a Bed, when: &str) -> Table<'a> {
     const MESSAGES: [(&str, Message); 4] = [
         ("UDP", |ip, token| udp(ip, token, PORT, &[])),
         ("TCP SYN", |ip, token| segment(ip, token, tcp_flag::SYN)),
@@ -152,7 +152,7 @@ fn tries<'a>(bed: &'a Bed, when: &str) -> Table<'a> {
     ];
     let mut table = Table::new(bed);
     for family in Family::BOTH {
-        table.section(TOPIC, Some(family), Stage::Calm);
+        table.section(TOPIC, Some(family), Stage::Normal);
         for (name, message) in MESSAGES {
             let name = format!("{when}: {name}");
             let frames =
@@ -174,21 +174,21 @@ fn segment(ip: &Ip, token: Token, flags: u8) -> Vec<u8> {
 }
 
 /// A connection that existed before.
-struct Talk {
-    from: Who,
-    to: Who,
+struct Connection {
+    from: Host,
+    to: Host,
     family: Family,
     port: u16,
 }
 
 /// Opens connections that the kernel keeps.
-fn begin(bed: &Bed) -> Vec<Talk> {
-    let talk = |family, (from, to)| Talk { from, to, family, port: source_port(bed.token()) };
-    let of = |family| TALKERS.map(|pair| talk(family, pair));
-    let talks: Vec<Talk> = Family::BOTH.into_iter().flat_map(of).collect();
+fn open_connections(bed: &Bed) -> Vec<Connection> {
+    let connection = |family, (from, to)| Connection { from, to, family, port: source_port(bed.token()) };
+    let of = |family| CONNECTED.map(|pair| connection(family, pair));
+    let connections: Vec<Connection> = Family::BOTH.into_iter().flat_map(of).collect();
     let send = |forth| {
-        for talk in &talks {
-            talk.send(bed, forth, b"for the record");
+        for connection in &connections {
+            connection.send(bed, forth, b"for the record");
         }
         bed.settle();
     };
@@ -196,10 +196,10 @@ fn begin(bed: &Bed) -> Vec<Talk> {
     send(false);
     std::thread::sleep(LASTS_AFTER);
     send(true);
-    talks
+    connections
 }
 
-impl Talk {
+impl Connection {
     fn send(&self, bed: &Bed, forth: bool, payload: &[u8]) {
         let (from, to) = if forth { (self.from, self.to) } else { (self.to, self.from) };
         let (source, destination) = if forth { (self.port, PORT) } else { (PORT, self.port) };
@@ -209,7 +209,7 @@ impl Talk {
     }
 
     /// Whether both directions still pass.
-    fn go_on(&self, bed: &Bed) -> [Seen; 2] {
+    fn continues(&self, bed: &Bed) -> [Outcome; 2] {
         // The tunnel's own packets are not answered: the kernel drops their connection for a new one.
         let is_tunnelled =
             bed.setting.topology == Topology::Vxlan && bed.node_of(self.from) != bed.node_of(self.to);
@@ -221,17 +221,17 @@ impl Talk {
                 self.send(bed, forth, &token.bytes());
                 (0..50).any(|_| {
                     std::thread::sleep(Duration::from_millis(10));
-                    bed.seen(token).contains(&to)
+                    bed.receivers(token).contains(&to)
                 })
             });
-            let name = format!("a connection that stood before, {:?}", self.family);
+            let name = format!("an existing connection, {:?}", self.family);
             observed(bed, TOPIC, name, (from, to), (expect, arrived))
         })
     }
 }
 
 /// One datagram for each of these connections of a pod with outside addresses: the pod's, or the answer.
-fn flood(bed: &Bed, from: Who, numbers: Range<u64>) {
+fn flood(bed: &Bed, from: Host, numbers: Range<u64>) {
     let link = Link { source: bed.mac(from), destination: bed.gateway(from) };
     let own = bed.v4(FREE);
     let mut frame = Vec::new();

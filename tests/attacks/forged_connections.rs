@@ -1,7 +1,7 @@
-//! Forged packets that open a connection in the victim's name: packets back to the victim are then replies.
+//! Forged packets that open a connection with the victim's address: packets back to the victim are then replies.
 //!
-//! The victim may send and must not be reached. An attacker sends as the victim, to a partner or back to itself, and
-//! the node tracks a connection of the victim's. Replies pass whatever the policy.
+//! The victim may send and must not be reached. An attacker sends with the victim's address, to a partner or back to
+//! itself, and the node tracks a connection of the victim. Replies pass regardless of policy.
 
 use towpath::{
     lab::frame::{Ip, Link, Mac, protocol},
@@ -9,22 +9,22 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PORT, Who, source_port},
-    cast::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, GATE, GUEST, OPEN, OUTSIDE, VICTIM},
-    table::{Expect, Seen, observed},
+    bed::{Bed, Host, PORT, source_port},
+    pods::{ATTACKER, FAR_OPEN, FAR_VICTIM, FREE, FRIEND, GATE, GUEST, OPEN, OUTSIDE, VICTIM},
+    table::{Expect, Outcome, observed},
 };
 
-/// The case, the forger, and the one that answers.
-const PAIRS: [(&str, Who, Who, Expect); 6] = [
-    ("a reply to what the sender itself forged", FREE, FREE, Expect::Never),
-    ("a reply to what another pod forged", FREE, OPEN, Expect::Never),
-    ("a reply to what a pod that may not send forged", ATTACKER, OPEN, Expect::Never),
-    ("a reply from the other node to what a pod forged", FREE, FAR_OPEN, Expect::Never),
-    ("a reply to what was forged outside", OUTSIDE, OPEN, Expect::Undefended),
-    ("a reply to what was forged on another bridge", GUEST, OPEN, Expect::Undefended),
+/// The case, the sender of the forged packet, and the pod that answers it.
+const PAIRS: [(&str, Host, Host, Expect); 6] = [
+    ("a reply to its own forged packet", FREE, FREE, Expect::Never),
+    ("a reply to another pod's forged packet", FREE, OPEN, Expect::Never),
+    ("a reply to a forged packet of a pod that may not send", ATTACKER, OPEN, Expect::Never),
+    ("a reply from the other node to a pod's forged packet", FREE, FAR_OPEN, Expect::Never),
+    ("a reply to a packet forged outside", OUTSIDE, OPEN, Expect::Undefended),
+    ("a reply to a packet forged on another bridge", GUEST, OPEN, Expect::Undefended),
 ];
 
-pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
     let all: Vec<_> =
         Family::BOTH.into_iter().flat_map(|family| PAIRS.map(|pair| (family, pair, bed.token()))).collect();
     for (family, (_, forger, partner, _), token) in &all {
@@ -44,31 +44,31 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         let packet = ip.packet(protocol::UDP, &ip.udp(PORT, source_port(*token), &token.bytes()));
         bed.send(*partner, &bed.link(*partner, VICTIM).ip(&packet));
     }
-    // The same without any forgery before it: a true connection of the victim's.
-    let honest = Family::BOTH.map(|family| (family, bed.token()));
-    for (family, token) in honest {
+    // The control: a genuine connection of the victim.
+    let genuine = Family::BOTH.map(|family| (family, bed.token()));
+    for (family, token) in genuine {
         let ip = bed.ip(VICTIM, FRIEND, family);
         let packet = ip.packet(protocol::UDP, &ip.udp(source_port(token), PORT, b"for the record"));
         bed.send(VICTIM, &bed.link(VICTIM, FRIEND).ip(&packet));
     }
     bed.settle();
-    for (family, token) in honest {
+    for (family, token) in genuine {
         let ip = bed.ip(FRIEND, VICTIM, family);
         let packet = ip.packet(protocol::UDP, &ip.udp(PORT, source_port(token), &token.bytes()));
         bed.send(FRIEND, &bed.link(FRIEND, VICTIM).ip(&packet));
     }
     bed.settle();
     let forged = all.iter().map(|(family, (name, _, partner, expect), token)| {
-        let verdict = (*expect, bed.seen(*token).contains(&VICTIM));
+        let verdict = (*expect, bed.receivers(*token).contains(&VICTIM));
         observed(bed, "forged connections", format!("{name}, {family:?}"), (*partner, VICTIM), verdict)
     });
-    let true_ones = honest.into_iter().map(|(family, token)| {
-        let verdict = (Expect::Arrives, bed.seen(token).contains(&VICTIM));
-        let name = format!("a reply to what the victim itself sent, {family:?}");
+    let controls = genuine.into_iter().map(|(family, token)| {
+        let verdict = (Expect::Arrives, bed.receivers(token).contains(&VICTIM));
+        let name = format!("a reply to a packet of the victim itself, {family:?}");
         observed(bed, "forged connections", name, (FRIEND, VICTIM), verdict)
     });
-    let mut rows: Vec<Seen> = forged.chain(true_ones).collect();
-    rows.extend(Family::BOTH.into_iter().flat_map(|family| together(bed, family)));
+    let mut rows: Vec<Outcome> = forged.chain(controls).collect();
+    rows.extend(Family::BOTH.into_iter().flat_map(|family| simultaneous(bed, family)));
     rows
 }
 
@@ -76,8 +76,8 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
 ///
 /// On one node denied packets leave no trace; but a frame to a group's hardware address does not pass the rules before
 /// the kernel tracks its connection, on kernels that confirm such frames when a bridge delivers them to its node. On
-/// two nodes each of them knows only its own pod, which may send: what the other one sends is a reply to it.
-fn together(bed: &Bed, family: Family) -> Vec<Seen> {
+/// two nodes each node tracks only its own pod, which may send: what the other pod sends is a reply to it.
+fn simultaneous(bed: &Bed, family: Family) -> Vec<Outcome> {
     let group = Mac::of_group(bed.address(GATE, family));
     let cases = [
         ("on one node", GATE, None, Expect::Never),
@@ -86,7 +86,7 @@ fn together(bed: &Bed, family: Family) -> Vec<Seen> {
         ("on two nodes", FAR_VICTIM, None, Expect::Undefended),
     ];
     let all = cases.map(|case| (case, bed.token()));
-    let send = |from: Who, to: Who, ports: (u16, u16), mac: Option<Mac>, payload: &[u8]| {
+    let send = |from: Host, to: Host, ports: (u16, u16), mac: Option<Mac>, payload: &[u8]| {
         let ip = bed.ip(from, to, family);
         let packet = ip.packet(protocol::UDP, &ip.udp(ports.0, ports.1, payload));
         let link = bed.link(from, to);
@@ -102,8 +102,8 @@ fn together(bed: &Bed, family: Family) -> Vec<Seen> {
     bed.settle();
     all.into_iter()
         .map(|((name, partner, _, expect), token)| {
-            let verdict = (expect, bed.seen(token).contains(&VICTIM));
-            let name = format!("two that meet halfway, {name}, {family:?}");
+            let verdict = (expect, bed.receivers(token).contains(&VICTIM));
+            let name = format!("simultaneous datagrams, {name}, {family:?}");
             observed(bed, "forged connections", name, (partner, VICTIM), verdict)
         })
         .collect()

@@ -1,4 +1,4 @@
-//! A pod that sets another pod's addresses on its own interface, as its owner may from inside.
+//! A pod that assigns another pod's addresses to its own interface, as its owner can from inside.
 
 use towpath::{
     lab::frame::{Ip, Link},
@@ -6,20 +6,20 @@ use towpath::{
 };
 
 use crate::{
-    bed::{Bed, PORT, Who, udp},
-    cast::{FREE, FRIEND, OPEN, SHY},
-    table::{Expect, Seen, observed},
+    bed::{Bed, Host, PORT, udp},
+    pods::{FREE, FRIEND, OPEN, SHY},
+    table::{Expect, Outcome, observed},
 };
 
-pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
+pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
     let run = |lines: &[String]| bed.netns(FREE).ip(lines).expect("a change within the pod");
-    let takes = |family| format!("addr add {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
+    let add = |family| format!("addr add {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
     run(&[
         "link set eth0 down".to_owned(),
         format!("link set eth0 address {}", bed.mac(FRIEND)),
         "link set eth0 up".to_owned(),
-        takes(Family::V4),
-        format!("{} nodad", takes(Family::V6)),
+        add(Family::V4),
+        format!("{} nodad", add(Family::V6)),
     ]);
     let as_friend = |family, own_mac: bool, token| {
         let source = if own_mac { bed.mac(FREE) } else { bed.mac(FRIEND) };
@@ -36,18 +36,18 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    bed.settle_but(FREE);
-    let mut rows: Vec<Seen> = tokens
+    bed.settle_except(FREE);
+    let mut rows: Vec<Outcome> = tokens
         .into_iter()
         .map(|(family, tokens)| {
-            let arrived = tokens.iter().any(|token| bed.seen(*token).contains(&SHY));
-            row(bed, "another pod's addresses on the own interface", family, SHY, (Expect::Never, arrived))
+            let arrived = tokens.iter().any(|token| bed.receivers(*token).contains(&SHY));
+            row(bed, "another pod's addresses on its own interface", family, SHY, (Expect::Never, arrived))
         })
         .collect();
-    let gives = |family| format!("addr del {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
+    let remove = |family| format!("addr del {}/{} dev eth0", bed.address(FRIEND, family), prefix(family));
     let mut back = vec![
-        gives(Family::V4),
-        gives(Family::V6),
+        remove(Family::V4),
+        remove(Family::V6),
         "link set eth0 down".to_owned(),
         format!("link set eth0 address {}", bed.mac(FREE)),
         "link set eth0 up".to_owned(),
@@ -70,13 +70,13 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Seen> {
         let packet = udp(&bed.ip(FREE, OPEN, family), token, PORT, &[]);
         bed.send(FREE, &bed.link(FREE, OPEN).ip(&packet));
         bed.settle();
-        let arrived = bed.seen(token).contains(&OPEN);
-        rows.push(row(bed, "the own addresses again", family, OPEN, (Expect::Arrives, arrived)));
+        let arrived = bed.receivers(token).contains(&OPEN);
+        rows.push(row(bed, "its own addresses again", family, OPEN, (Expect::Arrives, arrived)));
     }
     rows
 }
 
-fn row(bed: &Bed, name: &str, family: Family, to: Who, verdict: (Expect, bool)) -> Seen {
+fn row(bed: &Bed, name: &str, family: Family, to: Host, verdict: (Expect, bool)) -> Outcome {
     observed(bed, "changed addresses", format!("{name}, {family:?}"), (FREE, to), verdict)
 }
 

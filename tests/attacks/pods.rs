@@ -1,42 +1,42 @@
-//! The pods of the table, and the policies that select them.
+//! The pods that attack and are attacked, and the policies that select them.
 
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, PodPlan, Setting, Who, node_name};
+use crate::bed::{Bed, Host, PodPlan, Setting, node_name};
 
 /// Denied all egress.
-pub(crate) const ATTACKER: Who = Who::Pod(0);
+pub(crate) const ATTACKER: Host = Host::Pod(0);
 /// No policy selects it: it may send to every peer that admits it.
-pub(crate) const FREE: Who = Who::Pod(1);
+pub(crate) const FREE: Host = Host::Pod(1);
 /// No policy selects it.
-pub(crate) const OPEN: Who = Who::Pod(2);
+pub(crate) const OPEN: Host = Host::Pod(2);
 /// Denied all ingress.
-pub(crate) const VICTIM: Who = Who::Pod(3);
+pub(crate) const VICTIM: Host = Host::Pod(3);
 /// Admits only pods with `role: friend`, and some blocks of addresses that no pod has.
-pub(crate) const SHY: Who = Who::Pod(4);
+pub(crate) const SHY: Host = Host::Pod(4);
 /// The one that is admitted.
-pub(crate) const FRIEND: Who = Who::Pod(5);
+pub(crate) const FRIEND: Host = Host::Pod(5);
 /// Admits UDP port 53 from anywhere, nothing else.
-pub(crate) const GATE: Who = Who::Pod(6);
+pub(crate) const GATE: Host = Host::Pod(6);
 /// As [`OPEN`], on the other node, as are all that follow.
-pub(crate) const FAR_OPEN: Who = Who::Pod(7);
+pub(crate) const FAR_OPEN: Host = Host::Pod(7);
 /// As [`VICTIM`].
-pub(crate) const FAR_VICTIM: Who = Who::Pod(8);
+pub(crate) const FAR_VICTIM: Host = Host::Pod(8);
 /// As [`SHY`].
-pub(crate) const FAR_SHY: Who = Who::Pod(9);
+pub(crate) const FAR_SHY: Host = Host::Pod(9);
 /// As [`FRIEND`].
-pub(crate) const FAR_FRIEND: Who = Who::Pod(10);
+pub(crate) const FAR_FRIEND: Host = Host::Pod(10);
 
 /// A pod without an object: it was created a moment ago, or its object is not read yet.
-pub(crate) const STRANGER: Who = Who::Pod(11);
+pub(crate) const UNLISTED: Host = Host::Pod(11);
 
-pub(crate) const NODE: Who = Who::Node(0);
-pub(crate) const OTHER_NODE: Who = Who::Node(1);
-pub(crate) const GUEST: Who = Who::Guest(0);
-pub(crate) const OTHER_GUEST: Who = Who::Guest(1);
-pub(crate) const OUTSIDE: Who = Who::Outside;
+pub(crate) const NODE: Host = Host::Node(0);
+pub(crate) const OTHER_NODE: Host = Host::Node(1);
+pub(crate) const GUEST: Host = Host::Guest(0);
+pub(crate) const OTHER_GUEST: Host = Host::Guest(1);
+pub(crate) const OUTSIDE: Host = Host::Outside;
 
 /// Namespace, name, node and role of each pod.
 const PODS: [(&str, &str, usize, &str); 12] = [
@@ -51,7 +51,7 @@ const PODS: [(&str, &str, usize, &str); 12] = [
     ("blue", "far-victim", 1, "none"),
     ("blue", "far-shy", 1, "shy"),
     ("green", "far-friend", 1, "friend"),
-    ("green", "stranger", 0, "none"),
+    ("green", "unlisted", 0, "none"),
 ];
 
 /// The test bed with these pods.
@@ -62,7 +62,7 @@ pub(crate) fn bed(setting: Setting) -> Bed {
             name: format!("{namespace}/{name}"),
             node: *node,
             addresses: Vec::new(),
-            named: *name != "stranger",
+            named: *name != "unlisted",
         })
         .collect();
     Bed::new(setting, &plans, pod, &objects())

@@ -1,4 +1,4 @@
-//! Frames directly to a neighbour's hardware address, with a destination that is not the neighbour's own.
+//! Frames sent directly to another pod's hardware address, with a destination that is not that pod's address.
 
 use std::net::IpAddr;
 
@@ -9,15 +9,15 @@ use towpath::{
 
 use super::sources::link_local;
 use crate::{
-    bed::{Bed, PORT, Who, offset, udp},
-    cast::{ATTACKER, FREE, NODE, OPEN, VICTIM},
+    bed::{Bed, Host, PORT, offset, udp},
+    pods::{ATTACKER, FREE, NODE, OPEN, VICTIM},
     table::{Stage, Table},
 };
 
-/// Addresses that the receivers have besides those that the API server knows.
+/// Addresses that no object reports.
 const SECOND: [&str; 2] = ["10.77.7.7", "fd77::7"];
 
-fn destinations(bed: &Bed, to: Who, family: Family) -> Vec<(&'static str, IpAddr)> {
+fn destinations(bed: &Bed, to: Host, family: Family) -> Vec<(&'static str, IpAddr)> {
     let block = bed.lab.nodes()[0].pod_cidr(family).network();
     let fixed: &[(&'static str, &str)] = match family {
         Family::V4 => &[
@@ -28,7 +28,7 @@ fn destinations(bed: &Bed, to: Who, family: Family) -> Vec<(&'static str, IpAddr
             ("127.0.0.1", "127.0.0.1"),
             ("0.0.0.0", "0.0.0.0"),
             ("169.254.1.1", "169.254.1.1"),
-            ("an address that no object names", SECOND[0]),
+            ("an address without an object", SECOND[0]),
         ],
         Family::V6 => &[
             ("ff02::1", "ff02::1"),
@@ -37,7 +37,7 @@ fn destinations(bed: &Bed, to: Who, family: Family) -> Vec<(&'static str, IpAddr
             ("ff0e::1", "ff0e::1"),
             ("::1", "::1"),
             ("fe80::1", "fe80::1"),
-            ("an address that no object names", SECOND[1]),
+            ("an address without an object", SECOND[1]),
         ],
     };
     let mut all: Vec<_> =
@@ -53,7 +53,7 @@ fn destinations(bed: &Bed, to: Who, family: Family) -> Vec<(&'static str, IpAddr
 pub(super) fn rows(table: &mut Table<'_>) {
     let bed = table.bed;
     for family in Family::BOTH {
-        table.section("straight to the neighbour", Some(family), Stage::Calm);
+        table.section("direct frames", Some(family), Stage::Normal);
         table.arrives("the receiver's own address", FREE, OPEN, |bed, token| {
             vec![bed.link(FREE, OPEN).ip(&udp(&bed.ip(FREE, OPEN, family), token, PORT, &[]))]
         });
@@ -75,14 +75,14 @@ pub(super) fn rows(table: &mut Table<'_>) {
                     });
                 }
             }
-            // A rule that checks the destination sees an allowed one: the node's, or that of an open pod. Only the
-            // hardware address sends the frame elsewhere, flooded if no host has it.
+            // The destination is allowed: the node's, or that of an open pod. Only the hardware address directs the frame
+            // elsewhere; it is flooded if no host has it.
             let allowed = if from == FREE { bed.address(OPEN, family) } else { bed.address(NODE, family) };
             for (how, mac) in [
                 ("to its hardware address", bed.link(from, to).destination),
                 ("to all", Mac::BROADCAST),
                 ("to a group's hardware address", Mac::of_group(allowed)),
-                ("to a hardware address that nobody has", Mac([2, 0, 0, 0, 0, 0x77])),
+                ("to an unknown hardware address", Mac([2, 0, 0, 0, 0, 0x77])),
             ] {
                 table.never(format!("with an allowed destination, {how}"), from, to, |bed, token| {
                     let link = Link { source: bed.mac(from), destination: mac };
