@@ -1,4 +1,4 @@
-//! Two readings of the standard agree: for random clusters and every flow in them, the verdict of [`evaluate`] is what
+//! The evaluator and the compiled rules agree: for random clusters and every flow in them, the verdict of [`evaluate`] is what
 //! the compiled rules of the nodes on its path do with its first packet.
 //!
 //! `TOWPATH_SEED` sets the first seed, `TOWPATH_FLOWS` the number of flows to test (`make soak`).
@@ -128,12 +128,9 @@ fn evaluator_and_compiled_rules_agree_on_every_flow() {
         "{flows} flows of {clusters} clusters agree, {allowed} of them allowed; {shared} nodes with a shared address; \
          {forms:?}"
     );
-    assert!(shared > 10, "hardly any address belongs to two isolated pods of one node");
-    assert!(forms.excepts > 10 && forms.ports > 10, "each form is met: {forms:?}");
-    assert!(
-        allowed > flows / 20 && allowed < flows * 19 / 20,
-        "neither nearly all nor hardly any are allowed"
-    );
+    assert!(shared > 10, "too few addresses belong to two isolated pods of one node");
+    assert!(forms.excepts > 10 && forms.ports > 10, "too few rules of each form: {forms:?}");
+    assert!(allowed > flows / 20 && allowed < flows * 19 / 20, "too many or too few flows are allowed");
 }
 
 /// On a bridge pods can be reached by addresses that belong to no host. Policies do not mention them, so they must not
@@ -151,15 +148,15 @@ fn broadcast_multicast_and_link_local_do_not_bypass_isolation() {
             trace(ruleset.table(Family::of(ends[0])), &packet).passed
         })
     };
-    let ways = [
+    let pairs = [
         ("10.244.1.9", "255.255.255.255"),
         ("10.244.1.9", "224.0.0.251"),
         ("fe80::1", "fe80::2"),
         ("fd00:10:244:1::9", "fe80::2"),
         ("fe80::1", "ff02::fb"),
     ];
-    for (from, to) in ways {
-        assert!(passes(&changes, from, to), "{from} -> {to}: nobody is isolated");
+    for (from, to) in pairs {
+        assert!(passes(&changes, from, to), "{from} -> {to}: no pod is isolated");
     }
     changes.push(Change::SetPolicy(NetworkPolicy {
         key: ObjectKey::new("x", "deny"),
@@ -168,19 +165,19 @@ fn broadcast_multicast_and_link_local_do_not_bypass_isolation() {
         egress: None,
         standing: Standing::Accepted,
     }));
-    for (from, to) in ways {
+    for (from, to) in pairs {
         assert!(!passes(&changes, from, to), "{from} -> {to}: pods are isolated");
     }
 }
 
-/// `from: []` means everyone, and is read so; a list of peers that selects nothing must not become that on its way.
+/// `from: []` means every peer, and is read so. A rule whose list of peers is empty must not be compiled to that.
 #[test]
 fn rule_with_an_empty_list_of_peers_admits_no_one() {
     let shape = Shape { stack: Stack::Dual, namespaces: 1, pods: 4, policies: 0, oddities: false };
     let mut changes = Generator::new(3, shape).cluster();
     let rule = PolicyRule { peers: Peers::Of(Vec::new()), ports: Ports::Any };
     changes.push(Change::SetPolicy(NetworkPolicy {
-        key: ObjectKey::new("x", "nobody"),
+        key: ObjectKey::new("x", "no-peers"),
         subject: LabelSelector::everything(),
         ingress: Some(vec![rule]),
         egress: None,

@@ -127,12 +127,12 @@ fn modules_use_only_modules_above_them() {
             panic!("{} is in no module that this test knows", path.display())
         };
         for named in named_modules(&text) {
-            let fine = named == here || allowed.contains(&named.as_str());
-            assert!(fine, "{}: {here} must not name {named}", path.display());
+            let is_allowed = named == here || allowed.contains(&named.as_str());
+            assert!(is_allowed, "{}: {here} must not name {named}", path.display());
         }
         seen.insert(here);
     }
-    assert_eq!(seen.len(), MODULES.len(), "every module of the list is there");
+    assert_eq!(seen.len(), MODULES.len(), "a module of the list does not exist");
 }
 
 #[test]

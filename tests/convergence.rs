@@ -25,9 +25,9 @@ fn bytes(ruleset: &Ruleset) -> String {
     format!("{}{}", render::all_sets(ruleset), chains.concat())
 }
 
-/// Applies `changes` on one node, with a sync after each if `every_round`.
-fn run(node: &str, changes: &[Change], every_round: bool) -> (Cluster, Ruleset) {
-    let (cluster, ruleset, _) = run_within(Budgets::default(), node, changes, every_round);
+/// Applies `changes` on one node, with a sync after each if `every_change`.
+fn run(node: &str, changes: &[Change], every_change: bool) -> (Cluster, Ruleset) {
+    let (cluster, ruleset, _) = run_within(Budgets::default(), node, changes, every_change);
     (cluster, ruleset)
 }
 
@@ -36,7 +36,7 @@ fn run_within(
     budgets: Budgets,
     node: &str,
     changes: &[Change],
-    every_round: bool,
+    every_change: bool,
 ) -> (Cluster, Ruleset, Vec<String>) {
     let (mut cluster, mut resolver) = (Cluster::new(), Resolver::new(node).with_budgets(budgets));
     let mut compiler = Compiler::new(Options::default());
@@ -44,7 +44,7 @@ fn run_within(
         if let Some(delta) = cluster.apply(change.clone()) {
             resolver.update(&cluster, &delta);
         }
-        if every_round {
+        if every_change {
             compiler.compile(&resolver.resolve(&cluster));
         }
     }
@@ -86,14 +86,14 @@ fn order_duplication_and_squashing_of_changes_do_not_alter_the_ruleset() {
             let reversed: Vec<Change> = objects.iter().rev().cloned().collect();
             let twice: Vec<Change> =
                 changes.iter().flat_map(|change| [change.clone(), change.clone()]).collect();
-            for (how, changes, every_round) in [
+            for (how, changes, every_change) in [
                 ("squashed", &changes, false),
-                ("twice over", &twice, true),
+                ("each change twice", &twice, true),
                 ("only the last state", &objects, false),
                 ("shuffled", &shuffled, true),
                 ("reversed", &reversed, true),
             ] {
-                let (_, ruleset) = run(node, changes, every_round);
+                let (_, ruleset) = run(node, changes, every_change);
                 assert_eq!(bytes(&ruleset), expected, "seed {seed}, node {node}, {how}");
             }
             let fresh = compile(&Resolver::of(node, &cluster).resolve(&cluster), &Options::default());

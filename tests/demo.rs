@@ -1,6 +1,6 @@
 //! `towpath demo` as a user runs it.
 
-#![expect(clippy::unwrap_used, reason = "what these tests share fails as the tests themselves do")]
+#![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! A set of excepts closes within a rule that allows: after no edit may an address in it pass.
+//! A set of excepts closes part of a rule that allows: an address in it must not pass after any edit.
 
 #![cfg(test)]
 
@@ -80,7 +80,7 @@ fn carry_out(fake: &mut Fake, ruleset: &Ruleset, most: usize, holds: impl Fn(&Ru
     let effects = effects(&steps);
     for effect in effects.iter().take(most) {
         fake.apply(effect).unwrap();
-        assert!(holds(fake.ruleset()), "behind {effect:?}");
+        assert!(holds(fake.ruleset()), "after {effect:?}");
     }
     effects.len()
 }

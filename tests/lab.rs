@@ -1,6 +1,6 @@
 //! The lab against the real kernel: open where nothing filters, and able to detect every kind of deny.
 
-#![expect(clippy::unwrap_used, reason = "what these tests share fails as the tests themselves do")]
+#![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,7 +36,7 @@ fn every_lab() -> impl Iterator<Item = (Topology, Families)> {
 }
 
 /// Every transport to every address of every pod but the sender's own, from every pod and the external host.
-fn everything_to_everyone(lab: &Lab) -> Vec<Probe> {
+fn all_probes(lab: &Lab) -> Vec<Probe> {
     let senders: Vec<End> = lab.pods().map(|(id, _)| End::Pod(id)).chain([End::External]).collect();
     let mut probes = Vec::new();
     for from in senders {
@@ -84,7 +84,7 @@ fn all_pods_are_reachable_from_pods_and_outside_without_rules() {
         lab.add_pods(&specs).unwrap();
         let built = start.elapsed();
         let start = Instant::now();
-        assert_open(&lab, &everything_to_everyone(&lab), &format!("{topology:?} {families:?}"));
+        assert_open(&lab, &all_probes(&lab), &format!("{topology:?} {families:?}"));
         println!("{topology:?} {families:?}: built in {built:?}, probed in {:?}", start.elapsed());
     }
 }
@@ -125,7 +125,7 @@ fn dropped_flow_is_silent_and_other_flows_are_open() {
             assert_eq!(ask(&lab, c, to), ALL_SILENT, "from the other node, {what}");
             assert_eq!(ask(&lab, End::External, to), ALL_SILENT, "from outside, {what}");
             assert_eq!(ask(&lab, End::Node(0), to), ALL_OPEN, "from its own node, {what}");
-            assert_eq!(ask(&lab, b, address(&lab, a, family)), ALL_OPEN, "the other way, {what}");
+            assert_eq!(ask(&lab, b, address(&lab, a, family)), ALL_OPEN, "the other direction, {what}");
             assert_eq!(ask(&lab, b, address(&lab, c, family)), ALL_OPEN, "to the other node, {what}");
         }
     }
@@ -228,10 +228,13 @@ fn reused_address_reaches_its_new_owner_immediately() {
                 }
                 assert!(replies[3].outcome.is_open());
             }
-            assert_open(&lab, &everything_to_everyone(&lab), "after a change of hands");
+            assert_open(&lab, &all_probes(&lab), "after a change of owner");
         }
         assert!(lab.pod(b).is_err(), "a removed pod is gone");
-        assert!(lab.add_pod(PodSpec::new("thief", 0).at(addresses[0])).is_err(), "an address has one owner");
+        assert!(
+            lab.add_pod(PodSpec::new("second-owner", 0).at(addresses[0])).is_err(),
+            "an address has one owner"
+        );
     }
 }
 
@@ -258,7 +261,7 @@ fn external_host_is_reachable_at_every_address_and_can_send_from_each() {
             let probes =
                 TRANSPORTS.map(|it| Probe { source_address: from, ..Probe::new(End::External, pod, it) });
             assert_eq!(lab.probe_all(&probes, DEFAULT_TIMEOUT).unwrap(), ALL_OPEN, "from {to}");
-            // A rule that filters by source on the path shows which source was used.
+            // A rule on the path that drops this source shows that it was used.
             let mut command = Command::new(variant.program(Family::of(to), ""));
             command.args([
                 "-w",
@@ -313,7 +316,7 @@ fn forward_policy_drops_pod_packets_without_the_flannel_rules() {
             flannel_rules: Some(rules),
             ..options(Topology::Vxlan, Families::Dual, 2)
         });
-        assert_open(&lab, &everything_to_everyone(&lab), variant.name());
+        assert_open(&lab, &all_probes(&lab), variant.name());
         for family in Family::BOTH {
             let mut command = Command::new(variant.program(family, ""));
             command.args(["-w", "-F", "FLANNEL-FWD"]);
@@ -410,7 +413,7 @@ fn matrix_of_dropped_probes_takes_about_one_timeout() {
         (0..20).map(|at| PodSpec::new(format!("pod-{at}"), at % 2).listening(&PORTS)).collect();
     lab.add_pods(&specs).unwrap();
     let built = start.elapsed();
-    let probes = everything_to_everyone(&lab);
+    let probes = all_probes(&lab);
     assert_eq!(probes.len(), (20 * 19 + 20) * 2 * 4);
     let start = Instant::now();
     assert_open(&lab, &probes, "twenty pods");
@@ -438,7 +441,7 @@ fn repeated_probes_are_always_new_flows() {
     let (lab, [a, b, _]) = three_pods(options(Topology::Bridge, Families::V4, 2));
     let to = address(&lab, b, Family::V4);
     for transport in TRANSPORTS {
-        // Every flow seen before passes: only a new one does not.
+        // The rule below lets established flows pass, and drops new ones.
         let all_open: Vec<Probe> = vec![Probe::new(a, to, transport); 500];
         assert!(
             lab.probe_all(&all_open, DEFAULT_TIMEOUT).unwrap().iter().all(|it| it.is_open()),
@@ -460,7 +463,7 @@ fn dropped_lab_leaves_nothing_behind() {
     if !has_root() {
         return;
     }
-    let traces = || -> Vec<String> {
+    let visible = || -> Vec<String> {
         let run = |program: &str, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
@@ -471,7 +474,7 @@ fn dropped_lab_leaves_nothing_behind() {
             run("ip", &["route", "show", "table", "all"]),
         ]
     };
-    let before = traces();
+    let before = visible();
     let (lab, _) = three_pods(options(Topology::Vxlan, Families::Dual, 2));
     let mut sleeper = Command::new("sleep");
     sleeper.arg("1000");
@@ -485,11 +488,11 @@ fn dropped_lab_leaves_nothing_behind() {
     assert_ne!(
         std::fs::read_link(format!("{entry}/ns/net")).unwrap(),
         std::fs::read_link("/proc/thread-self/ns/net").unwrap(),
-        "which is not the machine's"
+        "not in that of the machine"
     );
-    assert_eq!(traces(), before, "nothing shows on the machine while it runs");
+    assert_eq!(visible(), before, "a running lab is not visible on the machine");
     drop(process);
     drop(lab);
     assert!(!std::path::Path::new(&entry).exists(), "processes end");
-    assert_eq!(traces(), before);
+    assert_eq!(visible(), before);
 }

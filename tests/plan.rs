@@ -1,5 +1,5 @@
-//! Why the edits of a plan have their order: for each clause a change of two objects that, if the clause did not hold,
-//! would let a packet through that no state of the objects allows.
+//! The order of the edits of a plan: for each clause, a change of two objects that in another order would let a packet
+//! pass that no state of the objects allows.
 //!
 //! `tests/restart.rs` searches for such packets in random clusters. Cases that are rare there are built here.
 
@@ -37,7 +37,7 @@ struct World {
 }
 
 /// One sync: the plan, and what the kernel holds before it and after each of its effects.
-struct Round {
+struct Sync {
     steps: Vec<Step>,
     start: Fake,
     /// What the rules would be after each change.
@@ -55,14 +55,14 @@ impl World {
             compiler: Compiler::new(Options::default()),
             kernel: Fake::default(),
         };
-        let round = world.round(changes);
-        for step in &round.steps {
+        let sync = world.sync(changes);
+        for step in &sync.steps {
             world.kernel.apply(step).unwrap();
         }
         world
     }
 
-    fn round(&mut self, changes: Vec<Change>) -> Round {
+    fn sync(&mut self, changes: Vec<Change>) -> Sync {
         let mut states = vec![self.kernel.ruleset().clone()];
         for change in changes {
             self.take(change);
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// A sync after changes that arrived as one input.
-    fn together(&mut self, changes: Vec<Change>) -> Round {
+    fn sync_of_one_input(&mut self, changes: Vec<Change>) -> Sync {
         let before = self.resolver.moves();
         for change in changes {
             self.take(change);
@@ -87,29 +87,29 @@ impl World {
         self.resolver.update(&self.cluster, &delta);
     }
 
-    fn planned(&mut self, states: Vec<Ruleset>) -> Round {
+    fn planned(&mut self, states: Vec<Ruleset>) -> Sync {
         let desired = states.last().unwrap();
         let moves = self.resolver.take_moves();
         let steps = plan(&Observed::holding(self.kernel.ruleset()), desired, &moves);
-        Round { steps, start: self.kernel.clone(), states }
+        Sync { steps, start: self.kernel.clone(), states }
     }
 }
 
-impl Round {
-    /// No state allows the packet, and no effect of the plan lets it through; but with the effects in the order of
-    /// `wrong` one would, so the order is necessary.
+impl Sync {
+    /// No state allows the packet, and it passes after no effect of the plan; but it passes if the effects are sorted by
+    /// `wrong`, so the order is necessary.
     fn never_passes(&self, sent: Sent<'_>, wrong: impl Fn(&Effect) -> usize) {
         for (number, state) in self.states.iter().enumerate() {
             assert!(!passes(state, sent), "{sent:?}: the objects allow it in state {number}");
         }
         let effects = self.effects();
         let leak = first_to_pass(&self.start, &effects, sent);
-        assert!(leak.is_none(), "{sent:?} leaks behind {leak:?}");
+        assert!(leak.is_none(), "{sent:?} passes after {leak:?}");
         let mut wrong_order = effects;
         wrong_order.sort_by_key(wrong);
         assert!(
             first_to_pass(&self.start, &wrong_order, sent).is_some(),
-            "{sent:?} passes in no order: this shows nothing\n{wrong_order:#?}"
+            "{sent:?} does not pass in the wrong order either, so this case tests nothing\n{wrong_order:#?}"
         );
     }
 
@@ -213,11 +213,11 @@ fn policy(name: &str, ingress: Option<Vec<PolicyRule>>, egress: Option<Vec<Polic
     })
 }
 
-fn may_reach(name: &str, peers: impl IntoIterator<Item = Peer>) -> Change {
+fn may_send_to(name: &str, peers: impl IntoIterator<Item = Peer>) -> Change {
     policy(name, None, Some(peers.into_iter().map(rule).collect()))
 }
 
-fn lets_in(name: &str, peers: impl IntoIterator<Item = Peer>) -> Change {
+fn admits(name: &str, peers: impl IntoIterator<Item = Peer>) -> Change {
     policy(name, Some(peers.into_iter().map(rule).collect()), None)
 }
 
@@ -232,37 +232,40 @@ fn two_pods() -> Vec<Change> {
 
 #[test]
 fn allow_sets_grow_after_a_change_of_chains() {
-    // `a` loses the right to reach x, then another pod becomes one. The set stays, for `b`.
+    // `a` may no longer send to x, then another pod becomes an x. The set stays, for `b`.
     let start = [
         pod("far", THERE, FAR, "tier=none"),
-        may_reach("a", [peer("app=x")]),
-        may_reach("b", [peer("app=x")]),
+        may_send_to("a", [peer("app=x")]),
+        may_send_to("b", [peer("app=x")]),
     ];
     let mut world = World::new([two_pods(), start.into()].concat());
-    let round = world.round(vec![may_reach("a", [peer("app=y")]), pod("far", THERE, FAR, "app=x")]);
-    assert!(round.changes_chains());
-    round.never_passes((A, FAR, WEB), |effect| usize::from(!effect.adds_to(allows)));
-    assert!(passes(round.states.last().unwrap(), (B, FAR, WEB)));
+    let sync = world.sync(vec![may_send_to("a", [peer("app=y")]), pod("far", THERE, FAR, "app=x")]);
+    assert!(sync.changes_chains());
+    sync.never_passes((A, FAR, WEB), |effect| usize::from(!effect.adds_to(allows)));
+    assert!(passes(sync.states.last().unwrap(), (B, FAR, WEB)));
 }
 
 #[test]
 fn allow_sets_shrink_before_a_change_of_chains() {
-    // A pod stops being an x, then `a` gets the right to reach x.
-    let start =
-        [pod("far", THERE, FAR, "app=x"), may_reach("a", [peer("app=y")]), may_reach("b", [peer("app=x")])];
+    // A pod stops being an x, then `a` may send to x.
+    let start = [
+        pod("far", THERE, FAR, "app=x"),
+        may_send_to("a", [peer("app=y")]),
+        may_send_to("b", [peer("app=x")]),
+    ];
     let mut world = World::new([two_pods(), start.into()].concat());
-    let round = world.round(vec![pod("far", THERE, FAR, "tier=none"), may_reach("a", [peer("app=x")])]);
-    assert!(round.changes_chains());
-    round.never_passes((A, FAR, WEB), |effect| usize::from(effect.removes_from(allows)));
+    let sync = world.sync(vec![pod("far", THERE, FAR, "tier=none"), may_send_to("a", [peer("app=x")])]);
+    assert!(sync.changes_chains());
+    sync.never_passes((A, FAR, WEB), |effect| usize::from(effect.removes_from(allows)));
 }
 
 #[test]
 fn new_sets_are_filled_before_chains_use_them() {
     // `b` becomes isolated like `a`: the node's isolated pods become another set.
-    let mut world = World::new([two_pods(), vec![may_reach("a", [])]].concat());
-    let round = world.round(vec![may_reach("b", [])]);
+    let mut world = World::new([two_pods(), vec![may_send_to("a", [])]].concat());
+    let sync = world.sync(vec![may_send_to("b", [])]);
     let is_isolated = |role| matches!(role, SetRole::Isolated(_));
-    round.never_passes((A, FAR, WEB), |effect| match effect {
+    sync.never_passes((A, FAR, WEB), |effect| match effect {
         Effect::Set(SetEdit::Create(..)) => 0,
         Effect::Chains(_) => 1,
         effect @ Effect::Set(_) => 2 + usize::from(effect.adds_to(is_isolated)),
@@ -281,32 +284,32 @@ fn block(net: &str) -> Peer {
 #[test]
 fn set_of_all_pods_shrinks_before_a_change_of_chains() {
     // A pod ends, and then `a` may reach its address: but not with tunnel packets, now that no pod has it.
-    let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [])];
+    let start = [pod("far", THERE, FAR, "app=x"), may_send_to("a", [])];
     let mut world = World::new([two_pods(), start.into()].concat());
     let gone = Change::RemovePod(ObjectKey::new("shop", "far"));
-    let round = world.round(vec![gone, may_reach("a", [block("10.0.2.1/32")])]);
-    round.never_passes((A, FAR, TUNNEL), |effect| usize::from(effect.removes_from(all_pods)));
+    let sync = world.sync(vec![gone, may_send_to("a", [block("10.0.2.1/32")])]);
+    sync.never_passes((A, FAR, TUNNEL), |effect| usize::from(effect.removes_from(all_pods)));
 }
 
 #[test]
 fn set_of_all_pods_grows_after_a_change_of_chains() {
-    let mut world = World::new([two_pods(), vec![may_reach("a", [block("10.0.2.1/32")])]].concat());
-    let round = world.round(vec![may_reach("a", []), pod("far", THERE, FAR, "app=x")]);
-    round.never_passes((A, FAR, TUNNEL), |effect| usize::from(!effect.adds_to(all_pods)));
+    let mut world = World::new([two_pods(), vec![may_send_to("a", [block("10.0.2.1/32")])]].concat());
+    let sync = world.sync(vec![may_send_to("a", []), pod("far", THERE, FAR, "app=x")]);
+    sync.never_passes((A, FAR, TUNNEL), |effect| usize::from(!effect.adds_to(all_pods)));
 }
 
-/// `a` may reach what is red, and `b` admits what is round.
+/// `a` may send to red pods, and `b` admits round pods.
 fn red_and_round() -> Vec<Change> {
-    vec![may_reach("a", [peer("color=red")]), lets_in("b", [peer("shape=round")])]
+    vec![may_send_to("a", [peer("color=red")]), admits("b", [peer("shape=round")])]
 }
 
 #[test]
 fn members_move_in_the_order_of_events_without_a_change_of_chains() {
     // `a` stops being round, and only then `b` becomes red.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
-    let round = world.round(vec![pod("a", HERE, A, "app=a"), pod("b", HERE, B, "app=b color=red")]);
-    assert!(!round.changes_chains());
-    round.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
+    let sync = world.sync(vec![pod("a", HERE, A, "app=a"), pod("b", HERE, B, "app=b color=red")]);
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
 }
 
 fn a_is_round() -> Vec<Change> {
@@ -315,27 +318,26 @@ fn a_is_round() -> Vec<Change> {
 
 #[test]
 fn pod_that_moves_twice_closes_before_it_opens() {
-    // As above, and then `a` changes once more: its last place in the order does not tell about its first move any
-    // more.
-    let more = vec![pod("c", HERE, "10.0.1.3", "app=c"), lets_in("c", [peer("shape=square")])];
+    // As above, and then `a` changes again: its position in the order is that of its last move, not of its first.
+    let more = vec![pod("c", HERE, "10.0.1.3", "app=c"), admits("c", [peer("shape=square")])];
     let mut world = World::new([a_is_round(), red_and_round(), more].concat());
-    let round = world.round(vec![
+    let sync = world.sync(vec![
         pod("a", HERE, A, "app=a"),
         pod("b", HERE, B, "app=b color=red"),
         pod("a", HERE, A, "app=a shape=square"),
     ]);
-    assert!(!round.changes_chains());
-    round.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
 }
 
 #[test]
 fn move_of_a_namespace_closes_before_it_opens() {
-    // All its pods move at once: `a` out of what `b` admits, `b` into what `a` may reach.
-    let start = vec![may_reach("a", [anywhere("team=new")]), lets_in("b", [anywhere("team=old")])];
+    // All its pods move at once: `a` is no longer admitted by `b`, and `a` may then send to `b`.
+    let start = vec![may_send_to("a", [anywhere("team=new")]), admits("b", [anywhere("team=old")])];
     let mut world = World::new([two_pods(), start].concat());
-    let round = world.round(vec![namespace("team=new")]);
-    assert!(!round.changes_chains());
-    round.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
+    let sync = world.sync(vec![namespace("team=new")]);
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
 }
 
 #[test]
@@ -343,22 +345,23 @@ fn changes_of_one_input_close_before_they_open() {
     // A list after an outage has its own order: here `b` becomes red before `a` stops being round, a state that never
     // existed between the last one and this one.
     let mut world = World::new([a_is_round(), red_and_round()].concat());
-    let round = world.together(vec![pod("b", HERE, B, "app=b color=red"), pod("a", HERE, A, "app=a")]);
-    assert!(!round.changes_chains());
-    round.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
+    let sync =
+        world.sync_of_one_input(vec![pod("b", HERE, B, "app=b color=red"), pod("a", HERE, A, "app=a")]);
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
 }
 
 #[test]
 fn reassigned_address_is_never_in_the_sets_of_two_pods() {
-    // `a` admits what is red on one port, and what is blue on another: a pod of one colour must not reach both.
+    // `a` admits red pods on one port, and blue pods on another: a pod of one colour must not reach both.
     let at = |port| Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(port))]);
     let rules = [("color=red", 80), ("color=blue", 81)]
         .map(|(of, port)| PolicyRule { peers: Peers::Of(vec![peer(of)]), ports: at(port) });
     let start = vec![policy("a", Some(rules.into()), None), pod("old", THERE, FAR, "color=red")];
     let mut world = World::new([two_pods(), start].concat());
-    let round = world
-        .round(vec![Change::RemovePod(ObjectKey::new("shop", "old")), pod("new", THERE, FAR, "color=blue")]);
-    let effects = round.effects();
+    let sync = world
+        .sync(vec![Change::RemovePod(ObjectKey::new("shop", "old")), pod("new", THERE, FAR, "color=blue")]);
+    let effects = sync.effects();
     let place = |is: &dyn Fn(&Effect) -> bool| effects.iter().position(is).unwrap();
     let leaves = place(&|effect| effect.removes_from(allows));
     let enters = place(&|effect| effect.adds_to(allows));
@@ -374,22 +377,22 @@ fn single_moving_pod_keeps_what_both_states_allow() {
         .map(|(of, ports)| PolicyRule { peers: Peers::Of(vec![peer(of)]), ports: at(ports) });
     let start = vec![policy("a", Some(rules.into()), None), pod("far", THERE, FAR, "color=red")];
     let mut world = World::new([two_pods(), start].concat());
-    let round = world.round(vec![pod("far", THERE, FAR, "color=blue")]);
-    let effects = round.effects();
+    let sync = world.sync(vec![pod("far", THERE, FAR, "color=blue")]);
+    let effects = sync.effects();
     assert_eq!(effects.len(), 2, "{effects:?}");
     for done in 0..=effects.len() {
-        let mut kernel = round.start.clone();
+        let mut kernel = sync.start.clone();
         for effect in &effects[..done] {
             let Effect::Set(edit) = effect else { panic!("{effect:?}") };
             kernel.apply(&Step::Sets(vec![edit.clone()])).unwrap();
         }
-        assert!(passes(kernel.ruleset(), (FAR, A, WEB)), "cut behind {done} edits");
+        assert!(passes(kernel.ruleset(), (FAR, A, WEB)), "dropped after {done} edits");
     }
 }
 
 #[test]
 fn chains_and_hooks_change_in_one_batch_and_unused_sets_are_destroyed_last() {
-    let start = [pod("far", THERE, FAR, "app=x"), may_reach("a", [peer("app=x")])];
+    let start = [pod("far", THERE, FAR, "app=x"), may_send_to("a", [peer("app=x")])];
     let mut world = World::new([two_pods(), start.into()].concat());
     let v4_chains = |steps: &[Step]| {
         let is_v4 = |step: &&Step| matches!(step, Step::Chains(Family::V4, _));
@@ -399,17 +402,17 @@ fn chains_and_hooks_change_in_one_batch_and_unused_sets_are_destroyed_last() {
     let [Step::Chains(_, batch)] = &*v4_chains(&first) else { panic!("{first:#?}") };
     assert!(batch.write.len() > 4 && batch.hooks.len() == 2, "{batch:?}");
 
-    let round = world.round(vec![Change::RemovePolicy(ObjectKey::new("shop", "a"))]);
-    let [Step::Chains(_, batch)] = &*v4_chains(&round.steps) else { panic!("{:#?}", round.steps) };
+    let sync = world.sync(vec![Change::RemovePolicy(ObjectKey::new("shop", "a"))]);
+    let [Step::Chains(_, batch)] = &*v4_chains(&sync.steps) else { panic!("{:#?}", sync.steps) };
     assert!(!batch.write.is_empty() && batch.remove.len() == 2, "{batch:?}");
-    let Some((Step::Gc(destroyed), others)) = round.steps.split_last() else { panic!("{:#?}", round.steps) };
+    let Some((Step::Gc(destroyed), others)) = sync.steps.split_last() else { panic!("{:#?}", sync.steps) };
     assert!(destroyed.iter().all(|edit| matches!(edit, SetEdit::Destroy(_))) && !destroyed.is_empty());
     let destroys = |step: &Step| match step {
         Step::Sets(edits) => edits.iter().any(|edit| matches!(edit, SetEdit::Destroy(_))),
         _ => false,
     };
     assert!(!others.iter().any(destroys));
-    // Any sooner, the kernel would refuse it.
-    let early = round.start.clone().apply(&Step::Gc(destroyed.clone()));
-    assert!(early.is_err(), "a rule still asks the set");
+    // Earlier, the kernel would refuse it.
+    let early = sync.start.clone().apply(&Step::Gc(destroyed.clone()));
+    assert!(early.is_err(), "a rule still uses the set");
 }

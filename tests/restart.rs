@@ -1,8 +1,8 @@
-//! Killed after any single edit, and restarted: nothing opens on the way, and it converges.
+//! A process that is killed after any edit, and its successor: no edit opens anything, and the successor converges.
 //!
 //! The plans between random states are carried out edit by edit on the fake kernel. After each edit, every flow that
-//! passes must be one that some state of the objects on the way allowed; and a new process that finds what the dead one
-//! left must arrive at the same rules, under the same conditions.
+//! passes must be one that some state of the objects in between allowed; and a new process that finds what the dead one
+//! left must converge to the same rules, under the same conditions.
 
 #![cfg(test)]
 
@@ -75,7 +75,7 @@ fn carry_out(
     steps: &[Step],
     flows: &Flows,
     states: &[Vec<bool>],
-    may_cut: bool,
+    may_drop: bool,
     stop_after: usize,
     context: &str,
 ) -> usize {
@@ -89,9 +89,9 @@ fn carry_out(
         for (index, passes) in flows.passing(fake.ruleset()).into_iter().enumerate() {
             let packet = &flows.0[index];
             let allowed = states.iter().any(|state| state[index]);
-            assert!(allowed || !passes, "{context}: {packet:?} leaks behind {effect:?}");
+            assert!(allowed || !passes, "{context}: {packet:?} passes after {effect:?}");
             let always = states.iter().all(|state| state[index]);
-            assert!(passes || !always || may_cut, "{context}: {packet:?} is cut behind {effect:?}");
+            assert!(passes || !always || may_drop, "{context}: {packet:?} is dropped after {effect:?}");
         }
     }
     done
@@ -163,12 +163,12 @@ fn no_edit_opens_anything_and_a_new_process_converges() {
                 let verdicts: Vec<Vec<bool>> =
                     states[node].iter().map(|state| flows.passing(state)).collect();
                 let steps = plan(&observed, &last[node], &moves);
-                let may_cut = is_mixed(&observed, &steps) || moves.iter().any(|step| step.close_first);
+                let may_drop = is_mixed(&observed, &steps) || moves.iter().any(|step| step.close_first);
                 let total: usize = steps.iter().map(|step| effects(step).len()).sum();
                 let dies_at = generator.random().below(total + 1);
 
                 let mut dying = fakes[node].clone();
-                carry_out(&mut dying, &steps, &flows, &verdicts, may_cut, dies_at, &context);
+                carry_out(&mut dying, &steps, &flows, &verdicts, may_drop, dies_at, &context);
                 let found = dying.observe().unwrap();
                 let rest = plan(&found, &last[node], &[]);
                 let context_again = format!("{context}, again from effect {dies_at}");
@@ -177,14 +177,14 @@ fn no_edit_opens_anything_and_a_new_process_converges() {
                 restarts += 1;
 
                 checked +=
-                    carry_out(&mut fakes[node], &steps, &flows, &verdicts, may_cut, usize::MAX, &context);
+                    carry_out(&mut fakes[node], &steps, &flows, &verdicts, may_drop, usize::MAX, &context);
                 assert_eq!(fakes[node].ruleset(), &last[node], "{context}");
                 let settled = Observed::holding(fakes[node].ruleset());
-                assert_eq!(plan(&settled, &last[node], &[]), [], "{context}: nothing changed, nothing run");
+                assert_eq!(plan(&settled, &last[node], &[]), [], "{context}: a plan without differences");
             }
         }
     }
-    println!("{checked} edits looked behind, {restarts} restarts");
+    println!("{checked} edits checked, {restarts} restarts");
     assert!(checked > 1000);
 }
 

@@ -1,4 +1,4 @@
-//! What the compiled rules do with packets that no table of flows covers: replies, neighbour discovery, tunnels,
+//! Packets that no table of flows covers, in the compiled rules: replies, neighbour discovery, tunnels,
 //! packets to the node itself, and moments in which a set is not what the chains expect.
 
 #![cfg(test)]
@@ -249,7 +249,7 @@ fn denied_packets_are_denied_with_every_action_and_without_counters() {
 fn denied_packets_are_counted_and_logged_for_the_denying_pod() {
     let rules = rules(&Options::default());
     let groups = rules.v4.chains.iter().filter(|(name, _)| name.as_str().starts_with("TP-G"));
-    let mut seen = 0;
+    let mut groups_checked = 0;
     for (name, chain) in groups {
         let (own, direction) = match &name.as_str()[..6] {
             "TP-GI-" => (Field::Destination, "ingress"),
@@ -266,15 +266,15 @@ fn denied_packets_are_counted_and_logged_for_the_denying_pod() {
         };
         let [prefix] = &*chain.rules.iter().filter_map(prefix).collect::<Vec<_>>() else { panic!("{name}") };
         assert_eq!(**prefix, format!("towpath {direction} {} ", &name.as_str()[6..]));
-        assert!(prefix.len() < 64, "the kernel takes no more");
-        seen += 1;
+        assert!(prefix.len() < 64, "the kernel's limit");
+        groups_checked += 1;
     }
-    assert_eq!(seen, 2);
+    assert_eq!(groups_checked, 2);
 }
 
 #[test]
 fn ports_that_exceed_one_match_are_a_set_with_the_same_meaning() {
-    assert_eq!(PORT_SLOTS, 15, "what the kernel's multiport match takes");
+    assert_eq!(PORT_SLOTS, 15, "the limit of the kernel's multiport match");
     let allowed = [5432, 1, 3, 5, 7, 9, 11, 13, 15, 17, 18, 20, 21, 23, 24];
     let rules = rules(&Options::default());
     for port in (1..30).chain(5430..5435) {

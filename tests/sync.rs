@@ -1,4 +1,4 @@
-//! A sync of the loop, observed from the dataplane.
+//! Syncs of the agent, observed at the dataplane.
 
 #![cfg(test)]
 
@@ -33,16 +33,16 @@ use towpath::{
     },
 };
 
-/// A fake that records the calls, and whose state others can inspect.
+/// A fake that records the calls, and whose state a test can inspect.
 #[derive(Clone, Default)]
-struct Spied {
+struct Recorded {
     fake: Arc<Mutex<Fake>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
     /// Whether its checks fail.
-    blind: Arc<AtomicBool>,
+    checks_fail: Arc<AtomicBool>,
 }
 
-impl Spied {
+impl Recorded {
     fn calls(&self) -> Vec<&'static str> {
         self.calls.lock().unwrap().clone()
     }
@@ -52,7 +52,7 @@ impl Spied {
     }
 }
 
-impl Dataplane for Spied {
+impl Dataplane for Recorded {
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
         self.calls.lock().unwrap().push("observe");
         self.fake.lock().unwrap().observe()
@@ -69,7 +69,7 @@ impl Dataplane for Spied {
 
     fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
         self.calls.lock().unwrap().push("check");
-        if self.blind.load(Ordering::Relaxed) {
+        if self.checks_fail.load(Ordering::Relaxed) {
             return Err(DataplaneError::Locked { command: "iptables-save".to_owned() });
         }
         self.fake.lock().unwrap().check(expected, depth)
@@ -97,22 +97,23 @@ impl Loop {
         let (inputs, inbox) = mpsc::channel();
         let status = Arc::new(Status::starting("the objects"));
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (counted, told) = (metrics.clone(), status.clone());
+        let (agent_metrics, agent_status) = (metrics.clone(), status.clone());
         let pace = Pace { debounce: Duration::from_millis(1), gc: Duration::from_millis(1), ..pace };
         let work = move || {
-            Agent::new(NODES[0], dataplane, Options::default(), pace, counted, told, None).run(&inbox);
+            Agent::new(NODES[0], dataplane, Options::default(), pace, agent_metrics, agent_status, None)
+                .run(&inbox);
         };
         Self { inputs, status, metrics, thread: Some(thread::spawn(work)) }
     }
 
-    fn tell(&self, input: Input) {
+    fn send(&self, input: Input) {
         self.inputs.send(input).unwrap();
     }
 
     /// Stops it once it has handled all inputs.
     fn end(mut self) {
         thread::sleep(Duration::from_millis(50));
-        self.tell(Input::Stop);
+        self.send(Input::Stop);
         self.thread.take().unwrap().join().unwrap();
     }
 }
@@ -123,24 +124,24 @@ fn changes() -> Vec<Change> {
 }
 
 #[track_caller]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+fn wait_for(what: &str, mut is_true: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what} did not come");
+    while !is_true() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: timed out");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
 fn kernel_is_not_touched_before_all_sources_are_synced() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Recheck);
+    running.send(Input::changes(changes()));
+    running.send(Input::Recheck);
     thread::sleep(Duration::from_millis(100));
     assert!(dataplane.calls().is_empty(), "{:?}", dataplane.calls());
     assert_eq!(running.status.readiness(), Readiness::Starting("the objects".to_owned()));
-    running.tell(Input::Synced);
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     assert!(dataplane.calls().contains(&"chains"));
     running.end();
@@ -148,22 +149,22 @@ fn kernel_is_not_touched_before_all_sources_are_synced() {
 
 #[test]
 fn unchanged_objects_run_no_command() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let settled = dataplane.calls();
-    running.tell(Input::changes(changes()));
+    running.send(Input::changes(changes()));
     running.end();
     assert_eq!(dataplane.calls(), settled);
 
     // A new process observes once. It takes over sets as they are, and rewrites chains, since it never reads rules.
     let held = dataplane.ruleset();
-    let successor = Spied { fake: dataplane.fake.clone(), ..Spied::default() };
+    let successor = Recorded { fake: dataplane.fake.clone(), ..Recorded::default() };
     let running = Loop::start(successor.clone());
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running.end();
     assert_eq!(successor.calls(), ["observe", "chains", "chains"]);
@@ -173,13 +174,13 @@ fn unchanged_objects_run_no_command() {
 #[test]
 fn refused_set_is_closed_and_the_rest_is_enforced() {
     let enforced = |refused: Option<Object>| {
-        let dataplane = Spied::default();
+        let dataplane = Recorded::default();
         if let Some(object) = refused {
             dataplane.fake.lock().unwrap().refuse(object);
         }
         let running = Loop::start(dataplane.clone());
-        running.tell(Input::changes(changes()));
-        running.tell(Input::Synced);
+        running.send(Input::changes(changes()));
+        running.send(Input::Synced);
         wait_for("a sync", || !matches!(running.status.readiness(), Readiness::Starting(_)));
         let readiness = running.status.readiness();
         running.end();
@@ -220,7 +221,7 @@ fn rule_with_a_refused_set_of_excepts_allows_nothing_and_other_rules_stay() {
         .into_keys()
         .find(|name| name.as_str().starts_with("tp4-except-"))
         .expect("a set of excepts");
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let passes = |to: [u8; 4], port| {
         let transport = Transport::Port(Protocol::Tcp, port);
         let packet = Packet::new([10, 244, 1, 1].into(), to.into(), transport);
@@ -228,15 +229,15 @@ fn rule_with_a_refused_set_of_excepts_allows_nothing_and_other_rules_stay() {
     };
     dataplane.fake.lock().unwrap().refuse(Object::Set(set.clone()));
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
-    running.tell(Input::changes(objects));
-    running.tell(Input::Synced);
+    running.send(Input::changes(objects));
+    running.send(Input::Synced);
     wait_for("a sync", || !matches!(running.status.readiness(), Readiness::Starting(_)));
     let refused = format!("the kernel refused {}", Object::Set(set));
     assert_eq!(running.status.readiness(), Readiness::Degraded(refused));
     assert!(!passes([192, 0, 2, 1], 80) && !passes([172, 16, 7, 7], 80));
     assert!(passes([192, 0, 2, 1], 443));
     dataplane.fake.lock().unwrap().refuse_nothing();
-    wait_for("another try", || running.status.readiness() == Readiness::Ready);
+    wait_for("a retry", || running.status.readiness() == Readiness::Ready);
     assert!(passes([192, 0, 2, 1], 80) && !passes([172, 16, 7, 7], 80));
     running.end();
 }
@@ -260,11 +261,11 @@ fn deny_all(name: &str, namespace: &str) -> Change {
 
 #[test]
 fn refused_set_of_isolated_pods_leaves_the_chains_unchanged() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start(dataplane.clone());
     let mut objects = changes();
-    running.tell(Input::changes(objects.clone()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(objects.clone()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let before = dataplane.ruleset();
 
@@ -274,7 +275,7 @@ fn refused_set_of_isolated_pods_leaves_the_chains_unchanged() {
         |name: &&SetName| name.as_str().contains("ingress-isolated") && !before.v4.sets.contains_key(*name);
     let set = wanted.v4.sets.keys().find(is_new).expect("more pods are isolated").clone();
     dataplane.fake.lock().unwrap().refuse(Object::Set(set));
-    running.tell(Input::changes(objects));
+    running.send(Input::changes(objects));
     wait_for("the failure", || matches!(running.status.readiness(), Readiness::Failing(_)));
     running.end();
     assert_eq!(dataplane.ruleset().v4.chains, before.v4.chains);
@@ -282,15 +283,15 @@ fn refused_set_of_isolated_pods_leaves_the_chains_unchanged() {
 
 #[test]
 fn unused_sets_are_destroyed_while_changes_keep_coming() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     for turn in 0..200 {
         let namespace = if turn % 2 == 0 { "x" } else { "y" };
-        running.tell(Input::changes(vec![deny_all("all", namespace)]));
+        running.send(Input::changes(vec![deny_all("all", namespace)]));
         thread::sleep(Duration::from_millis(2));
-        running.tell(Input::changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
+        running.send(Input::changes(vec![Change::RemovePolicy(ObjectKey::new(namespace, "all"))]));
         thread::sleep(Duration::from_millis(2));
     }
     assert!(dataplane.calls().contains(&"gc"));
@@ -304,11 +305,11 @@ fn refused_set_is_retried_while_changes_keep_coming() {
     let whole = ruleset_of(&changes());
     let allows = |name: &&SetName| name.as_str().starts_with("tp4-pods-");
     let set = Object::Set(whole.v4.sets.keys().find(allows).unwrap().clone());
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     dataplane.fake.lock().unwrap().refuse(set);
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(200));
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("degradation", || matches!(running.status.readiness(), Readiness::Degraded(_)));
     dataplane.fake.lock().unwrap().refuse_nothing();
     let mut turn = 0;
@@ -316,7 +317,7 @@ fn refused_set_is_retried_while_changes_keep_coming() {
         turn += 1;
         let name: Arc<str> = "bystander".into();
         let labels = [("turn", turn.to_string())].into_iter().collect();
-        running.tell(Input::changes(vec![Change::SetNamespace(Namespace { name, labels })]));
+        running.send(Input::changes(vec![Change::SetNamespace(Namespace { name, labels })]));
         thread::sleep(Duration::from_millis(20));
         running.status.readiness() == Readiness::Ready
     });
@@ -325,22 +326,22 @@ fn refused_set_is_retried_while_changes_keep_coming() {
 
 #[test]
 fn latency_of_a_failed_change_is_measured_once_when_it_is_written() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start_retrying(dataplane.clone(), Duration::from_millis(50));
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let observed = |kind: &str| {
         let histogram = running.metrics.enforcement_latency.with_label_values(&[kind]);
         (histogram.get_sample_count(), histogram.get_sample_sum())
     };
-    assert_eq!(observed("NetworkPolicy").0, 0, "what was there before the start did not change");
+    assert_eq!(observed("NetworkPolicy").0, 0, "existing objects are no changes");
 
     dataplane.fake.lock().unwrap().die_after(0);
-    // A source that received it an hour ago: so the value is the source's, not the loop's.
+    // A source received it an hour ago: the latency counts from then, not from when the agent received it.
     let received = Instant::now().checked_sub(Duration::from_hours(1)).unwrap();
     let both = vec![deny_all("all", "x"), deny_all("all", "y")];
-    running.tell(Input::Changes { received, changes: both.clone() });
+    running.send(Input::Changes { received, changes: both.clone() });
     wait_for("the failure", || matches!(running.status.readiness(), Readiness::Failing(_)));
     assert_eq!(observed("NetworkPolicy").0, 0);
     dataplane.fake.lock().unwrap().revive();
@@ -352,27 +353,27 @@ fn latency_of_a_failed_change_is_measured_once_when_it_is_written() {
     assert!(text.contains("towpath_failures_total{reason=\"system\","), "{text}");
 
     // Sent again, nothing differs, and nothing is observed.
-    running.tell(Input::changes(both));
+    running.send(Input::changes(both));
     thread::sleep(Duration::from_millis(50));
     assert_eq!(observed("NetworkPolicy").0, 2);
     assert_eq!(observed("Pod").0, 0);
     running.end();
 }
 
-/// A loop that checks every few milliseconds, and that is settled.
-fn looking_often(dataplane: &Spied) -> Loop {
+/// A loop that checks every few milliseconds and is ready.
+fn checking_often(dataplane: &Recorded) -> Loop {
     let pace = Pace { check: Duration::from_millis(20), ..Pace::default() };
     let running = Loop::start_with(dataplane.clone(), pace);
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running
 }
 
 #[test]
 fn exchanged_member_is_repaired_by_the_next_check() {
-    let dataplane = Spied::default();
-    let running = looking_often(&dataplane);
+    let dataplane = Recorded::default();
+    let running = checking_often(&dataplane);
     let before = dataplane.ruleset();
     let exchanged = {
         let mut fake = dataplane.fake.lock().unwrap();
@@ -392,10 +393,10 @@ fn exchanged_member_is_repaired_by_the_next_check() {
 
 #[test]
 fn replaced_rule_is_repaired_when_a_recheck_is_requested() {
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(changes()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(changes()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     let before = dataplane.ruleset();
     let replace = || {
@@ -407,7 +408,7 @@ fn replaced_rule_is_repaired_when_a_recheck_is_requested() {
     for _ in 0..5 {
         replace();
         assert_ne!(dataplane.ruleset(), before);
-        running.tell(Input::Recheck);
+        running.send(Input::Recheck);
         wait_for("the repair", || dataplane.ruleset() == before);
     }
     running.end();
@@ -415,9 +416,9 @@ fn replaced_rule_is_repaired_when_a_recheck_is_requested() {
 
 #[test]
 fn three_failed_checks_in_a_row_make_the_daemon_unready() {
-    let dataplane = Spied::default();
-    let running = looking_often(&dataplane);
-    dataplane.blind.store(true, Ordering::Relaxed);
+    let dataplane = Recorded::default();
+    let running = checking_often(&dataplane);
+    dataplane.checks_fail.store(true, Ordering::Relaxed);
     wait_for("the condition", || match running.status.readiness() {
         Readiness::Failing(reason) => reason.contains("iptables-save") && reason.contains(" times in a row"),
         _ => false,
@@ -427,17 +428,17 @@ fn three_failed_checks_in_a_row_make_the_daemon_unready() {
     let denied = vec![deny_all("all", "x"), deny_all("all", "y")];
     let wanted = ruleset_of(&[changes(), denied.clone()].concat());
     assert_ne!(wanted.v4.chains, dataplane.ruleset().v4.chains);
-    running.tell(Input::changes(denied));
+    running.send(Input::changes(denied));
     wait_for("the change", || dataplane.ruleset().v4.chains == wanted.v4.chains);
-    dataplane.blind.store(false, Ordering::Relaxed);
+    dataplane.checks_fail.store(false, Ordering::Relaxed);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running.end();
 }
 
 #[test]
 fn changes_of_one_input_are_enforced_as_one_state() {
-    // In one input, a pod that b may not reach becomes a, and the policy that admitted a admits z: neither the state
-    // before nor the one after admits the pod, whichever of the two is considered first.
+    // One input changes the pod's label from b to a, and the policy that admitted a admits z: neither the state before
+    // nor the one after admits the pod, but a state with only one of the changes would.
     let label = |app: &str| -> Labels { [("app", app)].into_iter().collect() };
     let pod = |name: &str, app: &str, node: usize, address: [u8; 4]| {
         let (node, addresses) = (Some(NODES[node].into()), vec![IpAddr::from(address)]);
@@ -455,17 +456,17 @@ fn changes_of_one_input_are_enforced_as_one_state() {
         })
     };
     let (client, server) = ([10, 244, 2, 1], [10, 244, 1, 1]);
-    let dataplane = Spied::default();
+    let dataplane = Recorded::default();
     let written = Arc::new(Mutex::new(Vec::new()));
     let packet = Packet::new(IpAddr::from(client), IpAddr::from(server), Transport::Port(Protocol::Tcp, 80));
-    let watched = Watched { spied: dataplane.clone(), packet, passed: written.clone() };
-    let running = Loop::start(watched);
+    let traced = Traced { inner: dataplane.clone(), packet, passed: written.clone() };
+    let running = Loop::start(traced);
     let objects = vec![pod("db", "db", 0, server), pod("client", "b", 1, client), policy("a")];
-    running.tell(Input::changes(objects));
-    running.tell(Input::Synced);
+    running.send(Input::changes(objects));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     written.lock().unwrap().clear();
-    running.tell(Input::changes(vec![pod("client", "a", 1, client), policy("z")]));
+    running.send(Input::changes(vec![pod("client", "a", 1, client), policy("z")]));
     wait_for("the change", || !written.lock().unwrap().is_empty());
     running.end();
     assert!(written.lock().unwrap().iter().all(|passed| !passed), "{:?}", written.lock().unwrap());
@@ -473,25 +474,25 @@ fn changes_of_one_input_are_enforced_as_one_state() {
 
 /// A fake that checks after every step whether a packet passes.
 #[derive(Clone)]
-struct Watched {
-    spied: Spied,
+struct Traced {
+    inner: Recorded,
     packet: Packet,
     passed: Arc<Mutex<Vec<bool>>>,
 }
 
-impl Dataplane for Watched {
+impl Dataplane for Traced {
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        self.spied.observe()
+        self.inner.observe()
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
-        let result = self.spied.apply(step);
-        self.passed.lock().unwrap().push(trace(&self.spied.ruleset().v4, &self.packet).passed);
+        let result = self.inner.apply(step);
+        self.passed.lock().unwrap().push(trace(&self.inner.ruleset().v4, &self.packet).passed);
         result
     }
 
     fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
-        self.spied.check(expected, depth)
+        self.inner.check(expected, depth)
     }
 }
 
@@ -526,7 +527,7 @@ fn local(namespace: &str, name: &str, last: u8) -> Change {
 /// A fake that counts edits of sets, and records its state after each step.
 #[derive(Clone, Default)]
 struct Slow {
-    spied: Spied,
+    inner: Recorded,
     steps: Arc<Mutex<Vec<(usize, Ruleset)>>>,
     /// How long each step of sets takes.
     pause: Duration,
@@ -534,7 +535,7 @@ struct Slow {
 
 impl Dataplane for Slow {
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
-        self.spied.observe()
+        self.inner.observe()
     }
 
     fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
@@ -545,13 +546,13 @@ impl Dataplane for Slow {
         if edits > 0 {
             thread::sleep(self.pause);
         }
-        let result = self.spied.apply(step);
-        self.steps.lock().unwrap().push((edits, self.spied.ruleset()));
+        let result = self.inner.apply(step);
+        self.steps.lock().unwrap().push((edits, self.inner.ruleset()));
         result
     }
 
     fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
-        self.spied.check(expected, depth)
+        self.inner.check(expected, depth)
     }
 }
 
@@ -564,8 +565,8 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
     };
     let dataplane = Slow::default();
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(objects()));
-    running.tell(Input::Synced);
+    running.send(Input::changes(objects()));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     running.end();
     let steps = dataplane.steps.lock().unwrap().clone();
@@ -579,7 +580,7 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
     assert!(isolated(&steps[first].1, 2));
     let written: usize = steps[..=first].iter().map(|(edits, _)| edits).sum();
     assert!(written < 21_000, "{written} edits came before isolation");
-    // Whichever step was the last one, nothing passes that is not allowed, and no rule refers to an incomplete set.
+    // After each step, only allowed packets pass, and no rule refers to an incomplete set.
     let whole = ruleset_of(&objects());
     for (_, ruleset) in &steps[first..] {
         assert!(isolated(ruleset, 1) && isolated(ruleset, 2));
@@ -600,15 +601,15 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
 fn change_in_another_namespace_does_not_wait_for_large_sets() {
     let dataplane = Slow { pause: Duration::from_millis(200), ..Slow::default() };
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(vec![local("x", "db", 1), local("y", "web", 2)]));
-    running.tell(Input::Synced);
+    running.send(Input::changes(vec![local("x", "db", 1), local("y", "web", 2)]));
+    running.send(Input::Synced);
     wait_for("readiness", || running.status.readiness() == Readiness::Ready);
     dataplane.steps.lock().unwrap().clear();
-    running.tell(Input::changes(large("x", 6, 12_000)));
+    running.send(Input::changes(large("x", 6, 12_000)));
     let deferred = || running.metrics.deferred_sets.get();
     wait_for("deferral", || deferred() > 0);
     let written_before = dataplane.steps.lock().unwrap().len();
-    running.tell(Input::changes(vec![deny_all("all", "y")]));
+    running.send(Input::changes(vec![deny_all("all", "y")]));
     let to = IpAddr::from([10, 244, 1, 2]);
     let packet = Packet::new(IpAddr::from([192, 0, 2, 1]), to, Transport::Port(Protocol::Tcp, 80));
     let denied = |ruleset: &Ruleset| !trace(&ruleset.v4, &packet).passed;
@@ -623,12 +624,12 @@ fn change_in_another_namespace_does_not_wait_for_large_sets() {
         steps[written_before..=first].iter().map(|(edits, _)| edits).sum()
     };
     assert!(ahead <= 10_000 + 20_000 + 100, "{ahead} entries were written first");
-    assert!(deferred() > 0 || running.status.waiting() > Duration::ZERO, "the large sets still wait");
-    assert!(running.status.waiting() > Duration::ZERO, "and so do their changes");
-    wait_for("the rest", || deferred() == 0);
+    assert!(deferred() > 0 || running.status.waiting() > Duration::ZERO, "large sets still wait");
+    assert!(running.status.waiting() > Duration::ZERO, "their changes still wait");
+    wait_for("the deferred sets", || deferred() == 0);
     let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
     objects.extend(large("x", 6, 12_000));
-    wait_for("all of it", || dataplane.spied.ruleset() == ruleset_of(&objects));
+    wait_for("all sets", || dataplane.inner.ruleset() == ruleset_of(&objects));
     assert_eq!(running.status.waiting(), Duration::ZERO);
     running.end();
 }
@@ -640,18 +641,18 @@ fn set_that_a_dead_process_left_incomplete_is_completed() {
     let whole = ruleset_of(&objects);
     for dies_after in [1, 20_001, 30_000, 45_000] {
         let dataplane = Slow::default();
-        dataplane.spied.fake.lock().unwrap().die_after(dies_after);
+        dataplane.inner.fake.lock().unwrap().die_after(dies_after);
         let dying = Loop::start(dataplane.clone());
-        dying.tell(Input::changes(objects.clone()));
-        dying.tell(Input::Synced);
-        wait_for("its death", || matches!(dying.status.readiness(), Readiness::Failing(_)));
+        dying.send(Input::changes(objects.clone()));
+        dying.send(Input::Synced);
+        wait_for("the failure", || matches!(dying.status.readiness(), Readiness::Failing(_)));
         dying.end();
-        dataplane.spied.fake.lock().unwrap().revive();
+        dataplane.inner.fake.lock().unwrap().revive();
         let successor = Loop::start(dataplane.clone());
-        successor.tell(Input::changes(objects.clone()));
-        successor.tell(Input::Synced);
+        successor.send(Input::changes(objects.clone()));
+        successor.send(Input::Synced);
         wait_for("readiness", || successor.status.readiness() == Readiness::Ready);
-        wait_for("the whole", || dataplane.spied.ruleset() == whole);
+        wait_for("the complete ruleset", || dataplane.inner.ruleset() == whole);
         successor.end();
     }
 }
@@ -664,12 +665,12 @@ fn refused_deferred_set_closes_its_rules_and_the_others_are_written() {
     let is_large = |(_, set): &(&SetName, &towpath::ruleset::IpSet)| set.members.len() == 12_000;
     let refused = Object::Set(whole.v4.sets.iter().filter(is_large).nth(3).unwrap().0.clone());
     let dataplane = Slow::default();
-    dataplane.spied.fake.lock().unwrap().refuse(refused.clone());
+    dataplane.inner.fake.lock().unwrap().refuse(refused.clone());
     let running = Loop::start(dataplane.clone());
-    running.tell(Input::changes(objects));
-    running.tell(Input::Synced);
-    wait_for("the outcome", || matches!(running.status.readiness(), Readiness::Degraded(_)));
+    running.send(Input::changes(objects));
+    running.send(Input::Synced);
+    wait_for("degradation", || matches!(running.status.readiness(), Readiness::Degraded(_)));
     let closed = whole.without(&BTreeSet::from([refused]));
-    wait_for("the others", || dataplane.spied.ruleset() == closed);
+    wait_for("the other sets", || dataplane.inner.ruleset() == closed);
     running.end();
 }

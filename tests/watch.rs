@@ -1,4 +1,4 @@
-//! How the watches handle answers that a real API server gives seldom, or only with a storage that is not available
+//! How the watches handle responses that a real API server seldom gives, or only with a storage that is not available
 //! here: a minimal server gives them.
 
 #![cfg(test)]
@@ -25,7 +25,7 @@ const PATIENCE: Duration = SILENCE.saturating_add(Duration::from_mins(1));
 
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum Request {
     /// A page.
     Page,
     /// A watch that begins with all existing objects.
@@ -34,13 +34,13 @@ enum Asked {
     Watch,
 }
 
-/// The server's answer: a page, or events, after which a watch stays open and silent.
-type Answer = Vec<String>;
+/// The server's response: a page, or events, after which a watch stays open and silent.
+type Response = Vec<String>;
 
 /// An API server and the watches that use it.
 struct Watched {
     events: mpsc::Receiver<WatchEvent>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     _source: ApiSource,
     _runtime: Runtime,
     _folder: TempDir,
@@ -48,7 +48,7 @@ struct Watched {
 
 impl Watched {
     /// A server with a node and nothing else except the answers of `pods` to requests for pods.
-    fn new(pods: impl FnMut(Asked) -> Answer + Send + 'static) -> Self {
+    fn new(pods: impl FnMut(Request) -> Response + Send + 'static) -> Self {
         Self::of("/pods?", MemoryLimits::default(), pods)
     }
 
@@ -56,21 +56,21 @@ impl Watched {
     fn of(
         place: &'static str,
         limits: MemoryLimits,
-        answers: impl FnMut(Asked) -> Answer + Send + 'static,
+        answers: impl FnMut(Request) -> Response + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (answers, asked) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(Vec::new())));
-        let noted = asked.clone();
+        let (answers, requests) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(Vec::new())));
+        let recorded = requests.clone();
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (answers, noted) = (answers.clone(), noted.clone());
+                let (answers, recorded) = (answers.clone(), recorded.clone());
                 thread::spawn(move || {
                     let answer = |path: &str| {
-                        let what = asked_for(path);
+                        let request = request_of(path);
                         if path.contains(place) {
-                            noted.lock().unwrap().push(what);
-                            return (answers.lock().unwrap())(what);
+                            recorded.lock().unwrap().push(request);
+                            return (answers.lock().unwrap())(request);
                         }
                         let node = path.contains("/nodes?").then(|| event("ADDED", &object("n1")));
                         node.into_iter().chain([list_ends("1")]).collect()
@@ -88,31 +88,31 @@ impl Watched {
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
         });
         fs::write(&kubeconfig, text.to_string()).unwrap();
-        let (told, events) = mpsc::channel();
+        let (sender, events) = mpsc::channel();
         let runtime = Runtime::new().unwrap();
         let source = {
             let _inside = runtime.enter();
-            let deliver = Arc::new(move |event| drop(told.send(event)));
+            let deliver = Arc::new(move |event| drop(sender.send(event)));
             ApiSource::start(Access::new(Some(kubeconfig), None), "n1".into(), limits, deliver)
         };
-        Self { events, asked, _source: source, _runtime: runtime, _folder: folder }
+        Self { events, requests, _source: source, _runtime: runtime, _folder: folder }
     }
 
-    /// The first event, from now on, that `is` accepts.
+    /// The first event, from now on, for which `select` returns something.
     #[track_caller]
-    fn wait<T>(&self, is: impl Fn(WatchEvent) -> Option<T>) -> T {
+    fn wait<T>(&self, select: impl Fn(WatchEvent) -> Option<T>) -> T {
         let start = Instant::now();
         while let Some(rest) = PATIENCE.checked_sub(start.elapsed())
             && let Ok(event) = self.events.recv_timeout(rest)
         {
-            if let Some(found) = is(event) {
+            if let Some(found) = select(event) {
                 return found;
             }
         }
-        panic!("it did not come: {:?}", self.asked.lock().unwrap());
+        panic!("timed out; the requests: {:?}", self.requests.lock().unwrap());
     }
 
-    /// Why the watch of pods ended next.
+    /// Waits until the watch of pods ends; returns why.
     #[track_caller]
     fn end(&self) -> Cause {
         self.wait(|event| match event {
@@ -122,27 +122,27 @@ impl Watched {
     }
 }
 
-fn asked_for(path: &str) -> Asked {
+fn request_of(path: &str) -> Request {
     match (path.contains("watch=true"), path.contains("sendInitialEvents=true")) {
-        (false, _) => Asked::Page,
-        (true, true) => Asked::StreamingList,
-        (true, false) => Asked::Watch,
+        (false, _) => Request::Page,
+        (true, true) => Request::StreamingList,
+        (true, false) => Request::Watch,
     }
 }
 
 /// Answers one request, and closes the connection only after an error.
-fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) {
+fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Response) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
     lines.find(|line| line.as_ref().is_ok_and(String::is_empty));
     let path = first.split(' ').nth(1).unwrap();
-    let said = answer(path);
+    let lines_sent = answer(path);
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
-    let body = said.join("\n") + "\n";
+    let body = lines_sent.join("\n") + "\n";
     // The client may be gone.
     let _ = write!(stream, "{head}{body}");
-    let is_over = said.last().is_some_and(|last| last.starts_with(r#"{"type":"ERROR""#));
-    if asked_for(path) != Asked::Page && !is_over {
+    let is_over = lines_sent.last().is_some_and(|last| last.starts_with(r#"{"type":"ERROR""#));
+    if request_of(path) != Request::Page && !is_over {
         // Until the client disconnects.
         lines.map_while(Result::ok).for_each(drop);
     }
@@ -178,34 +178,34 @@ fn page(names: &[&str]) -> String {
 
 #[test]
 fn failed_streaming_list_falls_back_to_pages() {
-    // As an API server does whose storage cannot report its progress.
-    let watched = Watched::new(|asked| match asked {
-        Asked::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
-        Asked::Page => vec![page(&["a"])],
-        Asked::Watch => Vec::new(),
+    // As an API server responds whose storage cannot report its progress.
+    let watched = Watched::new(|request| match request {
+        Request::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
+        Request::Page => vec![page(&["a"])],
+        Request::Watch => Vec::new(),
     });
     assert_eq!(watched.end(), Cause::Failed);
     watched.wait(|event| matches!(event, WatchEvent::Synced).then_some(()));
-    let asked = watched.asked.lock().unwrap();
-    assert_eq!(asked[..2], [Asked::StreamingList, Asked::Page], "{asked:?}");
+    let requests = watched.requests.lock().unwrap();
+    assert_eq!(requests[..2], [Request::StreamingList, Request::Page], "{requests:?}");
 }
 
 #[test]
 fn watch_that_fails_with_an_error_is_followed_by_a_relist() {
     let mut lists = 0;
-    let watched = Watched::new(move |asked| {
-        if asked == Asked::StreamingList {
+    let watched = Watched::new(move |requests| {
+        if requests == Request::StreamingList {
             lists += 1;
         }
-        match (asked, lists) {
-            (Asked::StreamingList, 1) => {
+        match (requests, lists) {
+            (Request::StreamingList, 1) => {
                 vec![
                     event("ADDED", &object("a")),
                     list_ends("5"),
                     error(500, "InternalError", "cannot be decoded"),
                 ]
             }
-            (Asked::StreamingList, _) => vec![list_ends("9")],
+            (Request::StreamingList, _) => vec![list_ends("9")],
             _ => vec![error(500, "InternalError", "cannot be decoded")],
         }
     });
@@ -226,19 +226,19 @@ fn server_that_is_always_behind_is_reported_as_a_problem() {
     for _ in 0..3 {
         assert!(!watched.end().is_routine());
     }
-    let heard = |event| matches!(event, WatchEvent::Alive(Kind::Pod));
-    assert!(!watched.events.try_iter().any(heard), "an error is no sign of life");
+    let is_alive = |event| matches!(event, WatchEvent::Alive(Kind::Pod));
+    assert!(!watched.events.try_iter().any(is_alive), "an error is no sign of life");
 }
 
-/// Both take as long as the timeout for silence, and are mostly waiting: so they run in parallel.
+/// Both cases take as long as the timeout for silence, so they run in parallel.
 #[test]
 fn stalled_list_is_silent_and_watch_without_events_is_quiet() {
     let mut lists = 0;
-    let quiet = Watched::new(move |asked| {
-        lists += usize::from(asked == Asked::StreamingList);
-        match (asked, lists) {
-            (Asked::StreamingList, 1) => vec![list_ends("5")],
-            (Asked::StreamingList, _) => vec![event("ADDED", &object("missed")), list_ends("9")],
+    let quiet = Watched::new(move |requests| {
+        lists += usize::from(requests == Request::StreamingList);
+        match (requests, lists) {
+            (Request::StreamingList, 1) => vec![list_ends("5")],
+            (Request::StreamingList, _) => vec![event("ADDED", &object("missed")), list_ends("9")],
             _ => Vec::new(),
         }
     });
@@ -258,7 +258,7 @@ fn stalled_list_is_silent_and_watch_without_events_is_quiet() {
 
 /// Waits until the reported policy `shop/a` matches `is`.
 #[track_caller]
-fn until_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
+fn wait_for_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
     watched.wait(|event| {
         let WatchEvent::Changes { changes, .. } = event else { return None };
         changes.into_iter().find_map(|change| match change {
@@ -278,24 +278,24 @@ fn dropped_rules_are_relisted_once_they_fit_into_memory() {
     };
     let mut lists = 0;
     let limits = MemoryLimits { namespace: 40_000, ..MemoryLimits::default() };
-    let watched = Watched::of("/networkpolicies?", limits, move |asked| {
-        lists += usize::from(asked == Asked::StreamingList);
+    let watched = Watched::of("/networkpolicies?", limits, move |requests| {
+        lists += usize::from(requests == Request::StreamingList);
         let added =
             |ports| [("a", 1000), ("b", ports)].map(|(name, ports)| event("ADDED", &policy(name, ports)));
-        match (asked, lists) {
-            (Asked::StreamingList, 1) => {
+        match (requests, lists) {
+            (Request::StreamingList, 1) => {
                 let smaller = event("MODIFIED", &policy("b", 1));
                 added(1000).into_iter().chain([list_ends("5"), smaller]).collect()
             }
-            (Asked::StreamingList, _) => added(1).into_iter().chain([list_ends("9")]).collect(),
+            (Request::StreamingList, _) => added(1).into_iter().chain([list_ends("9")]).collect(),
             _ => Vec::new(),
         }
     });
-    until_a(&watched, |a| {
+    wait_for_a(&watched, |a| {
         a.ingress.as_ref().is_some_and(Vec::is_empty) && matches!(a.standing, Standing::TooLarge(_))
     });
-    until_a(&watched, |a| {
+    wait_for_a(&watched, |a| {
         a.ingress.as_ref().is_some_and(|rules| rules.len() == 1) && a.standing == Standing::Accepted
     });
-    assert_eq!(*watched.asked.lock().unwrap(), [Asked::StreamingList; 2]);
+    assert_eq!(*watched.requests.lock().unwrap(), [Request::StreamingList; 2]);
 }

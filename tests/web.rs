@@ -44,10 +44,11 @@ impl Daemon {
             (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
         let (inputs, inbox) = mpsc::channel();
         let pace = Pace { debounce: Duration::from_millis(1), ..Pace::default() };
-        let (counted, told) = (metrics.clone(), status.clone());
+        let (agent_metrics, agent_status) = (metrics.clone(), status.clone());
         let work = move || {
             let options = Options::default();
-            Agent::new(NODES[0], Fake::default(), options, pace, counted, told, None).run(&inbox);
+            Agent::new(NODES[0], Fake::default(), options, pace, agent_metrics, agent_status, None)
+                .run(&inbox);
         };
         let thread = Some(thread::spawn(work));
         let runtime =
@@ -65,24 +66,24 @@ impl Daemon {
     }
 
     #[track_caller]
-    fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
+    fn wait(&self, what: &str, mut is_true: impl FnMut() -> bool) {
         let start = Instant::now();
-        while !holds() {
-            assert!(start.elapsed() < PATIENCE, "{what} did not come: {}", self.metrics.text());
+        while !is_true() {
+            assert!(start.elapsed() < PATIENCE, "{what}: timed out\n{}", self.metrics.text());
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// Causes `count` syncs, one after the other.
-    fn rounds(&mut self, count: u64) {
-        let rounds = || self.metrics.syncs.with_label_values(&["success"]).get();
+    fn sync_times(&mut self, count: u64) {
+        let syncs = || self.metrics.syncs.with_label_values(&["success"]).get();
         for _ in 0..count {
             self.turn += 1;
             let labels = [("turn", self.turn.to_string())].into_iter().collect();
             let change = Change::SetNamespace(Namespace { name: "bystander".into(), labels });
-            let before = rounds();
+            let before = syncs();
             self.inputs.send(Input::changes(vec![change])).unwrap();
-            self.wait("a round", || rounds() > before);
+            self.wait("a sync", || syncs() > before);
         }
     }
 
@@ -99,7 +100,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The first line and the body of an answer.
+/// The first line and the body of a response.
 fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -117,14 +118,14 @@ fn constant_scraping_blocks_no_sync_and_always_returns_every_series() {
     let refused = Refused { object: Some(object), reason: "unreadable".to_owned() };
     daemon.status.set_refused("files", vec![refused.clone()], &daemon.metrics);
     // Counters with labels exist after their first event.
-    daemon.rounds(1);
-    let over = Arc::new(AtomicBool::new(false));
+    daemon.sync_times(1);
+    let stop = Arc::new(AtomicBool::new(false));
     let scrapers: Vec<JoinHandle<u64>> = (0..4)
         .map(|_| {
-            let (metrics, over) = (daemon.metrics.clone(), over.clone());
+            let (metrics, stop) = (daemon.metrics.clone(), stop.clone());
             thread::spawn(move || {
                 let mut scrapes = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let text = metrics.text();
                     for series in [
                         "towpath_refused_object{kind=\"Pod\",name=\"db\",namespace=\"shop\"} 1\n",
@@ -141,10 +142,10 @@ fn constant_scraping_blocks_no_sync_and_always_returns_every_series() {
         })
         .collect();
     for _ in 0..100 {
-        daemon.rounds(1);
+        daemon.sync_times(1);
         daemon.status.set_refused("files", vec![refused.clone()], &daemon.metrics);
     }
-    over.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     for scraper in scrapers {
         assert!(scraper.join().unwrap() > 0);
     }
@@ -158,17 +159,17 @@ fn stalled_clients_block_neither_syncs_nor_other_clients() {
     let mut silent: Vec<TcpStream> = Vec::new();
     for number in 0..200 {
         let mut stream = TcpStream::connect(daemon.address).unwrap();
-        // A third sends nothing, a third half a request, a third a request without reading the answer.
-        let said =
+        // A third sends nothing, a third half a request, a third a request without reading the response.
+        let request =
             [&b""[..], b"GET /metrics HTTP/1.1\r\nHost: tow", b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n"];
-        stream.write_all(said[number % 3]).unwrap();
+        stream.write_all(request[number % 3]).unwrap();
         silent.push(stream);
         if number % 20 == 0 {
-            daemon.rounds(1);
+            daemon.sync_times(1);
             assert_eq!(daemon.get("/livez").0, "HTTP/1.1 200 OK");
         }
     }
-    daemon.rounds(20);
+    daemon.sync_times(20);
     let (head, body) = daemon.get("/metrics");
     assert_eq!(head, "HTTP/1.1 200 OK");
     assert!(body.contains("towpath_syncs_total{result=\"success\"} "), "{body}");

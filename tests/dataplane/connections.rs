@@ -78,17 +78,21 @@ impl Pods {
         pods
     }
 
-    /// A TCP connection on which both ends send continuously; counts what arrives at either end.
-    fn talk(&self, address: &'static str, port: u16) -> Talk {
+    /// A TCP connection on which both ends send continuously; counts what each end receives.
+    fn connect(&self, address: &'static str, port: u16) -> Connection {
         let listener = self.server.run(move || TcpListener::bind((SERVER, port)).unwrap());
         let client = self.client.run(move || TcpStream::connect(address).unwrap());
         let (server, _) = listener.accept().unwrap();
-        Talk { at_server: chat(&server, &client), at_client: chat(&client, &server), _ends: (server, client) }
+        Connection {
+            at_server: transfer(&server, &client),
+            at_client: transfer(&client, &server),
+            _ends: (server, client),
+        }
     }
 }
 
 /// Sends from one end every few milliseconds, and counts what the other one receives.
-fn chat(to: &TcpStream, from: &TcpStream) -> Arc<AtomicU64> {
+fn transfer(to: &TcpStream, from: &TcpStream) -> Arc<AtomicU64> {
     let count = Arc::new(AtomicU64::new(0));
     let (mut to, mut from, counter) =
         (to.try_clone().unwrap(), from.try_clone().unwrap(), Arc::clone(&count));
@@ -106,21 +110,21 @@ fn chat(to: &TcpStream, from: &TcpStream) -> Arc<AtomicU64> {
     count
 }
 
-struct Talk {
+struct Connection {
     at_server: Arc<AtomicU64>,
     at_client: Arc<AtomicU64>,
     _ends: (TcpStream, TcpStream),
 }
 
-impl Talk {
+impl Connection {
     /// Whether both ends receive data.
     fn is_alive(&self) -> bool {
-        let (server, client) = self.heard();
+        let (server, client) = self.received();
         server > 5 && client > 5
     }
 
-    /// How much arrives at the server within a while, and how much at the client.
-    fn heard(&self) -> (u64, u64) {
+    /// How many bytes the server, and the client, receive in 800 ms.
+    fn received(&self) -> (u64, u64) {
         let before = (self.at_server.load(Ordering::Relaxed), self.at_client.load(Ordering::Relaxed));
         thread::sleep(Duration::from_millis(800));
         (self.at_server.load(Ordering::Relaxed) - before.0, self.at_client.load(Ordering::Relaxed) - before.1)
@@ -138,19 +142,19 @@ fn denies(port: u16) -> impl Fn(&EstablishedFlow) -> bool {
 fn denied_connection_is_cut_while_its_server_sends_and_an_allowed_one_continues() {
     in_namespace(|| {
         let pods = Pods::new();
-        let denied = pods.talk("10.1.2.2:80", 80);
-        let allowed = pods.talk("10.1.2.2:81", 81);
+        let denied = pods.connect("10.1.2.2:80", 80);
+        let allowed = pods.connect("10.1.2.2:81", 81);
         assert!(denied.is_alive());
         sh("iptables-nft -A FORWARD -s 10.1.1.2 -p tcp --dport 80 -j DROP");
-        assert!(denied.is_alive(), "the rule alone does not touch what is established");
+        assert!(denied.is_alive(), "the rule alone does not end an established connection");
         let mut conntrack = Conntrack::open().unwrap();
         assert_eq!(conntrack.cut(denies(80)).unwrap(), 1);
         thread::sleep(Duration::from_millis(300));
-        assert_eq!(denied.heard().0, 0, "nothing of the client arrives any more");
-        assert_eq!(denied.heard(), (0, 0), "nor does the server come through without acknowledgements");
+        assert_eq!(denied.received().0, 0, "nothing from the client arrives");
+        assert_eq!(denied.received(), (0, 0), "nothing from the server arrives without acknowledgements");
         assert!(allowed.is_alive());
-        assert_eq!(conntrack.cut(denies(80)).unwrap(), 0, "it was cut already");
-        assert_eq!(denied.heard(), (0, 0));
+        assert_eq!(conntrack.cut(denies(80)).unwrap(), 0, "the connection was cut already");
+        assert_eq!(denied.received(), (0, 0));
     });
 }
 
@@ -176,7 +180,10 @@ fn reconnection_from_the_same_port_is_evaluated_as_new() {
         assert!(pods.client.run(connect).is_err());
         sh("iptables-nft -D FORWARD -s 10.1.1.2 -p tcp --dport 80 -j DROP");
         drop(server);
-        assert!(pods.client.run(connect).is_ok(), "once allowed, nothing of the cut stands in its way");
+        assert!(
+            pods.client.run(connect).is_ok(),
+            "the cut does not affect a connection that is allowed again"
+        );
     });
 }
 
@@ -187,12 +194,12 @@ fn connection_through_a_service_is_cut_by_its_backend_pod() {
         sh(
             "iptables-nft -t nat -A PREROUTING -d 10.96.0.1 -p tcp --dport 80 -j DNAT --to-destination 10.1.2.2:8080",
         );
-        let talk = pods.talk("10.96.0.1:80", 8080);
-        assert!(talk.is_alive());
+        let connection = pods.connect("10.96.0.1:80", 8080);
+        assert!(connection.is_alive());
         sh("iptables-nft -A FORWARD -s 10.1.1.2 -p tcp --dport 8080 -j DROP");
         assert_eq!(Conntrack::open().unwrap().cut(denies(8080)).unwrap(), 1);
         thread::sleep(Duration::from_millis(300));
-        assert_eq!(talk.heard(), (0, 0));
+        assert_eq!(connection.received(), (0, 0));
     });
 }
 
@@ -220,7 +227,7 @@ fn node_connections_are_not_cut_and_others_are_listed_with_ports() {
         };
         assert_eq!(entry.flow(), flow);
         assert_eq!(conntrack.cut(|_| true).unwrap(), 1);
-        assert!(!conntrack.delete(entry).unwrap(), "it is gone");
+        assert!(!conntrack.delete(entry).unwrap(), "the entry is already deleted");
         let mut left = Vec::new();
         conntrack.each(|entry| left.push(entry.original.source_port)).unwrap();
         assert_eq!(left, [6000]);

@@ -43,7 +43,7 @@ fn rule(matches: impl Into<Vec<Match>>) -> ChainBatch {
     rules([Rule::new(matches, Target::Return)])
 }
 
-/// Steps that start from [`everything`], most of which the kernel refuses.
+/// Steps that start from [`every_kind`], most of which the kernel refuses.
 fn steps() -> Vec<Step> {
     let address = |text: &str| Member::Address(text.parse().unwrap());
     let network = |text: &str| Member::Network(text.parse().unwrap());
@@ -173,7 +173,7 @@ fn next_process_converges_after_a_death_at_any_effect() {
         fake.die_after(count);
         let failed = steps.iter().find_map(|step| fake.apply(step).err());
         assert!(matches!(failed, Some(ApplyError::Failed(_))));
-        assert!(fake.observe().is_err(), "it is dead");
+        assert!(fake.observe().is_err(), "a dead fake cannot be observed");
         assert_eq!(fake.effects(), count);
         fake.revive();
         for step in plan(&fake.observe().unwrap(), &every_kind(), &[]) {

@@ -1,4 +1,4 @@
-//! State of other programs is left alone, and changes by them are noticed.
+//! State of other programs is not changed, and their changes of our state are detected.
 
 use std::{sync::Arc, time::Duration};
 
@@ -98,7 +98,7 @@ fn populate(variant: Variant) {
 }
 
 /// All tables and sets as text, without counters.
-fn everything_there() -> String {
+fn all_state() -> String {
     let mut text = sh("ipset save | sort");
     for variant in Variant::BOTH {
         for family in Family::BOTH {
@@ -113,15 +113,15 @@ fn everything_there() -> String {
 fn cleanup_leaves_the_state_of_other_programs_unchanged() {
     for_both_variants(|variant| {
         populate(variant);
-        let before = everything_there();
+        let before = all_state();
         apply_all(&mut kernel(variant), &every_kind());
-        // A hook twice, as after a careless restore of saved rules.
+        // A second hook, as after a restore of saved rules.
         sh(&format!("{} -A FORWARD -j TOWPATH-FORWARD", tool(variant, Family::V4, "")));
-        assert_ne!(everything_there(), before);
+        assert_ne!(all_state(), before);
         let commands = Commands::default();
         let removed = cleanup(&commands).unwrap();
         assert_eq!(removed, Removed { hooks: 5, chains: 8, sets: 16, tables: 0, left: vec![] });
-        assert_eq!(everything_there(), before);
+        assert_eq!(all_state(), before);
         assert_eq!(cleanup(&commands).unwrap(), Removed::default());
     });
 }
@@ -141,11 +141,7 @@ fn state_of_a_previous_version_is_removed() {
         };
         leave();
         apply_all(&mut kernel, &every_kind());
-        assert_eq!(
-            kernel.observe().unwrap(),
-            names_only(&every_kind()),
-            "the next version puts its own in their place"
-        );
+        assert_eq!(kernel.observe().unwrap(), names_only(&every_kind()), "the next version replaces it");
         apply_all(&mut kernel, &Ruleset::default());
         leave();
         let removed = cleanup(&Commands::default()).unwrap();
@@ -173,7 +169,7 @@ fn cleanup_reports_what_it_could_not_remove() {
 fn rules_left_in_the_other_variant_are_removed() {
     for_both_variants(|variant| {
         populate(variant.other());
-        let foreign = everything_there();
+        let foreign = all_state();
         apply_all(&mut kernel(variant.other()), &every_kind());
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &every_kind());
@@ -185,7 +181,7 @@ fn rules_left_in_the_other_variant_are_removed() {
         );
         assert_eq!(kernel.remove_other_variant(), Removed::default());
         cleanup(&Commands::default()).unwrap();
-        let left: Vec<String> = everything_there().lines().map(str::to_owned).collect();
+        let left: Vec<String> = all_state().lines().map(str::to_owned).collect();
         let lost: Vec<&str> =
             foreign.lines().filter(|line| !left.iter().any(|there| there == line)).collect();
         assert!(lost.is_empty(), "{lost:?}");
@@ -208,12 +204,12 @@ fn check_finds_foreign_changes_of_rules_and_set_sizes() {
             "{main} -D FORWARD 1 && {main} -D TOWPATH-INGRESS 1 && ipset flush tp6-pods-xxxxxxxxxxxxxxxx && ipset add tp4-nets-xxxxxxxxxxxxxxxx 10.9.9.9"
         ));
         let findings = kernel.check(&expected, CheckDepth::Counts).unwrap().findings;
-        let told = [
+        let expected_findings = [
             "the IPv4 chain TOWPATH-INGRESS has 1 rules instead of 2",
             "the set tp4-nets-xxxxxxxxxxxxxxxx has 3 members instead of 2",
             "the set tp6-pods-xxxxxxxxxxxxxxxx has 0 members instead of 1",
         ];
-        assert_eq!(findings, told);
+        assert_eq!(findings, expected_findings);
         sh(&format!("{main} -F"));
         assert_eq!(kernel.quick_check(&expected).unwrap().findings.len(), 1);
         assert!(kernel.check(&expected, CheckDepth::Counts).unwrap().findings.len() > 4);
@@ -230,22 +226,19 @@ fn check_finds_a_replaced_rule_and_writes_nothing() {
         let mut kernel = Kernel::new(commands.clone(), Backend::Only(variant)).unwrap();
         apply_all(&mut kernel, &every_kind());
         let expected = Observed::holding(&every_kind());
-        let whole = everything_there();
-        let mut look = || {
+        let whole = all_state();
+        let mut check = || {
             let before = commands.started();
             let findings = kernel.check(&expected, CheckDepth::Counts).unwrap().findings;
             (findings, commands.started() - before)
         };
-        let (findings, first) = look();
+        let (findings, first) = check();
         assert!(findings.is_empty(), "{findings:?}");
-        let (findings, then) = look();
+        let (findings, then) = check();
         assert!(findings.is_empty(), "{findings:?}");
-        println!("{variant}: the first look ran {first} commands, the next {then}");
-        assert_eq!(
-            then, 3,
-            "one for each table and one for the sets: what is printed oddly was asked for once"
-        );
-        assert_eq!(everything_there(), whole, "looking leaves nothing behind");
+        println!("{variant}: the first check ran {first} commands, the next {then}");
+        assert_eq!(then, 3, "one command for each table and one for the sets");
+        assert_eq!(all_state(), whole, "a check changes nothing");
 
         let main = tool(variant, Family::V4, "");
         for (rule, instead) in [
@@ -256,14 +249,14 @@ fn check_finds_a_replaced_rule_and_writes_nothing() {
             ),
         ] {
             sh(&format!("{main} {rule}"));
-            let (findings, _) = look();
+            let (findings, _) = check();
             assert_eq!(findings.len(), 1, "{findings:?}");
             assert!(findings[0].contains("IPv4 chain TP-GI-aaaaaaaaaaaaaaaa is"), "{findings:?}");
             assert!(findings[0].contains(instead), "{findings:?}");
-            let (again, _) = look();
-            assert_eq!(again, findings, "it does not get used to it");
+            let (again, _) = check();
+            assert_eq!(again, findings, "a second check finds it again");
             apply_all(&mut self::kernel(variant), &every_kind());
-            assert_eq!(everything_there(), whole);
+            assert_eq!(all_state(), whole);
         }
     });
 }
@@ -275,7 +268,7 @@ fn exchanged_member_is_found_by_the_check_of_members() {
         let mut kernel = kernel(variant);
         apply_all(&mut kernel, &every_kind());
         let expected = Observed::holding(&every_kind());
-        let whole = everything_there();
+        let whole = all_state();
         assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
         let member = expected.v4.sets[&set("tp4-pods-xxxxxxxxxxxxxxxx")].members.iter().next().unwrap();
         let Member::Address(address) = member else { panic!("{member:?}") };
@@ -285,13 +278,13 @@ fn exchanged_member_is_found_by_the_check_of_members() {
         assert_eq!(
             kernel.check(&expected, CheckDepth::Counts).unwrap(),
             Drift::default(),
-            "the numbers are right"
+            "the number of members is right"
         );
         let findings = kernel.check(&expected, CheckDepth::Members).unwrap().findings;
         assert_eq!(findings, ["the set tp4-pods-xxxxxxxxxxxxxxxx lacks 1 members and has 1 others"]);
         apply_all(&mut kernel, &every_kind());
         assert_eq!(kernel.check(&expected, CheckDepth::Members).unwrap(), Drift::default());
-        assert_eq!(everything_there(), whole);
+        assert_eq!(all_state(), whole);
     });
 }
 
@@ -299,21 +292,21 @@ fn exchanged_member_is_found_by_the_check_of_members() {
 fn foreign_changes_are_announced_and_our_own_are_not() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
-        let (heard, changes) = std::sync::mpsc::channel();
-        let watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
+        let (sender, changes) = std::sync::mpsc::channel();
+        let watch = kernel.watch(move || sender.send(()).unwrap()).unwrap();
         let quiet = || changes.recv_timeout(Duration::from_millis(200)).is_err();
-        let told = || changes.recv_timeout(Duration::from_secs(5)).is_ok();
+        let announced = || changes.recv_timeout(Duration::from_secs(5)).is_ok();
         apply_all(&mut kernel, &every_kind());
         apply_all(&mut kernel, &every_kind());
-        assert!(quiet(), "our own writing");
+        assert!(quiet(), "our own changes");
         sh("iptables-nft -t nat -N OTHER && iptables-nft -N KUBE-X && iptables-nft -A OUTPUT -j KUBE-X");
-        assert!(quiet(), "what does not concern us");
+        assert!(quiet(), "changes that do not affect our rules");
         sh("iptables-nft -I FORWARD 1 -j ACCEPT");
-        assert!(told() && quiet(), "a rule in front of our hook");
+        assert!(announced() && quiet(), "a rule in front of our hook");
         sh("ip6tables-nft -D TOWPATH-INGRESS 1");
-        assert!(told() && quiet(), "a rule of ours that is gone");
+        assert!(announced() && quiet(), "a deleted rule of ours");
         sh("nft flush ruleset");
-        assert!(told(), "everything gone");
+        assert!(announced(), "everything is deleted");
         drop(watch);
     });
 }
@@ -322,8 +315,8 @@ fn foreign_changes_are_announced_and_our_own_are_not() {
 fn own_changes_are_recognised_after_a_netlink_overrun() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Nft);
-        let (heard, changes) = std::sync::mpsc::channel();
-        let _watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
+        let (sender, changes) = std::sync::mpsc::channel();
+        let _watch = kernel.watch(move || sender.send(()).unwrap()).unwrap();
         let rules = |count: u32| -> Chain {
             (0..count).map(|n| Rule::new([Match::Comment(n.to_string().into())], Target::Return)).collect()
         };
@@ -342,14 +335,14 @@ fn own_changes_are_recognised_after_a_netlink_overrun() {
 fn foreign_changes_with_legacy_are_detected_by_the_xtables_lock() {
     in_namespace(|| {
         let mut kernel = kernel(Variant::Legacy);
-        let (heard, changes) = std::sync::mpsc::channel();
-        let _watch = kernel.watch(move || heard.send(()).unwrap()).unwrap();
+        let (sender, changes) = std::sync::mpsc::channel();
+        let _watch = kernel.watch(move || sender.send(()).unwrap()).unwrap();
         apply_all(&mut kernel, &every_kind());
         let expected = Observed::holding(&every_kind());
         for _ in 0..20 {
             assert!(kernel.quick_check(&expected).unwrap().findings.is_empty());
         }
-        assert!(changes.recv_timeout(Duration::from_millis(300)).is_err(), "our own writing and looking");
+        assert!(changes.recv_timeout(Duration::from_millis(300)).is_err(), "our own changes and checks");
         for _ in 0..3 {
             sh("iptables-legacy -F");
             assert!(changes.recv_timeout(Duration::from_secs(5)).is_ok());

@@ -119,7 +119,7 @@ fn guard_tables_are_updated_by_differences_taken_over_and_removed() {
 
         let mut next = GuardTables::new(commands.clone()).unwrap();
         next.take_over(&interfaces).unwrap();
-        assert!(!next.apply(&two).unwrap(), "the next process finds everything as it would write it");
+        assert!(!next.apply(&two).unwrap(), "the next process has nothing to change");
 
         let _c = pod("vethc", "02:00:00:00:00:0c", Some("br0"), &["10.244.1.4/24"]);
         sh("ip link del vethb");
@@ -131,14 +131,14 @@ fn guard_tables_are_updated_by_differences_taken_over_and_removed() {
         assert!(!third.apply(&other).unwrap(), "{}", sh("nft list ruleset"));
 
         assert!(third.check(&interfaces).unwrap());
-        let frames = "iif @guarded counter name frame drop";
+        let rule = "iif @guarded counter name frame drop";
         let handle = "$(nft -a list chain bridge towpath from-arp | sed -n 's/.*@guarded .*claim.*handle //p' | tail -1)";
         for change in [
             "delete element bridge towpath guarded '{ vethc }'".to_owned(),
             "flush chain bridge towpath from-ip6".to_owned(),
             "delete table netdev towpath".to_owned(),
             "insert rule bridge towpath prerouting accept".to_owned(),
-            format!("replace rule bridge towpath from-arp handle {handle} {frames}"),
+            format!("replace rule bridge towpath from-arp handle {handle} {rule}"),
         ] {
             sh(&format!("nft {change}"));
             assert!(!third.check(&interfaces).unwrap(), "{change}");

@@ -80,10 +80,10 @@ fn variant_is_kubelets_or_else_the_one_with_more_rules() {
         sh(&format!("{this} -A INPUT -j ACCEPT"));
         assert_eq!(chosen(), variant, "one rule against none");
         apply_all(&mut kernel(variant.other()), &every_kind());
-        assert_eq!(chosen(), variant, "rules of ours do not count");
+        assert_eq!(chosen(), variant, "our own rules do not count");
         sh(&format!("{other} -A INPUT -j ACCEPT && {other} -A INPUT -j ACCEPT"));
         assert_eq!(chosen(), variant.other(), "two rules against one");
         sh(&format!("{} -t mangle -N KUBE-KUBELET-CANARY", tool(variant, Family::V6, "")));
-        assert_eq!(chosen(), variant, "kubelet's mark");
+        assert_eq!(chosen(), variant, "kubelet's chain");
     });
 }

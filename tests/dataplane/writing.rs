@@ -71,7 +71,7 @@ fn refused_chains_are_named_and_their_batch_is_not_written() {
             [Rule::new([in_set("tp4-pods-missingmissingmi", Field::Source)], Target::Return)]
                 .into_iter()
                 .collect();
-        let leads_nowhere: Chain =
+        let to_missing_chain: Chain =
             [Rule::new([], Target::Goto(chain("TP-GI-missingmissingmi")))].into_iter().collect();
         let good = [
             "TP-GI-aaaaaaaaaaaaaaaa",
@@ -84,7 +84,7 @@ fn refused_chains_are_named_and_their_batch_is_not_written() {
             .into_iter()
             .chain([
                 (chain("TP-GI-badbadbadbadbadb"), needs_set),
-                (chain("TP-GI-worseworseworsew"), leads_nowhere),
+                (chain("TP-GI-worseworseworsew"), to_missing_chain),
             ])
             .collect();
         let batch = ChainBatch { write, ..ChainBatch::default() };
