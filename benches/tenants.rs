@@ -33,7 +33,7 @@ mod node_http;
 #[path = "../tests/support/rng.rs"]
 mod rng;
 
-use hostile_shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+use hostile_shapes::{EVIL, SHAPES, Shape, crowd_objects, honest_policy, local_pod, peak_memory, write};
 use http::LISTEN;
 
 const PORT: u16 = 7777;
@@ -79,7 +79,7 @@ fn measure(shape: &Shape, changes: usize) {
     let start = Instant::now();
     let mut daemon = start_daemon(&lab, folder.path());
     let first = until(&flood, false, start);
-    let mut worst_memory = most_memory(daemon.id());
+    let mut worst_memory = peak_memory(daemon.id());
 
     let stop = Arc::new(AtomicBool::new(false));
     let restless = shape.restless.then(|| restless(folder.path(), stop.clone()));
@@ -89,7 +89,7 @@ fn measure(shape: &Shape, changes: usize) {
         let before = Instant::now();
         write(folder.path(), &[("shop.yaml".to_owned(), honest_policy(allow))]);
         seen.push(until(&flood, allow, before));
-        worst_memory = worst_memory.max(most_memory(daemon.id()));
+        worst_memory = worst_memory.max(peak_memory(daemon.id()));
         if seen.iter().filter(|seen| seen.is_none()).count() > 1 {
             break;
         }
@@ -156,7 +156,7 @@ fn restless(folder: &Path, stop: Arc<AtomicBool>) -> thread::JoinHandle<()> {
         let mut turn = 0;
         while !stop.load(Ordering::Relaxed) {
             turn += 1;
-            write(&folder, &[("crowd.yaml".to_owned(), crowd_text(50, turn % 2))]);
+            write(&folder, &[("crowd.yaml".to_owned(), crowd_objects(50, turn % 2))]);
             sleep(Duration::from_millis(50));
         }
     })

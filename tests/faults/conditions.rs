@@ -27,11 +27,11 @@ fn bed(variant: Variant) -> Bed {
             &[bed.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
         );
     }
-    bed.write("db.yaml", &[db_takes("web")]);
+    bed.write("db.yaml", &[db_admits("web")]);
     bed
 }
 
-fn db_takes(app: &str) -> String {
+fn db_admits(app: &str) -> String {
     let spec = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: ";
     policy("shop/db", &format!("{spec}{app}}}}}}}]}}]"))
 }
@@ -50,8 +50,8 @@ fn held_xtables_lock_is_logged_and_waited_for() {
         assert_eq!(bed.reaches("shop/far", "shop/web"), [true; 2]);
         assert_eq!(daemon.get("/livez").unwrap().0, 200);
         drop(lock.unlock());
-        bed.until("shop/far", "shop/web", false, Duration::from_secs(3));
-        println!("held for 3 s, enforced after {:?}", start.elapsed());
+        bed.wait_until_reachable("shop/far", "shop/web", false, Duration::from_secs(3));
+        println!("lock held for 3 s, enforced after {:?}", start.elapsed());
         assert!(daemon.is_ready());
     });
 }
@@ -73,7 +73,7 @@ fn missing_program_or_capability_exits_with_3_and_names_the_remedy() {
         let mut command = bed.command(&[]);
         command.env("PATH", &tools);
         let mut daemon = Daemon::start(&bed, command);
-        assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
+        assert_eq!(daemon.wait_for_end(Duration::from_secs(5)).code(), Some(3));
         assert!(daemon.log().contains("install the package ipset"), "{}", daemon.log());
 
         let usual = bed.command(&[]);
@@ -85,9 +85,9 @@ fn missing_program_or_capability_exits_with_3_and_names_the_remedy() {
         std::fs::set_permissions(bed.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         command.arg(binary).args(usual.get_args());
         let mut daemon = Daemon::start(&bed, command);
-        assert_eq!(daemon.ended(Duration::from_secs(5)).code(), Some(3));
+        assert_eq!(daemon.wait_for_end(Duration::from_secs(5)).code(), Some(3));
         assert!(daemon.log().contains("CAP_NET_ADMIN"), "{}", daemon.log());
-        assert_eq!(bed.ours(Family::V4), "");
+        assert_eq!(bed.our_rules(Family::V4), "");
     });
 }
 
@@ -96,15 +96,15 @@ fn running_pod_owns_an_address_that_a_finished_pod_reports_too() {
     for_both_variants(|variant| {
         let bed = bed(variant);
         let daemon = bed.run(&[]);
-        // A finished one that reports the address of the pod far.
+        // A finished pod that reports the address of the pod far.
         let addresses = Family::BOTH.map(|family| bed.address("shop/far", family));
         let finished = bed.manifest_at("shop/finished", "app: web", &addresses, 1);
         bed.write("finished.yaml", &[finished.replace("phase: Running", "phase: Succeeded")]);
         thread::sleep(Duration::from_millis(400));
         assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2], "the finished pod's labels do not count");
-        bed.write("db.yaml", &[db_takes("far")]);
-        bed.until("shop/far", "shop/db", true, Duration::from_secs(5));
-        // Two that run: some of the objects are outdated. This is reported.
+        bed.write("db.yaml", &[db_admits("far")]);
+        bed.wait_until_reachable("shop/far", "shop/db", true, Duration::from_secs(5));
+        // Two running pods with one address: an object is outdated, which is reported.
         bed.write("finished.yaml", &[finished]);
         wait_until("a warning", Duration::from_secs(3), || {
             daemon.log().contains("several pods report the same address")
@@ -123,9 +123,10 @@ fn invalid_policy_keeps_its_last_valid_version_or_else_isolates() {
         let daemon = bed.run(&[]);
         assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
         assert!(daemon.metric("towpath_refused_objects") < 1.0);
-        let invalid = db_takes("web").replace("ingress: [{from:", "ingress: [{ports: [{port: 70000}], from:");
+        let invalid =
+            db_admits("web").replace("ingress: [{from:", "ingress: [{ports: [{port: 70000}], from:");
         bed.write("db.yaml", std::slice::from_ref(&invalid));
-        wait_until("it is counted", Duration::from_secs(3), || {
+        wait_until("the refused object is counted", Duration::from_secs(3), || {
             daemon.metric("towpath_refused_objects") >= 1.0
         });
         assert!(daemon.log().contains("70000"), "{}", daemon.log());
@@ -141,13 +142,13 @@ fn invalid_policy_keeps_its_last_valid_version_or_else_isolates() {
         let never = invalid.replace("name: db,", "name: never,").replace("app: db", "app: web");
         assert_eq!(bed.reaches("shop/far", "shop/web"), [true; 2]);
         bed.write("never.yaml", &[never]);
-        bed.until("shop/far", "shop/web", false, Duration::from_secs(3));
+        bed.wait_until_reachable("shop/far", "shop/web", false, Duration::from_secs(3));
         assert!(daemon.metric("towpath_refused_objects") >= 2.0);
         bed.objects().remove("never.yaml");
-        bed.until("shop/far", "shop/web", true, Duration::from_secs(3));
-        bed.write("db.yaml", &[db_takes("far")]);
-        bed.until("shop/far", "shop/db", true, Duration::from_secs(3));
-        wait_until("nothing is wrong", Duration::from_secs(3), || {
+        bed.wait_until_reachable("shop/far", "shop/web", true, Duration::from_secs(3));
+        bed.write("db.yaml", &[db_admits("far")]);
+        bed.wait_until_reachable("shop/far", "shop/db", true, Duration::from_secs(3));
+        wait_until("no refused object", Duration::from_secs(3), || {
             daemon.metric("towpath_refused_objects") < 1.0
         });
     });
@@ -157,13 +158,13 @@ fn invalid_policy_keeps_its_last_valid_version_or_else_isolates() {
 fn bridge_netfilter_is_switched_on_again_or_the_daemon_is_not_ready() {
     for_both_variants(|variant| {
         let bed = bed(variant);
-        bed.write("db.yaml", &[db_takes("far")]);
+        bed.write("db.yaml", &[db_admits("far")]);
         let daemon = bed.run(&[]);
         assert_eq!(bed.reaches("shop/web", "shop/db"), [false; 2]);
         bed.lab.set_bridge_nf_call(0, false).unwrap();
-        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2], "the switch does not matter here");
-        let healed = bed.until("shop/web", "shop/db", false, Duration::from_secs(5));
-        println!("{variant:?}: bridged packets are seen again after {healed:?}");
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2], "the switch has no effect here");
+        let repaired = bed.wait_until_reachable("shop/web", "shop/db", false, Duration::from_secs(5));
+        println!("{variant:?}: bridged packets are filtered again after {repaired:?}");
         assert!(daemon.metric("towpath_drift_repairs_total") >= 1.0);
         drop(daemon);
 

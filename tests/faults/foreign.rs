@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How soon a change must be repaired if we are notified of it at once, on a busy machine.
-const HEARD: Duration = Duration::from_secs(2);
+const NOTIFIED: Duration = Duration::from_secs(2);
 
 /// The same for a change that only the periodic check finds, which runs every second.
 const FOUND: Duration = Duration::from_secs(5);
@@ -41,8 +41,8 @@ fn bed(variant: Variant) -> Bed {
 
 /// Changes our state and waits until it is as before. `closed`: meanwhile nothing may pass that policy denies.
 #[track_caller]
-fn heals(bed: &Bed, what: &str, closed: bool, within: Duration, act: impl FnOnce()) {
-    let state = || (bed.ours(Family::V4), bed.ours(Family::V6), our_sets(bed.node()));
+fn assert_repaired(bed: &Bed, what: &str, closed: bool, within: Duration, change: impl FnOnce()) {
+    let state = || (bed.our_rules(Family::V4), bed.our_rules(Family::V6), our_sets(bed.node()));
     let before = state();
     let flows: Vec<FloodFlow> = Family::BOTH
         .map(|family| FloodFlow {
@@ -54,25 +54,25 @@ fn heals(bed: &Bed, what: &str, closed: bool, within: Duration, act: impl FnOnce
     let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
     thread::sleep(Duration::from_millis(50));
     let start = Instant::now();
-    act();
-    let acted = Instant::now();
-    // Found changed, or already repaired: the state is compared, not the change.
-    let healed = wait_until(what, within, || state() == before);
+    change();
+    let changed = Instant::now();
+    // The change may already be repaired, so only the final state is compared.
+    let repaired = wait_until(what, within, || state() == before);
     // Packets that passed before the rules were back have arrived.
     thread::sleep(Duration::from_millis(200));
-    let healed_at = acted + healed + Duration::from_millis(50);
+    let repaired_at = changed + repaired + Duration::from_millis(50);
     let report = flood.stop();
     let last = report.arrivals.iter().map(|arrival| arrival.at).max();
     println!(
-        "{:?}: {what}: whole again {:?} after it was done; {} of {} datagrams passed, the last {:?} after its begin",
+        "{:?}: {what}: repaired {:?} after the change; {} of {} datagrams passed, the last {:?} after the change began",
         bed.variant,
-        healed,
+        repaired,
         report.arrivals.len(),
         report.sent.iter().sum::<u64>(),
         last.map(|at| at - start),
     );
     assert!(!closed || report.arrivals.is_empty(), "{what}: {} passed", report.arrivals.len());
-    assert!(last.is_none_or(|at| at < healed_at), "{what}: something passed after it was healed");
+    assert!(last.is_none_or(|at| at < repaired_at), "{what}: a packet passed after the repair");
     assert_eq!(bed.reaches("shop/other", "shop/db"), [false; 2], "{what}");
 }
 
@@ -80,7 +80,7 @@ fn heals(bed: &Bed, what: &str, closed: bool, within: Duration, act: impl FnOnce
 fn changes_of_our_rules_by_other_programs_are_repaired_immediately() {
     for_both_variants(|variant| {
         let bed = bed(variant);
-        // The periodic check runs once an hour: anything repaired sooner was due to a notification.
+        // The periodic check runs once an hour, so an earlier repair is due to a notification.
         let daemon = bed.run(&["--check-interval", "3600"]);
         let both = |arguments: &str| {
             for family in Family::BOTH {
@@ -88,29 +88,33 @@ fn changes_of_our_rules_by_other_programs_are_repaired_immediately() {
             }
         };
         let group = |family| {
-            let ours = bed.ours(family);
+            let ours = bed.our_rules(family);
             let chain = ours.lines().find_map(|line| line.strip_prefix(":TP-GI-")).unwrap();
             format!("TP-GI-{}", chain.split(' ').next().unwrap())
         };
         thread::sleep(Duration::from_millis(1200));
-        heals(&bed, "iptables -D FORWARD 1", false, HEARD, || both("-D FORWARD 1"));
-        heals(&bed, "iptables -I FORWARD 1 -j ACCEPT", false, HEARD, || both("-I FORWARD 1 -j ACCEPT"));
-        heals(&bed, "iptables -D TOWPATH-FORWARD 2", false, HEARD, || both("-D TOWPATH-FORWARD 2"));
-        heals(&bed, "iptables -F of a group's chain", false, HEARD, || {
+        assert_repaired(&bed, "iptables -D FORWARD 1", false, NOTIFIED, || both("-D FORWARD 1"));
+        assert_repaired(&bed, "iptables -I FORWARD 1 -j ACCEPT", false, NOTIFIED, || {
+            both("-I FORWARD 1 -j ACCEPT");
+        });
+        assert_repaired(&bed, "iptables -D TOWPATH-FORWARD 2", false, NOTIFIED, || {
+            both("-D TOWPATH-FORWARD 2");
+        });
+        assert_repaired(&bed, "iptables -F of a group's chain", false, NOTIFIED, || {
             for family in Family::BOTH {
                 bed.iptables(family, &format!("-F {}", group(family)));
             }
         });
-        heals(&bed, "iptables -D of one rule of a group's chain", false, HEARD, || {
+        assert_repaired(&bed, "iptables -D of one rule of a group's chain", false, NOTIFIED, || {
             for family in Family::BOTH {
                 bed.iptables(family, &format!("-D {} 1", group(family)));
             }
         });
-        heals(
+        assert_repaired(
             &bed,
-            "iptables -R of one rule of a group's chain by one that allows all",
+            "iptables -R of one rule of a group's chain by a rule that allows everything",
             false,
-            HEARD,
+            NOTIFIED,
             || {
                 for family in Family::BOTH {
                     bed.iptables(family, &format!("-R {} 1 -j RETURN", group(family)));
@@ -119,8 +123,8 @@ fn changes_of_our_rules_by_other_programs_are_repaired_immediately() {
         );
         assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
         // These remove flannel's rules too, and then FORWARD drops what nothing accepts.
-        heals(&bed, "iptables -F FORWARD", true, HEARD, || both("-F FORWARD"));
-        heals(&bed, "iptables -F", true, HEARD, || both("-F"));
+        assert_repaired(&bed, "iptables -F FORWARD", true, NOTIFIED, || both("-F FORWARD"));
+        assert_repaired(&bed, "iptables -F", true, NOTIFIED, || both("-F"));
         assert!(daemon.metric("towpath_drift_repairs_total") >= 7.0);
         assert!(daemon.is_ready());
     });
@@ -142,16 +146,16 @@ fn changes_of_our_sets_by_other_programs_are_repaired_by_the_periodic_check() {
             };
             sets.iter().find(of_one).unwrap().split(' ').nth(1).unwrap().to_owned()
         };
-        heals(&bed, "ipset flush of the isolated pods", false, FOUND, || {
+        assert_repaired(&bed, "ipset flush of the isolated pods", false, FOUND, || {
             ipset(&["flush", &isolated(4)]);
             ipset(&["flush", &isolated(6)]);
         });
-        heals(&bed, "ipset del of an isolated pod", false, FOUND, || {
+        assert_repaired(&bed, "ipset del of an isolated pod", false, FOUND, || {
             let of = |family| bed.address("shop/db", family).to_string();
             ipset(&["del", &isolated(4), &of(Family::V4)]);
             ipset(&["del", &isolated(6), &of(Family::V6)]);
         });
-        heals(&bed, "ipset add of a stranger to whom a policy allows", false, FOUND, || {
+        assert_repaired(&bed, "ipset add of a pod that no policy admits", false, FOUND, || {
             let sets = our_sets(bed.node());
             for (version, family) in [(4, Family::V4), (6, Family::V6)] {
                 let prefix = format!("create tp{version}-pods-");
@@ -160,7 +164,7 @@ fn changes_of_our_sets_by_other_programs_are_repaired_by_the_periodic_check() {
                 ipset(&["add", &set, &bed.address("shop/other", family).to_string()]);
             }
         });
-        heals(
+        assert_repaired(
             &bed,
             "ipset del of an isolated pod and ipset add of another in its place",
             false,

@@ -1,4 +1,4 @@
-//! One daemon ends and another one starts: on request, in a rolling update.
+//! One daemon ends and another one starts: on request, and in a rolling update.
 
 use std::{thread, time::Duration};
 
@@ -16,10 +16,10 @@ fn terminated_daemon_leaves_its_rules_and_the_next_one_takes_over_without_a_gap(
         let flows = flows(&bed);
         let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
         let watch = bed.lab.watch(&always(&bed), Duration::from_millis(5), TIMEOUT).unwrap();
-        let rules = bed.ours(towpath::model::Family::V4);
+        let rules = bed.our_rules(towpath::model::Family::V4);
         let status = first.terminate();
         assert!(status.success(), "{status}");
-        assert_eq!(bed.ours(towpath::model::Family::V4), rules);
+        assert_eq!(bed.our_rules(towpath::model::Family::V4), rules);
         thread::sleep(Duration::from_millis(300));
         let churning = Churn::new(&bed).start(3, 25);
         for _ in 0..3 {
@@ -28,7 +28,7 @@ fn terminated_daemon_leaves_its_rules_and_the_next_one_takes_over_without_a_gap(
             assert!(next.terminate().success());
         }
         drop(churning);
-        assert_nothing_passed(flood, &flows, &format!("{variant:?}, ended and begun"));
+        assert_nothing_passed(flood, &flows, &format!("{variant:?}, terminated and restarted"));
         let watched = watch.stop();
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
     });
@@ -51,7 +51,7 @@ fn rolling_update_hands_over_when_the_old_daemon_ends() {
         assert!(text.contains("another towpath") && text.contains(&old_id), "{text}");
         assert!(old.is_ready());
         assert!(old.terminate().success());
-        println!("{variant:?}: ready {:?} after the other's end", new.wait_ready());
+        println!("{variant:?}: ready {:?} after the old daemon ended", new.wait_ready());
         thread::sleep(Duration::from_millis(300));
         drop(churning);
         assert_nothing_passed(flood, &flows, &format!("{variant:?}, rolling update"));

@@ -1,4 +1,4 @@
-//! A pod that may change its interfaces tries to act as another pod, or as a host that no policy knows.
+//! A pod that may change its interfaces tries to use another pod's address, or one that no policy covers.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -19,7 +19,7 @@ const READ: Duration = Duration::from_millis(600);
 
 impl Bed {
     /// Gives a pod this address instead of its own, as one of its processes with `CAP_NET_ADMIN` can.
-    fn becomes(&self, pod: &str, address: &str) {
+    fn set_address(&self, pod: &str, address: &str) {
         let pod = self.lab.pod(self.pod(pod)).unwrap();
         let lines = [
             "addr flush dev eth0 scope global",
@@ -30,7 +30,7 @@ impl Bed {
     }
 
     /// Whether `from` reaches `to` by IPv4 now, from whatever address it has.
-    fn gets_to(&self, from: &str, to: &str) -> bool {
+    fn reaches_v4(&self, from: &str, to: &str) -> bool {
         let to: IpAddr = self.address(to, Family::V4);
         let probe = Probe::new(self.end(from), to, Transport::Tcp(80));
         self.lab.probe_all(&[probe], TIMEOUT).unwrap()[0].is_open()
@@ -53,30 +53,30 @@ fn address_that_a_pod_gave_itself_is_closed_before_and_after_its_object_is_known
         let daemon = bed.run(&[]);
         thread::sleep(READ);
         // It has no object yet: it may use the address that its plugin gave it, and no other.
-        assert!(bed.gets_to("shop/rogue", "shop/open"), "{}", daemon.log());
+        assert!(bed.reaches_v4("shop/rogue", "shop/open"), "{}", daemon.log());
         let own = bed.address("shop/rogue", Family::V4).to_string();
-        bed.becomes("shop/rogue", "10.244.1.200");
+        bed.set_address("shop/rogue", "10.244.1.200");
         thread::sleep(READ);
-        assert!(!bed.gets_to("shop/rogue", "shop/open"));
+        assert!(!bed.reaches_v4("shop/rogue", "shop/open"));
         // Its object arrives, with a policy that isolates it.
         bed.write_pods(&["shop/open", "shop/rogue"]);
         bed.write("deny.yaml", &[policy("shop/deny", "podSelector: {}, policyTypes: [Egress]")]);
-        wait_until("the policy", Duration::from_secs(10), || bed.ours(Family::V4).contains("TP-PE-"));
-        assert!(!bed.gets_to("shop/rogue", "shop/open"));
-        bed.becomes("shop/rogue", &own);
+        wait_until("the policy", Duration::from_secs(10), || bed.our_rules(Family::V4).contains("TP-PE-"));
+        assert!(!bed.reaches_v4("shop/rogue", "shop/open"));
+        bed.set_address("shop/rogue", &own);
         thread::sleep(READ);
-        assert!(!bed.gets_to("shop/rogue", "shop/open"), "policy closes its own address");
+        assert!(!bed.reaches_v4("shop/rogue", "shop/open"), "policy denies its own address too");
         bed.objects().remove("deny.yaml");
-        wait_until("its own address", Duration::from_secs(10), || bed.gets_to("shop/rogue", "shop/open"));
-        // The next process knows what the first one knew.
-        bed.becomes("shop/rogue", "10.244.1.201");
+        wait_until("its own address", Duration::from_secs(10), || bed.reaches_v4("shop/rogue", "shop/open"));
+        // The next process keeps the bindings of the first one.
+        bed.set_address("shop/rogue", "10.244.1.201");
         assert!(daemon.terminate().success());
         let next = bed.run(&[]);
         thread::sleep(READ);
-        assert!(!bed.gets_to("shop/rogue", "shop/open"), "{}", next.log());
-        bed.becomes("shop/rogue", &own);
+        assert!(!bed.reaches_v4("shop/rogue", "shop/open"), "{}", next.log());
+        bed.set_address("shop/rogue", &own);
         wait_until("its own address again", Duration::from_secs(10), || {
-            bed.gets_to("shop/rogue", "shop/open")
+            bed.reaches_v4("shop/rogue", "shop/open")
         });
     });
 }
@@ -87,14 +87,16 @@ fn running_pod_whose_object_is_deleted_can_send_nothing() {
         let bed = Bed::new(variant, &[("shop/open", 0), ("shop/forced", 0)]);
         bed.write_pods(&["shop/open", "shop/forced"]);
         let daemon = bed.run(&[]);
-        wait_until("its network", Duration::from_secs(10), || bed.gets_to("shop/forced", "shop/open"));
+        wait_until("reachability", Duration::from_secs(10), || bed.reaches_v4("shop/forced", "shop/open"));
         bed.write_pods(&["shop/open"]);
-        wait_until("its end", Duration::from_secs(10), || !bed.gets_to("shop/forced", "shop/open"));
+        wait_until("isolation", Duration::from_secs(10), || !bed.reaches_v4("shop/forced", "shop/open"));
         assert!(daemon.terminate().success());
         let next = bed.run(&[]);
         thread::sleep(READ);
-        assert!(!bed.gets_to("shop/forced", "shop/open"), "{}", next.log());
+        assert!(!bed.reaches_v4("shop/forced", "shop/open"), "{}", next.log());
         bed.write_pods(&["shop/open", "shop/forced"]);
-        wait_until("its return", Duration::from_secs(10), || bed.gets_to("shop/forced", "shop/open"));
+        wait_until("reachability again", Duration::from_secs(10), || {
+            bed.reaches_v4("shop/forced", "shop/open")
+        });
     });
 }

@@ -1,4 +1,5 @@
-//! Killed at any instant, any number of times: no packet passes that no state allows, and none is lost that all do.
+//! The daemon is killed repeatedly at any instant: no packet passes that no state allows, and none is dropped that all
+//! states allow.
 
 use std::{
     fs::{self, File},
@@ -28,9 +29,9 @@ use crate::{
     yaml_objects::{namespace, policy},
 };
 
-/// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
+/// Senders that must not reach their receiver in any state of the churn, or between two states.
 pub(crate) const NEVER: [(&str, &str); 5] = [
-    // In one role it may send but is not admitted; in the other it is admitted but may not send.
+    // In one role it may send but is not admitted; in the other role it is admitted but may not send.
     ("shop/turncoat", "shop/receiver"),
     // One policy isolates either the sender or the receiver.
     ("shop/left", "shop/right"),
@@ -142,7 +143,7 @@ impl Churn {
                 pod("shop/client", &["colour: red", "colour: blue"]),
                 (
                     "extra.yaml".to_owned(),
-                    vec![extra("left", 81), extra("right", 82), extra("nobody", 83), namespace("unused", "")],
+                    vec![extra("left", 81), extra("right", 82), extra("none", 83), namespace("unused", "")],
                 ),
             ],
             objects: bed.objects(),
@@ -159,10 +160,10 @@ impl Churn {
     /// Continues until stopped, with pauses of up to `pause` milliseconds.
     pub(crate) fn start(self, seed: u64, pause: u64) -> Churning {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
+        let thread_stop = stop.clone();
         let thread = thread::spawn(move || {
             let mut rng = Rng::new(seed);
-            while !told.load(Ordering::Relaxed) {
+            while !thread_stop.load(Ordering::Relaxed) {
                 self.step(&mut rng);
                 thread::sleep(Duration::from_millis(rng.below(pause)));
             }
@@ -207,7 +208,7 @@ pub(crate) fn always(bed: &Bed) -> Vec<Probe> {
 pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &str) {
     let report = flood.stop();
     let sent: u64 = report.sent.iter().sum();
-    println!("{what}: {sent} datagrams that nothing allows, {} arrived", report.arrivals.len());
+    println!("{what}: {sent} denied datagrams, {} arrived", report.arrivals.len());
     assert!(report.sent.iter().all(|sent| *sent > 100), "{:?}", report.sent);
     let leaked: Vec<_> =
         report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
@@ -240,17 +241,13 @@ fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
         drop(churning);
         assert_nothing_passed(flood, &flows, &format!("{variant:?}, killed 16 times"));
         let watched = watch.stop();
-        println!(
-            "{variant:?}: {} connections that all allow, {} failed",
-            watched.open,
-            watched.failures.len()
-        );
+        println!("{variant:?}: {} allowed connections, {} failed", watched.open, watched.failures.len());
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
         assert!(watched.open > 500, "{}", watched.open);
-        // What the killed ones left half done is completed: a restarted one finds nothing to change.
+        // What killed daemons left incomplete is completed: a restarted one has nothing to change.
         thread::sleep(Duration::from_millis(500));
         drop(last);
-        let rules = || Family::BOTH.map(|family| bed.ours(family)).join("\n");
+        let rules = || Family::BOTH.map(|family| bed.our_rules(family)).join("\n");
         let (before, fresh) = (rules(), bed.run(&[]));
         let after = rules();
         assert!(before == after, "before:\n{before}\nafter:\n{after}");
@@ -278,7 +275,7 @@ fn new_daemon_waits_for_a_command_that_outlived_its_killed_daemon() {
         daemon.kill();
         drop(lock.unlock());
         let next = bed.start(&[]);
-        wait_until("it waits for what the killed one left behind", Duration::from_secs(5), || {
+        wait_until("the new daemon waits for the command of the killed one", Duration::from_secs(5), || {
             next.get("/readyz").is_some_and(|(_, text)| text.contains("another towpath"))
         });
         kill(orphan, Signal::SIGCONT).unwrap();

@@ -16,7 +16,7 @@ use crate::{
 #[track_caller]
 fn assert_outcomes(bed: &Bed, from: End, port: u16, expected: Outcome, what: &str) {
     for family in Family::BOTH {
-        let got = bed.ask(from, bed.address("shop/db", family), Transport::Tcp(port));
+        let got = bed.probe(from, bed.address("shop/db", family), Transport::Tcp(port));
         assert_eq!(got, expected, "{what}, {family}");
     }
 }
@@ -36,7 +36,7 @@ fn objects_of_the_largest_accepted_size_are_enforced() {
         let bed = bed(variant);
         let (near, last, no) = (bed.end("shop/near"), bed.end("shop/last"), bed.end("shop/no"));
 
-        let crowd: Vec<String> = (0..10_000_u32)
+        let pods: Vec<String> = (0..10_000_u32)
             .map(|number| {
                 let v4 = IpAddr::from((10 << 24 | 200 << 16 | number).to_be_bytes());
                 let v6 = format!("fd00:10:200::{number:x}").parse().unwrap();
@@ -44,7 +44,7 @@ fn objects_of_the_largest_accepted_size_are_enforced() {
             })
             .chain([bed.manifest("shop/last", "app: crowd")])
             .collect();
-        bed.write("crowd.yaml", &crowd);
+        bed.write("crowd.yaml", &pods);
         let long = "p".repeat(253);
         let select = "podSelector: {matchLabels: {app: db}}";
         let takes_crowd =

@@ -1,4 +1,4 @@
-//! What is not ours stays as it is, to the byte.
+//! Rules and sets of other programs stay identical to the byte.
 
 use std::{process::Command, thread, time::Duration};
 
@@ -13,37 +13,37 @@ use crate::{
 
 const TABLES: [&str; 4] = ["filter", "nat", "mangle", "raw"];
 
-/// Other programs' chains, rules with everything that is hard to quote, and sets.
-fn settle(bed: &Bed) {
-    let ipset = "create neighbours-v4 hash:net family inet\nadd neighbours-v4 10.9.0.0/16\n\
-                 create neighbours-v6 hash:net family inet6\nadd neighbours-v6 fd09::/32\n\
+/// Chains, rules with text that is hard to quote, and sets of other programs.
+fn add_foreign_state(bed: &Bed) {
+    let ipset = "create foreign-v4 hash:net family inet\nadd foreign-v4 10.9.0.0/16\n\
+                 create foreign-v6 hash:net family inet6\nadd foreign-v6 fd09::/32\n\
                  create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n\
                  create tp4-mine hash:ip family inet\nadd tp4-mine 10.9.9.9\n\
                  create tp4-pods-x hash:ip family inet\ncreate tp6-nodes-old hash:ip family inet6\n\
                  create tp4-pods-abcdefghijklmnop hash:net family inet\n";
     bed.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
     for family in Family::BOTH {
-        let set = if family == Family::V4 { "neighbours-v4" } else { "neighbours-v6" };
+        let set = if family == Family::V4 { "foreign-v4" } else { "foreign-v6" };
         let text = format!(
             "*filter\n\
-             :NEIGHBOUR -\n:TPX -\n:towpath-forward -\n:TOWPATHFINDER -\n\
+             :FOREIGN -\n:TPX -\n:towpath-forward -\n:TOWPATHFINDER -\n\
              :TP-LINK -\n:TOWPATH-MINE -\n:TP-GI-x -\n\
              -A FORWARD -p tcp -j TP-LINK\n-A INPUT -p udp -j TOWPATH-MINE\n-A TP-LINK -j TP-GI-x\n\
              -A TOWPATH-MINE -m set --match-set {set} src -j DROP\n\
-             -A FORWARD -m comment --comment \"jump to TOWPATH-FORWARD \\\"not\\\"\" -j NEIGHBOUR\n\
+             -A FORWARD -m comment --comment \"jump to TOWPATH-FORWARD \\\"not\\\"\" -j FOREIGN\n\
              -A INPUT -j TPX\n\
-             -A NEIGHBOUR -m set --match-set {set} src -m comment --comment \"a 'quote' and a $(cost)\" -j DROP\n\
-             -A NEIGHBOUR -p tcp -m multiport --dports 1,2,3:9 -m mark --mark 0x1/0xff -j RETURN\n\
+             -A FOREIGN -m set --match-set {set} src -m comment --comment \"a 'quote' and a $(cost)\" -j DROP\n\
+             -A FOREIGN -p tcp -m multiport --dports 1,2,3:9 -m mark --mark 0x1/0xff -j RETURN\n\
              -A towpath-forward -m limit --limit 3/min -j TOWPATHFINDER\n\
              COMMIT\n\
-             *nat\n:NEIGHBOUR-NAT -\n-A NEIGHBOUR-NAT -p tcp --dport 8080 -j REDIRECT --to-ports 80\nCOMMIT\n"
+             *nat\n:FOREIGN-NAT -\n-A FOREIGN-NAT -p tcp --dport 8080 -j REDIRECT --to-ports 80\nCOMMIT\n"
         );
         let program = bed.variant.program(family, "-restore");
         bed.node().netns().succeed(&program, &["--noflush", "-w"], &text).unwrap();
     }
 }
 
-/// Names of [`settle`] that are like ours.
+/// Names in [`add_foreign_state`] that resemble ours.
 const LOOKALIKES: [&str; 7] = [
     "TP-LINK",
     "TOWPATH-MINE",
@@ -84,7 +84,7 @@ fn foreign(bed: &Bed) -> String {
 }
 
 /// Everything, ours included.
-fn everything(bed: &Bed) -> String {
+fn all_state(bed: &Bed) -> String {
     let tables = Family::BOTH.into_iter().flat_map(|family| TABLES.map(|table| bed.saved(family, table)));
     tables.collect::<String>() + &bed.node().succeed("ipset", &["save"]).unwrap()
 }
@@ -93,8 +93,8 @@ fn everything(bed: &Bed) -> String {
 fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
     for_both_variants(|variant| {
         let bed = bed(variant);
-        settle(&bed);
-        let before = everything(&bed);
+        add_foreign_state(&bed);
+        let before = all_state(&bed);
         assert_eq!(before, foreign(&bed));
         let daemon = bed.run(&[]);
         let churn = Churn::new(&bed);
@@ -107,11 +107,11 @@ fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
         bed.iptables(Family::V4, "-F TOWPATH-FORWARD");
         bed.iptables(Family::V6, "-D FORWARD -j TOWPATH-FORWARD");
         wait_until("the repair", Duration::from_secs(30), || {
-            bed.ours(Family::V4).contains("-A TOWPATH-FORWARD ")
-                && bed.ours(Family::V6).contains("-A FORWARD -j TOWPATH-FORWARD")
+            bed.our_rules(Family::V4).contains("-A TOWPATH-FORWARD ")
+                && bed.our_rules(Family::V6).contains("-A FORWARD -j TOWPATH-FORWARD")
         });
         assert_eq!(foreign(&bed), before, "after a repair");
-        assert_ne!(everything(&bed), before);
+        assert_ne!(all_state(&bed), before);
         assert!(daemon.terminate().success());
         for _ in 0..2 {
             let mut command = Command::new(env!("CARGO_BIN_EXE_towpath"));
@@ -119,7 +119,7 @@ fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
             let output = bed.node().run(command, "").unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
-        assert_eq!(everything(&bed), before);
+        assert_eq!(all_state(&bed), before);
     });
 }
 
@@ -127,7 +127,7 @@ fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
 fn concurrent_edits_by_other_programs_are_kept() {
     for_both_variants(|variant| {
         let bed = bed(variant);
-        settle(&bed);
+        add_foreign_state(&bed);
         let daemon = bed.run(&[]);
         let churning = Churn::new(&bed).start(13, 12);
         let edits = |family: Family, seed: u64| {
@@ -139,8 +139,8 @@ fn concurrent_edits_by_other_programs_are_kept() {
                     expected.push(1000 + number);
                 } else {
                     let count = u64::try_from(expected.len()).unwrap();
-                    let gone = expected.remove(usize::try_from(rng.below(count)).unwrap());
-                    bed.iptables(family, &format!("-D TPX -p tcp --dport {gone} -j RETURN"));
+                    let removed = expected.remove(usize::try_from(rng.below(count)).unwrap());
+                    bed.iptables(family, &format!("-D TPX -p tcp --dport {removed} -j RETURN"));
                 }
             }
             expected
@@ -160,7 +160,7 @@ fn concurrent_edits_by_other_programs_are_kept() {
             assert_eq!(there, expected, "{family}");
         }
         if variant == Variant::Nft {
-            // There the origin of each change is known, so nothing was taken for drift.
+            // With nft the origin of each change is known, so nothing counts as drift.
             assert!(daemon.metric("towpath_drift_repairs_total") < 1.0);
         }
         assert!(daemon.is_ready());

@@ -40,9 +40,9 @@ fn reject_is_answered_immediately() {
             for family in Family::BOTH {
                 let to = bed.address("shop/db", family);
                 let start = Instant::now();
-                let tcp = bed.ask(bed.end(from), to, Transport::Tcp(80));
+                let tcp = bed.probe(bed.end(from), to, Transport::Tcp(80));
                 assert_eq!(tcp, Outcome::Refused(Refusal::Reset), "{from}, {family}");
-                let udp = bed.ask(bed.end(from), to, Transport::Udp(53));
+                let udp = bed.probe(bed.end(from), to, Transport::Udp(53));
                 assert_eq!(udp, Outcome::Refused(Refusal::PortUnreachable), "{from}, {family}");
                 assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
             }
@@ -51,7 +51,7 @@ fn reject_is_answered_immediately() {
 }
 
 /// Whether a packet of this IP protocol arrives from one namespace at an address in another one.
-fn carries(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
+fn arrives(from: &Netns, to: (&Netns, IpAddr), protocol: u8) -> bool {
     let address = to.1;
     let raw = move || {
         let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -79,17 +79,17 @@ fn tunnel_packets_from_a_pod_to_a_node_are_dropped_and_other_packets_are_not() {
                     let to = node.address(family).unwrap();
                     let what = format!("{variant:?}: to node {index}, {family}");
                     let web = bed.end("shop/web");
-                    assert_eq!(bed.ask(web, to, Transport::Udp(8472)), tunnel, "{what}");
-                    assert_eq!(bed.ask(web, to, Transport::Udp(8473)), Outcome::Open, "{what}");
+                    assert_eq!(bed.probe(web, to, Transport::Udp(8472)), tunnel, "{what}");
+                    assert_eq!(bed.probe(web, to, Transport::Udp(8473)), Outcome::Open, "{what}");
                     let pod = bed.lab.pod(bed.pod("shop/web")).unwrap().netns();
                     let number = if family == Family::V4 { 4 } else { 41 };
-                    assert_eq!(carries(pod, (node.netns(), to), number), open, "{what}, protocol {number}");
-                    assert!(carries(pod, (node.netns(), to), 253), "{what}, protocol 253");
+                    assert_eq!(arrives(pod, (node.netns(), to), number), open, "{what}, protocol {number}");
+                    assert!(arrives(pod, (node.netns(), to), 253), "{what}, protocol 253");
                 }
             }
         };
         tunnels(&bed, true);
-        // The other node is known by its pods.
+        // The daemon learns the other node's address from its pods.
         let _daemon = bed.run(&[]);
         tunnels(&bed, false);
     });
@@ -111,8 +111,8 @@ fn isolated_pod_reaches_itself_through_its_own_service() {
         let _daemon = bed.run(&[]);
         for address in service {
             let tcp = Transport::Tcp(80);
-            assert_eq!(bed.ask(bed.end("shop/db"), address, tcp), Outcome::Open, "{address}");
-            assert_eq!(bed.ask(bed.end("shop/web"), address, tcp), Outcome::Silent, "{address}");
+            assert_eq!(bed.probe(bed.end("shop/db"), address, tcp), Outcome::Open, "{address}");
+            assert_eq!(bed.probe(bed.end("shop/web"), address, tcp), Outcome::Silent, "{address}");
         }
     });
 }
@@ -143,7 +143,7 @@ fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
             assert_eq!(bed.reaches(to, from), [false; 2], "{to} -> {from}");
             for family in Family::BOTH {
                 // Nothing listens there: the error comes back to a pod to which the other may not send.
-                let refused = bed.ask(bed.end(from), bed.address(to, family), Transport::Udp(9));
+                let refused = bed.probe(bed.end(from), bed.address(to, family), Transport::Udp(9));
                 assert_eq!(refused, Outcome::Refused(Refusal::PortUnreachable), "{from} -> {to}, {family}");
             }
         }
@@ -153,7 +153,7 @@ fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
         far_node.succeed("ip", &["link", "set", "cni0", "mtu", "1300"]).unwrap();
         for family in Family::BOTH {
             let to = SocketAddr::new(bed.address("shop/far", family), 80);
-            let talk = move || {
+            let exchange = move || {
                 let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap();
                 connection.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
                 connection.read_exact(&mut [0; 9]).unwrap();
@@ -161,9 +161,9 @@ fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
                 connection.read_exact(&mut [0; 16_000]).is_ok()
             };
             let web = bed.lab.pod(bed.pod("shop/web")).unwrap().netns();
-            assert!(web.run(talk).unwrap(), "{family}: a full segment through a narrow way");
+            assert!(web.run(exchange).unwrap(), "{family}: a full segment over a link with a small MTU");
         }
-        // No host knows the others' link addresses any more.
+        // The neighbour tables of all hosts are flushed.
         for _ in 0..3 {
             for (_, pod) in bed.lab.pods() {
                 pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
@@ -173,10 +173,10 @@ fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
             assert_eq!(bed.reaches("shop/far", "shop/db"), [true; 2]);
             thread::sleep(Duration::from_millis(50));
         }
-        // Nor on the bridge itself, where even the solicitation passes FORWARD; and data is still denied.
+        // The same on one bridge, where even solicitations pass FORWARD; data is still denied.
         let near: Vec<String> = allow("web", "db").into();
         bed.write("near.yaml", &near);
-        bed.until("shop/web", "shop/db", true, Duration::from_secs(3));
+        bed.wait_until_reachable("shop/web", "shop/db", true, Duration::from_secs(3));
         for (_, pod) in bed.lab.pods() {
             pod.netns().succeed("ip", &["-6", "neigh", "flush", "all"], "").unwrap();
         }

@@ -1,4 +1,4 @@
-//! The base of the tests: a lab with pods, their objects in a folder, and the real daemon on a node.
+//! The test bed: a lab with pods, their objects in a folder, and the real daemon on a node.
 
 use std::{
     collections::BTreeMap,
@@ -102,8 +102,8 @@ impl Bed {
 
     /// The manifest of a pod that is in the lab.
     pub(crate) fn manifest(&self, pod: &str, labels: &str) -> String {
-        let there = self.lab.pod(self.pod(pod)).unwrap();
-        self.manifest_at(pod, labels, there.addresses(), there.node())
+        let existing = self.lab.pod(self.pod(pod)).unwrap();
+        self.manifest_at(pod, labels, existing.addresses(), existing.node())
     }
 
     pub(crate) fn manifest_at(&self, pod: &str, labels: &str, addresses: &[IpAddr], node: usize) -> String {
@@ -116,7 +116,7 @@ impl Bed {
         self.objects().write(name, documents);
     }
 
-    /// The same for another thread.
+    /// The folder with the objects, for use in other threads.
     pub(crate) fn objects(&self) -> Objects {
         Objects(self.folder.path().to_owned())
     }
@@ -145,7 +145,7 @@ impl Bed {
         command
     }
 
-    /// `iptables` or `ip6tables` of the bed's variant on the first node.
+    /// Runs `iptables` or `ip6tables` of the bed's variant on the first node.
     pub(crate) fn iptables(&self, family: Family, arguments: &str) -> String {
         let program = self.variant.program(family, "");
         let arguments: Vec<&str> = ["-w"].into_iter().chain(arguments.split(' ')).collect();
@@ -164,7 +164,7 @@ impl Bed {
     }
 
     /// Our part of the filter table: our chains, and the position of our jump in FORWARD and INPUT.
-    pub(crate) fn ours(&self, family: Family) -> String {
+    pub(crate) fn our_rules(&self, family: Family) -> String {
         let mut first = BTreeMap::new();
         let saved = self.saved(family, "filter");
         let mut ours: Vec<String> = Vec::new();
@@ -181,7 +181,7 @@ impl Bed {
     }
 
     /// Probes once.
-    pub(crate) fn ask(&self, from: End, to: IpAddr, transport: impl Into<Transport>) -> Outcome {
+    pub(crate) fn probe(&self, from: End, to: IpAddr, transport: impl Into<Transport>) -> Outcome {
         let transport = transport.into();
         let probe = Probe::new(from, to, transport);
         self.lab.probe_all(&[probe], TIMEOUT).unwrap()[0]
@@ -195,7 +195,13 @@ impl Bed {
 
     /// Waits until TCP port 80 answers, or does not, in both families; returns how long it took.
     #[track_caller]
-    pub(crate) fn until(&self, from: &str, to: &str, open: bool, at_most: Duration) -> Duration {
+    pub(crate) fn wait_until_reachable(
+        &self,
+        from: &str,
+        to: &str,
+        open: bool,
+        at_most: Duration,
+    ) -> Duration {
         let what = format!("{from} -> {to} becoming {}", if open { "open" } else { "closed" });
         wait_until(&what, at_most, || self.reaches(from, to) == [open; 2])
     }
@@ -281,9 +287,9 @@ impl<'a> Daemon<'a> {
 
     /// Waits until it ends by itself; returns its exit status.
     #[track_caller]
-    pub(crate) fn ended(&mut self, at_most: Duration) -> ExitStatus {
+    pub(crate) fn wait_for_end(&mut self, at_most: Duration) -> ExitStatus {
         let status = self.process.wait(at_most).unwrap();
-        assert!(status.is_some(), "still there after {at_most:?}");
+        assert!(status.is_some(), "still running after {at_most:?}");
         status.unwrap()
     }
 
@@ -291,7 +297,7 @@ impl<'a> Daemon<'a> {
     #[track_caller]
     pub(crate) fn terminate(mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
-        self.ended(Duration::from_secs(10))
+        self.wait_for_end(Duration::from_secs(10))
     }
 }
 

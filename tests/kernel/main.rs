@@ -1,11 +1,11 @@
-//! Packets decide: random clusters, with pods as network namespaces, real listeners, and one `towpath run` on each of
-//! two nodes. Every pair is probed with TCP, UDP, SCTP and ICMP, and what passes must be what the standard allows; then
-//! the objects change in place, and again.
+//! Random clusters with real packets: pods are network namespaces with listeners, and `towpath run` runs on each of two
+//! nodes. Every pair is probed with TCP, UDP, SCTP and ICMP, and the results must match the evaluator; then the objects
+//! change several times.
 //!
 //! On a bridge, point to point and over VXLAN; IPv4, IPv6 and dual stack; iptables on `nf_tables` and legacy; together
 //! with flannel's and kube-proxy's rules and with a FORWARD policy of DROP.
 //!
-//! It needs root. `TOWPATH_CLUSTERS` tries more clusters of each kind, `TOWPATH_SEED` others (`make soak`).
+//! Needs root. `TOWPATH_CLUSTERS` sets the number of clusters of each kind, `TOWPATH_SEED` the first one (`make soak`).
 
 #![cfg(test)]
 
@@ -56,11 +56,11 @@ fn random_clusters(topology: Topology, variant: Variant) {
             let mut world = World::new(Setting { topology, variant, stack });
             let context = format!("{topology:?}, {variant:?}, {stack:?}, seed {seed}");
             world.change(generator.cluster());
-            world.agrees(&context);
+            world.assert_agrees(&context);
             for round in 1..=ROUNDS {
                 let changes = (0..4).map(|_| generator.change()).collect();
                 world.change(changes);
-                world.agrees(&format!("{context}, round {round}"));
+                world.assert_agrees(&format!("{context}, round {round}"));
             }
             println!("{context}: {} verdicts by packets agree", world.verdicts);
             world.end();
@@ -68,7 +68,7 @@ fn random_clusters(topology: Topology, variant: Variant) {
     }
 }
 
-/// Policies that no person would write are compiled to other sets: of excepts, and of networks with ports.
+/// Policies with very many excepts or ports are compiled to other kinds of sets: of excepts, and of networks with ports.
 fn hostile_policies(variant: Variant) {
     if !has_root() {
         return;
@@ -87,7 +87,7 @@ fn hostile_policies(variant: Variant) {
             // The last one of a namespace replaces the one before it.
             let policy = generator.hostile_policy(namespace, 20);
             world.change(vec![Change::SetPolicy(policy)]);
-            world.agrees(&format!("{context}, round {round}"));
+            world.assert_agrees(&format!("{context}, round {round}"));
             for table in NODES.iter().flat_map(|node| tables(&world.cluster, node)) {
                 let rules = table.chains.values().flat_map(|chain| &*chain.rules);
                 let matches = || rules.clone().flat_map(|rule| &rule.matches);
@@ -97,7 +97,7 @@ fn hostile_policies(variant: Variant) {
             }
         }
         println!("{context}: {} verdicts by packets agree; {excepts} and {ports} such rules", world.verdicts);
-        assert!(excepts > 0 && ports > 0, "{context}: each kind of set is met");
+        assert!(excepts > 0 && ports > 0, "{context}: each kind of set must occur");
         world.end();
     }
 }

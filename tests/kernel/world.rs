@@ -139,13 +139,15 @@ impl World {
             .filter(|pod| !pod.host_network && !pod.is_finished())
             .map(|pod| (pod.key.clone(), (**pod).clone()))
             .collect();
-        let stays = |key: &ObjectKey, there: &Pod| {
-            wanted.get(key).is_some_and(|pod| (&pod.addresses, &pod.node) == (&there.addresses, &there.node))
+        let stays = |key: &ObjectKey, existing: &Pod| {
+            wanted
+                .get(key)
+                .is_some_and(|pod| (&pod.addresses, &pod.node) == (&existing.addresses, &existing.node))
         };
         let gone: Vec<ObjectKey> =
             self.pods.iter().filter(|(key, (_, pod))| !stays(key, pod)).map(|(key, _)| key.clone()).collect();
         for key in gone {
-            let (id, _) = self.pods.remove(&key).expect("it is there");
+            let (id, _) = self.pods.remove(&key).expect("a pod of the lab");
             self.lab.remove_pod(id).expect("its removal");
         }
         let new: Vec<Pod> = wanted.into_values().filter(|pod| !self.pods.contains_key(&pod.key)).collect();
@@ -180,7 +182,7 @@ impl World {
             ),
             Change::RemovePolicy(key) => (format!("policy-{}-{}", key.namespace, key.name), None),
             Change::SetNode(_) | Change::RemoveNode(_) | Change::DropRules(..) => {
-                unreachable!("no file has these")
+                unreachable!("the generator makes no such change")
             }
         };
         let objects = self.folder.path().join("objects");
@@ -198,10 +200,10 @@ impl World {
         }
     }
 
-    /// Compares real packets of every pair and transport with the standard, until they agree.
-    pub(crate) fn agrees(&mut self, context: &str) {
-        let questions = self.questions();
-        let probes: Vec<Probe> = questions.iter().map(|(probe, _)| *probe).collect();
+    /// Compares packets of every pair and transport with the evaluator, until they agree.
+    pub(crate) fn assert_agrees(&mut self, context: &str) {
+        let expected = self.expected_outcomes();
+        let probes: Vec<Probe> = expected.iter().map(|(probe, _)| *probe).collect();
         let until = Instant::now() + SETTLED_WITHIN;
         let mut open: Vec<usize> = (0..probes.len()).collect();
         loop {
@@ -210,11 +212,11 @@ impl World {
             open = open
                 .into_iter()
                 .zip(outcomes)
-                .filter(|(index, outcome)| outcome.is_open() != questions[*index].1)
+                .filter(|(index, outcome)| outcome.is_open() != expected[*index].1)
                 .map(|(index, _)| index)
                 .collect();
             if open.is_empty() {
-                self.verdicts += questions.len();
+                self.verdicts += expected.len();
                 return;
             }
             if Instant::now() > until {
@@ -222,8 +224,8 @@ impl World {
                     .iter()
                     .take(10)
                     .map(|index| {
-                        let (probe, allowed) = &questions[*index];
-                        format!("{probe:?} ought to be {}", if *allowed { "open" } else { "closed" })
+                        let (probe, allowed) = &expected[*index];
+                        format!("{probe:?} must be {}", if *allowed { "open" } else { "closed" })
                     })
                     .collect();
                 panic!(
@@ -238,8 +240,8 @@ impl World {
         }
     }
 
-    /// Every probe worth sending, and whether the standard allows it.
-    fn questions(&self) -> Vec<(Probe, bool)> {
+    /// The probes, each with the evaluator's verdict.
+    fn expected_outcomes(&self) -> Vec<(Probe, bool)> {
         let pods = self
             .pods
             .values()
@@ -250,7 +252,7 @@ impl World {
             addresses.into_iter().map(move |address| (End::Node(node), address))
         });
         let ends: Vec<(End, IpAddr)> = pods.chain(externals).chain(nodes).collect();
-        let mut questions = Vec::new();
+        let mut expected = Vec::new();
         for (from, source) in &ends {
             for (to, destination) in &ends {
                 let apart = from != to && Family::of(*source) == Family::of(*destination);
@@ -270,11 +272,11 @@ impl World {
                     };
                     let source_address = matches!(from, End::External).then_some(*source);
                     let probe = Probe { source_address, ..Probe::new(*from, *destination, transport) };
-                    questions.push((probe, evaluate(&self.cluster, &flow).allowed()));
+                    expected.push((probe, evaluate(&self.cluster, &flow).allowed()));
                 }
             }
         }
-        questions
+        expected
     }
 
     /// The source that a receiver sees: over a VXLAN, a node sends to another node's pods from its tunnel's end.

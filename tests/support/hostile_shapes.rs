@@ -1,5 +1,5 @@
-//! What the owner of a namespace may write to harm the others: the API server admits every shape, since it accepts
-//! objects of up to 1.5 MB and any number of them.
+//! Objects that the owner of a namespace can write to harm other namespaces. The API server admits every shape, since it
+//! accepts objects of up to 1.5 MB and any number of them.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -11,11 +11,11 @@ pub(crate) const EVIL: &str = "evil";
 /// A file and its text.
 pub(crate) type File = (String, String);
 
-/// One way to do harm.
+/// One kind of hostile objects.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
-    /// The files that do it.
+    /// The files with the objects.
     pub(crate) files: fn() -> Vec<File>,
     /// Whether it exceeds a default budget, so that the hostile pod must be closed.
     pub(crate) over_budget: bool,
@@ -163,9 +163,9 @@ fn rules() -> Vec<File> {
 }
 
 fn members() -> Vec<File> {
-    let of = |number: u32| tenant(number, &everybody(95));
+    let of = |number: u32| tenant(number, &match_all(95));
     let mut files: Vec<File> = (0..2).flat_map(of).collect();
-    files.push(("crowd.yaml".to_owned(), crowd_text(2000, 0)));
+    files.push(("crowd.yaml".to_owned(), crowd_objects(2000, 0)));
     files
 }
 
@@ -189,7 +189,7 @@ fn pod(name: &str, labels: &str, number: u32, ports: &str) -> String {
 }
 
 /// The text of a file with pods of the hostile tenant on another node, all with this label.
-pub(crate) fn crowd_text(count: u32, turn: u64) -> String {
+pub(crate) fn crowd_objects(count: u32, turn: u64) -> String {
     (0..count).map(|at| pod(&format!("crowd-{at}"), &format!("\"turn\":\"t{turn}\""), at, "")).collect()
 }
 
@@ -197,12 +197,12 @@ pub(crate) fn crowd_text(count: u32, turn: u64) -> String {
 fn crowd() -> Vec<File> {
     let rule = joined((0..50).map(|at| format!("{{\"from\":[{{\"podSelector\":{{\"matchLabels\":{{\"turn\":\"t{}\"}}}}}}],\"ports\":[{{\"port\":{}}}]}}", at % 2, 1 + at)));
     let mut files = each(1, |_| policy("p", "ingress", &rule));
-    files.push(("crowd.yaml".to_owned(), crowd_text(50, 0)));
+    files.push(("crowd.yaml".to_owned(), crowd_objects(50, 0)));
     files
 }
 
 /// A number of rules, each with a selector that matches every pod.
-fn everybody(count: u32) -> String {
+fn match_all(count: u32) -> String {
     joined((0..count).map(|at| {
         let peer = format!(
             "{{\"namespaceSelector\":{{}},\"podSelector\":{{\"matchExpressions\":[{{\"key\":\"x\",\"operator\":\"NotIn\",\
@@ -213,8 +213,8 @@ fn everybody(count: u32) -> String {
 }
 
 fn selectors() -> Vec<File> {
-    let mut files = each(1, |_| policy("p", "ingress", &everybody(400)));
-    files.push(("crowd.yaml".to_owned(), crowd_text(2000, 0)));
+    let mut files = each(1, |_| policy("p", "ingress", &match_all(400)));
+    files.push(("crowd.yaml".to_owned(), crowd_objects(2000, 0)));
     files
 }
 
@@ -291,7 +291,7 @@ pub(crate) fn honest_policy(allow: bool) -> String {
 }
 
 /// The peak memory of a process, in KiB.
-pub(crate) fn most_memory(process: u32) -> u64 {
+pub(crate) fn peak_memory(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)

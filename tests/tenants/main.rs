@@ -1,5 +1,5 @@
-//! What one tenant writes does not stall another: a real daemon in a network namespace, hostile objects in its folder,
-//! and packets of an honest tenant (root).
+//! Objects of one tenant do not stall another: a real daemon in a network namespace, hostile objects in its folder, and
+//! packets of an honest tenant (root).
 
 #![cfg(test)]
 
@@ -51,20 +51,20 @@ use towpath::{
 };
 
 use daemon_command::daemon_command;
-use hostile_shapes::{EVIL, SHAPES, Shape, crowd_text, honest_policy, local_pod, most_memory, write};
+use hostile_shapes::{EVIL, SHAPES, Shape, crowd_objects, honest_policy, local_pod, peak_memory, write};
 use http::LISTEN;
 use isolated::isolated;
 use ready::is_ready;
 use root::has_root;
 use wait::wait_until;
 
-/// How long anything may take on a busy machine, in a build without optimisation.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long a condition may take on a busy machine, in a build without optimisation.
+const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The memory limit in the manifest, in KiB.
 const MEMORY: u64 = 512 * 1024;
 
-/// One test at a time: each keeps two cores busy.
+/// Only one test runs at a time: each keeps two cores busy.
 static TURN: Mutex<()> = Mutex::new(());
 
 struct Bed {
@@ -143,15 +143,15 @@ fn run_alone(test: impl FnOnce() + Send + 'static) {
     isolated(CloneFlags::empty(), test);
 }
 
-/// The honest tenant is served although the hostile one does what `shape` says, and the hostile one is closed if it
-/// exceeds its budget.
-fn honest_tenant_is_served_beside(name: &str) {
+/// Policies of the honest tenant are enforced in time beside a hostile one with this shape, which is closed if it
+/// exceeds a budget.
+fn assert_served_beside(name: &str) {
     for variant in Variant::BOTH {
-        honest_tenant_is_served_in(variant, name);
+        assert_served_in(variant, name);
     }
 }
 
-fn honest_tenant_is_served_in(variant: Variant, name: &str) {
+fn assert_served_in(variant: Variant, name: &str) {
     let shape = *SHAPES.iter().find(|shape| shape.name == name).unwrap();
     run_alone(move || {
         let start = Instant::now();
@@ -162,7 +162,7 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
                 let (stop, folder) = (&stop, bed.folder());
                 scope.spawn(move || {
                     for turn in 0.. {
-                        write(folder, &[("crowd.yaml".to_owned(), crowd_text(50, turn % 2))]);
+                        write(folder, &[("crowd.yaml".to_owned(), crowd_objects(50, turn % 2))]);
                         thread::sleep(Duration::from_millis(50));
                         if stop.load(Ordering::Relaxed) {
                             break;
@@ -170,27 +170,30 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
                     }
                 });
             }
-            let served = || {
-                wait_until("isolation after the start", PATIENCE, || !bed.reaches(OTHER, SERVER));
-                wait_until("the allow after the start", PATIENCE, || bed.reaches(CLIENT, SERVER));
+            let serve = || {
+                wait_until("isolation after the start", TIMEOUT, || !bed.reaches(OTHER, SERVER));
+                wait_until("the allow after the start", TIMEOUT, || bed.reaches(CLIENT, SERVER));
                 write(bed.folder(), &[("shop.yaml".to_owned(), honest_policy(false))]);
-                wait_until("a deny", PATIENCE, || !bed.reaches(CLIENT, SERVER));
+                wait_until("a deny", TIMEOUT, || !bed.reaches(CLIENT, SERVER));
                 write(bed.folder(), &[("shop.yaml".to_owned(), honest_policy(true))]);
-                wait_until("an allow", PATIENCE, || bed.reaches(CLIENT, SERVER));
-                assert!(!bed.reaches(OTHER, SERVER), "who is not allowed");
+                wait_until("an allow", TIMEOUT, || bed.reaches(CLIENT, SERVER));
+                assert!(!bed.reaches(OTHER, SERVER), "a pod that is not allowed");
             };
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(served));
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve));
             stop.store(true, Ordering::Relaxed);
             if let Err(panic) = result {
                 std::panic::resume_unwind(panic);
             }
         });
-        wait_until("readiness", PATIENCE, || is_ready(bed.lab.node(0).unwrap(), LISTEN));
+        wait_until("readiness", TIMEOUT, || is_ready(bed.lab.node(0).unwrap(), LISTEN));
         let metrics = bed.get("/metrics").unwrap().1;
         let series = format!("towpath_over_budget_namespace{{namespace=\"{EVIL}\"}}");
         assert_eq!(metrics.contains(&series), shape.over_budget, "{metrics}");
         if shape.over_budget {
-            assert!(!bed.reaches(OTHER, HOSTILE) || !bed.reaches(HOSTILE, OTHER), "what is closed is open");
+            assert!(
+                !bed.reaches(OTHER, HOSTILE) || !bed.reaches(HOSTILE, OTHER),
+                "the closed namespace is open"
+            );
             let status = bed.get("/status").unwrap().1;
             assert!(
                 status.contains("\"over_budget\":[{\"kind\":\"N")
@@ -199,7 +202,7 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
             let log = fs::read_to_string(bed.folder().join(".log")).unwrap();
             assert!(log.contains("over budget; closed"), "{log}");
         }
-        let memory = most_memory(bed.daemon.id());
+        let memory = peak_memory(bed.daemon.id());
         println!("{}, {}: {} MiB, {:?}", shape.name, variant.name(), memory / 1024, start.elapsed());
         assert!(memory > 0 && memory < MEMORY, "{memory} KiB");
         bed.daemon.kill().unwrap();
@@ -208,57 +211,57 @@ fn honest_tenant_is_served_in(variant: Variant, name: &str) {
 
 #[test]
 fn twenty_policies_with_ten_thousand_excepts_each_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("20 policies of 10,000 IPv4 excepts");
+    assert_served_beside("20 policies of 10,000 IPv4 excepts");
 }
 
 #[test]
 fn thirty_thousand_ipv6_excepts_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("1 policy of 30,000 IPv6 excepts");
+    assert_served_beside("1 policy of 30,000 IPv6 excepts");
 }
 
 #[test]
 fn thirty_three_thousand_ports_and_selectors_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("3 policies of 11,000 rules, each with its own port and selector");
+    assert_served_beside("3 policies of 11,000 rules, each with its own port and selector");
 }
 
 #[test]
 fn ten_thousand_policies_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("10,000 policies");
+    assert_served_beside("10,000 policies");
 }
 
 #[test]
 fn fifty_thousand_blocks_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("100 policies of 500 blocks");
+    assert_served_beside("100 policies of 500 blocks");
 }
 
 #[test]
 fn large_set_within_its_budget_does_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("1 policy of 15,000 blocks within its budget");
+    assert_served_beside("1 policy of 15,000 blocks within its budget");
 }
 
 #[test]
 fn hundred_thousand_ports_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("100 policies of 1,000 ports");
+    assert_served_beside("100 policies of 1,000 ports");
 }
 
 #[test]
 fn different_selectors_that_all_match_every_pod_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("400 selectors that match all of 2,000 pods");
+    assert_served_beside("400 selectors that match all of 2,000 pods");
 }
 
 #[test]
 fn thousand_label_changes_a_second_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("1,000 label changes a second");
+    assert_served_beside("1,000 label changes a second");
 }
 
 #[test]
 fn five_thousand_namespaces_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("5,000 namespaces");
+    assert_served_beside("5,000 namespaces");
 }
 
 #[test]
 fn hundred_thousand_labels_and_longest_names_do_not_stall_other_tenants() {
-    honest_tenant_is_served_beside("100,000 labels, names at their longest, 10,000 named ports");
+    assert_served_beside("100,000 labels, names at their longest, 10,000 named ports");
 }
 
 #[test]
