@@ -40,7 +40,7 @@ const PORT: u16 = 7777;
 const CHANGES: usize = 10;
 
 /// What does not happen within this is printed as such.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 fn main() {
     let smoke = std::env::args().any(|argument| argument == "--test");
@@ -99,7 +99,7 @@ fn measure(shape: &Shape, changes: usize) {
         let _ = thread.join();
     }
     drop(flood);
-    let mut sorted: Vec<Duration> = seen.iter().map(|seen| seen.unwrap_or(PATIENCE)).collect();
+    let mut sorted: Vec<Duration> = seen.iter().map(|seen| seen.unwrap_or(TIMEOUT)).collect();
     sorted.sort();
     let metrics = get(&lab, "/metrics").map_or_else(String::new, |(_, text)| text);
     let over =
@@ -143,7 +143,7 @@ fn until(flood: &Flood, open: bool, start: Instant) -> Option<Duration> {
                 return Some(last.map_or(Duration::ZERO, |last| last - start));
             }
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > TIMEOUT {
             return None;
         }
     }

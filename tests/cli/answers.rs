@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::{
-    program::{ended, run, run_with_input, towpath},
+    program::{finish, run, run_with_input, towpath},
     repository::{root, text},
 };
 
@@ -81,21 +81,26 @@ fn json_explanation_names_the_policies_and_rules_of_each_direction() {
 
 #[test]
 fn denied_flow_exits_with_success() {
-    let ended = run(&["explain", "-f", SHOP, "--from", "shop/web", "--to", "10.244.2.12", "--port", "5432"]);
-    assert_eq!(ended.status, 0, "{ended:?}");
-    assert!(ended.stdout.starts_with("denied: shop/web to ip:10.244.2.12, 5432/TCP\n"), "{}", ended.stdout);
-    assert_eq!(ended.stderr, "");
+    let finished =
+        run(&["explain", "-f", SHOP, "--from", "shop/web", "--to", "10.244.2.12", "--port", "5432"]);
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(
+        finished.stdout.starts_with("denied: shop/web to ip:10.244.2.12, 5432/TCP\n"),
+        "{}",
+        finished.stdout
+    );
+    assert_eq!(finished.stderr, "");
 }
 
 #[test]
 fn protocol_defaults_to_tcp_and_port_to_80() {
-    let ask = |more: &[&str]| {
-        let asked = ["explain", "-f", SHOP, "--from", "198.51.100.7", "--to", "shop/web"];
-        run(&[&asked, more].concat()).stdout.lines().next().unwrap_or_default().to_owned()
+    let explain = |more: &[&str]| {
+        let arguments = ["explain", "-f", SHOP, "--from", "198.51.100.7", "--to", "shop/web"];
+        run(&[&arguments, more].concat()).stdout.lines().next().unwrap_or_default().to_owned()
     };
-    assert_eq!(ask(&[]), "allowed: ip:198.51.100.7 to shop/web, 80/TCP");
-    assert_eq!(ask(&["--port", "443"]), "denied: ip:198.51.100.7 to shop/web, 443/TCP");
-    assert_eq!(ask(&["--port", "80/UDP"]), "denied: ip:198.51.100.7 to shop/web, 80/UDP");
+    assert_eq!(explain(&[]), "allowed: ip:198.51.100.7 to shop/web, 80/TCP");
+    assert_eq!(explain(&["--port", "443"]), "denied: ip:198.51.100.7 to shop/web, 443/TCP");
+    assert_eq!(explain(&["--port", "80/UDP"]), "denied: ip:198.51.100.7 to shop/web, 80/UDP");
 }
 
 /// All manifests of the shop, as one text.
@@ -125,13 +130,13 @@ fn files_can_be_named_one_by_one() {
 
 #[test]
 fn environment_variables_work_like_flags() {
-    let said = run(&["matrix", "-f", SHOP, "--port", "53/UDP", "--external", "203.0.113.9", "-o", "json"]);
+    let output = run(&["matrix", "-f", SHOP, "--port", "53/UDP", "--external", "203.0.113.9", "-o", "json"]);
     let mut command = towpath(&["matrix"]);
     command.env("TOWPATH_FILE", SHOP).env("TOWPATH_PORT", "53/UDP");
     command.env("TOWPATH_EXTERNAL", "203.0.113.9").env("TOWPATH_OUTPUT", "json");
-    assert_eq!(ended(&mut command).stdout, said.stdout);
+    assert_eq!(finish(&mut command).stdout, output.stdout);
 
-    let said = run(&[
+    let output = run(&[
         "compile",
         "-f",
         SHOP,
@@ -145,13 +150,13 @@ fn environment_variables_work_like_flags() {
     let mut command = towpath(&["compile"]);
     command.env("TOWPATH_FILE", SHOP).env("TOWPATH_NODE_NAME", "node-2");
     command.env("TOWPATH_DENY_ACTION", "reject").env("TOWPATH_NFLOG_GROUP", "7");
-    assert_eq!(ended(&mut command).stdout, said.stdout);
-    assert!(said.stdout.contains("-j REJECT --reject-with tcp-reset"), "{}", said.stdout);
-    assert!(said.stdout.contains("--nflog-group 7 "), "{}", said.stdout);
+    assert_eq!(finish(&mut command).stdout, output.stdout);
+    assert!(output.stdout.contains("-j REJECT --reject-with tcp-reset"), "{}", output.stdout);
+    assert!(output.stdout.contains("--nflog-group 7 "), "{}", output.stdout);
 
     let mut command = towpath(&["matrix", "--port", "5432"]);
     command.env("TOWPATH_FILE", SHOP).env("TOWPATH_PORT", "53/UDP");
-    assert!(ended(&mut command).stdout.starts_with("5432/TCP"), "a flag goes before its variable");
+    assert!(finish(&mut command).stdout.starts_with("5432/TCP"), "a flag overrides its variable");
 }
 
 #[test]
@@ -196,10 +201,10 @@ fn lint_names_file_line_column_and_field() {
 #[test]
 fn warnings_alone_exit_with_success() {
     let manifest = text("examples/faulty/policy.yaml");
-    let upto = manifest.find("            except").unwrap();
-    let ended = run_with_input(&["lint", "-"], &manifest[..upto]);
-    assert_eq!(ended.status, 0, "{ended:?}");
-    assert!(ended.stdout.contains("warning"), "{ended:?}");
+    let end = manifest.find("            except").unwrap();
+    let finished = run_with_input(&["lint", "-"], &manifest[..end]);
+    assert_eq!(finished.status, 0, "{finished:?}");
+    assert!(finished.stdout.contains("warning"), "{finished:?}");
 }
 
 #[test]
@@ -228,9 +233,9 @@ fn compile_names_only_chains_of_the_selected_family() {
 
 #[test]
 fn closed_output_pipe_is_no_failure() {
-    let ended = crate::program::shell(
+    let finished = crate::program::shell(
         "set -o pipefail; towpath compile -f examples/shop --node-name node-1 | head -1",
         root(),
     );
-    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""), "{ended:?}");
+    assert_eq!((finished.status, finished.stderr.as_str()), (0, ""), "{finished:?}");
 }

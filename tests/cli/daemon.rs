@@ -18,13 +18,13 @@ use nix::{
 use crate::{
     http::{self, LISTEN},
     isolated::isolated,
-    program::{ended, examples, run, towpath},
+    program::{examples, finish, run, towpath},
     repository::text,
     root::has_root,
     wait::wait_until,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs `test` on a thread that has its own network namespace and `/run`.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
@@ -71,11 +71,11 @@ fn get(path: &str) -> Option<(u16, String)> {
 
 #[track_caller]
 fn wait_for(what: &str, is_true: impl FnMut() -> bool) {
-    wait_until(what, PATIENCE, is_true);
+    wait_until(what, TIMEOUT, is_true);
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {
-    let result = ended(Command::new(program).args(arguments));
+    let result = finish(Command::new(program).args(arguments));
     assert_eq!(result.status, 0, "{result:?}");
     result.stdout
 }
@@ -143,9 +143,12 @@ fn unpacked(file: &str) -> BTreeMap<String, String> {
 #[test]
 fn status_shows_what_is_enforced_and_what_is_wrong() {
     in_namespace(|| {
-        let nobody = run(&["status"]);
-        assert_eq!(nobody.status, 3, "{nobody:?}");
-        assert!(nobody.stderr.contains("asking the daemon at 127.0.0.1:9586 for /status"), "{nobody:?}");
+        let without_daemon = run(&["status"]);
+        assert_eq!(without_daemon.status, 3, "{without_daemon:?}");
+        assert!(
+            without_daemon.stderr.contains("asking the daemon at 127.0.0.1:9586 for /status"),
+            "{without_daemon:?}"
+        );
 
         let folder = examples();
         let manifests = folder.path().join("manifests");
@@ -184,7 +187,7 @@ fn status_shows_what_is_enforced_and_what_is_wrong() {
             "{report}"
         );
 
-        // A second one waits for the first, and is not ready.
+        // A second daemon waits for the first, and is not ready.
         let second = Daemon::start(path, &["--bridge-netfilter", "ignore", "--listen", "127.0.0.1:9587"]);
         let mut waits = run(&["status", "--addr", "127.0.0.1:9587"]);
         wait_for("the second one", || {
@@ -199,7 +202,7 @@ fn status_shows_what_is_enforced_and_what_is_wrong() {
 #[test]
 fn bug_report_contains_daemon_and_kernel_state_and_names_missing_parts() {
     in_namespace(|| {
-        assert!(output("ipset", &["create", "of-others", "hash:ip"]).is_empty());
+        assert!(output("ipset", &["create", "foreign", "hash:ip"]).is_empty());
         let folder = examples();
         let manifests = folder.path().join("manifests");
         let daemon = Daemon::start(manifests.to_str().unwrap(), &["--bridge-netfilter", "ignore"]);
@@ -211,14 +214,14 @@ fn bug_report_contains_daemon_and_kernel_state_and_names_missing_parts() {
         let about = &files["README.txt"];
         assert!(files["status.txt"].contains("on node-2: ready since"), "{files:?}");
         assert!(files["metrics.txt"].contains("towpath_build_info"));
-        assert!(files["ipset.txt"].contains("Name: tp4-drops") && !files["ipset.txt"].contains("of-others"));
+        assert!(files["ipset.txt"].contains("Name: tp4-drops") && !files["ipset.txt"].contains("foreign"));
         assert!(files["versions.txt"].contains("ipset: ipset v"), "{}", files["versions.txt"]);
         let tables: Vec<_> = files
             .iter()
             .filter(|(name, _)| name.starts_with("iptables-") && name.ends_with("-filter.txt"))
             .collect();
         assert!(tables.iter().any(|(_, text)| text.contains(":TOWPATH-FORWARD -")), "{tables:?}");
-        assert_eq!((chains(), output("ipset", &["save"])), before, "looking changes nothing");
+        assert_eq!((chains(), output("ipset", &["save"])), before, "a bug report changes nothing");
         drop(daemon);
 
         // Without a daemon the rest is included, and what is missing is named.
@@ -242,7 +245,7 @@ fn listen_address_in_use_is_named() {
         assert_eq!(result.status, 3, "{result:?}");
         let last = result.stderr.lines().last().unwrap_or_default();
         assert_eq!(last, "towpath: listening on 127.0.0.1:9586: Address already in use (os error 98)");
-        assert!(!chains().contains("TOWPATH"), "nothing may be written");
+        assert!(!chains().contains("TOWPATH"), "no rule is written");
     });
 }
 

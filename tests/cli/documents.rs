@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A text with its sessions run again, and the number of commands in it.
-fn played(text: &str) -> (String, usize) {
+fn rerun(text: &str) -> (String, usize) {
     let mut lines = text.lines().peekable();
     let mut result = String::new();
     let mut commands = 0;
@@ -30,8 +30,8 @@ fn played(text: &str) -> (String, usize) {
             if let Some(command) = line.strip_prefix("$ ") {
                 commands += 1;
                 push(line);
-                let ended = shell(command, root());
-                ended.stdout.lines().chain(ended.stderr.lines()).for_each(&mut push);
+                let finished = shell(command, root());
+                finished.stdout.lines().chain(finished.stderr.lines()).for_each(&mut push);
             }
         }
     }
@@ -41,7 +41,7 @@ fn played(text: &str) -> (String, usize) {
 #[test]
 fn readme_sessions_match_the_output_of_the_program() {
     let shown = text("README.md");
-    let (printed, commands) = played(&shown);
+    let (printed, commands) = rerun(&shown);
     assert!(commands >= 7, "README.md has only {commands} commands that can be run");
     if std::env::var_os("TOWPATH_UPDATE_README").is_some() {
         fs::write(root().join("README.md"), &printed).unwrap();
@@ -51,14 +51,14 @@ fn readme_sessions_match_the_output_of_the_program() {
         shown.lines().zip(printed.lines()).enumerate().find(|(_, (shown, printed))| shown != printed);
     assert!(
         differs.is_none() && shown == printed,
-        "README.md shows something else than what is printed: {differs:?}; see tests/cli/documents.rs"
+        "README.md differs from the output: {differs:?}; see tests/cli/documents.rs"
     );
 }
 
 #[test]
 fn readme_session_with_other_output_is_detected() {
     let text = "a\n```console\n$ echo b; echo c >&2\nold\n```\n```console root\n# false\nkept\n```\n";
-    let (printed, commands) = played(text);
+    let (printed, commands) = rerun(text);
     assert_eq!(commands, 1);
     assert_eq!(printed, text.replace("old", "b\nc"));
 }
@@ -141,11 +141,14 @@ fn tests_named_in_documents_exist() {
     for document in ["docs/ARCHITECTURE.md", "docs/semantics.md"] {
         let text = text(document);
         for test in text.split('`').filter(is_sentence).filter(|word| !word.starts_with("towpath_")) {
-            assert!(sources.contains(&format!("fn {test}()")), "{document} names {test}, which is not there");
+            assert!(
+                sources.contains(&format!("fn {test}()")),
+                "{document} names {test}, which does not exist"
+            );
             named += 1;
         }
         for path in text.split('`').filter(|word| word.starts_with("tests/")) {
-            assert!(root().join(path).exists(), "{document} names {path}, which is not there");
+            assert!(root().join(path).exists(), "{document} names {path}, which does not exist");
         }
     }
     assert!(named > 10, "only {named} tests are named");
@@ -158,8 +161,8 @@ fn make_targets_named_in_contributing_exist() {
     let targets: Vec<&str> = contributing.split('`').filter_map(|word| word.strip_prefix("make ")).collect();
     assert!(targets.len() > 6, "{targets:?}");
     for target in targets {
-        let is_there = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
-        assert!(is_there, "CONTRIBUTING.md names make {target}, which is not there");
+        let exists = makefile.lines().any(|line| line.starts_with(&format!("{target}:")));
+        assert!(exists, "CONTRIBUTING.md names make {target}, which does not exist");
     }
 }
 
@@ -178,7 +181,7 @@ fn links_between_documents_resolve() {
                 continue;
             }
             let path = document.parent().unwrap().join(target);
-            assert!(path.exists(), "{} links to {target}, which is not there", document.display());
+            assert!(path.exists(), "{} links to {target}, which does not exist", document.display());
             links += 1;
         }
     }

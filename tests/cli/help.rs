@@ -8,7 +8,7 @@ const NOT_RUN: [&str; 6] = ["run", "status", "bugreport", "cleanup", "prepare", 
 #[test]
 fn every_command_has_a_working_example() {
     let folder = examples();
-    let mut played = 0;
+    let mut run_examples = 0;
     for command in commands() {
         let help = run(&[&command, "-h"]).stdout;
         let example = help.lines().find_map(|line| line.strip_prefix("Example: "));
@@ -17,13 +17,13 @@ fn every_command_has_a_working_example() {
         if NOT_RUN.contains(&command.as_str()) {
             continue;
         }
-        let ended = shell(example, folder.path());
-        assert_eq!(ended.status, 0, "{example}: {ended:?}");
-        assert!(command == "lint" || !ended.stdout.is_empty(), "{example} prints nothing");
-        assert_eq!(ended.stderr, "", "{example}");
-        played += 1;
+        let finished = shell(example, folder.path());
+        assert_eq!(finished.status, 0, "{example}: {finished:?}");
+        assert!(command == "lint" || !finished.stdout.is_empty(), "{example} prints nothing");
+        assert_eq!(finished.stderr, "", "{example}");
+        run_examples += 1;
     }
-    assert!(played >= 4, "only {played} examples were run");
+    assert!(run_examples >= 4, "only {run_examples} examples were run");
 }
 
 /// Whether a flag starts in this line of the help; continuation lines are further to the right.

@@ -14,13 +14,13 @@ pub(crate) const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 
 /// The result of a run.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct Finished {
     pub(crate) status: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Ended {
+impl Finished {
     /// Standard output, parsed.
     pub(crate) fn json(&self) -> serde_json::Value {
         assert_eq!(self.status, 0, "{self:?}");
@@ -32,20 +32,20 @@ impl Ended {
 pub(crate) fn towpath(arguments: &[&str]) -> Command {
     let mut command = Command::new(TOWPATH);
     command.args(arguments);
-    prepared(command)
+    without_variables(command)
 }
 
 /// Runs a shell line, in which `towpath` is the built program.
-pub(crate) fn shell(line: &str, folder: &Path) -> Ended {
+pub(crate) fn shell(line: &str, folder: &Path) -> Finished {
     let bin = Path::new(TOWPATH).parent().unwrap().to_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path))).unwrap();
     let mut command = Command::new("bash");
     command.args(["-c", line]).env("PATH", path);
-    ended(prepared(command).current_dir(folder))
+    finish(without_variables(command).current_dir(folder))
 }
 
-fn prepared(mut command: Command) -> Command {
+fn without_variables(mut command: Command) -> Command {
     command.current_dir(root()).stdin(Stdio::null()).env("COLUMNS", "100");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TOWPATH_") {
@@ -56,26 +56,34 @@ fn prepared(mut command: Command) -> Command {
 }
 
 /// Runs a command to its end.
-pub(crate) fn ended(command: &mut Command) -> Ended {
+pub(crate) fn finish(command: &mut Command) -> Finished {
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended { status: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Finished {
+        status: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// The program with these arguments, run to its end.
-pub(crate) fn run(arguments: &[&str]) -> Ended {
-    ended(&mut towpath(arguments))
+pub(crate) fn run(arguments: &[&str]) -> Finished {
+    finish(&mut towpath(arguments))
 }
 
 /// The same, with `input` as its standard input.
-pub(crate) fn run_with_input(arguments: &[&str], input: &str) -> Ended {
+pub(crate) fn run_with_input(arguments: &[&str], input: &str) -> Finished {
     let mut command = towpath(arguments);
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended { status: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Finished {
+        status: output.status.code().unwrap(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
 }
 
 /// The commands that `towpath --help` lists.

@@ -1,19 +1,19 @@
-//! What the commands cannot do or refuse: their exit status, and one clear line.
+//! Commands that fail or refuse: their exit status, and one clear line.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use nix::unistd::geteuid;
 
-use crate::program::{TOWPATH, ended, run, run_with_input, towpath};
+use crate::program::{TOWPATH, finish, run, run_with_input, towpath};
 
 const SHOP: &str = "examples/shop";
 
 #[track_caller]
-fn refused(arguments: &[&str], status: i32, says: &str) {
-    let ended = run(arguments);
-    assert_eq!(ended.status, status, "{arguments:?}: {ended:?}");
-    assert!(ended.stderr.contains(says), "{arguments:?}: {ended:?}");
-    assert_eq!(ended.stdout, "", "{arguments:?}");
+fn refused(arguments: &[&str], status: i32, message: &str) {
+    let finished = run(arguments);
+    assert_eq!(finished.status, status, "{arguments:?}: {finished:?}");
+    assert!(finished.stderr.contains(message), "{arguments:?}: {finished:?}");
+    assert_eq!(finished.stdout, "", "{arguments:?}");
 }
 
 #[test]
@@ -54,18 +54,18 @@ fn endpoint_that_is_neither_pod_nor_address_exits_with_2() {
     let explain = |from| ["explain", "-f", SHOP, "--from", from, "--to", "shop/db"];
     refused(&explain("web"), 2, "\"web\" is neither NAMESPACE/POD nor an IP address");
     refused(&explain("10.244.1"), 2, "neither NAMESPACE/POD nor an IP address");
-    refused(&explain("shop/nobody"), 2, "towpath: there is no pod shop/nobody among the objects\n");
+    refused(&explain("shop/missing"), 2, "towpath: there is no pod shop/missing among the objects\n");
 }
 
 #[test]
 fn unreadable_file_exits_with_3_and_is_named_once() {
-    let says = "towpath: cannot read examples/none: No such file or directory (os error 2)\n";
+    let message = "towpath: cannot read examples/none: No such file or directory (os error 2)\n";
     for arguments in [
         &["matrix", "-f", "examples/none"][..],
         &["lint", "examples/none"],
         &["compile", "-f", "examples/none", "--node-name", "n"],
     ] {
-        refused(arguments, 3, says);
+        refused(arguments, 3, message);
     }
 }
 
@@ -78,15 +78,15 @@ fn invalid_objects_exit_with_1_and_their_errors() {
         &["explain", "-f", "-", "--from", "192.0.2.1", "--to", "192.0.2.2"],
         &["compile", "-f", "-", "--node-name", "n"],
     ] {
-        let ended = run_with_input(arguments, manifest);
-        assert_eq!((ended.status, ended.stdout.as_str()), (1, ""), "{arguments:?}: {ended:?}");
-        assert!(ended.stderr.contains("error: unknown field \"ingres\""), "{ended:?}");
+        let finished = run_with_input(arguments, manifest);
+        assert_eq!((finished.status, finished.stdout.as_str()), (1, ""), "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains("error: unknown field \"ingres\""), "{finished:?}");
     }
 }
 
-/// The program as a user who may not change the kernel's tables, copied into `folder`, which that user may read; `None`
-/// if this user cannot become one.
-fn as_nobody(folder: &Path, arguments: &[&str]) -> Option<Command> {
+/// The program as a user without the right to change the kernel's tables, copied into `folder`, which that user can
+/// read; `None` if the process cannot switch to such a user.
+fn unprivileged(folder: &Path, arguments: &[&str]) -> Option<Command> {
     if !geteuid().is_root() {
         return Some(towpath(arguments));
     }
@@ -111,26 +111,26 @@ fn run_and_cleanup_report_a_missing_capability() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = folder.path().to_str().unwrap();
     for arguments in [&["run", "-f", path, "--node-name", "n"][..], &["cleanup"]] {
-        let Some(mut command) = as_nobody(folder.path(), arguments) else {
+        let Some(mut command) = unprivileged(folder.path(), arguments) else {
             println!("skipped: setpriv cannot give up root here");
             return;
         };
-        let ended = ended(&mut command);
-        let says = "towpath: changing the kernel's tables needs root, or at least the capability CAP_NET_ADMIN: \
+        let finished = finish(&mut command);
+        let message = "towpath: changing the kernel's tables needs root, or at least the capability CAP_NET_ADMIN: \
                     run it as root\n";
-        assert_eq!((ended.status, ended.stderr.as_str()), (3, says), "{arguments:?}");
+        assert_eq!((finished.status, finished.stderr.as_str()), (3, message), "{arguments:?}");
     }
 }
 
 #[test]
 fn missing_program_is_named_with_its_package_and_exits_with_3() {
     if !geteuid().is_root() {
-        println!("skipped: needs root, since privileges are asked for first");
+        println!("skipped: needs root, since privileges are checked first");
         return;
     }
     let empty = tempfile::tempdir().unwrap();
     let mut command = towpath(&["run", "-f", SHOP, "--node-name", "n"]);
-    let ended = ended(command.env("PATH", empty.path()));
-    assert_eq!(ended.status, 3, "{ended:?}");
-    assert_eq!(ended.stderr, "towpath: ipset was not found: install the package ipset\n");
+    let finished = finish(command.env("PATH", empty.path()));
+    assert_eq!(finished.status, 3, "{finished:?}");
+    assert_eq!(finished.stderr, "towpath: ipset was not found: install the package ipset\n");
 }

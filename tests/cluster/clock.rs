@@ -1,4 +1,4 @@
-//! The node's clock changes while the daemon runs.
+//! The node's clock is changed while the daemon runs.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::harness::{
 };
 
 /// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
-const REMEMBERED: Duration = Duration::from_secs(15);
+const TOKEN_CACHE: Duration = Duration::from_secs(15);
 
 /// The library of Debian's package libfaketime that changes the wall clock of a program.
 fn library() -> PathBuf {
@@ -64,27 +64,27 @@ fn clock_jumps_stop_neither_changes_nor_token_renewal() {
         let last_success = |daemon: &Daemon<'_>| daemon.metric("towpath_last_success_timestamp_seconds");
         let before = last_success(&daemon);
         // Packets may follow the change a moment before the metric shows it.
-        let jumped = |is: &dyn Fn(f64) -> bool| {
+        let wait_for_jump = |is: &dyn Fn(f64) -> bool| {
             let until = Instant::now() + SOON;
             while !is(last_success(&daemon)) {
-                assert!(Instant::now() < until, "the clock has not jumped for the daemon");
+                assert!(Instant::now() < until, "the daemon does not use the changed clock");
                 std::thread::sleep(Duration::from_millis(20));
             }
         };
 
         jump("+3d");
         toggle(false);
-        jumped(&|now| now > before + 2.0 * 86_400.0);
+        wait_for_jump(&|now| now > before + 2.0 * 86_400.0);
         world.cable(0).reset(&world.plane);
         toggle(true);
 
-        // Back again: what was read a moment ago now seems to be valid for days.
+        // Backwards: the token that was just read now appears to be valid for days.
         jump("-3d");
         toggle(false);
-        jumped(&|now| now < before - 2.0 * 86_400.0);
+        wait_for_jump(&|now| now < before - 2.0 * 86_400.0);
         set("second");
         world.api().delete("/api/v1/namespaces/towpath/secrets/first");
-        std::thread::sleep(REMEMBERED);
+        std::thread::sleep(TOKEN_CACHE);
         world.cable(0).reset(&world.plane);
         toggle(true);
         assert!(daemon.is_ready());

@@ -45,9 +45,9 @@ fn event_is_written_for_a_policy_over_budget_if_permitted() {
             daemon
         };
 
-        // With the rights of the base it may not create Events, and continues.
+        // Without the permission to create Events, the daemon continues.
         let daemon = start();
-        wait_until("the log names what grants the right", SOON, || {
+        wait_until("the log names the component that grants the permission", SOON, || {
             daemon.log().contains("deploy/components/events")
         });
         assert!(daemon.is_ready());
@@ -63,14 +63,14 @@ fn event_is_written_for_a_policy_over_budget_if_permitted() {
         assert!(note.contains("over the budget of the policy (200)"), "{note}");
         drop(daemon);
 
-        // The whole namespace: its owner finds the Event in the namespace itself. Each Event comes once.
+        // The whole namespace over budget: the Event is in the namespace itself. Each Event is created once.
         let command = world.command(0, &["--namespace-budget", "100"]);
         let daemon = Daemon::start(&world, 0, command);
         daemon.wait_ready();
         wait_until("an Event about the namespace", SOON, || {
             events(&world, "shop").iter().any(|(regarding, _)| regarding == "Namespace shop")
         });
-        // If they were repeated, there would be one a second.
+        // A repeated Event would be created every second.
         thread::sleep(Duration::from_millis(3500));
         assert_eq!(events(&world, "shop").len(), 2, "{:?}", events(&world, "shop"));
         assert_eq!(events(&world, "quiet"), []);

@@ -1,5 +1,5 @@
-//! API server, storage and daemon killed in every order, while everything changes: no packet passes that no state
-//! allows, and none is lost that all do.
+//! API server, etcd and daemon are killed in every order while objects change: no packet passes that no state allows,
+//! and none is dropped that all states allow.
 
 use std::{
     sync::{
@@ -27,7 +27,7 @@ use crate::{
     wait::wait_until,
 };
 
-/// Senders that must never reach their receiver, in no state of the churn, nor in any between two of them.
+/// Senders that must not reach their receiver in any state of the churn, or between two states.
 const NEVER: [(&str, &str); 4] = [
     // In one role it may send but is not admitted; in the other it is admitted but may not send.
     ("shop/turncoat", "shop/receiver"),
@@ -98,13 +98,13 @@ fn world(plane: Lease, variant: Variant) -> World {
         let (kind, key) = path;
         match kind {
             "networkpolicies" => drop(world.api().create(&policy(key, &states[0]["spec"]))),
-            _ => drop(world.api().patch(&place(kind, key), &states[0])),
+            _ => drop(world.api().patch(&object_path(kind, key), &states[0])),
         }
     }
     world
 }
 
-fn place(kind: &str, key: &str) -> String {
+fn object_path(kind: &str, key: &str) -> String {
     if kind == "namespaces" { format!("/api/v1/namespaces/{key}") } else { path(kind, key) }
 }
 
@@ -131,7 +131,7 @@ fn states() -> Vec<((&'static str, &'static str), Vec<Value>)> {
         (("namespaces", "team"), labels("tier", &["a", "b"])),
         (("pods", "far/friend"), labels("role", &["friend", "ally"])),
         (("pods", "shop/client"), labels("colour", &["red", "blue"])),
-        (("networkpolicies", "shop/extra"), vec![extra("left", 81), extra("right", 82), extra("nobody", 83)]),
+        (("networkpolicies", "shop/extra"), vec![extra("left", 81), extra("right", 82), extra("none", 83)]),
     ]
 }
 
@@ -145,13 +145,13 @@ struct Churn {
 impl Churn {
     fn start(api: &Api, seed: u64) -> Self {
         let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (told, made, api) = (stop.clone(), changes.clone(), api.clone());
+        let (thread_stop, made, api) = (stop.clone(), changes.clone(), api.clone());
         let thread = thread::spawn(move || {
             let (states, mut rng) = (states(), Rng::new(seed));
-            while !told.load(Ordering::Relaxed) {
+            while !thread_stop.load(Ordering::Relaxed) {
                 let mut choose = |count: usize| usize::try_from(rng.below(count as u64)).unwrap();
                 let ((kind, key), changes) = &states[choose(states.len())];
-                api.patch(&place(kind, key), &changes[choose(changes.len())]);
+                api.patch(&object_path(kind, key), &changes[choose(changes.len())]);
                 made.fetch_add(1, Ordering::Relaxed);
                 thread::sleep(Duration::from_millis(rng.below(30)));
             }
@@ -174,7 +174,7 @@ impl Drop for Churn {
 
 /// One action of the test.
 #[derive(Clone, Copy, Debug)]
-enum Act {
+enum Action {
     KillServer,
     StartServer,
     KillEtcd,
@@ -184,8 +184,8 @@ enum Act {
 }
 
 /// Every order in which one, the other or both are killed and restarted, and once the storage is killed as well.
-const ACTS: [&[Act]; 7] = {
-    use Act::{KillDaemon, KillEtcd, KillServer, StartDaemon, StartEtcd, StartServer};
+const SEQUENCES: [&[Action]; 7] = {
+    use Action::{KillDaemon, KillEtcd, KillServer, StartDaemon, StartEtcd, StartServer};
     [
         &[KillServer, StartServer],
         &[KillDaemon, StartDaemon],
@@ -197,7 +197,7 @@ const ACTS: [&[Act]; 7] = {
     ]
 };
 
-fn play(plane: Lease, variant: Variant) {
+fn kill_in_every_order(plane: Lease, variant: Variant) {
     let world = world(plane, variant);
     for (from, to) in NEVER {
         assert_eq!(world.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
@@ -225,43 +225,40 @@ fn play(plane: Lease, variant: Variant) {
     let churn = Churn::start(world.api(), 7);
     let mut rng = Rng::new(20);
     thread::sleep(Duration::from_millis(500));
-    for acts in ACTS {
+    for actions in SEQUENCES {
         let before = churn.changes();
-        for act in acts {
-            match act {
-                Act::KillServer => world.plane.kill(),
-                Act::StartServer => world.plane.restart(),
-                Act::KillEtcd => world.plane.kill_etcd(),
-                Act::StartEtcd => world.plane.restart_etcd(),
-                Act::KillDaemon => drop(daemon.take().inspect(Daemon::kill)),
-                Act::StartDaemon => daemon = Some(world.start(0)),
+        for action in actions {
+            match action {
+                Action::KillServer => world.plane.kill(),
+                Action::StartServer => world.plane.restart(),
+                Action::KillEtcd => world.plane.kill_etcd(),
+                Action::StartEtcd => world.plane.restart_etcd(),
+                Action::KillDaemon => drop(daemon.take().inspect(Daemon::kill)),
+                Action::StartDaemon => daemon = Some(world.start(0)),
             }
             thread::sleep(Duration::from_millis(rng.below(700)));
         }
         world.plane.wait_ready();
-        let daemon = daemon.as_ref().expect("every play starts it again");
+        let daemon = daemon.as_ref().expect("every sequence starts it again");
         daemon.wait_ready();
-        wait_until("changes go on", READY, || churn.changes() > before + 10);
-        println!("{variant:?}, {acts:?}: ready again, {} changes so far", churn.changes());
+        wait_until("changes continue", READY, || churn.changes() > before + 10);
+        println!("{variant:?}, {actions:?}: ready again, {} changes so far", churn.changes());
     }
     let changes = churn.changes();
     drop(churn);
     let report = flood.stop();
     let sent: u64 = report.sent.iter().sum();
-    println!(
-        "{variant:?}: {changes} changes, {sent} datagrams that nothing allows, {} arrived",
-        report.arrivals.len()
-    );
+    println!("{variant:?}: {changes} changes, {sent} denied datagrams, {} arrived", report.arrivals.len());
     assert!(report.sent.iter().all(|sent| *sent > 500), "{:?}", report.sent);
     let leaked: Vec<_> =
         report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
     assert!(leaked.is_empty(), "{} leaked, the first: {:?}", leaked.len(), &leaked[..leaked.len().min(4)]);
     let watched = watch.stop();
-    println!("{variant:?}: {} connections that all allow, {} failed", watched.open, watched.failures.len());
+    println!("{variant:?}: {} allowed connections, {} failed", watched.open, watched.failures.len());
     assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
     assert!(watched.open > 200, "{}", watched.open);
-    converges(&world);
-    // What the killed ones left half done is completed: a restarted one finds nothing to change.
+    assert_converges(&world);
+    // What killed daemons left incomplete is completed: a restarted one has nothing to change.
     drop(daemon);
     let before = world.rules();
     let fresh = world.run(0);
@@ -272,14 +269,14 @@ fn play(plane: Lease, variant: Variant) {
 }
 
 /// After all that, a change is enforced as usual.
-fn converges(world: &World) {
+fn assert_converges(world: &World) {
     world.policy("shop/last", &json!({ "podSelector": labelled(&json!({ "app": "free" })) }));
     world.until("far/peer", "shop/free", false, SOON);
     world.api().delete(&path("networkpolicies", "shop/last"));
     world.until("far/peer", "shop/free", true, SOON);
     for (path, states) in states() {
         let (kind, key) = path;
-        world.api().patch(&place(kind, key), &states[0]);
+        world.api().patch(&object_path(kind, key), &states[0]);
     }
     // Unused sets are destroyed a second later.
     thread::sleep(Duration::from_secs(2));
@@ -287,10 +284,10 @@ fn converges(world: &World) {
 
 #[test]
 fn kills_in_every_order_neither_leak_nor_drop_allowed_packets_with_nft() {
-    with_control_plane(|plane| play(plane, Variant::Nft));
+    with_control_plane(|plane| kill_in_every_order(plane, Variant::Nft));
 }
 
 #[test]
 fn kills_in_every_order_neither_leak_nor_drop_allowed_packets_with_legacy() {
-    with_control_plane(|plane| play(plane, Variant::Legacy));
+    with_control_plane(|plane| kill_in_every_order(plane, Variant::Legacy));
 }

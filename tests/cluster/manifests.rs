@@ -37,9 +37,9 @@ fn pod_monitors() -> Value {
 fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
     let arguments = [&["apply", "--validate=strict"], arguments].concat();
     let applied = plane.kubectl(&arguments, "");
-    let said =
+    let output =
         [&*String::from_utf8_lossy(&applied.stdout), &*String::from_utf8_lossy(&applied.stderr)].concat();
-    (applied.status.success(), said)
+    (applied.status.success(), output)
 }
 
 /// Strict validation refuses unknown and repeated fields. The API server reports deprecated ones in a warning. Whether
@@ -56,17 +56,14 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
         let all = manifests();
         assert!(all.len() >= 5, "{all:?}");
         for [how, what] in &all {
-            let (applied, said) = apply(&plane, &[how, what]);
-            assert!(applied, "{what}: {said}");
-            assert!(!said.contains("Warning"), "{what}: {said}");
-            assert!(said.contains("/towpath"), "{what}: {said}");
+            let (applied, output) = apply(&plane, &[how, what]);
+            assert!(applied, "{what}: {output}");
+            assert!(!output.contains("Warning"), "{what}: {output}");
+            assert!(output.contains("/towpath"), "{what}: {output}");
             // Existing objects are applied once more: nothing of them was dropped or defaulted differently.
             let (same, again) = apply(&plane, &[how, what, "--dry-run=server"]);
             assert!(same, "{what}: {again}");
-            assert!(
-                !again.contains("configured"),
-                "{what} is something else when it is applied again: {again}"
-            );
+            assert!(!again.contains("configured"), "{what} changes when it is applied again: {again}");
         }
         plane.api().delete(crd);
     });
@@ -76,15 +73,15 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
 fn rendered_file_equals_the_folder_applied() {
     with_control_plane(|plane| {
         assert!(apply(&plane, &["-k", "deploy"]).0);
-        let (applied, said) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
-        assert!(applied, "{said}");
+        let (applied, output) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
+        assert!(applied, "{output}");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/manifests");
         let rendered = Command::new(script).env("KUBECTL", plane.program("kubectl")).output().unwrap();
         assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/towpath.yaml");
         let is_same = fs::read(file).unwrap() == rendered.stdout;
-        assert!(is_same, "deploy/towpath.yaml is not what deploy/ says: make manifests");
-        let others: Vec<&str> = said.lines().filter(|line| !line.ends_with(" unchanged")).collect();
+        assert!(is_same, "deploy/towpath.yaml is not rendered from deploy/: make manifests");
+        let others: Vec<&str> = output.lines().filter(|line| !line.ends_with(" unchanged")).collect();
         assert!(others.is_empty(), "deploy/towpath.yaml differs from kubectl apply -k deploy: {others:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! Packets follow what is written to the API server.
+//! Changes at the API server are enforced.
 
 use std::{net::IpAddr, thread, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::harness::{
 };
 
 /// Admits these peers on TCP port 80.
-fn takes(app: &str, peer: &Value) -> Value {
+fn admits(app: &str, peer: &Value) -> Value {
     json!({
         "podSelector": labelled(&json!({ "app": app })),
         "ingress": [{ "from": [peer], "ports": [{ "port": 80 }] }],
@@ -37,12 +37,12 @@ fn changes_of_api_objects_are_enforced_in_both_families() {
         }
 
         // A policy is created, changed and deleted.
-        world.policy("shop/db", &takes("db", &peer(&json!({ "app": "api" }))));
+        world.policy("shop/db", &admits("db", &peer(&json!({ "app": "api" }))));
         world.until("shop/web", "shop/db", false, SOON);
         world.until("ops/cron", "shop/db", false, SOON);
         assert_eq!(world.reaches("shop/api", "shop/db"), [true; 2]);
         let key = path("networkpolicies", "shop/db");
-        world.api().patch(&key, &json!({ "spec": takes("db", &peer(&json!({ "role": "client" }))) }));
+        world.api().patch(&key, &json!({ "spec": admits("db", &peer(&json!({ "role": "client" }))) }));
         world.until("shop/api", "shop/db", false, SOON);
 
         // Labels of pods, here and on the other node, and of a namespace.
@@ -53,7 +53,7 @@ fn changes_of_api_objects_are_enforced_in_both_families() {
         world.label("shop/web", &json!({ "role": null }));
         world.until("shop/web", "shop/db", false, SOON);
         let team = json!({ "namespaceSelector": labelled(&json!({ "tier": "backstage" })) });
-        world.policy("shop/db-from-backstage", &takes("db", &team));
+        world.policy("shop/db-from-backstage", &admits("db", &team));
         assert_eq!(world.reaches("ops/cron", "shop/db"), [false; 2]);
         world.api().label("/api/v1/namespaces/ops", &json!({ "tier": "backstage" }));
         world.until("ops/cron", "shop/db", true, SOON);
@@ -66,7 +66,7 @@ fn changes_of_api_objects_are_enforced_in_both_families() {
         world.label("shop/db", &json!({ "app": "db" }));
         world.until("shop/web", "shop/db", false, SOON);
 
-        // A pod is deleted, and its address has no meaning any more; it is recreated.
+        // A pod is deleted, so its address is no longer a peer; it is recreated.
         world.label("shop/late", &json!({ "role": "client" }));
         world.until("shop/late", "shop/db", true, SOON);
         world.api().delete(&path("pods", "shop/late"));
@@ -87,7 +87,7 @@ fn changes_of_api_objects_are_enforced_in_both_families() {
 fn pod_is_a_peer_from_its_first_address_until_its_end() {
     with_control_plane(|plane| {
         let world = World::with(plane, Variant::Legacy, &[("shop/db", 0), ("shop/job", 1), ("shop/idle", 1)]);
-        world.policy("shop/db", &takes("db", &peer(&json!({ "role": "client" }))));
+        world.policy("shop/db", &admits("db", &peer(&json!({ "role": "client" }))));
         let _daemon = world.run(0);
         world.until("shop/job", "shop/db", false, SOON);
 
@@ -108,7 +108,7 @@ fn pod_is_a_peer_from_its_first_address_until_its_end() {
         world.api().patch(&status, &json!({ "status": object(&addresses)["status"] }));
         world.until("shop/job", "shop/db", true, SOON);
 
-        // While it is terminating it counts; once it has ended, its address does not, though the object still exists.
+        // A terminating pod is still a peer; once it has finished, its address is not, though the object still exists.
         world.api().request("DELETE", &format!("{job}?gracePeriodSeconds=600"), "", &Value::Null).unwrap();
         assert!(world.api().get(&job).unwrap()["metadata"]["deletionTimestamp"].is_string());
         world.label("shop/idle", &json!({ "role": null }));
@@ -126,7 +126,7 @@ fn each_daemon_enforces_only_for_pods_of_its_node() {
         let world =
             World::new(plane, &[("shop/one", 0), ("shop/near", 0), ("shop/two", 1), ("shop/other", 1)]);
         let daemons = [world.run(0), world.run(1)];
-        world.policy("shop/one", &takes("one", &peer(&json!({ "app": "two" }))));
+        world.policy("shop/one", &admits("one", &peer(&json!({ "app": "two" }))));
         let egress = json!({
             "podSelector": labelled(&json!({ "app": "two" })), "policyTypes": ["Egress"],
             "egress": [{ "to": [peer(&json!({ "app": "near" }))] }],
@@ -154,12 +154,12 @@ fn each_daemon_enforces_only_for_pods_of_its_node() {
         world.label("shop/one", &json!({ "app": "one" }));
         thread::sleep(Duration::from_millis(500));
         let report = flood.stop();
-        assert!(report.arrived(1) > 50, "what nothing denies arrives: {report:?}");
+        assert!(report.arrived(1) > 50, "allowed packets arrive: {report:?}");
         // The policy of `one` admits only TCP; while `one` has the label `near`, that of `two` allows sending to it.
         assert!(report.arrived(0) < report.arrived(1), "{}, {}", report.arrived(0), report.arrived(1));
         world.until("shop/two", "shop/one", false, READY);
 
-        // What one node's daemon leaves behind when it ends does not affect the other.
+        // Rules that one node's daemon leaves behind when it ends do not affect the other node.
         let [first, second] = daemons;
         drop(first);
         world.api().delete(&path("networkpolicies", "shop/two"));

@@ -33,8 +33,8 @@ fn texts(value: &Value) -> Vec<String> {
 fn rights(role: &Value) -> BTreeSet<Right> {
     let mut rights = BTreeSet::new();
     for rule in role["rules"].as_array().unwrap() {
-        let odd: Vec<_> = rule.as_object().unwrap().keys().collect();
-        assert_eq!(odd, ["apiGroups", "resources", "verbs"], "the tests know rules of kinds only: {rule}");
+        let fields: Vec<_> = rule.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["apiGroups", "resources", "verbs"], "the tests know rules of kinds only: {rule}");
         for verb in texts(&rule["verbs"]) {
             for group in texts(&rule["apiGroups"]) {
                 rights.extend(texts(&rule["resources"]).iter().map(|kind| right(&verb, &group, kind)));
@@ -44,7 +44,7 @@ fn rights(role: &Value) -> BTreeSet<Right> {
     rights
 }
 
-fn wanted() -> BTreeSet<Right> {
+fn expected_rights() -> BTreeSet<Right> {
     KINDS.iter().flat_map(|(group, kind)| VERBS.map(|verb| right(verb, group, kind))).collect()
 }
 
@@ -72,7 +72,7 @@ fn account(world: &World, name: &str, rights: &BTreeSet<Right>) {
 }
 
 /// What a ServiceAccount `towpath/NAME` requested, and whether it was refused.
-fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
+fn requests(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
     let user = format!("system:serviceaccount:towpath:{name}");
     let events = world.plane.audit().into_iter().filter(|event| event["user"]["username"] == *user);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -86,18 +86,17 @@ fn asked(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
         .collect()
 }
 
-/// The role is exactly what the project promises, so that a spare right and a missing one fail. With it nothing is
-/// refused to a daemon, and the audit log contains no request of it beyond the role. The next test checks which of the
-/// rights it cannot do without.
+/// The role has exactly the documented rights. With it, no request of a daemon is refused, and the audit log contains no
+/// request beyond the role. The next test checks which rights are necessary.
 #[test]
 fn deployed_role_suffices_with_get_list_and_watch_of_four_kinds() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0), ("shop/web", 1)]);
         let role = rights(&world.api().get(ROLE).unwrap());
-        let wanted = wanted();
-        let spare: Vec<&Right> = role.difference(&wanted).collect();
-        let lacking: Vec<&Right> = wanted.difference(&role).collect();
-        assert!(spare.is_empty(), "the role lets do more than it ought to: {spare:?}");
+        let expected = expected_rights();
+        let spare: Vec<&Right> = role.difference(&expected).collect();
+        let lacking: Vec<&Right> = expected.difference(&role).collect();
+        assert!(spare.is_empty(), "the role grants more than it should: {spare:?}");
         assert!(lacking.is_empty(), "the role lacks {lacking:?}");
 
         let daemon = world.run(0);
@@ -109,18 +108,18 @@ fn deployed_role_suffices_with_get_list_and_watch_of_four_kinds() {
         world.label("shop/db", &json!({ "app": "open" }));
         world.until("shop/web", "shop/db", true, SOON + SOON);
         drop(daemon);
-        let asked = asked(&world, "towpath");
-        let refused: Vec<_> = asked.iter().filter(|(_, refused)| *refused).collect();
+        let requests = requests(&world, "towpath");
+        let refused: Vec<_> = requests.iter().filter(|(_, refused)| *refused).collect();
         assert!(refused.is_empty(), "{refused:?}");
-        let beyond: Vec<_> = asked.iter().filter(|(right, _)| !wanted.contains(right)).collect();
-        assert!(beyond.is_empty(), "asked for without a rule for it: {beyond:?}");
+        let beyond: Vec<_> = requests.iter().filter(|(right, _)| !expected.contains(right)).collect();
+        assert!(beyond.is_empty(), "requested without a permission: {beyond:?}");
         for (group, kind) in KINDS {
-            let watched = asked.contains(&(right("watch", group, kind), false));
-            assert!(watched, "{kind} are not watched: {asked:?}");
+            let watched = requests.contains(&(right("watch", group, kind), false));
+            assert!(watched, "{kind} are not watched: {requests:?}");
         }
         println!(
-            "asked for: {:?}",
-            asked.iter().map(|((verb, _, kind), _)| (verb, kind)).collect::<Vec<_>>()
+            "requested: {:?}",
+            requests.iter().map(|((verb, _, kind), _)| (verb, kind)).collect::<Vec<_>>()
         );
     });
 }
@@ -137,7 +136,8 @@ const WITHOUT_STREAMING: u16 = PORT + 1;
 fn missing_permission_is_named_and_the_daemon_is_not_ready() {
     with_control_plane(|plane| {
         let world = World::new(plane, &[("shop/db", 0)]);
-        let _beside = world.plane.beside(WITHOUT_STREAMING, &["--feature-gates=WatchList=false"]);
+        let _second_server =
+            world.plane.second_server(WITHOUT_STREAMING, &["--feature-gates=WatchList=false"]);
         let all = rights(&world.api().get(ROLE).unwrap());
         for (number, without) in all.iter().enumerate() {
             let (verb, _, kind) = without;
@@ -154,8 +154,8 @@ fn missing_permission_is_named_and_the_daemon_is_not_ready() {
                 if is_needed {
                     // The refusal names verb and kind, and where the rule can be found.
                     let refusal = format!("cannot {verb} resource \"{kind}\"");
-                    let said = daemon.wait_unready(READY, &[&refusal, "deploy/rbac.yaml"]);
-                    println!("without {verb} of {kind}: {}", said.trim());
+                    let reason = daemon.wait_unready(READY, &[&refusal, "deploy/rbac.yaml"]);
+                    println!("without {verb} of {kind}: {}", reason.trim());
                     thread::sleep(Duration::from_millis(300));
                     assert!(!daemon.is_ready());
                 } else {

@@ -65,16 +65,19 @@ fn members_and_packets_are_right_while_5000_pods_come_change_and_go() {
         wait_until("its members", SOON, || world.members() == apps(3) + 1);
         world.until("shop/web", "shop/db", true, SOON);
 
-        // Many change, some are deleted; those that concern packets are not delayed.
+        // Many pods change, some are deleted; a change that affects packets is not delayed.
         let started = Instant::now();
         let changes = (0..CHANGES).map(|index| {
             let index = index * (PODS / CHANGES);
             (path("pods", &key(index)), json!({ "metadata": { "labels": { "app": "app-3" } } }))
         });
         world.api().patch_all(changes.collect());
-        world.label("shop/web", &json!({ "app": "stranger" }));
+        world.label("shop/web", &json!({ "app": "other" }));
         world.until("shop/web", "shop/db", false, SOON);
-        println!("{CHANGES} labels and one that matters: {:.2} s", started.elapsed().as_secs_f64());
+        println!(
+            "{CHANGES} changed labels and one that affects packets: {:.2} s",
+            started.elapsed().as_secs_f64()
+        );
         let was_changed = |index: usize| index.is_multiple_of(PODS / CHANGES);
         let member = |index: usize| app(index) == "app-3" || was_changed(index);
         let expected = (0..PODS).filter(|index| member(*index)).count();
@@ -89,21 +92,21 @@ fn members_and_packets_are_right_while_5000_pods_come_change_and_go() {
         println!("resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
         drop(daemon);
         // The web client is a member again.
-        a_server_without_streaming_lists_is_read_page_by_page(&world, expected + 1);
+        check_pages(&world, expected + 1);
         world.discard();
     });
 }
 
-/// Pages give the same result as a streaming list.
-fn a_server_without_streaming_lists_is_read_page_by_page(world: &World, members: usize) {
+/// A server that does not stream lists is read page by page, with the same result.
+fn check_pages(world: &World, members: usize) {
     const PORT_WITHOUT: u16 = PORT + 1;
-    let _beside = world.plane.beside(PORT_WITHOUT, &["--feature-gates=WatchList=false"]);
+    let _second_server = world.plane.second_server(PORT_WITHOUT, &["--feature-gates=WatchList=false"]);
     let daemon = Daemon::start(world, 0, world.command_at(0, PORT_WITHOUT, &[]));
     daemon.wait_ready();
     let pods = world.api().list("/api/v1/pods").len();
     assert_eq!(daemon.metric("towpath_objects{kind=\"Pod\"}").to_string(), pods.to_string());
     assert_eq!(world.members(), members);
     println!("by pages: resident {} KiB, at most {} KiB", daemon.memory("VmRSS"), daemon.memory("VmHWM"));
-    world.label("shop/web", &json!({ "app": "stranger" }));
+    world.label("shop/web", &json!({ "app": "other" }));
     world.until("shop/web", "shop/db", false, SOON);
 }

@@ -21,7 +21,7 @@ fn stored_object_that_is_invalid_today_does_not_stop_other_objects() {
                 "ingress": [{ "from": [{ "podSelector": labelled(&json!({ "app": "no such value!" })) }] }],
             }),
         );
-        assert!(world.api().try_create(&bad_value).is_err(), "today it is refused");
+        assert!(world.api().try_create(&bad_value).is_err(), "a current API server refuses it");
         // Not a valid CIDR: this policy cannot be interpreted, and isolates what it selects.
         let bad_block = objects::policy(
             "shop/bad-block",
@@ -30,8 +30,7 @@ fn stored_object_that_is_invalid_today_does_not_stop_other_objects() {
                 "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/99" } }] }],
             }),
         );
-        let mut odd_pod =
-            world.object("shop/odd", &json!({ "app": "odd", "note": "what was said, verbatim!" }));
+        let mut odd_pod = world.object("shop/odd", &json!({ "app": "odd", "note": "not a label value!" }));
         odd_pod["metadata"]["uid"] = "00000000-0000-0000-0000-000000000001".into();
         let put = |kind: &str, object: &serde_json::Value| {
             let name = object["metadata"]["name"].as_str().unwrap();
@@ -58,9 +57,9 @@ fn stored_object_that_is_invalid_today_does_not_stop_other_objects() {
         // And during a watch; later changes are still received.
         put("networkpolicies", &bad_block);
         world.until("shop/web", "shop/broken", false, SOON);
-        world.label("shop/web", &json!({ "app": "nobody" }));
+        world.label("shop/web", &json!({ "app": "other" }));
         world.until("shop/web", "shop/db", false, SOON);
-        assert!(daemon.log().contains("shop/bad-block"), "who is to mend it is told which one it is");
+        assert!(daemon.log().contains("shop/bad-block"), "the log names the invalid object");
         world.api().delete(&path("networkpolicies", "shop/bad-block"));
         world.until("shop/web", "shop/broken", true, SOON);
     });

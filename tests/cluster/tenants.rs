@@ -1,5 +1,5 @@
-//! What one tenant stores at the API server neither delays another one's isolation at a start nor uses up the memory
-//! that the manifest gives the daemon.
+//! Objects of one tenant at the API server neither delay the isolation of another one at a start, nor exceed the memory
+//! limit of the manifest.
 
 #[expect(dead_code, reason = "the tests of tenants and their bench use more of it")]
 #[path = "../support/hostile_shapes.rs"]
@@ -81,7 +81,7 @@ fn objects_of(world: &World, name: &str) -> Vec<Value> {
 
 /// A daemon that starts with everything stored denies what another tenant's policy denies, and opens what it allows.
 /// Returns its peak memory, in KiB, which is less than the manifest's limit, and its status.
-fn starts_beside(world: &World, what: &str, bytes: usize, flags: &[&str]) -> (u64, String) {
+fn start_beside(world: &World, what: &str, bytes: usize, flags: &[&str]) -> (u64, String) {
     let flow =
         FloodFlow { from: world.end("shop/web"), to: world.address("shop/db", Family::V4), port: PORT };
     let flood = world.lab.flood(&[flow], Duration::from_millis(1)).unwrap();
@@ -178,9 +178,9 @@ fn memory_for_policies_of_other_nodes_is_bounded() {
     with_control_plane(|plane| {
         let world = world_of(plane);
         let bytes = store(&world, rules(3, 6));
-        let (free, _) = starts_beside(&world, "18 policies of 40,000 rules", bytes, &[]);
+        let (free, _) = start_beside(&world, "18 policies of 40,000 rules", bytes, &[]);
         let tight = ["--namespace-memory", "8", "--cluster-memory", "8"];
-        let (bounded, status) = starts_beside(&world, "the same within 8 MiB", bytes, &tight);
+        let (bounded, status) = start_beside(&world, "the same within 8 MiB", bytes, &tight);
         assert!(bounded < free * 2 / 3, "{bounded} KiB of {free}");
         assert!(!status.contains("bytes of memory"), "no pod of this node is closed: {status}");
 
@@ -189,8 +189,7 @@ fn memory_for_policies_of_other_nodes_is_bounded() {
         policy["metadata"]["namespace"] = json!(EVIL);
         let bytes = bytes + store(&world, vec![policy]);
         let tight = ["--namespace-memory", "3", "--cluster-memory", "8"];
-        let (_, status) =
-            starts_beside(&world, "with one for a pod of the node, within 3 MiB", bytes, &tight);
+        let (_, status) = start_beside(&world, "with one for a pod of the node, within 3 MiB", bytes, &tight);
         assert!(
             status.contains("bytes of memory for its policies, over the budget of the namespace (3145728)"),
             "{status}"
@@ -205,7 +204,7 @@ fn memory_for_policies_of_other_nodes_is_bounded() {
 fn stored_objects_of_one_tenant_neither_delay_a_start_nor_exceed_memory() {
     with_control_plane(|plane| {
         let world = world_of(plane);
-        starts_beside(&world, "nothing", 0, &[]);
+        start_beside(&world, "nothing", 0, &[]);
         for name in [
             "20 policies of 10,000 IPv4 excepts",
             "10,000 policies",
@@ -213,17 +212,17 @@ fn stored_objects_of_one_tenant_neither_delay_a_start_nor_exceed_memory() {
             "13 namespaces of 45,000 blocks, within their budgets",
         ] {
             let bytes = store(&world, objects_of(&world, name));
-            starts_beside(&world, name, bytes, &[]);
+            start_beside(&world, name, bytes, &[]);
             for namespace in (0..13).map(|at| format!("{EVIL}-{at}")) {
                 world.api().delete_namespace(&namespace);
             }
             world.api().delete(&format!("/apis/networking.k8s.io/v1/namespaces/{EVIL}/networkpolicies"));
         }
         let bytes = store(&world, excepts(400));
-        starts_beside(&world, "400 policies of 10,000 excepts for no pod of the node", bytes, &[]);
+        start_beside(&world, "400 policies of 10,000 excepts for no pod of the node", bytes, &[]);
         world.api().delete_namespace("elsewhere");
         let bytes = store(&world, rules(8, 5));
-        starts_beside(
+        start_beside(
             &world,
             "40 policies of 40,000 rules for no pod of the node, in 8 namespaces",
             bytes,
@@ -233,7 +232,7 @@ fn stored_objects_of_one_tenant_neither_delay_a_start_nor_exceed_memory() {
             world.api().delete_namespace(&format!("far-{namespace}"));
         }
         let bytes = store(&world, labels(&world, 20));
-        starts_beside(&world, "20 pods with 20,000 labels of their own", bytes, &[]);
+        start_beside(&world, "20 pods with 20,000 labels of their own", bytes, &[]);
         world.discard();
     });
 }

@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 /// How long the API server may accept a token after its revocation: it caches its answers for ten seconds.
-const REMEMBERED: Duration = Duration::from_secs(15);
+const TOKEN_CACHE: Duration = Duration::from_secs(15);
 
 fn secret(name: &str) -> serde_json::Value {
     json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "namespace": "towpath", "name": name } })
@@ -27,13 +27,13 @@ fn daemon_keeps_working_when_a_replaced_token_expires() {
         let first = world.api().token("towpath/towpath", Some("first"));
         World::write_token(&first);
         let daemon = world.run(0);
-        let lone = world.kubeconfig("lone", PORT, &first);
+        let old = world.kubeconfig("old", PORT, &first);
         World::write_token(&world.api().token("towpath/towpath", None));
         world.api().delete("/api/v1/namespaces/towpath/secrets/first");
-        std::thread::sleep(REMEMBERED);
+        std::thread::sleep(TOKEN_CACHE);
         // A daemon with only the old token is refused: it is no longer valid.
         let mut command = world.command(1, &["--kubeconfig"]);
-        command.arg(&lone);
+        command.arg(&old);
         Daemon::start(&world, 1, command).wait_unready(READY, &["401"]);
         // Every watch is restarted, and everything else continues.
         world.cable(0).reset(&world.plane);
@@ -68,7 +68,7 @@ fn kubeconfig_works_like_the_in_cluster_credentials() {
             daemon.wait_ready();
             world.until("shop/web", "shop/db", false, SOON);
         }
-        // It may be created later.
+        // A context that does not exist may be created later, so the daemon waits.
         let mut elsewhere = command(&["--context", "elsewhere", "--kubeconfig"]);
         elsewhere.arg(&kubeconfig);
         Daemon::start(&world, 0, elsewhere).wait_unready(READY, &["elsewhere"]);

@@ -36,7 +36,7 @@ impl PodTemplate {
     }
 }
 
-/// The capabilities that a container has beyond none.
+/// The capabilities of a container, which drops all others.
 pub(crate) fn capabilities(container: &Value) -> Vec<String> {
     let capabilities = &container["securityContext"]["capabilities"];
     assert_eq!(capabilities["drop"], serde_json::json!(["ALL"]));
@@ -135,7 +135,7 @@ impl Container<'_> {
             let value = environment
                 .iter()
                 .fold(value, |text: String, (name, value)| text.replace(&format!("$({name})"), value));
-            assert!(!value.contains("$("), "{value} refers to what does not stand before it");
+            assert!(!value.contains("$("), "{value} refers to a variable that is not defined before it");
             environment.insert(entry["name"].as_str().unwrap().to_owned(), value);
         }
         environment.extend(self.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));

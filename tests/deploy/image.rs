@@ -37,7 +37,7 @@ use crate::{
     yaml_objects::{namespace, pod, policy},
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The exit status of `deploy/rootfs` if packages cannot be downloaded.
 const UNAVAILABLE: i32 = 69;
@@ -59,11 +59,11 @@ fn image() -> Result<&'static Path, String> {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
         let mut script = Command::new(root().join("deploy/rootfs"));
         let output = script.arg(&folder).arg(env!("CARGO_BIN_EXE_towpath")).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.code() == Some(UNAVAILABLE) {
-            return Err(said);
+            return Err(errors);
         }
-        assert!(output.status.success(), "{said}");
+        assert!(output.status.success(), "{errors}");
         Ok(folder)
     });
     built.as_deref().map_err(Clone::clone)
@@ -129,16 +129,16 @@ fn image_contains_the_programs_of_the_daemon_their_libraries_and_little_else() {
             }
             let mut list = Command::new("chroot");
             list.arg(image).arg(loader_of(&found)).arg("--list");
-            let output = list.arg(Path::new("/").join(path)).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && !said.contains("not found"), "{}: {said}", path.display());
+            let listed = list.arg(Path::new("/").join(path)).output().unwrap();
+            let output = String::from_utf8_lossy(&listed.stdout) + String::from_utf8_lossy(&listed.stderr);
+            assert!(listed.status.success() && !output.contains("not found"), "{}: {output}", path.display());
             loaded += 1;
         }
         assert!(loaded > 50, "only {loaded} programs and modules");
 
         // The program of these tests is not optimised; that of a release may have 20 MiB.
-        let of_others = found.iter().filter(|(path, _)| !path.ends_with("usr/bin/towpath"));
-        let bytes: u64 = of_others.map(|(_, metadata)| metadata.len()).sum();
+        let others = found.iter().filter(|(path, _)| !path.ends_with("usr/bin/towpath"));
+        let bytes: u64 = others.map(|(_, metadata)| metadata.len()).sum();
         assert!(bytes < 20 << 20, "{bytes} bytes beside the program, of 40 MiB for the whole");
     });
 }
@@ -295,7 +295,7 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         if thread::panicking() {
-            println!("--- the log ---\n{}---", self.log());
+            println!("--- the daemon's log ---\n{}---", self.log());
         }
     }
 }
@@ -303,7 +303,7 @@ impl Drop for Bed {
 /// Waits for a condition while the container runs.
 #[track_caller]
 fn wait_until(what: &str, process: &mut Process, mut is_true: impl FnMut() -> bool) {
-    wait::wait_until(what, PATIENCE, || {
+    wait::wait_until(what, TIMEOUT, || {
         let ended = process.try_wait().unwrap();
         assert!(ended.is_none(), "{what}: the container ended with {ended:?}");
         is_true()
@@ -317,23 +317,23 @@ fn init_of(process: &Process) -> Pid {
     Pid::from_raw(children.trim().parse().unwrap())
 }
 
-fn the_daemon() -> PodTemplate {
+fn daemon_pod() -> PodTemplate {
     PodTemplate::of(&documents(&text("deploy/base/daemonset.yaml")))
 }
 
-fn the_cleanup() -> PodTemplate {
+fn cleanup_pod() -> PodTemplate {
     PodTemplate::of(&documents(&text("deploy/uninstall/daemonset.yaml")))
 }
 
-fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
+fn run_and_uninstall(image: &'static Path, variant: Variant) {
     let bed = Bed::new(image, variant);
     let before = bed.rules();
     bed.set_switches(0);
     assert_eq!(bed.reaches_db("web"), [true; 2]);
 
-    let pod = the_daemon();
-    let (status, said) = bed.run(&bed.container(&pod, "prepare"));
-    assert_eq!((status, said.as_str()), (Some(0), "the kernel has br_netfilter already\n"));
+    let pod = daemon_pod();
+    let (status, output) = bed.run(&bed.container(&pod, "prepare"));
+    assert_eq!((status, output.as_str()), (Some(0), "the kernel has br_netfilter already\n"));
 
     let mut daemon = bed.start(&bed.daemon(&pod));
     wait_until("readiness", &mut daemon, || bed.is_ready());
@@ -341,12 +341,15 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
     assert_eq!((bed.reaches_db("web"), bed.reaches_db("api")), ([false; 2], [true; 2]));
     assert!(bed.get("/livez").is_some() && bed.get("/metrics").unwrap().contains("towpath_build_info"));
 
-    let (status, said) = bed.exec(&daemon, &["towpath", "status"]);
-    let said = String::from_utf8_lossy(&said);
-    assert!(status == Some(0) && said.contains(" on n1: ready since "), "{said}");
+    let (status, output) = bed.exec(&daemon, &["towpath", "status"]);
+    let output = String::from_utf8_lossy(&output);
+    assert!(status == Some(0) && output.contains(" on n1: ready since "), "{output}");
     // With the image's nft and the capabilities of the manifest, every pod's interface is known.
-    assert!(said.contains(" guarded, ") && !said.contains("not guarded"), "{said}");
-    assert!(!said.contains("interfaces     0 ") && !said.contains("without a known interface"), "{said}");
+    assert!(output.contains(" guarded, ") && !output.contains("not guarded"), "{output}");
+    assert!(
+        !output.contains("interfaces     0 ") && !output.contains("without a known interface"),
+        "{output}"
+    );
     let (status, archive) = bed.exec(&daemon, &["towpath", "bugreport", "--output", "-"]);
     assert_eq!((status, archive.get(..2)), (Some(0), Some(&[0x1f, 0x8b][..])), "no gzip");
 
@@ -358,36 +361,36 @@ fn from_start_to_uninstall(image: &'static Path, variant: Variant) {
     assert_eq!(bed.reaches_db("api"), [true; 2]);
 
     kill(init_of(&daemon), Signal::SIGTERM).unwrap();
-    assert_eq!(daemon.wait(PATIENCE).unwrap().and_then(|status| status.code()), Some(0));
+    assert_eq!(daemon.wait(TIMEOUT).unwrap().and_then(|status| status.code()), Some(0));
     assert_eq!((bed.reaches_db("web"), bed.reaches_db("api")), ([false; 2], [true; 2]));
 
-    let cleanup = the_cleanup();
-    let (status, said) = bed.run(&bed.container(&cleanup, "cleanup"));
-    assert!(status == Some(0) && said.starts_with("removed 4 jumps, "), "{status:?} {said}");
+    let cleanup = cleanup_pod();
+    let (status, output) = bed.run(&bed.container(&cleanup, "cleanup"));
+    assert!(status == Some(0) && output.starts_with("removed 4 jumps, "), "{status:?} {output}");
     assert_eq!(bed.rules(), before);
     assert_eq!(bed.reaches_db("web"), [true; 2]);
 
     let mut done = bed.start(&bed.container(&cleanup, "done"));
     thread::sleep(Duration::from_secs(1));
-    assert_eq!(done.try_wait().unwrap(), None, "it waits to be deleted");
+    assert_eq!(done.try_wait().unwrap(), None, "it runs until it is deleted");
     kill(init_of(&done), Signal::SIGTERM).unwrap();
-    assert_eq!(done.wait(PATIENCE).unwrap().and_then(|status| status.code()), Some(0));
+    assert_eq!(done.wait(TIMEOUT).unwrap().and_then(|status| status.code()), Some(0));
 }
 
 #[test]
 fn image_run_by_its_manifest_enforces_with_nft_and_uninstalls_without_trace() {
-    with_image(|image| from_start_to_uninstall(image, Variant::Nft));
+    with_image(|image| run_and_uninstall(image, Variant::Nft));
 }
 
 #[test]
 fn image_run_by_its_manifest_enforces_with_legacy_and_uninstalls_without_trace() {
-    with_image(|image| from_start_to_uninstall(image, Variant::Legacy));
+    with_image(|image| run_and_uninstall(image, Variant::Legacy));
 }
 
 #[test]
 fn daemon_is_not_ready_without_any_one_of_its_capabilities() {
     with_image(|image| {
-        let pod = the_daemon();
+        let pod = daemon_pod();
         let all = capabilities(pod.container("towpath"));
         assert!(!all.is_empty());
         let start = |bed: &Bed, without| bed.start(&Container { without, ..bed.daemon(&pod) });
@@ -395,7 +398,7 @@ fn daemon_is_not_ready_without_any_one_of_its_capabilities() {
         let mut daemon = start(&bed, None);
         let began = Instant::now();
         wait_until("readiness with all of them", &mut daemon, || bed.is_ready());
-        // Much longer than it took with all of them.
+        // Much longer than it took with all capabilities.
         let long = began.elapsed() * 5 + Duration::from_secs(2);
         for without in &all {
             let bed = Bed::new(image, Variant::Nft);
@@ -413,17 +416,17 @@ fn daemon_is_not_ready_without_any_one_of_its_capabilities() {
 #[test]
 fn daemon_reports_switches_that_cannot_be_set_and_is_not_ready() {
     with_image(|image| {
-        let pod = the_daemon();
+        let pod = daemon_pod();
         let bed = Bed::new(image, Variant::Nft);
         bed.set_switches(0);
         let mut container = bed.daemon(&pod);
         // The container's own view, which is read-only.
         container.environment.push(("TOWPATH_PROC_SYS_NET", "/proc/sys/net".to_owned()));
         let mut daemon = bed.start(&container);
-        wait_until("what is wrong", &mut daemon, || {
-            let said = bed.log();
-            assert!(!bed.is_ready(), "{said}");
-            said.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1 (Read-only file system")
+        wait_until("the message", &mut daemon, || {
+            let output = bed.log();
+            assert!(!bed.is_ready(), "{output}");
+            output.contains("net.bridge.bridge-nf-call-iptables cannot be set to 1 (Read-only file system")
         });
         // Routed packets are still enforced; the rules are there.
         wait_until("the rules", &mut daemon, || bed.rules().contains("-A FORWARD -j TOWPATH-FORWARD"));
@@ -436,17 +439,17 @@ fn daemon_reports_switches_that_cannot_be_set_and_is_not_ready() {
 fn module_that_cannot_be_loaded_is_reported_and_enforcement_works() {
     with_image(|image| {
         let bed = Bed::new(image, Variant::Nft);
-        let pod = the_daemon();
+        let pod = daemon_pod();
         let mut container = bed.container(&pod, "prepare");
         // A kernel without the module, as the container sees it, and no folder of modules for this kernel.
         let empty = tempfile::tempdir().unwrap();
         container.mounts.push((empty.path().to_owned(), "/proc/sys/net"));
-        let (status, said) = bed.run(&container);
-        assert_eq!(status, Some(0), "{said}");
+        let (status, output) = bed.run(&container);
+        assert_eq!(status, Some(0), "{output}");
         assert!(
-            said.contains("the kernel module br_netfilter is not loaded, and could not be (modprobe"),
-            "{said}"
+            output.contains("the kernel module br_netfilter is not loaded, and could not be (modprobe"),
+            "{output}"
         );
-        assert!(said.contains("not found in directory /lib/modules/"), "{said}");
+        assert!(output.contains("not found in directory /lib/modules/"), "{output}");
     });
 }

@@ -1,4 +1,4 @@
-//! The deployment: the manifests contain what they must, and the image works as the manifests run it.
+//! The deployment: the contents of the manifests, and the image as the manifests run it.
 //!
 //! The image's root filesystem is built from Debian's packages by the script that the Dockerfile runs, and its
 //! containers are started here as a container runtime would, from the manifests: arguments, environment, mounts,
@@ -25,6 +25,6 @@ mod yaml_objects;
 
 /// Reports that a test is skipped, and why. Where everything must run (`CI=true`), it fails.
 fn skip(why: &str) {
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "CI skips nothing: {why}");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "nothing may be skipped in CI: {why}");
     println!("skipped: {why}");
 }

@@ -157,7 +157,7 @@ fn daemon_set_runs_on_every_linux_node_with_high_priority() {
     let resources = &daemon(&objects)["resources"];
     assert!(resources["requests"]["cpu"].is_string() && resources["requests"]["memory"].is_string());
     let limits: Vec<_> = resources["limits"].as_object().unwrap().keys().collect();
-    assert_eq!(limits, ["memory"], "a throttled daemon enforces late");
+    assert_eq!(limits, ["memory"], "no CPU limit: a throttled daemon enforces late");
 
     let namespace = one(&objects, "Namespace");
     for mode in ["enforce", "audit", "warn"] {
@@ -195,7 +195,7 @@ fn probes_and_scrapes_use_the_daemons_port() {
     let environment = environment(&container);
     assert_eq!(environment["HOST_IP"]["valueFrom"], json!({"fieldRef": {"fieldPath": "status.hostIP"}}));
     assert_eq!(environment["TOWPATH_LISTEN"]["value"], "$(HOST_IP):9586");
-    assert!(help(&["run"]).contains("[default: 127.0.0.1:9586]"), "another port than the program's own");
+    assert!(help(&["run"]).contains("[default: 127.0.0.1:9586]"), "the program has another default port");
     let monitor = documents(&text("deploy/components/prometheus/podmonitor.yaml"));
     let endpoint = &monitor[0]["spec"]["podMetricsEndpoints"][0];
     assert_eq!((&endpoint["port"], &endpoint["path"]), (&json!("metrics"), &json!("/metrics")));
@@ -306,7 +306,7 @@ fn every_privilege_is_explained_in_a_comment() {
             // Consecutive lines share one sentence: the volume's own lines come after it.
             assert!(
                 lines[number - 1].trim().starts_with("# "),
-                "{file}:{}: {word} has no reason",
+                "{file}:{}: {word} has no comment that explains it",
                 number + 1
             );
         }
@@ -381,7 +381,7 @@ fn every_component_has_an_overlay_on_the_base() {
                 assert_eq!((more.len(), less.len()), (1, 1));
                 assert_eq!(listen(&overlay), "[::]:9586");
             }
-            other => panic!("{other} is not looked at here"),
+            other => panic!("{other} is not tested here"),
         }
     }
 }
@@ -409,7 +409,7 @@ fn image_is_built_with_the_tested_toolchain_and_debian() {
     let line = |start: &str| file.lines().find_map(|line| line.strip_prefix(start)).unwrap();
     let tag = line("FROM rust:").split(' ').next().unwrap();
     let (version, release) = tag.split_once("-slim-").unwrap();
-    assert_eq!(version.split('.').count(), 3, "{tag} is no exact version");
+    assert_eq!(version.split('.').count(), 3, "{tag} is not an exact version");
     assert_eq!(line("ENV RUSTUP_TOOLCHAIN="), version);
     assert!(version.starts_with(&format!("{}.", env!("CARGO_PKG_RUST_VERSION"))), "{tag}");
     assert!(text("deploy/rootfs").lines().any(|line| line == format!("release={release}")), "{release}");

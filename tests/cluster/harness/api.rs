@@ -57,11 +57,11 @@ impl Api {
     /// Whether `/readyz` reports readiness; if not, why.
     pub(crate) fn ready(&self) -> Result<(), String> {
         let client = self.client.clone();
-        let asked = self.wait(async move {
+        let response = self.wait(async move {
             let request = Request::get("/readyz?verbose").body(Vec::new()).unwrap();
             client.request_text(request).await
         });
-        asked.map(drop).map_err(|error| error.to_string())
+        response.map(drop).map_err(|error| error.to_string())
     }
 
     /// Sends a request, and repeats it while the API server cannot be reached or is not ready for it.
@@ -198,7 +198,7 @@ impl Api {
 fn on<T: Send + 'static>(runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
     let (done, result) = std::sync::mpsc::sync_channel(1);
     runtime.spawn(async move { drop(done.send(work.await)) });
-    result.recv().expect("what was asked of the API panicked: see above")
+    result.recv().expect("the call of the API panicked: see above")
 }
 
 /// How often a request is repeated to a server that cannot be reached, 100 milliseconds apart.

@@ -24,7 +24,7 @@ use super::{
     Api,
     api::write_kubeconfig,
     pki,
-    process::{Served, remove_at_the_end},
+    process::{Served, remove_at_exit},
 };
 
 /// The address of the API server for the nodes.
@@ -39,7 +39,7 @@ pub(super) const BRIDGE: &str = "kube";
 /// How long a control plane may take until it is ready, on a busy machine.
 const READY: Duration = Duration::from_mins(2);
 
-/// Whose requests are recorded in the audit log, and no others.
+/// Only requests of ServiceAccounts are recorded in the audit log.
 const AUDIT_POLICY: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
  "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]}"#;
 
@@ -60,7 +60,7 @@ impl ControlPlane {
     /// Starts one with the programs in `assets`, and waits until it is ready.
     pub(crate) fn new(assets: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("control-plane-").tempdir().unwrap();
-        remove_at_the_end(folder.path());
+        remove_at_exit(folder.path());
         let pki_folder = folder.path().join("pki");
         fs::create_dir(&pki_folder).unwrap();
         pki::write(&pki_folder, &["127.0.0.1", ADDRESS, "kubernetes.default.svc"]);
@@ -188,7 +188,7 @@ impl ControlPlane {
     }
 
     /// Another API server on the same etcd, with its own port and flags; it ends when it is dropped.
-    pub(crate) fn beside(&self, port: u16, flags: &[&str]) -> Beside {
+    pub(crate) fn second_server(&self, port: u16, flags: &[&str]) -> SecondServer {
         let log = format!("kube-apiserver-{port}.log");
         let kubeconfig = self.folder.path().join(format!("admin-{port}.kubeconfig"));
         let text = fs::read_to_string(self.kubeconfig()).unwrap();
@@ -196,7 +196,7 @@ impl ControlPlane {
         let mut server = self.serve_api(port, &log, flags);
         let api = Api::new(&self.netns, &kubeconfig);
         wait_ready(&mut server, &api);
-        Beside { _server: server, api }
+        SecondServer { _server: server, api }
     }
 
     fn serve_api(&self, port: u16, log: &str, flags: &[&str]) -> Served {
@@ -260,33 +260,33 @@ impl ControlPlane {
     /// Compacts etcd to the current revision: a client that resumes a watch from before learns that it is too old.
     pub(crate) fn compact(&self) {
         // The API server's own marker always exists.
-        let present = self.ask_etcd("range", &json!({ "key": base64("compact_rev_key") }));
+        let present = self.call_etcd("range", &json!({ "key": base64("compact_rev_key") }));
         let revision = present["header"]["revision"].as_str().unwrap().to_owned();
-        self.ask_etcd("compaction", &json!({ "revision": revision, "physical": true }));
+        self.call_etcd("compaction", &json!({ "revision": revision, "physical": true }));
     }
 
     /// Writes an object to etcd, bypassing the API server's validation: as an older one may have left it.
     pub(crate) fn put(&self, key: &str, object: &Value) {
         let value = base64(&object.to_string());
-        self.ask_etcd("put", &json!({ "key": base64(key), "value": value }));
+        self.call_etcd("put", &json!({ "key": base64(key), "value": value }));
     }
 
     /// Calls etcd's key-value service through its JSON gateway.
-    fn ask_etcd(&self, call: &str, body: &Value) -> Value {
+    fn call_etcd(&self, call: &str, body: &Value) -> Value {
         let body = body.to_string();
         let request = format!(
             "POST /v3/kv/{call} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let ask = move || -> std::io::Result<String> {
+        let call_api = move || -> std::io::Result<String> {
             let mut stream = TcpStream::connect("127.0.0.1:2379")?;
             stream.write_all(request.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        let answer = self.netns.run(ask).unwrap().unwrap();
+        let answer = self.netns.run(call_api).unwrap().unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(" 200 "), "{call}: {answer}");
         serde_json::from_str(body).unwrap()
@@ -305,9 +305,9 @@ impl ControlPlane {
 
     /// Resets it to where a test may start: running, and without the objects of a previous one.
     fn reset(&mut self) {
-        let is_gone =
+        let has_ended =
             |process: &mut Option<Served>| process.as_mut().is_none_or(|process| process.ended().is_some());
-        let (etcd, server) = (is_gone(&mut self.etcd()), is_gone(&mut self.server()));
+        let (etcd, server) = (has_ended(&mut self.etcd()), has_ended(&mut self.server()));
         if etcd {
             self.restart_etcd();
         }
@@ -329,7 +329,7 @@ impl ControlPlane {
 }
 
 /// Another API server on the etcd of a control plane.
-pub(crate) struct Beside {
+pub(crate) struct SecondServer {
     _server: Served,
     pub(crate) api: Api,
 }
@@ -403,8 +403,8 @@ fn base64(text: &str) -> String {
         let bits = (0..3).fold(0_u32, |bits, at| bits << 8 | u32::from(group.get(at).copied().unwrap_or(0)));
         for digit in 0..4 {
             let value = (bits >> (18 - 6 * digit)) & 63;
-            let there = digit <= group.len();
-            encoded.push(if there { char::from(DIGITS[value as usize]) } else { '=' });
+            let is_used = digit <= group.len();
+            encoded.push(if is_used { char::from(DIGITS[value as usize]) } else { '=' });
         }
     }
     encoded

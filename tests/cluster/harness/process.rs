@@ -65,8 +65,9 @@ impl Drop for Served {
     }
 }
 
-/// Removes a folder once this process has ended, however it does: what is kept for the next test is never dropped.
-pub(crate) fn remove_at_the_end(folder: &Path) {
+/// Removes a folder when this process has ended, however it ends: a control plane that is kept for the next test is never
+/// dropped.
+pub(crate) fn remove_at_exit(folder: &Path) {
     let mut command = Command::new("sh");
     // Standard input ends when no process holds its other end, and every process that writes to the folder was killed.
     command.args(["-c", "cat; sleep 1; rm -rf -- \"$0\""]).arg(folder);

@@ -158,9 +158,9 @@ impl World {
 
     /// The object of a pod that is in the lab.
     pub(crate) fn object(&self, pod: &str, labels: &Value) -> Value {
-        let there = self.lab.pod(self.pods[pod]).unwrap();
-        let node = self.node(there.node());
-        objects::pod(pod, labels, node.name(), there.addresses(), node.addresses())
+        let existing = self.lab.pod(self.pods[pod]).unwrap();
+        let node = self.node(existing.node());
+        objects::pod(pod, labels, node.name(), existing.addresses(), node.addresses())
     }
 
     /// Sets or, with `null`, removes labels of a pod.
@@ -233,7 +233,7 @@ impl World {
         sets.lines().filter(|line| line.starts_with("add tp4-pods-")).count()
     }
 
-    /// Ends it, and the control plane with it: emptying it would take long.
+    /// Ends it and its control plane, since deleting all objects would take long.
     pub(crate) fn discard(self) {
         self.plane.discard();
     }
@@ -274,13 +274,13 @@ impl Cable {
         Self { end, address }
     }
 
-    /// Unplugs it beyond the next switch: the link stays up, and no packet arrives any more, in either direction.
+    /// Cuts it behind the next switch: the link stays up, and no packet arrives, in either direction.
     pub(crate) fn cut(&self, plane: &ControlPlane) {
         plane.netns().ip(&[format!("link set {} nomaster", self.end)]).unwrap();
     }
 
-    /// Plugs it in again.
-    pub(crate) fn mend(&self, plane: &ControlPlane) {
+    /// Reconnects it.
+    pub(crate) fn reconnect(&self, plane: &ControlPlane) {
         plane.netns().ip(&[format!("link set {} master {BRIDGE}", self.end)]).unwrap();
     }
 
@@ -289,18 +289,19 @@ impl Cable {
         plane.netns().succeed("ss", &["-K", "dst", &self.address], "").unwrap();
     }
 
-    /// Drops existing connections silently, as a firewall on the path does after a restart: their packets vanish, and
-    /// neither end is notified. New ones pass.
-    pub(crate) fn forget(&self, plane: &ControlPlane) -> usize {
+    /// Drops the packets of existing connections, as a firewall on the path does after a restart; neither end is notified.
+    /// New connections pass.
+    pub(crate) fn drop_connections(&self, plane: &ControlPlane) -> usize {
         let query = ["-Htn", "state", "established", "dst", &self.address];
-        let standing = plane.netns().succeed("ss", &query, "").unwrap();
-        let ports: Vec<&str> = standing
+        let established = plane.netns().succeed("ss", &query, "").unwrap();
+        let ports: Vec<&str> = established
             .lines()
             .filter_map(|line| line.split_whitespace().nth(3)?.rsplit_once(':').map(|(_, port)| port))
             .collect();
         for port in &ports {
-            for (chain, end, way) in [("INPUT", "-s", "--sport"), ("OUTPUT", "-d", "--dport")] {
-                let rule = ["-w", "-I", chain, end, &self.address, "-p", "tcp", way, port, "-j", "DROP"];
+            for (chain, end, port_flag) in [("INPUT", "-s", "--sport"), ("OUTPUT", "-d", "--dport")] {
+                let rule =
+                    ["-w", "-I", chain, end, &self.address, "-p", "tcp", port_flag, port, "-j", "DROP"];
                 plane.netns().succeed("iptables-nft", &rule, "").unwrap();
             }
         }
