@@ -55,7 +55,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("its ruleset", ruleset_holds),
     ("its faults", faults_hold),
     ("its steps", steps_hold),
-    ("what its rules do", rules_do_what_the_tables_say),
+    ("its compiled rules", rules_agree_with_tables),
 ];
 
 #[test]
@@ -95,7 +95,7 @@ fn files_are_known(scenario: &Scenario) -> Result<(), String> {
             || step("table-", ".txt")
     };
     if let Some(file) = scenario.files.iter().find(|file| !known(file)) {
-        return Err(format!("{file} is none of the files that a scenario may have\n"));
+        return Err(format!("{file} is not one of the files of a scenario\n"));
     }
     if !scenario.has("cluster.yaml") || !(scenario.has("table.txt") || scenario.has("faults.txt")) {
         return Err("a scenario needs cluster.yaml, and table.txt or faults.txt\n".to_owned());
@@ -160,8 +160,8 @@ fn placed(cluster: &Cluster) -> Cluster {
     placed
 }
 
-/// The rules pass what the tables allow, and everything near it as the evaluator says.
-fn rules_do_what_the_tables_say(scenario: &Scenario) -> Result<(), String> {
+/// The rules agree with the tables, and with the evaluator on similar flows.
+fn rules_agree_with_tables(scenario: &Scenario) -> Result<(), String> {
     for (objects, table) in scenario.steps().filter(|(_, table)| scenario.has(table)) {
         let (cluster, _) = scenario.load(&objects)?;
         let Arguments { external, mut transports } = scenario.arguments(&table)?;
@@ -169,7 +169,7 @@ fn rules_do_what_the_tables_say(scenario: &Scenario) -> Result<(), String> {
             transports = known_transports(&cluster);
         }
         for (how, cluster) in
-            [("on one node", placed(&cluster)), ("apart, in both families", apart(&cluster))]
+            [("on one node", placed(&cluster)), ("on two nodes, in both families", spread(&cluster))]
         {
             let nodes = Nodes::of(&cluster);
             nodes
@@ -203,8 +203,8 @@ impl<'a> Nodes<'a> {
             self.names.iter().map(|name| &**name).zip(self.rulesets.iter().cloned()).collect();
         for (from, to, transport, allowed) in flows {
             if packet_path::passes(self.cluster, &nodes, from, to, transport) != allowed {
-                let does = if allowed { "drop" } else { "pass" };
-                return Err(format!("the rules {does} {transport} from {from} to {to}"));
+                let verb = if allowed { "drop" } else { "pass" };
+                return Err(format!("the rules {verb} {transport} from {from} to {to}"));
             }
         }
         Ok(())
@@ -263,7 +263,7 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// The first and the last address of every block and except, and their neighbours.
+/// The first and the last address of every block and except, and the adjacent ones.
 fn edges(cluster: &Cluster) -> BTreeSet<IpAddr> {
     let mut edges = BTreeSet::new();
     let rules = cluster.policies().flat_map(|policy| [&policy.ingress, &policy.egress]).flatten().flatten();
@@ -289,7 +289,7 @@ fn edges(cluster: &Cluster) -> BTreeSet<IpAddr> {
             }
         }
     }
-    // Policies do not concern addresses that no pod sends to, or that are always dropped.
+    // Addresses to which no packet is routed, or that are always dropped, are not covered by policies.
     edges.retain(|address| !address.is_multicast() && !address.is_unspecified() && !is_link_wide(*address));
     edges
 }
@@ -319,7 +319,7 @@ fn near(transports: &[Transport]) -> BTreeSet<Transport> {
 
 /// The same cluster with every second pod on another node, and an address of each family for every pod with its own
 /// network. Named nodes stay.
-fn apart(cluster: &Cluster) -> Cluster {
+fn spread(cluster: &Cluster) -> Cluster {
     let mut apart = cluster.clone();
     let any_node = cluster.pods().any(|pod| pod.node.is_some());
     for (number, pod) in (1_u8..).zip(cluster.pods()) {
