@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_its_own_name_and_is_shown() {
+    fn metrics_have_unique_names_and_are_exported() {
         let metrics = Metrics::new().unwrap();
         metrics.failed("sets", "refused");
         let text = metrics.text();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_objects_are_named_as_long_as_they_are_refused_and_only_a_hundred_of_them() {
+    fn at_most_hundred_refused_objects_are_named_while_refused() {
         let metrics = Metrics::new().unwrap();
         let object = |number: usize| ["Pod".to_owned(), "shop".to_owned(), format!("p{number:04}")];
         let series =

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_goes_by_what_a_turn_costs_and_stays_bounded() {
+    fn pause_depends_on_the_cost_of_a_check_within_bounds() {
         let start = Instant::now();
         for (cost, pause) in [
             (Duration::from_millis(1), PAUSE_LEAST),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn however_much_is_suspected_everything_is_looked_at_in_its_time() {
+    fn all_parts_are_checked_in_time_despite_many_suspicions() {
         let pace = Pace { check: seconds(1), ..Pace::default() };
         let start = Instant::now();
         let mut drift_checker = DriftChecker::new(start, pace);

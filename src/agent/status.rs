@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_counts_from_when_it_was_received_also_while_nobody_has_taken_it_in() {
+    fn change_is_pending_from_its_receipt_on() {
         let status = Status::starting("the objects");
         status.set(Readiness::Ready);
         status.sent(ago(5));
@@ -356,14 +356,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_the_first_sync_is_not_late() {
+    fn objects_before_the_first_sync_are_not_late() {
         let status = Status::starting("the objects");
         status.sent(ago(3600));
         assert_eq!(status.readiness(), Readiness::Starting("the objects".to_owned()));
     }
 
     #[test]
-    fn rules_that_cannot_work_are_not_ready_however_well_they_are_written() {
+    fn ineffective_rules_are_not_ready_despite_successful_syncs() {
         let status = Status::starting("the objects");
         status.set(Readiness::Ready);
         status.set_condition("bridge", Some("bridged packets pass by".to_owned()));
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_without_a_known_interface_are_said_and_leave_the_node_ready() {
+    fn pods_without_a_known_interface_are_reported_and_the_node_stays_ready() {
         let status = Status::starting("the objects");
         status.set(Readiness::Ready);
         assert_eq!(status.unbound(), None);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_takes_back_only_what_it_said_itself() {
+    fn each_component_withdraws_only_its_own_reports() {
         let status = Status::starting("the objects");
         status.set_condition("watch", Some("no answer".to_owned()));
         assert_eq!(status.readiness(), Readiness::Starting("the objects; no answer".to_owned()));
@@ -399,7 +399,7 @@ mod tests {
         assert_eq!(status.readiness(), Readiness::Failing("no answer".to_owned()));
     }
     #[test]
-    fn what_is_shown_is_what_was_last_said() {
+    fn status_shows_the_last_report() {
         let status = Status::starting("the objects");
         let before = status.view();
         assert_eq!((status.lag_limit(), status.silence()), (LAG_LIMIT, Duration::ZERO));
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sources_cannot_read_and_what_the_guard_does_is_shown() {
+    fn status_shows_refused_objects_and_the_guard() {
         let (status, metrics) = (Status::starting("the objects"), Metrics::new().unwrap());
         let refused = |name: &str| Refused {
             object: Some(["Pod".to_owned(), "shop".to_owned(), name.to_owned()]),
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_state_is_when_it_began_and_not_when_it_was_said_again() {
+    fn time_of_a_state_is_its_beginning() {
         let status = Status::starting("the objects");
         let long_ago = SystemTime::UNIX_EPOCH;
         status.state().since = long_ago;

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_is_observed_once_and_by_its_kind() {
+    fn latency_of_each_change_is_observed_once_by_kind() {
         let metrics = Metrics::new().unwrap();
         let (mut waiting, start) = (Waiting::default(), Instant::now());
         (0..100_000).for_each(|_| waiting.add("Pod", start));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_long_stays_small_and_loses_no_change() {
+    fn pending_changes_stay_bounded_and_none_is_lost() {
         let metrics = Metrics::new().unwrap();
         let (mut waiting, start) = (Waiting::default(), Instant::now());
         for second in 0..10_000 {

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_and_a_port_are_told_apart_in_both_families() {
+    fn address_and_port_are_split_in_both_families() {
         let read = |text| address_and_port(text).map(|address| address.to_string());
         assert_eq!(read("10.0.0.1:80").as_deref(), Ok("10.0.0.1:80"));
         assert_eq!(read("[fd00::1]:9586").as_deref(), Ok("[fd00::1]:9586"));

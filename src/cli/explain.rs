@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_names_every_policy_that_was_asked_and_what_each_rule_says() {
+    fn text_names_every_policy_and_the_result_of_each_rule() {
         let postgres = || Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(5432))]);
         let ours = || Scope::Own("shop".into());
         let from_api = rule(pods(ours(), app("api")), postgres());
@@ -296,7 +296,7 @@ ingress allowed: shop/open rule 1 allows it
     }
 
     #[test]
-    fn the_text_says_which_policy_could_not_be_read() {
+    fn text_names_the_policy_that_could_not_be_read() {
         let refused = NetworkPolicy { standing: Standing::Refused, ..policy("broken", vec![]) };
         let text = text(&cluster([refused]), &web_to_db());
         assert!(text.starts_with("denied: shop/web to shop/db, 5432/TCP\n"));
@@ -304,7 +304,7 @@ ingress allowed: shop/open rule 1 allows it
     }
 
     #[test]
-    fn families_that_disagree_are_told_apart() {
+    fn differing_verdicts_of_families_are_shown_separately() {
         let block = IpBlock::new("10.0.0.0/8".parse().unwrap(), ["10.9.0.0/16".parse().unwrap()]).unwrap();
         let cluster = cluster([policy("v4", vec![rule(Peer::Block(block), Ports::Any)])]);
         let text = text(&cluster, &web_to_db());
@@ -318,7 +318,7 @@ ingress allowed: shop/open rule 1 allows it
     }
 
     #[test]
-    fn rules_read_as_a_person_would_say_them() {
+    fn rules_are_formatted_as_sentences() {
         let tenants = LabelSelector::new([Requirement::equals("team", "a")]);
         let ports = vec![Port::All(Protocol::Udp), Port::Named(Protocol::Tcp, "http".into())];
         let some = rule(pods(Scope::Matching(tenants), LabelSelector::everything()), Ports::Of(ports));
@@ -336,7 +336,7 @@ ingress allowed: shop/open rule 1 allows it
     }
 
     #[test]
-    fn json_keeps_to_the_contract() {
+    fn json_has_the_documented_fields() {
         let all = PolicyRule { peers: Peers::Any, ports: Ports::Any };
         let cluster = cluster([policy("closed", vec![]), policy("open", vec![all])]);
         let value = serde_json::to_value(json(&cluster, &web_to_db())).unwrap();

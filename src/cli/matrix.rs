@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_a_block_for_each_port_and_explains_its_signs() {
+    fn table_has_a_block_for_each_port_and_a_legend() {
         let expected = "\
 80/TCP         shop/api  shop/db  shop/web  ip:172.17.0.9
 shop/api       -         X        .         .
@@ -207,7 +207,7 @@ ip:172.17.0.9  .         X        .         -
     }
 
     #[test]
-    fn columns_are_numbered_when_their_names_would_not_fit() {
+    fn columns_are_numbered_if_their_names_do_not_fit() {
         let names: Vec<String> = (0..20).map(|at| format!("warehouse-{at:02}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let text = table(&reachability(&names, &["80"]));
@@ -218,14 +218,14 @@ ip:172.17.0.9  .         X        .         -
     }
 
     #[test]
-    fn a_table_of_nothing_says_what_is_missing() {
+    fn empty_table_says_what_is_missing() {
         assert!(table(&reachability(&["web"], &[])).contains("--port"));
         let empty = Reachability::new(&Cluster::new(), &[], &["80".parse().unwrap()]);
         assert!(table(&empty).contains("no pod"));
     }
 
     #[test]
-    fn json_has_every_ordered_pair_and_the_families_only_where_they_differ() {
+    fn json_has_every_ordered_pair_and_families_only_if_they_differ() {
         let value = serde_json::to_value(json(&reachability(&["api", "db", "web"], &["80"]))).unwrap();
         let flows = value["flows"].as_array().unwrap();
         assert_eq!(flows.len(), 4 * 3);

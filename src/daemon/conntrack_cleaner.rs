@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rest_goes_by_what_the_walk_cost_and_stays_bounded() {
+    fn pause_depends_on_the_cost_of_a_walk_within_bounds() {
         let ms = Duration::from_millis;
         assert_eq!(rest(ms(0)), ms(0));
         assert_eq!(rest(ms(4)), ms(196));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_walk_leaves_the_next_ones_judge_and_none_twice() {
+    fn entries_left_by_one_walk_are_evaluated_once_by_the_next_ones() {
         let mut passes = Passes::default();
         passes.narrowed();
         let (now, mut asked) = (Instant::now(), Vec::new());
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_ends_although_the_rules_change_and_a_whole_one_follows() {
+    fn pass_ends_despite_changed_rules_and_a_full_pass_follows() {
         let mut passes = Passes::default();
         assert_eq!(passes.wait(), None);
         passes.narrowed();

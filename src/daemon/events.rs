@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_with_many_closed_policies_delays_no_other_and_has_a_limit() {
+    fn events_of_a_namespace_are_limited_and_delay_no_other() {
         let mut list: Vec<OverBudget> = (0..100).map(|n| over_budget("evil", &n.to_string())).collect();
         list.push(over_budget("shop", "big"));
         let (mut reported, now) = (Reported::default(), Instant::now());
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_over_budget_is_reported_again_before_its_event_expires() {
+    fn event_is_renewed_before_it_expires() {
         let list = [over_budget("shop", "big")];
         let (mut reported, now) = (Reported::default(), Instant::now());
         reported.insert(list[0].closed.clone(), now);

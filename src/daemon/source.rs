@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_watch_is_trouble_only_if_the_server_does_not_answer_then() {
+    fn quiet_watch_is_a_problem_only_if_the_relist_stays_silent() {
         let health = health();
         let ended = |cause| {
             let error = WatchError { cause, text: "nothing was heard".to_owned() };
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_that_breaks_off_before_anything_is_heard_was_never_mended() {
+    fn watch_that_ends_before_any_event_has_not_recovered() {
         let health = health();
         let fails = || {
             let error = WatchError { cause: Cause::Unreachable, text: "it was reset".to_owned() };

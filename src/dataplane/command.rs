@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_input_and_output_do_not_block_each_other() {
+    fn large_input_and_output_do_not_deadlock() {
         let commands = Commands::default();
         let input = "a line of text\n".repeat(100_000);
         let output = commands.run("cat", &[], &input).unwrap();
@@ -277,27 +277,27 @@ mod tests {
     }
 
     #[test]
-    fn the_input_is_there_as_a_whole_before_the_program_starts() {
+    fn input_is_complete_before_the_program_starts() {
         let input = "add tp4-pods-x 10.244.1.12\n".repeat(10_000);
         let output = Commands::default().run("stat", &["-L", "-c", "%s", "/dev/stdin"], &input).unwrap();
         assert_eq!(output.checked().unwrap().trim(), input.len().to_string());
     }
 
     #[test]
-    fn a_program_that_does_not_read_its_input_ends_all_the_same() {
+    fn program_that_does_not_read_its_input_ends() {
         let output = Commands::default().run("false", &[], &"x".repeat(1 << 20)).unwrap();
         assert!(!output.success);
     }
 
     #[test]
-    fn an_error_keeps_the_status_and_what_was_said() {
+    fn error_contains_status_and_output() {
         let output = Commands::default().run("sh", &["-c", "echo why >&2; exit 3"], "").unwrap();
         let error = output.checked().unwrap_err().to_string();
         assert_eq!(error, "sh -c echo why >&2; exit 3 failed with exit status: 3: why");
     }
 
     #[test]
-    fn a_missing_program_is_named_with_its_package() {
+    fn missing_program_is_named_with_its_package() {
         let commands = Commands::new("/nonexistent".into());
         assert!(!commands.has("ipset"));
         let error = commands.run("ip6tables-nft-restore", &[], "").unwrap_err().to_string();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_xtables_lock_is_waited_for_and_then_reported() {
+    fn held_xtables_lock_is_waited_for_and_then_reported() {
         let folder = tempfile::tempdir().unwrap();
         let script = "#!/bin/sh\necho x >> \"$0.runs\"\n\
                       echo 'Another app is currently holding the xtables lock.' >&2\nexit 4\n";

@@ -91,7 +91,7 @@ mod tests {
     use crate::ruleset::{IpSet, SetKind};
 
     #[test]
-    fn each_difference_is_told_once() {
+    fn each_difference_is_reported_once() {
         let chain = |name: &str| ChainName::new(name).unwrap();
         let set = SetName::new("tp4-nodes").unwrap();
         let forward = chain("TOWPATH-FORWARD");

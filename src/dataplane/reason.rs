@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_sorted_by_what_helps_against_them() {
+    fn errors_are_classified_by_remedy() {
         let command = |stderr: &str| DataplaneError::Command {
             command: "ipset save".to_owned(),
             status: "exit status: 1".to_owned(),

@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_about_the_longest_names_is_within_the_limits_of_the_api_server() {
+    fn event_with_longest_names_is_within_api_server_limits() {
         let regarding = Regarding {
             api_version: "networking.k8s.io/v1",
             kind: "NetworkPolicy",

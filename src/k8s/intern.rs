@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_nobody_holds_are_forgotten() {
+    fn unused_labels_are_dropped() {
         let mut names = Interner::new();
         let kept = names.labels([("app", "kept")]);
         for n in 0..10_000 {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_forgotten() {
+    fn unused_strings_are_dropped() {
         let mut names = Interner::new();
         let kept = names.string("kept");
         for n in 0..10_000 {

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_counts_each_flow_for_itself() {
+    fn report_counts_each_flow_separately() {
         let arrival = |flow, sequence| Arrival { flow, sequence, at: Instant::now() };
         let report =
             FloodReport { sent: vec![3, 5], arrivals: vec![arrival(0, 0), arrival(1, 4), arrival(0, 2)] };

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_init_is_answered_and_only_a_listening_port_grants_it() {
+    fn only_init_is_answered_and_only_listening_ports_accept() {
         let ports = HashSet::from([9999]);
         let ask = |destination, chunk| sctp::Packet { source: 4000, destination, tag: 0, chunk };
         let init = sctp::Chunk::Init { tag: 8 };

@@ -398,7 +398,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_comes_again_only_after_all_the_others() {
+    fn port_is_reused_only_after_all_others() {
         let fresh = FreshPorts::default();
         let first = fresh.next();
         let others: std::collections::HashSet<u16> = (1..FreshPorts::COUNT).map(|_| fresh.next()).collect();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_names_who_gave_it() {
+    fn answer_names_its_sender() {
         assert_eq!(Reply::open(b"shop/web\nrest").answered_by.as_deref(), Some("shop/web"));
         assert_eq!(Reply::open(b"").answered_by, None);
         assert!(Reply::open(b"").outcome.is_open());

@@ -129,12 +129,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_crc32c() {
+    fn checksum_is_crc32c() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     #[test]
-    fn every_chunk_survives_the_wire() {
+    fn chunks_survive_encoding_and_parsing() {
         for chunk in [
             Chunk::Init { tag: 7 },
             Chunk::InitAck { tag: 9, cookie: b"shop/web".to_vec() },
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_packet_is_not_read() {
+    fn damaged_packet_is_rejected() {
         let bytes = Packet { source: 1, destination: 2, tag: 0, chunk: Chunk::Init { tag: 3 } }.encode();
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

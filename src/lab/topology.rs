@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_node_has_number_one() {
+    fn first_node_has_number_one() {
         assert_eq!(Layout::node_address(Family::V4, 0).to_string(), "192.168.77.1");
         assert_eq!(Layout::pod_cidr(Family::V4, 1).to_string(), "10.244.2.0/24");
         assert_eq!(Layout::pod_cidr(Family::V6, 0).to_string(), "fd00:10:244:1::/64");
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn every_pod_block_lies_in_the_cluster_s_and_none_overlaps_another() {
+    fn pod_blocks_are_disjoint_parts_of_the_cluster_block() {
         for family in Family::BOTH {
             for node in 0..MAX_NODES {
                 let block = Layout::pod_cidr(family, node);
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hardware_address_follows_from_the_address_alone() {
+    fn hardware_address_depends_only_on_the_address() {
         assert_eq!(mac(0x58, "10.244.1.5".parse().unwrap()), "0a:58:0a:f4:01:05");
         let six = |text: &str| mac(0x58, text.parse().unwrap());
         assert_ne!(six("fd00:10:244:1::5"), six("fd00:10:244:1::6"));
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lab_that_fits_no_address_plan_is_refused() {
+    fn lab_that_exceeds_the_address_plan_is_refused() {
         let layout = |topology, nodes| Layout { topology, families: Families::V4, nodes };
         assert!(layout(Topology::Bridge, 0).check().is_err());
         assert!(layout(Topology::Vxlan, 1).check().is_err());

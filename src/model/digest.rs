@@ -50,7 +50,7 @@ mod tests {
     use crate::model::ObjectKey;
 
     #[test]
-    fn a_digest_is_the_same_in_every_process_and_differs_with_the_value() {
+    fn digest_is_stable_and_differs_between_values() {
         assert_eq!(digest(&("a", 1_u8)), digest(&("a", 1_u8)));
         assert_ne!(digest(&("a", 1_u8)), digest(&("a", 2_u8)));
         assert_ne!(digest(&ObjectKey::new("a", "bc")), digest(&ObjectKey::new("ab", "c")));

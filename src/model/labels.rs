@@ -247,7 +247,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn labels_are_a_map_in_which_the_later_of_two_equal_keys_counts(
+        fn later_of_two_equal_label_keys_wins(
             pairs in proptest::collection::vec(("[a-c]{0,3}", "[a-c]{0,3}"), 0..12),
             sought in "[a-c]{0,3}",
         ) {
@@ -262,7 +262,7 @@ mod tests {
         }
 
         #[test]
-        fn labels_are_equal_and_in_order_as_their_pairs_are(
+        fn labels_compare_like_their_pairs(
             a in proptest::collection::vec(("[a-b]{0,2}", "[a-b]{0,2}"), 0..3),
             b in proptest::collection::vec(("[a-b]{0,2}", "[a-b]{0,2}"), 0..3),
         ) {
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn exists_takes_an_empty_value_and_a_missing_key_is_not_an_empty_value() {
+    fn exists_matches_an_empty_value_and_a_missing_key_is_not_empty() {
         assert!(requirement("k", Operator::Exists).matches(&labels(&[("k", "")])));
         assert!(!requirement("k", Operator::DoesNotExist).matches(&labels(&[("k", "")])));
         assert!(requirement("k", Operator::DoesNotExist).matches(&labels(&[])));
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_meaning_is_equal_value() {
+    fn equivalent_selectors_are_equal() {
         let one = LabelSelector::new([Requirement::equals("b", "2"), Requirement::equals("a", "1")]);
         let other = LabelSelector::new([
             Requirement::equals("a", "1"),

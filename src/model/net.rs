@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_except_must_be_a_strict_subset_of_its_block() {
+    fn except_must_be_a_strict_subset_of_its_block() {
         assert!(block("10.0.0.0/16", &["10.0.1.0/24", "10.0.1.0/24", "10.0.1.128/25"]).is_ok());
         for bad in ["10.1.0.0/24", "10.0.0.0/16", "10.0.0.0/8", "fd00::/64"] {
             assert!(block("10.0.0.0/16", &[bad]).is_err(), "{bad}");
@@ -341,7 +341,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn many_excepts_are_asked_as_few_are(
+        fn many_excepts_match_like_few(
             nets in prop::collection::vec((any::<u32>(), 9_u8..=32), 0..60),
             near in prop::collection::vec((any::<prop::sample::Index>(), any::<u32>()), 1..20),
         ) {
@@ -360,7 +360,7 @@ mod tests {
         }
 
         #[test]
-        fn blocks_are_equal_exactly_if_their_digests_are(
+        fn blocks_are_equal_if_and_only_if_their_digests_are(
             a in prop::collection::vec(0_u8..20, 0..40),
             b in prop::collection::vec(0_u8..20, 0..40),
             same in any::<bool>(),
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn an_except_only_takes_out_of_its_own_block() {
+    fn except_applies_only_to_its_own_block() {
         let block = block("10.0.0.0/8", &["10.1.0.0/16"]).unwrap();
         assert!(block.contains("10.2.3.4".parse().unwrap()));
         assert!(!block.contains("10.1.3.4".parse().unwrap()));

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_name_has_at_most_sixteen_numbers_and_these_are_the_lowest() {
+    fn port_name_means_at_most_its_sixteen_lowest_numbers() {
         let port = |number: u16| ContainerPort { name: Some("web".into()), protocol: Protocol::Tcp, number };
         let pod = Pod { ports: (1..=1000).rev().map(port).collect(), ..Pod::new(ObjectKey::new("x", "y")) };
         assert_eq!(pod.named_port("web", Protocol::Tcp), (1..=16).collect::<Vec<u16>>());

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_except_takes_nothing_out_of_another_block() {
+    fn except_does_not_apply_to_another_block() {
         let blocks = [block("10.0.0.0/8", &["10.1.0.0/16"]), block("10.1.2.0/24", &[])];
         let set = CidrSet::union(Family::V4, &blocks).networks(Family::V4);
         let holds = |address: &str| set.iter().any(|net| net.contains(&address.parse::<IpAddr>().unwrap()));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_space_and_its_ends_are_exact() {
+    fn whole_address_space_and_its_ends_are_exact() {
         assert_eq!(networks(Family::V4, &[block("0.0.0.0/0", &[])]), ["0.0.0.0/0"]);
         assert_eq!(networks(Family::V6, &[block("::/0", &["8000::/1"])]), ["::/1"]);
         assert_eq!(
@@ -235,7 +235,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_networks_hold_exactly_what_the_blocks_hold_and_do_not_overlap(
+        fn networks_cover_exactly_the_blocks_without_overlap(
             blocks in prop::collection::vec(small_block(), 0..6)
         ) {
             let networks = CidrSet::union(Family::V4, &blocks).networks(Family::V4);
@@ -251,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_in_both_or_in_one_agrees_with_asking_address_by_address(
+        fn intersection_and_difference_agree_with_each_address(
             a in prop::collection::vec(small_block(), 0..4),
             b in prop::collection::vec(small_block(), 0..4),
             whole in small_block(),

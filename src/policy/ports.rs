@@ -130,20 +130,20 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_touch_become_one() {
+    fn adjacent_ranges_are_merged() {
         assert_eq!(set(&[(80, 80), (81, 90), (85, 95)]), set(&[(80, 95)]));
         assert_eq!(set(&[(65535, 65535), (65534, 65534)]), set(&[(65534, 65535)]));
     }
 
     #[test]
-    fn what_is_taken_out_is_out_and_nothing_else() {
+    fn difference_removes_exactly_the_given_ports() {
         assert_eq!(set(&[(0, 65535)]).minus(&set(&[(80, 80)])), set(&[(0, 79), (81, 65535)]));
         assert_eq!(set(&[(80, 90)]).minus(&set(&[(0, 65535)])), PortSet::new());
     }
 
     proptest! {
         #[test]
-        fn union_and_difference_agree_with_asking_port_by_port(
+        fn union_and_difference_agree_with_each_port(
             a in prop::collection::vec((0..40_u16, 0..40_u16), 0..6),
             b in prop::collection::vec((0..40_u16, 0..40_u16), 0..6),
         ) {

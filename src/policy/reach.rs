@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_are_the_pods_that_have_not_finished_and_the_addresses_asked_for() {
+    fn endpoints_are_unfinished_pods_and_requested_addresses() {
         let done = Pod { phase: Phase::Failed, ..mk_pod("done", &["10.0.0.9"]) };
         let cluster = mk_cluster(&[mk_pod("web", &[]), done, mk_pod("db", &[])], None);
         let table = table(&cluster, &["172.17.0.9", "172.17.0.9"]);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn known_transports_are_declared_ports_and_the_numbers_in_policies_with_both_ends_of_a_range() {
+    fn known_transports_are_declared_ports_and_ports_in_policies() {
         let declares = |number| vec![ContainerPort { name: None, protocol: Protocol::Udp, number }];
         let web = Pod { ports: declares(53), ..mk_pod("web", &[]) };
         let done = Pod { ports: declares(99), phase: Phase::Succeeded, ..mk_pod("done", &[]) };
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_whose_families_differ_keeps_both_and_prefers_the_receivers_first() {
+    fn pair_with_different_verdicts_by_family_keeps_both() {
         let pods = [mk_pod("four", &["10.0.0.1", "fd00::1"]), mk_pod("six", &["fd00::2", "10.0.0.2"])];
         let cluster = mk_cluster(&pods, Some(mk_policy(&["10.0.0.0/8"], Ports::Any)));
         let table = table(&cluster, &[]);
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_difference_names_opened_and_closed_flows_and_the_family_if_only_one_changed() {
+    fn difference_names_changed_flows_and_a_single_changed_family() {
         let pods = [mk_pod("a", &["10.0.0.1", "fd00::1"]), mk_pod("b", &["10.0.1.1", "fd00::2"])];
         let at = |blocks: &[&str]| table(&mk_cluster(&pods, Some(mk_policy(blocks, Ports::Any))), &[]);
         let from_a = at(&["10.0.0.0/24", "fd00::1/128"]);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_only_one_table_has_is_named_and_not_compared() {
+    fn endpoint_in_only_one_table_is_named_and_not_compared() {
         let closed = || Some(mk_policy(&[], Ports::Any));
         let before = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("b", &[])], None), &[]);
         let after = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("c", &[])], closed()), &[]);

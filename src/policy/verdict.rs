@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_a_sentence_that_names_the_policies() {
+    fn reason_is_a_sentence_that_names_the_policies() {
         let denied = |policies: &[&str], refused: &[&str]| {
             Reason::DeniedBy {
                 pod: key("db"),

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_costs_at_least_the_entries_that_its_blocks_become() {
+    fn policy_cost_is_at_least_the_entries_of_its_blocks() {
         use crate::model::{
             LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, PolicyRule, Ports, Standing,
         };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_excepts_are_a_cover_and_many_are_asked_for() {
+    fn few_excepts_become_a_cover_and_many_a_set() {
         let private = block("0.0.0.0/0", &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
         let [cover] = &areas(Family::V4, &[private])[..] else { panic!("one area") };
         assert!(cover.without.is_empty());
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cover_is_preferred_as_long_as_it_is_no_larger_than_what_the_block_says() {
+    fn cover_is_preferred_if_it_is_no_larger_than_the_block() {
         // Every second network of 256 addresses; of the last ones only half, which leaves one more piece for each.
         let of = |halves: u8| {
             let prefix = |at: u8| if at < 128 - halves { 24 } else { 25 };
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn excepts_that_make_up_a_network_are_one_entry_and_none_is_left_of_a_block_that_they_fill() {
+    fn adjacent_excepts_are_merged_and_a_fully_excepted_block_is_empty() {
         let every_one: Vec<IpNet> =
             (0..=255_u8).map(|n| IpNet::new_assert([10, 0, n, 0].into(), 24)).collect();
         let filled = IpBlock::new("10.0.0.0/16".parse().unwrap(), every_one).unwrap();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_except_takes_nothing_out_of_a_block_within_it() {
+    fn except_does_not_apply_to_a_block_within_it() {
         let outer = block("::/0", &["2001:db8::/32", "4000::1/128"]);
         let inner = block("2001:db8::/48", &["2001:db8::1/128", "2001:db8:0:8000::1/128"]);
         let single = block("2001:db8::1/128", &[]);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_one_network_except_only_what_all_of_them_do() {
+    fn blocks_of_one_network_except_only_common_excepts() {
         let first = block("::/0", &["2001:db8::1/128", "2001:db8::2/128", "fd00::/8"]);
         let second = block("::/0", &["2001:db8::1/128", "4000::/3", "fd00::5/128"]);
         assert_eq!(
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_other_family_and_a_whole_family_are_nothing_and_everything() {
+    fn other_family_is_empty_and_a_whole_family_is_everything() {
         assert!(areas(Family::V6, &[block("0.0.0.0/0", &[])]).is_empty());
         assert!(areas(Family::V4, &[]).is_empty());
         let all = block("::/0", &[]);
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn areas_hold_exactly_what_the_blocks_hold_and_cost_no_more_than_the_blocks_say(
+        fn areas_cover_exactly_the_blocks_within_their_cost(
             said in prop::collection::vec((any::<u16>(), 0_u8..=16, nets()), 0..12),
             is_v6 in any::<bool>(),
             hosts in prop::collection::vec(any::<u16>(), 50),

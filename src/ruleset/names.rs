@@ -317,7 +317,7 @@ mod tests {
 
     /// One of each role, and whether it closes, grows early, may break, and is named after its members.
     #[test]
-    fn what_may_happen_to_a_set_follows_from_its_role() {
+    fn role_determines_how_a_set_is_handled() {
         let some = digest(&"x");
         let family = Family::V4;
         for (set, [closing, early, breakable, after_members]) in [
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn excepts_close_are_filled_early_and_may_go_with_their_rule() {
+    fn sets_of_excepts_close_are_filled_early_and_can_break_with_their_rule() {
         let set = excepts(Family::V4, &digest(&"x"));
         assert!(closes(&set) && grows_early(&set) && may_break(&set));
         let allows = [networks(Family::V4, &digest(&"x")), network_ports(Family::V6, &digest(&"x"))];
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_name_fits_the_kernel_whatever_the_object_is_called() {
+    fn names_fit_the_kernels_limit() {
         let long = ObjectKey::new("n".repeat(63), "p".repeat(253));
         let digest = digest(&long);
         for direction in Direction::BOTH {
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_spelled_whole_is_ours() {
+    fn only_complete_names_are_ours() {
         let digest = "abcdefghijklm234";
         let chains = [
             "TOWPATH-",
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_former_versions_wrote_is_still_ours() {
+    fn names_of_previous_versions_are_ours() {
         for name in [
             "TOWPATH-MIDSTREAM",
             "TOWPATH-PROBE",
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn each_role_has_one_name_which_says_it() {
+    fn each_role_has_one_name() {
         let (some, members) = (digest(&1), OrdSet::new());
         for family in Family::BOTH {
             let made = [

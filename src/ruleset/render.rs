@@ -252,7 +252,7 @@ mod tests {
     use crate::ruleset::{BuiltIn, SetName, plan::HookEdit};
 
     #[test]
-    fn a_batch_declares_and_fills_its_chains_and_moves_the_hook_in_one_transaction() {
+    fn batch_writes_chains_and_moves_the_hook_in_one_transaction() {
         let name = ChainName::new("TP-GI-xxxxxxxxxxxxxxxx").unwrap();
         let set = SetName::new("tp4-pods-xxxxxxxxxxxxxxxx").unwrap();
         let allow = Rule::new(
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_cannot_break_out_of_its_quotes() {
+    fn comment_cannot_break_out_of_its_quotes() {
         assert_eq!(quoted("a\"b\\c\nd"), "\"a\\\"b\\\\c d\"");
     }
 }

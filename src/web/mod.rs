@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_is_who_asks_from_the_address_that_is_asked() {
+    fn client_is_local_on_loopback_or_at_the_servers_address() {
         let near = |from: &str, to: &str| is_near(from.parse().unwrap(), to.parse().unwrap());
         assert!(near("127.0.0.1", "127.0.0.1") && near("::1", "::1") && near("127.0.0.1", "127.0.0.2"));
         assert!(near("192.0.2.1", "192.0.2.1") && near("::ffff:192.0.2.1", "192.0.2.1"));

@@ -85,7 +85,7 @@ impl World {
 }
 
 #[test]
-fn what_one_round_can_write_does_not_wait_and_of_more_than_that_the_largest_does() {
+fn largest_sets_are_deferred_if_one_sync_cannot_write_all() {
     let half = OF_A_SYNC / 2 - OF_A_SET;
     let mut world = World::default();
     world.want([pods("a", half), pods("b", half)]);
@@ -98,7 +98,7 @@ fn what_one_round_can_write_does_not_wait_and_of_more_than_that_the_largest_does
 }
 
 #[test]
-fn a_set_that_the_kernel_refused_does_not_wait_and_keeps_no_other_waiting() {
+fn refused_set_is_not_deferred_and_defers_no_other_set() {
     let mut world = World::default();
     world.want([pods("refused", OF_A_SYNC), pods("a", 1000)]);
     world.broken.insert(object("refused"));
@@ -108,7 +108,7 @@ fn a_set_that_the_kernel_refused_does_not_wait_and_keeps_no_other_waiting() {
 }
 
 #[test]
-fn a_set_that_rules_may_ask_already_never_waits_whatever_it_lacks() {
+fn set_already_used_by_rules_is_never_deferred() {
     let mut world = World::default();
     world.want([pods("asked", 3 * OF_A_SYNC), pods("new", 2 * OF_A_SYNC)]);
     world.there(pods("asked", 10));
@@ -124,7 +124,7 @@ fn a_set_that_rules_may_ask_already_never_waits_whatever_it_lacks() {
 }
 
 #[test]
-fn a_set_of_another_kind_is_a_new_one() {
+fn set_of_another_kind_counts_as_new() {
     let mut world = World::default();
     world.want([pods("a", OF_A_SYNC)]);
     assert_eq!(world.sync(), [object("a")]);
@@ -134,7 +134,7 @@ fn a_set_of_another_kind_is_a_new_one() {
 }
 
 #[test]
-fn what_has_waited_longest_is_first_and_the_start_is_over_once_that_of_the_first_sync_is_filled() {
+fn oldest_deferred_set_is_first_and_the_start_ends_with_the_sets_of_the_first_sync() {
     let mut world = World::default();
     world.want([pods("first", 2 * OF_A_SYNC)]);
     world.sync();
@@ -150,7 +150,7 @@ fn what_has_waited_longest_is_first_and_the_start_is_over_once_that_of_the_first
 }
 
 #[test]
-fn room_goes_to_the_namespaces_that_need_least_and_what_is_complete_needs_none() {
+fn room_is_given_to_the_smallest_namespaces_first() {
     let mut world = World::default();
     world.namespace_asks("modest", &["middle"]);
     world.namespace_asks("large", &["least", "huge"]);
@@ -171,7 +171,7 @@ fn room_goes_to_the_namespaces_that_need_least_and_what_is_complete_needs_none()
 }
 
 #[test]
-fn a_piece_is_of_one_set_or_of_several_and_no_larger_than_a_piece() {
+fn pieces_can_span_sets_and_have_a_maximum_size() {
     let mut world = World::default();
     // Two that one sync writes, so that the others wait.
     world.want(["a", "b"].map(|label| pods(label, OF_A_SYNC / 2 - OF_A_SET)));
@@ -189,7 +189,7 @@ fn a_piece_is_of_one_set_or_of_several_and_no_larger_than_a_piece() {
 }
 
 #[test]
-fn where_no_room_is_left_no_other_set_is_begun() {
+fn set_is_not_created_in_a_piece_without_room_for_members() {
     let mut world = World::default();
     world.want([pods("a", OF_A_SYNC), pods("b", OF_A_SYNC + 1)]);
     assert_eq!(world.sync(), [object("a"), object("b")]);
@@ -201,7 +201,7 @@ fn where_no_room_is_left_no_other_set_is_begun() {
 }
 
 #[test]
-fn a_round_is_wanted_once_a_set_is_complete_at_once_if_none_is_left_and_now_and_then_otherwise() {
+fn sync_is_due_for_complete_sets_immediately_for_the_last_one() {
     let mut world = World::default();
     world.want([pods("a", OF_A_SYNC), pods("b", OF_A_SYNC + 1)]);
     assert_eq!(world.sync(), [object("a"), object("b")]);
@@ -222,7 +222,7 @@ fn a_round_is_wanted_once_a_set_is_complete_at_once_if_none_is_left_and_now_and_
 }
 
 #[test]
-fn nothing_can_be_filled_while_nothing_waits_or_the_kernels_state_is_not_known() {
+fn sets_are_filled_only_if_some_are_deferred_and_the_kernel_state_is_known() {
     let metrics = Arc::new(crate::metrics::Metrics::new().unwrap());
     let status = Arc::new(crate::agent::Status::starting("the objects"));
     let (options, pace) = (crate::ruleset::compile::Options::default(), crate::agent::Pace::default());

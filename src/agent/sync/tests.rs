@@ -86,7 +86,7 @@ fn changes_after_a_sync_wait_for_the_debounce() {
 }
 
 #[test]
-fn the_dataplane_hears_once_that_all_is_in_it_and_not_while_the_sets_of_the_start_are_being_filled() {
+fn dataplane_is_notified_once_when_the_initial_state_is_complete() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
     agent.sync(false);
@@ -132,7 +132,7 @@ fn a_failed_sync_is_retried_after_a_backoff_that_ends_with_a_success() {
 }
 
 #[test]
-fn the_guard_is_told_whose_address_is_whose_when_that_changes_and_waited_for_at_the_start_only() {
+fn guard_receives_changed_owners_and_delays_only_the_first_sync() {
     let (sender, told) = channel();
     let mut agent = agent().with_guard(Some(sender));
     take(&mut agent, pod("web", 1));
@@ -161,7 +161,7 @@ fn the_guard_is_told_whose_address_is_whose_when_that_changes_and_waited_for_at_
 }
 
 #[test]
-fn only_what_can_deny_cuts_connections() {
+fn only_edits_that_can_deny_cut_connections() {
     let (address, some) = (Member::Address([10, 244, 1, 1].into()), "aaaaaaaaaaaaaaaa");
     let add = |set: SetName| may_deny(&Step::Sets(vec![SetEdit::Add(set, address)]));
     let remove = |set: SetName| may_deny(&Step::Sets(vec![SetEdit::Remove(set, address)]));
@@ -181,7 +181,7 @@ fn only_what_can_deny_cuts_connections() {
 }
 
 #[test]
-fn of_many_objects_ten_are_named() {
+fn at_most_ten_objects_are_named() {
     let objects = |count: u32| -> BTreeSet<Object> {
         (0..count)
             .map(|at| Object::Set(names::pods(Family::V4, &crate::policy::digest::digest(&at))))
@@ -196,7 +196,7 @@ fn of_many_objects_ten_are_named() {
 }
 
 #[test]
-fn metrics_show_what_is_written_and_whom_it_isolates() {
+fn metrics_count_written_objects_and_isolated_pods() {
     let mut agent = agent();
     let metrics = agent.metrics.clone();
     take(&mut agent, pod("web", 1));
@@ -223,7 +223,7 @@ fn metrics_show_what_is_written_and_whom_it_isolates() {
 }
 
 #[test]
-fn the_conntrack_cleaner_receives_the_syncs_that_wrote_and_no_others() {
+fn conntrack_cleaner_receives_only_syncs_that_wrote() {
     let (sender, told) = channel();
     let mut agent = agent();
     agent.applied = Some(sender);
@@ -240,7 +240,7 @@ fn the_conntrack_cleaner_receives_the_syncs_that_wrote_and_no_others() {
 }
 
 #[test]
-fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_later() {
+fn unused_sets_are_destroyed_later_and_refused_ones_retried() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
     agent.sync(false);
@@ -277,7 +277,7 @@ fn sets_out_of_use_go_in_a_round_for_that_and_those_that_stay_are_tried_again_la
 }
 
 #[test]
-fn members_are_held_once_and_not_once_as_written_and_once_as_wanted() {
+fn written_and_desired_members_share_memory() {
     let mut agent = agent();
     take(&mut agent, pod("web", 1));
     agent.sync(false);
@@ -290,7 +290,7 @@ fn members_are_held_once_and_not_once_as_written_and_once_as_wanted() {
 }
 
 #[test]
-fn metrics_show_how_much_is_over_its_budget_and_where() {
+fn metrics_count_policies_over_budget_by_namespace() {
     let mut agent = agent().with_budgets(Budgets { policy: 0, ..Budgets::default() });
     let metrics = agent.metrics.clone();
     let shows = |count: usize| {

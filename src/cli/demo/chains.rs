@@ -121,7 +121,7 @@ mod tests {
 -A TP-PI-b -j DROP";
 
     #[test]
-    fn only_what_one_pod_meets_is_shown_in_the_packet_s_order() {
+    fn only_chains_of_one_pod_are_shown_in_packet_order() {
         let found = of_pod(LISTING, "10.244.1.2".parse().unwrap());
         let chains: Vec<(&str, usize)> = found
             .groups
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn without_our_chains_there_is_nothing_to_show() {
+    fn output_is_empty_without_our_chains() {
         let found = of_pod(
             "-P FORWARD DROP\n-N FLANNEL-FWD\n-A FORWARD -j FLANNEL-FWD",
             "10.244.1.2".parse().unwrap(),

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_leaves_nothing_behind() {
+    fn dropped_folder_is_removed() {
         let folder = Folder::new().unwrap();
         folder.put("a.yaml", "one").unwrap();
         folder.put("a.yaml", "two").unwrap();

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_has_a_table_of_its_scene() {
+    fn every_step_has_a_table_for_its_scene() {
         for scene in SCENES {
             let mut before: Option<Table> = None;
             for step in scene.steps {
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn no_manifest_takes_the_place_of_another() {
+    fn manifests_do_not_overwrite_each_other() {
         let mut seen = std::collections::BTreeSet::new();
         for scene in SCENES {
             assert!(scene.cast.iter().all(|actor| seen.insert(stage::pod_file(actor.name))));
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_watched_in_every_row_and_column_that_it_touches() {
+    fn change_is_watched_in_every_affected_row_and_column() {
         let spot = |(row, column, place)| Spot { row, column, place };
         let changed = [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 2, 2)].map(spot);
         assert_eq!(sentinels(&changed), [(0, 1, 0), (0, 2, 0), (1, 2, 2)].map(spot));

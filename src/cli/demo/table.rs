@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_read_as_it_is_written() {
+    fn table_survives_formatting_and_parsing() {
         let table = Table::parse(TEXT).unwrap();
         assert_eq!(table.columns, ["web", "db"]);
         let marks: Vec<_> = table.spots().map(|spot| (spot, table.mark(spot).unwrap())).collect();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_do_not_agree_are_neither_open_nor_closed() {
+    fn conflicting_answers_are_neither_open_nor_closed() {
         assert_eq!(Mark::of(&[true, true]), Mark::Open);
         assert_eq!(Mark::of(&[false]), Mark::Closed);
         assert_eq!(Mark::of(&[true, false]), Mark::Mixed);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_refused() {
+    fn invalid_table_is_refused() {
         for bad in [
             " web\n a/web tt.",
             " web\n a/web",
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn every_difference_is_found_and_shown() {
+    fn all_differences_are_found_and_shown() {
         let expected = Table::parse(TEXT).unwrap();
         let seen = expected.filled(|at| match (at.row, at.column, at.place) {
             (0, 1, 2) => Mark::Closed,

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_ends_at_the_pod_that_answers_and_not_at_its_service() {
+    fn flow_destination_is_the_backend_pod_of_a_service() {
         let bytes = through_a_service();
         let entry = Entry::parse(&messages(&bytes).next().unwrap()).unwrap();
         let flow = EstablishedFlow {
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_lacks_its_end_is_no_connection() {
+    fn truncated_message_is_no_connection() {
         let bytes = through_a_service();
         for length in 20..bytes.len() - 40 {
             let mut short = bytes[..length].to_vec();

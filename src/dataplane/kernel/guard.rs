@@ -385,7 +385,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_read_by_their_name() {
+    fn counters_are_parsed_by_name() {
         let text = "table bridge towpath {\n\tcounter frame {\n\t\tpackets 3 bytes 180\n\t}\n\tcounter source {\n\
                     \t\tpackets 7 bytes 420\n\t}\n\tcounter other {\n\t\tpackets 9 bytes 1\n\t}\n}\n";
         let found: Vec<_> = counters(text).collect();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_process_wrote_is_read_back_by_interface() {
+    fn state_of_a_previous_process_is_parsed_by_interface() {
         let text = "table bridge towpath {\n\tset sources4 {\n\t\ttype iface_index . ether_addr . ipv4_addr\n\
                     \t\telements = { \"vetha\" . 56:ae:7a:82:dc:6f . 10.244.1.2,\n\
                     \t\t\t     9 . 8a:c2:4c:69:52:9a . 10.244.1.3 }\n\t}\n}\n";
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_are_compared_without_their_order() {
+    fn elements_are_compared_regardless_of_order() {
         let parts = |line| elements(line);
         assert_eq!(parts("\t\telements = { 3 . 10.0.0.1,"), ["3 . 10.0.0.1", ""]);
         assert_eq!(parts("4 . 10.0.0.2 }"), ["4 . 10.0.0.2"]);

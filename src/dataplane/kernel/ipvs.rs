@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_are_counted_and_their_backends_are_not() {
+    fn services_are_counted_without_their_backends() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ip_vs");
         assert_eq!(services(&file), 0);

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_writer_waits_for_the_first_and_learns_who_it_is() {
+    fn second_writer_waits_and_learns_the_process_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
         let (told, waits) = mpsc::channel();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_holds_the_lock_of_its_daemon_until_it_ends() {
+    fn running_command_holds_the_lock_of_its_daemon() {
         let folder = tempfile::tempdir().unwrap();
         let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
         let mut command = std::process::Command::new("sleep").arg("60").spawn().unwrap();

@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_effective_capabilities_are_read_from_the_status_of_the_thread() {
+    fn effective_capabilities_are_read_from_the_thread_status() {
         let status = "CapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\nCapBnd:\t0\n";
         assert_eq!(effective_capabilities(status), NET_ADMIN);
         assert_eq!(effective_capabilities("Name:\tx\n"), 0);

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_is_read_back_whatever_its_length() {
+    fn attributes_of_any_length_survive_encoding_and_parsing() {
         let mut encoded = Vec::new();
         put(&mut encoded, 1 | NESTED, b"abc\0");
         put(&mut encoded, 2, b"x");
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_cut_short_ends_the_reading() {
+    fn truncated_message_ends_the_parsing() {
         let mut encoded = Vec::new();
         put(&mut encoded, 1, b"abcdefgh");
         let message = encode(0x0100, 0, 1, 2, &encoded);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_of_nothing_does_not_loop() {
+    fn zero_length_does_not_loop() {
         assert_eq!(messages(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[0; 64]).count(), 0);
     }

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_every_kind_are_read_back_and_sets_of_others_are_not() {
+    fn members_of_every_kind_are_parsed_and_foreign_sets_are_skipped() {
         let sets = parse(
             "create KUBE-LOOP-BACK hash:ip,port,ip family inet hashsize 1024 maxelem 65536\n\
              add KUBE-LOOP-BACK 10.0.0.1,tcp:80,10.0.0.1\n\
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_tell_members_and_references() {
+    fn headers_contain_member_and_reference_counts() {
         let heads = parse_heads(
             "Name: KUBE-X\nType: hash:ip\nReferences: 9\nNumber of entries: 9\n\n\
              Name: tp4-nodes\nType: hash:ip\nRevision: 6\nHeader: family inet hashsize 1024\n\
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_of_an_error_is_found() {
+    fn line_number_of_an_error_is_parsed() {
         let stderr = "ipset v7.17: Error in line 3: Syntax error: cannot parse 1.2.3.4: resolving failed";
         let (line, reason) = culprit(stderr).unwrap();
         assert_eq!((line, &*reason), (2, "Syntax error: cannot parse 1.2.3.4: resolving failed"));
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_sets_have_no_room_a_few_runs_find_out_and_what_closes_is_written() {
+    fn sets_without_room_are_found_in_few_runs_and_closing_edits_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let commands = refusing(folder.path(), "\"create tp4-pods-\"*");
         let sets = (0..1000).map(|at| SetEdit::Create(numbered(at), SetKind::Addresses));
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_entries_are_refused_a_bounded_number_of_runs_finds_out_and_sets_before_them_are_kept() {
+    fn refused_entries_are_found_in_few_runs_and_earlier_sets_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let commands = refusing(folder.path(), "\"add tp4-pods-\"*\" 10.0.0.66\"*");
         let edits: Vec<SetEdit> = (0..100)

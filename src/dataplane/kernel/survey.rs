@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_told_and_the_rest_is_there() {
+    fn unreadable_parts_are_reported_and_others_are_included() {
         let sheets = survey(&Commands::new("/nonexistent".into()));
         let found = |name: &str| &sheets.iter().find(|sheet| sheet.name == name).unwrap().found;
         assert!(found("ipset.txt").as_ref().unwrap_err().contains("ipset was not found"));

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn switches_that_are_off_are_found_and_set() {
+    fn disabled_switches_are_found_and_set() {
         let folder = tempfile::tempdir().unwrap();
         let bridge = bridge(folder.path());
         fs::write(folder.path().join("bridge-nf-call-iptables"), "0\n").unwrap();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_cannot_be_loaded_is_named_with_the_way_to_load_it() {
+    fn module_that_cannot_be_loaded_is_named_with_a_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let bridge = bridge(&folder.path().join("bridge"));
         let error = bridge.ensure(&Commands::new("/nonexistent".into())).unwrap_err().to_string();

@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backend_reads_as_it_prints() {
+    fn backend_survives_formatting_and_parsing() {
         for text in ["auto", "nft", "legacy"] {
             assert_eq!(text.parse::<Backend>().unwrap().to_string(), text);
         }
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_rules_do_not_speak_for_a_variant() {
+    fn our_own_rules_do_not_select_a_variant() {
         assert!(is_foreign_rule("-A FORWARD -j KUBE-FORWARD"));
         assert!(!is_foreign_rule("-A FORWARD -j TOWPATH-FORWARD"));
         assert!(!is_foreign_rule("-A TP-GI-aaaabbbbccccdddd -j DROP"));

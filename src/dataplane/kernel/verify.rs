@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_and_quotes_make_no_difference_and_everything_else_does() {
+    fn only_order_and_quotes_are_insignificant() {
         let written = "-p tcp -m tcp --dport 80 -s 10.0.0.0/8 -m comment --comment \"web\" -j RETURN";
         let printed = "-s 10.0.0.0/8 -p tcp -m comment --comment web -m tcp --dport 80 -j RETURN";
         assert!(means_the_same(written, printed));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quoted_is_one_value_whatever_stands_in_it() {
+    fn quoted_text_is_one_value() {
         let written = "-m comment --comment \"a \\\"b\\\" \\\\ 'c' -j x\" -j DROP";
         let printed = "-m comment --comment \"a \\\"b\\\" \\\\ \\'c\\' -j x\" -j DROP";
         assert!(means_the_same(written, printed));

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_key_is_a_name_after_an_optional_prefix() {
+    fn label_key_is_a_name_with_an_optional_prefix() {
         let name = "a".repeat(63);
         let good = ["app", "App_1.x-y", "kubernetes.io/metadata.name", &format!("a.io/{name}"), "0"];
         check(label_key, &good, &["", "-a", "a-", "a b", "a=b", "/a", "a/", "a/b/c", "A.io/b", "a_b/c"]);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_value_may_be_empty_but_not_longer_than_63() {
+    fn label_value_is_at_most_63_characters_and_can_be_empty() {
         check(
             label_value,
             &["", "a", "1.2_3-x", &"a".repeat(63)],
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_name_is_an_iana_service_name() {
+    fn port_name_is_an_iana_service_name() {
         check(
             port_name,
             &["http", "a", "0a", "a-b-c", "123456789012345"[..14].to_owned().replace('4', "x").as_str()],
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_1_to_65535() {
+    fn port_is_between_1_and_65535() {
         assert_eq!((port_number(1), port_number(65535)), (Ok(1), Ok(65535)));
         for bad in [0, -1, 65536, i32::MAX] {
             assert!(port_number(bad).is_err(), "{bad}");
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cidr_has_no_leading_zeros_and_no_mapped_ipv4() {
+    fn cidr_with_leading_zeros_or_mapped_ipv4_is_invalid() {
         for good in ["10.0.0.0/8", "10.0.0.5/24", "0.0.0.0/0", "fd00:0a::/64", "::/0", "1.2.3.4/32"] {
             assert!(cidr(good).is_ok(), "{good}: {:?}", cidr(good));
         }
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_ipv4_or_ipv6() {
+    fn address_is_ipv4_or_ipv6() {
         assert!(address("10.0.0.1").is_ok());
         assert_eq!(address("::ffff:10.0.0.1"), address("10.0.0.1"));
         for bad in ["", "10.0.0.01", "10.0.0.1/32", "fe80::1%eth0", "localhost"] {

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_told_first_and_then_what_changes() {
+    fn existing_objects_are_reported_before_changes() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web")), ("b.txt", "not ours")]);
         assert_eq!(watched.pods(), ["one=web"]);
         watched.write("a.yaml", &pod("one", "db"));
@@ -229,14 +229,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_does_not_exist_and_standard_input_are_refused() {
+    fn missing_path_and_standard_input_are_refused() {
         let open = |path: &str| FileSource::open(&[path.into()], RESCAN, |_| {}).map(drop);
         assert!(open("/nowhere/at/all").unwrap_err().to_string().contains("/nowhere/at/all"));
         assert!(matches!(open("-"), Err(SourceError::StandardInput)));
     }
 
     #[test]
-    fn a_file_is_not_read_while_it_is_written() {
+    fn file_is_not_read_while_it_is_written() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
         watched.hears_nothing();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_over_and_over_never_loses_its_objects() {
+    fn repeatedly_written_file_never_loses_its_objects() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         let path = watched.path("a.yaml");
         let writer = thread::spawn(move || {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_replaced_by_a_move_is_read() {
+    fn file_replaced_by_a_rename_is_read() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         watched.write("a.yaml.tmp", &pod("one", "db"));
         fs::rename(watched.path("a.yaml.tmp"), watched.path("a.yaml")).unwrap();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_editor_that_moves_the_file_away_first_removes_nothing() {
+    fn editor_that_renames_the_file_first_removes_nothing() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         fs::rename(watched.path("a.yaml"), watched.path("a.yaml~")).unwrap();
         thread::sleep(QUIET * 4);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_moves_to_another_name_changes_nothing() {
+    fn renamed_file_changes_nothing() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         fs::rename(watched.path("a.yaml"), watched.path("b.yaml")).unwrap();
         watched.hears_nothing();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_folder_is_watched_and_one_that_goes_takes_its_objects_along() {
+    fn new_folder_is_watched_and_a_removed_one_removes_its_objects() {
         let mut watched = Watched::new(&[]);
         fs::create_dir_all(watched.path("x/y")).unwrap();
         watched.write("x/y/a.yaml", &pod("one", "web"));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mounted_config_map_is_replaced_as_a_whole() {
+    fn mounted_config_map_is_replaced_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let generation = |name: &str, app: &str| {
             fs::create_dir(folder.path().join(name)).unwrap();
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_file_is_watched_without_its_neighbours() {
+    fn single_file_is_watched_without_other_files() {
         let one = |folder: &Path| vec![folder.join("a.conf")];
         let mut watched = Watched::looking(&[("a.conf", &pod("one", "web"))], LONG * 60, one);
         assert_eq!(watched.pods(), ["one=web"]);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_vanishes_keeps_its_objects_and_is_found_again() {
+    fn vanished_folder_keeps_its_objects_until_it_returns() {
         let within = |folder: &Path| {
             fs::create_dir(folder.join("mount")).unwrap();
             fs::write(folder.join("mount/a.yaml"), pod("one", "web")).unwrap();
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_does_not_tell_is_found_by_looking() {
+    fn change_without_a_notification_is_found_by_polling() {
         let outside = tempfile::tempdir().unwrap();
         let target = outside.path().join("target");
         fs::write(&target, pod("one", "web")).unwrap();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_document_keeps_its_object_and_is_reported_until_it_is_right() {
+    fn refused_document_keeps_its_object_and_is_reported_until_fixed() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         watched.write("a.yaml", &pod("one", "yes"));
         while watched.faults.iter().all(|fault| !fault.is_error()) {

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_told() {
+    fn only_differences_are_reported() {
         let mut heard = Heard::new();
         assert_eq!(heard.set("a", &(pod("x", "web") + &pod("z", "db"))), ["pod x web", "pod z db"]);
         assert_eq!(heard.set("a", &("# moved\n\n".to_owned() + &pod("x", "web") + &pod("z", "db"))), [""; 0]);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_did_not_change_is_not_read_again() {
+    fn unchanged_document_is_not_parsed_again() {
         let mut heard = Heard::new();
         heard.set("a", &(pod("x", "web") + &pod("z", "db")));
         let first = |heard: &Heard| heard.store.files[Path::new("a")].contents.chunks[0].chunk.clone();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_yaml_any_more_keeps_its_objects() {
+    fn file_that_becomes_invalid_yaml_keeps_its_objects() {
         let mut heard = Heard::new();
         heard.set("a", &(pod("x", "web") + &pod("z", "db")));
         assert_eq!(heard.set("a", "kind: [\n"), [""; 0]);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_text_any_more_keeps_its_objects() {
+    fn file_that_becomes_binary_keeps_its_objects() {
         let mut heard = Heard::new();
         heard.set("a", &pod("x", "web"));
         heard.store.set(Path::new("a"), b"\xff\xfe");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_lost_its_kind_or_name_stays() {
+    fn object_that_loses_its_kind_or_name_stays() {
         let mut heard = Heard::new();
         heard.set("a", &pod("x", "web"));
         assert_eq!(heard.set("a", &pod("x", "web").replace("kind:", "Kind:")), [""; 0]);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_is_refused_keeps_its_last_good_version() {
+    fn refused_policy_keeps_its_last_good_version() {
         let mut heard = Heard::new();
         assert_eq!(heard.set("a", &policy("p", "{ingress: [{}]}")), ["policy p Accepted"]);
         assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), [""; 0]);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_was_never_good_isolates_and_allows_nothing() {
+    fn policy_that_was_never_valid_isolates_and_allows_nothing() {
         let mut heard = Heard::new();
         assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), ["policy p Refused"]);
         assert_eq!(heard.set("a", &policy("p", "{egress: [{to: [{}]}]}")), ["policy p Refused"]);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_moves_to_another_file_in_one_step_is_not_told() {
+    fn object_moved_between_files_in_one_step_is_not_reported() {
         let mut heard = Heard::new();
         heard.set("a", &pod("x", "web"));
         heard.store.set(Path::new("b"), pod("x", "web").as_bytes());
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_definitions_the_last_good_version_stays() {
+    fn last_good_version_stays_with_two_definitions() {
         let mut heard = Heard::new();
         heard.set("b", &(pod("x", "web") + &policy("p", "{}")));
         assert_eq!(heard.set("a", &(pod("x", "db") + &policy("p", "{ingress: [{}]}"))), [""; 0]);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_definitions_from_the_start_the_first_place_counts_and_a_policy_is_refused() {
+    fn first_of_two_initial_definitions_wins_and_a_policy_is_refused() {
         let mut heard = Heard::default();
         heard.store.set(Path::new("b"), (pod("x", "web") + &policy("p", "{}")).as_bytes());
         heard.store.set(Path::new("a"), (pod("x", "db") + &policy("p", "{ingress: [{}]}")).as_bytes());

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_piece_that_breaks_off_keeps_what_was_whole_before() {
+    fn truncated_chunk_keeps_its_complete_documents() {
         let mut names = Interner::new();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n...\nkind: [\n";
         let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(text);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_items_of_a_long_list_are_read_one_by_one_and_only_once() {
+    fn items_of_a_long_list_are_parsed_one_by_one_and_only_once() {
         let mut names = Interner::new();
         let (before, known) = TextReader::new(&Known::default(), false, &mut names).read(&long_list(""));
         assert_eq!(before.len(), 2000);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_with_an_item_that_needs_another_is_read_as_one() {
+    fn long_list_with_an_alias_between_items_is_parsed_as_a_whole() {
         let mut names = Interner::new();
         let text = long_list("").replacen("- metadata:", "- metadata: &m", 1) + "- metadata: *m\n";
         let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(&text);

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_letters_make_a_slip_and_three_another_word() {
+    fn typo_has_at_most_two_wrong_letters() {
         let known = ["podSelector", "policyTypes", "ingress", "egress", "to"];
         assert_eq!(nearest("podSelectors", &known), Some("podSelector"));
         assert_eq!(nearest("plocyTypes", &known), Some("policyTypes"));

@@ -28,17 +28,17 @@ const WHOLE: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmeta
 
 proptest! {
     #[test]
-    fn no_text_makes_the_reader_panic(text in any::<String>()) {
+    fn arbitrary_text_does_not_panic(text in any::<String>()) {
         let _ = loaded(&text);
     }
 
     #[test]
-    fn no_text_of_yaml_signs_makes_the_reader_panic(text in "[-a:{}\\[\\] \n\t&*!|>'\"#%@,?.<~0]{0,60}") {
+    fn text_of_yaml_characters_does_not_panic(text in "[-a:{}\\[\\] \n\t&*!|>'\"#%@,?.<~0]{0,60}") {
         let _ = loaded(&text);
     }
 
     #[test]
-    fn no_damage_to_a_manifest_makes_the_reader_panic(
+    fn damaged_manifest_does_not_panic(
         cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..6, "[-a:{}\\[\\] \n\t&*!|>'\"#0]{0,4}"), 1..6),
     ) {
         let mut text: Vec<char> = WHOLE.chars().collect();
@@ -56,7 +56,7 @@ proptest! {
     }
 
     #[test]
-    fn a_list_that_is_cut_means_what_its_items_mean(
+    fn split_list_yields_the_objects_of_its_items(
         cuts in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..4, "[a: \n'\"|{]{0,3}"), 0..3),
     ) {
         let item = |name: &str| format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels:\n    app: |\n      w\n");
@@ -75,7 +75,7 @@ proptest! {
 }
 
 #[test]
-fn a_long_list_gives_the_objects_and_the_places_of_its_items() {
+fn long_list_yields_objects_and_positions_of_its_items() {
     let items = [
         policy_text("{ingress: [{}]}"),
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  nam: b\n".to_owned(),

@@ -31,7 +31,7 @@ fn names_and_namespaces_are_dns_names() {
 }
 
 #[test]
-fn a_field_in_the_wrong_place_or_case_says_where_it_belongs() {
+fn misplaced_or_miscased_field_gets_a_hint() {
     let hint = |text: &str, path: &str, hint: &str| {
         let loaded = loaded(text);
         let fault = loaded.faults.iter().find(|fault| fault.path == path && fault.is_error());
@@ -71,7 +71,7 @@ fn a_field_in_the_wrong_place_or_case_says_where_it_belongs() {
 }
 
 #[test]
-fn every_fault_has_its_place() {
+fn every_error_has_its_position() {
     let text = "# a comment\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: p\nspec:\n  \
                 podSelector:\n  matchLabels:\n    a: b\n  ingress:\n  - ports:\n    - port: 70000\n";
     assert_eq!(
@@ -86,7 +86,7 @@ fn every_fault_has_its_place() {
 }
 
 #[test]
-fn a_repeated_key_is_an_error_that_names_both_places() {
+fn repeated_key_is_an_error_with_both_positions() {
     let text = policy_text("\n  podSelector: {}\n  ingress: []\n  podSelector: {matchLabels: {a: b}}");
     assert_eq!(
         faults(&text),
@@ -96,7 +96,7 @@ fn a_repeated_key_is_an_error_that_names_both_places() {
 }
 
 #[test]
-fn other_kinds_are_skipped_and_slips_of_known_ones_are_errors() {
+fn other_kinds_are_skipped_and_typos_of_known_kinds_are_errors() {
     let one =
         |api: &str, kind: &str| loaded(&format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n"));
     for (api, kind) in [
@@ -136,7 +136,7 @@ fn other_kinds_are_skipped_and_slips_of_known_ones_are_errors() {
 }
 
 #[test]
-fn lists_are_read_item_by_item() {
+fn lists_are_parsed_item_by_item() {
     let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\n- {apiVersion: v1, \
                 kind: Service, metadata: {name: s}}\n";
     let loaded = loaded(list);
@@ -149,7 +149,7 @@ fn lists_are_read_item_by_item() {
 }
 
 #[test]
-fn a_pod_is_read_with_all_of_its_addresses_and_ports() {
+fn pod_is_parsed_with_all_addresses_and_ports() {
     let pod = pod_of(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  namespace: kube-system\n  labels: {app: web}\n  \
          creationTimestamp: 2024-01-02T03:04:05Z\n  deletionTimestamp: 2024-01-02T03:04:06Z\nspec:\n  nodeName: node\n  \
@@ -179,7 +179,7 @@ fn a_pod_is_read_with_all_of_its_addresses_and_ports() {
 }
 
 #[test]
-fn a_pod_may_be_sparse_but_not_wrong() {
+fn pod_fields_are_optional_but_must_be_valid() {
     let text = |rest: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\n{rest}\n");
     assert_eq!(pod_of(&text("")).phase, Phase::Pending);
     for (rest, path) in [
@@ -208,7 +208,7 @@ fn a_pod_may_be_sparse_but_not_wrong() {
 }
 
 #[test]
-fn a_workload_is_one_running_pod_of_its_template() {
+fn workload_is_one_running_pod_of_its_template() {
     for (api, kind) in [
         ("apps/v1", "Deployment"),
         ("apps/v1", "StatefulSet"),
@@ -239,7 +239,7 @@ fn a_workload_is_one_running_pod_of_its_template() {
 }
 
 #[test]
-fn two_workloads_of_one_name_are_two_pods() {
+fn workloads_of_the_same_name_are_separate_pods() {
     let one = |kind: &str| {
         format!("---\napiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: w}}\nspec: {{template: {{}}}}\n")
     };
@@ -256,7 +256,7 @@ fn two_workloads_of_one_name_are_two_pods() {
 }
 
 #[test]
-fn one_object_in_two_places_is_an_error_that_names_both() {
+fn duplicate_object_is_an_error_with_both_positions() {
     let text = policy_text("{}") + "---\n" + &policy_text("{ingress: [{}]}");
     let [fault] = &loaded(&text).faults[..] else { panic!() };
     assert_eq!(fault.line, 8);
@@ -265,7 +265,7 @@ fn one_object_in_two_places_is_an_error_that_names_both() {
 }
 
 #[test]
-fn namespaces_carry_their_name_and_those_of_every_cluster_are_there() {
+fn namespaces_have_their_name_label_and_default_ones_exist() {
     let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\n";
     let cluster = loaded(text).cluster();
     let labels: Labels = [("team", "a"), ("kubernetes.io/metadata.name", "shop")].into_iter().collect();
@@ -283,7 +283,7 @@ fn namespaces_carry_their_name_and_those_of_every_cluster_are_there() {
 }
 
 #[test]
-fn a_namespace_that_is_not_declared_is_a_warning_and_not_there() {
+fn undeclared_namespace_is_a_warning_and_does_not_exist() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\n---\napiVersion: v1\nkind: Pod\nmetadata: \
                 {name: b, namespace: shop}\n";
     let loaded = loaded(text);
@@ -294,7 +294,7 @@ fn a_namespace_that_is_not_declared_is_a_warning_and_not_there() {
 }
 
 #[test]
-fn json_bom_and_windows_line_ends_are_read() {
+fn json_bom_and_crlf_are_parsed() {
     let json = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p"},
 	"spec": {"ingress": [{"ports": [{"port": 80}]}]}}"#;
     assert!(policy_of(json).is_some());
@@ -306,7 +306,7 @@ fn json_bom_and_windows_line_ends_are_read() {
 }
 
 #[test]
-fn a_folder_is_read_with_all_below_and_a_missing_path_is_named() {
+fn folder_is_read_recursively_and_a_missing_path_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let pod = |name: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n");
     fs::create_dir_all(folder.path().join("x/.git")).unwrap();

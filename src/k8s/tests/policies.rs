@@ -32,7 +32,7 @@ fn ingress(spec: &str) -> (Peers, Ports) {
 }
 
 #[test]
-fn policy_types_default_to_ingress_and_to_egress_where_there_are_egress_rules() {
+fn policy_types_default_to_ingress_and_to_egress_with_egress_rules() {
     let isolates = |spec: &str| {
         let policy = accepted(spec);
         (policy.ingress.is_some(), policy.egress.is_some())
@@ -49,7 +49,7 @@ fn policy_types_default_to_ingress_and_to_egress_where_there_are_egress_rules() 
 }
 
 #[test]
-fn a_policy_without_spec_denies_all_ingress_of_its_namespace() {
+fn policy_without_spec_denies_all_ingress_of_its_namespace() {
     let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\n";
     for text in
         [text.to_owned(), text.to_owned() + "spec:\n", text.to_owned() + "spec: {podSelector: null}\n"]
@@ -61,14 +61,14 @@ fn a_policy_without_spec_denies_all_ingress_of_its_namespace() {
 }
 
 #[test]
-fn absent_null_and_empty_peers_and_ports_mean_any() {
+fn absent_null_and_empty_lists_of_peers_and_ports_mean_any() {
     for spec in ["[{}]", "[{from: null, ports: null}]", "[{from: [], ports: []}]"] {
         assert_eq!(ingress(&format!("{{ingress: {spec}}}")), (Peers::Any, Ports::Any), "{spec}");
     }
 }
 
 #[test]
-fn an_empty_port_is_all_of_tcp_and_an_empty_peer_is_refused() {
+fn empty_port_is_all_of_tcp_and_empty_peer_is_refused() {
     assert_eq!(ingress("{ingress: [{ports: [{}]}]}").1, Ports::Of(vec![Port::All(Protocol::Tcp)]));
     refused("{ingress: [{from: [{}]}]}", "ingress[0].from[0]", "is empty");
     refused("{egress: [{to: [{}]}]}", "egress[0].to[0]", "is empty");
@@ -77,7 +77,7 @@ fn an_empty_port_is_all_of_tcp_and_an_empty_peer_is_refused() {
 }
 
 #[test]
-fn rules_of_a_direction_that_policy_types_do_not_name_have_no_effect_and_a_warning() {
+fn rules_without_their_policy_type_are_ignored_with_a_warning() {
     let text = policy_text("{policyTypes: [Egress], ingress: [{}]}");
     assert_eq!(policy_of(&text).unwrap().ingress, None);
     let [fault] = &loaded(&text).faults[..] else { panic!() };
@@ -87,13 +87,13 @@ fn rules_of_a_direction_that_policy_types_do_not_name_have_no_effect_and_a_warni
 }
 
 #[test]
-fn policy_types_are_at_most_two_and_spelt_exactly() {
+fn policy_types_are_at_most_two_and_spelled_exactly() {
     refused("{policyTypes: [ingress]}", "policyTypes[0]", "no policy type");
     refused("{policyTypes: [Ingress, Egress, Ingress]}", "policyTypes", "more than two");
 }
 
 #[test]
-fn a_peer_of_selectors_keeps_the_difference_between_absent_and_empty() {
+fn absent_and_empty_peer_selectors_differ() {
     let scope = |peer: &str| match ingress(&format!("{{ingress: [{{from: [{peer}]}}]}}")).0 {
         Peers::Of(peers) => match peers.into_iter().next() {
             Some(Peer::Pods(peer)) => peer,
@@ -110,7 +110,7 @@ fn a_peer_of_selectors_keeps_the_difference_between_absent_and_empty() {
 }
 
 #[test]
-fn an_ip_block_stands_alone() {
+fn ip_block_cannot_be_combined_with_selectors() {
     for other in ["podSelector: {}", "namespaceSelector: {}"] {
         let spec = format!("{{ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8}}, {other}}}]}}]}}");
         refused(&spec, "ingress[0].from[0].ipBlock", "must stand alone");
@@ -118,7 +118,7 @@ fn an_ip_block_stands_alone() {
 }
 
 #[test]
-fn an_ip_block_needs_a_cidr_and_its_excepts_lie_within() {
+fn ip_block_needs_a_cidr_that_contains_its_excepts() {
     let block = |block: &str| format!("{{egress: [{{to: [{{ipBlock: {block}}}]}}]}}");
     let at = "egress[0].to[0].ipBlock";
     let good = accepted(&block("{cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.2.0.0/16]}"));
@@ -162,7 +162,7 @@ fn ports_are_numbers_ranges_or_names() {
 }
 
 #[test]
-fn a_port_that_is_none_is_refused() {
+fn invalid_port_is_refused() {
     for (port, field, text) in [
         ("{port: 0}", ".port", "1 to 65535"),
         ("{port: 65536}", ".port", "1 to 65535"),
@@ -186,7 +186,7 @@ fn a_port_that_is_none_is_refused() {
 }
 
 #[test]
-fn a_selector_is_checked_wherever_it_stands() {
+fn selectors_are_validated_in_every_field() {
     for (selector, field, text) in [
         ("{matchLabels: {a b: c}}", ".matchLabels[a b]", "no label key"),
         ("{matchLabels: {a: '-'}}", ".matchLabels.a", "no label value"),
@@ -238,7 +238,7 @@ fn a_selector_is_checked_wherever_it_stands() {
 }
 
 #[test]
-fn what_stands_in_for_a_refused_policy_isolates_what_the_policy_meant_to() {
+fn refused_policy_isolates_the_pods_that_it_selects() {
     let stand_in = |spec: &str| {
         let policy = policy_of(&policy_text(spec))?;
         assert_eq!(policy.standing, Standing::Refused, "{spec}");

@@ -19,7 +19,7 @@ fn faults<T: for<'t> Deserialize<'t>>(text: &str) -> (Option<T>, Vec<String>) {
 }
 
 #[test]
-fn what_the_type_does_not_know_is_found_at_any_depth() {
+fn unknown_fields_are_found_at_any_depth() {
     let (value, faults) = faults::<NetworkPolicy>(
         "spec:\n  podSelector:\n  matchLabels: {a: b}\n  ingress:\n  - from:\n    - matchLabels: {c: d}\n",
     );
@@ -28,7 +28,7 @@ fn what_the_type_does_not_know_is_found_at_any_depth() {
 }
 
 #[test]
-fn every_wrong_type_is_found_and_the_rest_is_read() {
+fn wrong_types_are_reported_and_other_fields_are_read() {
     let (value, faults) = faults::<NetworkPolicy>(
         "metadata: {name: a, labels: {x: y, z: 1}}\nspec:\n  ingress:\n  - ports: [80]\n  egress:\n    to: []\n",
     );
@@ -45,7 +45,7 @@ fn every_wrong_type_is_found_and_the_rest_is_read() {
 }
 
 #[test]
-fn a_number_may_be_written_as_a_whole_float_and_a_quantity_as_a_number() {
+fn integer_can_be_a_whole_float_and_quantity_a_number() {
     let (value, faults) = faults::<Pod>(
         "spec:\n  containers:\n  - name: a\n    ports: [{containerPort: 80.0}]\n    resources: {limits: {cpu: 1, memory: 1.5}}\n",
     );
@@ -55,7 +55,7 @@ fn a_number_may_be_written_as_a_whole_float_and_a_quantity_as_a_number() {
 }
 
 #[test]
-fn a_number_out_of_range_or_with_a_fraction_or_in_quotes_is_refused() {
+fn out_of_range_fractional_and_quoted_integers_are_refused() {
     for (port, text) in [
         ("80.5", "must be a whole number, not the number 80.5"),
         ("99999999999", "must be a 32-bit whole number, not 99999999999"),
@@ -72,7 +72,7 @@ fn a_number_out_of_range_or_with_a_fraction_or_in_quotes_is_refused() {
 }
 
 #[test]
-fn an_object_that_is_no_mapping_is_nothing() {
+fn object_must_be_a_mapping() {
     let (value, faults) = faults::<Pod>("- a\n");
     assert!(value.is_none());
     assert!(faults[0].contains("must be a mapping"), "{faults:?}");

@@ -45,7 +45,7 @@ fn standing(update: &Update) -> Option<Standing> {
 }
 
 #[test]
-fn what_a_new_list_no_longer_has_is_gone_and_comes_as_one_with_the_rest() {
+fn objects_missing_from_a_new_list_are_removed_in_the_same_update() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
     for name in ["a", "b", "c"] {
@@ -60,7 +60,7 @@ fn what_a_new_list_no_longer_has_is_gone_and_comes_as_one_with_the_rest() {
 }
 
 #[test]
-fn a_list_tells_how_many_objects_came_or_went_since_the_one_before() {
+fn list_reports_how_many_objects_came_or_went() {
     let mut pods = Inventory::<types::Pod>::new();
     for (names, came_or_went) in [(&["a", "b"][..], 2), (&["a", "b"], 0), (&["b", "c", "d"], 3)] {
         pods.begin_list();
@@ -72,7 +72,7 @@ fn a_list_tells_how_many_objects_came_or_went_since_the_one_before() {
 }
 
 #[test]
-fn a_list_that_is_cut_short_changes_nothing() {
+fn interrupted_list_changes_nothing() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
     pods.set(&pod("a", &json!({})));
@@ -85,7 +85,7 @@ fn a_list_that_is_cut_short_changes_nothing() {
 }
 
 #[test]
-fn what_is_deleted_while_a_list_is_still_coming_is_gone_when_it_is_complete() {
+fn object_deleted_during_a_list_is_removed_at_its_end() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
     pods.set(&pod("a", &json!({})));
@@ -96,7 +96,7 @@ fn what_is_deleted_while_a_list_is_still_coming_is_gone_when_it_is_complete() {
 }
 
 #[test]
-fn a_policy_that_is_refused_keeps_its_last_good_version_and_without_one_isolates() {
+fn refused_policy_keeps_its_last_good_version_or_else_isolates() {
     let bad = json!({"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}]});
     let good = json!({"podSelector": {}, "ingress": [{}]});
     let mut policies = Inventory::<types::NetworkPolicy>::new();
@@ -121,7 +121,7 @@ fn a_policy_that_is_refused_keeps_its_last_good_version_and_without_one_isolates
 }
 
 #[test]
-fn a_refused_policy_keeps_its_last_good_version_through_a_new_list() {
+fn refused_policy_keeps_its_last_good_version_across_a_relist() {
     let bad = json!({"podSelector": {}, "policyTypes": ["Sideways"]});
     let mut policies = Inventory::<types::NetworkPolicy>::new();
     policies.set(&policy("p", &json!({"podSelector": {}})));
@@ -133,7 +133,7 @@ fn a_refused_policy_keeps_its_last_good_version_through_a_new_list() {
 }
 
 #[test]
-fn a_refused_policy_has_no_good_version_that_was_removed_while_a_list_came() {
+fn refused_policy_forgets_a_good_version_removed_during_a_list() {
     let (good, bad) =
         (json!({"podSelector": {}}), json!({"podSelector": {}, "policyTypes": ["Ingress", "Up"]}));
     let mut policies = Inventory::<types::NetworkPolicy>::new();
@@ -147,7 +147,7 @@ fn a_refused_policy_has_no_good_version_that_was_removed_while_a_list_came() {
 }
 
 #[test]
-fn a_good_version_that_comes_in_a_list_stays_if_a_refused_one_follows_it_there() {
+fn good_version_in_a_list_survives_a_later_refused_one() {
     let (good, bad) =
         (json!({"podSelector": {}}), json!({"podSelector": {}, "policyTypes": ["Ingress", "Up"]}));
     let mut policies = Inventory::<types::NetworkPolicy>::new();
@@ -160,7 +160,7 @@ fn a_good_version_that_comes_in_a_list_stays_if_a_refused_one_follows_it_there()
 }
 
 #[test]
-fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
+fn malformed_object_is_refused_by_name_and_others_are_read() {
     let page = json!({
         "metadata": {"resourceVersion": "9"},
         "items": [
@@ -201,7 +201,7 @@ fn an_object_of_the_wrong_form_costs_only_itself_and_is_still_told_apart() {
 }
 
 #[test]
-fn a_label_value_that_no_object_can_have_is_taken_as_it_was_stored() {
+fn invalid_label_value_in_a_stored_selector_is_accepted() {
     let spec = json!({"podSelector": {"matchExpressions": [
         {"key": "app", "operator": "NotIn", "values": ["not a value!"]},
     ]}});
@@ -214,7 +214,7 @@ fn a_label_value_that_no_object_can_have_is_taken_as_it_was_stored() {
 }
 
 #[test]
-fn a_pod_counts_for_what_can_be_read_of_it() {
+fn valid_fields_of_a_partly_invalid_pod_are_used() {
     let mut pods = Inventory::<types::Pod>::new();
     let odd = json!({
         "spec": {"nodeName": "n1", "containers": [{"ports": [{"containerPort": 99999}, {"containerPort": 80}]}]},
@@ -227,7 +227,7 @@ fn a_pod_counts_for_what_can_be_read_of_it() {
 }
 
 #[test]
-fn of_a_pod_on_the_host_network_only_its_nodes_addresses_are_kept() {
+fn only_node_addresses_of_host_network_pods_are_kept() {
     let host = |phase: &str| {
         json!({
             "spec": {"nodeName": "n1", "hostNetwork": true, "containers": [{"ports": [{"containerPort": 80}]}]},
@@ -244,7 +244,7 @@ fn of_a_pod_on_the_host_network_only_its_nodes_addresses_are_kept() {
 }
 
 #[test]
-fn of_an_object_with_very_many_errors_ten_are_told_and_how_many_more_there_are() {
+fn ten_errors_of_an_object_and_the_number_of_others_are_reported() {
     let blocks: Vec<_> = (0..5000).map(|_| json!({"ipBlock": {"cidr": "010.0.0.0/8"}})).collect();
     let mut policies = Inventory::<types::NetworkPolicy>::new();
     policies.begin_list();

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_yaml_list_is_cut_at_its_dashes() {
+    fn yaml_list_is_split_at_its_dashes() {
         let text =
             "apiVersion: v1\nitems:\n# first\n- a: 1\n  b:\n  - x\n\n- a: |\n    - not here\nkind: List\n";
         let expected = [(3, 0, "- a: 1\n  b:\n  - x\n\n"), (7, 0, "- a: |\n    - not here\n")];
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_list_is_cut_between_its_braces() {
+    fn json_list_is_split_between_its_braces() {
         let text =
             "{\"kind\":\"List\",\"apiVersion\":\"v1\",\"items\":[{\"a\":\"}\\\"]\"}, {\"b\":[1]}\n,{}]}";
         assert_eq!(
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_laid_out_in_another_way_is_not_cut() {
+    fn other_layouts_are_not_split() {
         for text in [
             "",
             "a: 1\n",

@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_knows_its_line_and_column() {
+    fn values_have_their_line_and_column() {
         let root = one("a: 1\nb:\n  - x\n  - {c: d}\n");
         let path = FieldPath::of(&["b"]).index(1).key("c");
         assert_eq!(root.position(&path), Position { line: 4, column: 9 });
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_windows_line_ends_are_read() {
+    fn json_and_crlf_are_parsed() {
         let json = "{\r\n\t\"a\": [1, true, null, \"y\", \"\\u00e4\\/\"]\r\n}\r\n";
         let root = one(json);
         let Some(Value::List(items)) = root.get("a").map(|node| &node.value) else { panic!("{root:?}") };
@@ -444,14 +444,14 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_told_apart_and_blank_ones_are_nothing() {
+    fn documents_are_separated_and_blank_ones_are_skipped() {
         let (documents, error) = parse("# only this\n---\na: 1\n---\n---\nb: 2\n...\n");
         assert_eq!(error, None);
         assert_eq!(documents.iter().filter(|document| document.root.is_some()).count(), 2);
     }
 
     #[test]
-    fn a_repeated_key_names_both_places() {
+    fn repeated_key_names_both_positions() {
         let (documents, error) = parse("spec:\n  rules:\n  - from: 1\n    to: 2\n    from: 3\n");
         assert_eq!(error, None);
         let [repeated] = &documents[0].repeated[..] else { panic!("{documents:?}") };
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_key_is_found_among_many() {
+    fn repeated_key_is_found_among_many() {
         let mut lines: Vec<String> = (0..40).map(|n| format!("k{n}: 0")).collect();
         lines.extend(["k3: 1".to_owned(), "k39: 1".to_owned()]);
         let text = lines.join("\n");
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_of_aliases_do_not_fill_the_memory() {
+    fn nested_aliases_do_not_exhaust_memory() {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..30 {
             let below = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_yaml_is_placed() {
+    fn yaml_error_has_a_position() {
         assert_eq!(error("a:\n  b: [1, 2\nc: 3\n").at.line, 3);
         assert!(error("a:\n\tb: 1\n").text.contains("tab"), "{}", error("a:\n\tb: 1\n"));
         assert!(error("y: 1\n").text.contains("write \"y\""));
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_can_make_text_of_a_number() {
+    fn tag_can_make_a_number_a_string() {
         assert_eq!(one("a: !!str 80\n").get("a").and_then(YamlNode::as_str), Some("80"));
     }
 }

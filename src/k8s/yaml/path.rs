@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_reads_as_the_api_server_writes_it() {
+    fn path_is_formatted_like_the_api_servers() {
         let path = FieldPath::of(&["spec", "ingress"]).index(0).key("from").index(1).key("podSelector");
         assert_eq!(path.to_string(), "spec.ingress[0].from[1].podSelector");
         assert_eq!(FieldPath::of(&["metadata", "labels", "a.io/b"]).to_string(), "metadata.labels[a.io/b]");

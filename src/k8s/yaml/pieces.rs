@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_where_its_documents_begin() {
+    fn text_is_split_at_its_documents() {
         assert_eq!(
             cut("a: 1\n---\nb: 2\n--- # c\nc: 3"),
             [(0, "a: 1\n"), (1, "---\nb: 2\n"), (3, "--- # c\nc: 3")]
@@ -56,12 +56,12 @@ mod tests {
     }
 
     #[test]
-    fn dashes_inside_of_a_line_or_a_word_cut_nothing() {
+    fn dashes_inside_a_line_do_not_split() {
         assert_eq!(cut("a: ---\n  ---\n---a\n----\n").len(), 1);
     }
 
     #[test]
-    fn a_directive_stays_with_its_document() {
+    fn directive_stays_with_its_document() {
         assert_eq!(
             cut("%YAML 1.1\n---\na: 1\n---\nb: 2\n"),
             [(0, "%YAML 1.1\n---\na: 1\n"), (3, "---\nb: 2\n")]

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_yaml_1_1_are_booleans() {
+    fn yaml_1_1_booleans_are_booleans() {
         for word in ["y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"] {
             assert_eq!(resolve(word), ScalarKind::Bool(true), "{word}");
         }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_its_words_are_null() {
+    fn empty_text_and_null_words_are_null() {
         for word in ["", "~", "null", "Null", "NULL"] {
             assert_eq!(resolve(word), ScalarKind::Null, "{word:?}");
         }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_read_as_go_reads_them() {
+    fn integers_are_parsed_like_in_go() {
         for (text, value) in [
             ("0", 0),
             ("80", 80),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_whole_number_is_something_else() {
+    fn similar_texts_are_not_integers() {
         assert_eq!(resolve("08"), ScalarKind::Float(8.0));
         assert_eq!(resolve("1e3"), ScalarKind::Float(1000.0));
         assert_eq!(resolve(".5"), ScalarKind::Float(0.5));

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_of_ipv4_sums_up_and_counts_its_options() {
+    fn ipv4_header_has_a_valid_checksum_and_length() {
         let packet = four().options(option::record_route(2)).packet(protocol::UDP, b"12345678");
         assert_eq!(packet[0], 0x48);
         assert_eq!(&packet[2..4], &[0, 40]);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn extension_headers_name_each_other_and_the_last_names_the_message() {
+    fn extension_headers_are_chained_to_the_payload() {
         let way = option::routing(0, 1, &["fd00::3".parse().unwrap()]);
         let packet = six()
             .extension(protocol::HOP_BY_HOP, option::padding())
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_together_are_the_payload() {
+    fn concatenated_fragments_are_the_payload() {
         let payload: Vec<u8> = (0..30).collect();
         let parts = four().id(77).fragments(protocol::UDP, &payload, 16);
         assert_eq!(parts.len(), 2);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_of_the_other_family_is_unspecified() {
+    fn source_of_the_other_family_is_unspecified() {
         let packet = Ip::new("fd00::1".parse().unwrap(), "10.0.0.2".parse().unwrap()).packet(17, b"");
         assert_eq!(&packet[12..16], &[0; 4]);
     }

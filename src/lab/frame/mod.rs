@@ -218,13 +218,13 @@ mod tests {
     const LINK: Link = Link { source: Mac([2, 0, 0, 0, 0, 1]), destination: Mac([2, 0, 0, 0, 0, 2]) };
 
     #[test]
-    fn the_checksum_is_that_of_rfc_1071() {
+    fn checksum_is_that_of_rfc_1071() {
         assert_eq!(checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
         assert_eq!(checksum(&[&[0x00, 0x01], &[0xf2]]), !0xf201);
     }
 
     #[test]
-    fn tags_stand_in_their_order_between_the_addresses_and_the_kind() {
+    fn tags_are_between_the_addresses_and_the_ethertype_in_order() {
         let tags = [Tag::provider(7), Tag::vlan(3).priority(5)];
         let frame = LINK.tagged(&tags, ether::IPV4, b"inner");
         assert_eq!(&frame[..12], &[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
@@ -234,19 +234,19 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_802_3_counts_the_llc_header() {
+    fn length_of_802_3_includes_the_llc_header() {
         let frame = LINK.llc_snap(ether::IPV4, &[9; 40]);
         assert_eq!(&frame[12..22], &[0, 48, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0]);
     }
 
     #[test]
-    fn pppoe_says_which_ip_it_carries_and_how_long_it_is() {
+    fn pppoe_header_has_ip_version_and_length() {
         let frame = LINK.pppoe(0x1234, &[0x60; 40]);
         assert_eq!(&frame[12..22], &[0x88, 0x64, 0x11, 0, 0x12, 0x34, 0, 42, 0, 0x57]);
     }
 
     #[test]
-    fn a_token_is_found_wherever_it_stands() {
+    fn token_is_found_at_any_offset() {
         let mut bytes = vec![0xa7, 0x1c];
         bytes.extend(Token(7).bytes());
         bytes.extend(Token(0xffff_ffff).bytes());
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_have_the_hardware_addresses_that_the_rfcs_give_them() {
+    fn group_hardware_addresses_follow_the_rfcs() {
         assert_eq!(Mac::of_group("224.129.2.3".parse().unwrap()).to_string(), "01:00:5e:01:02:03");
         assert_eq!(Mac::of_group("ff02::1:ff00:12".parse().unwrap()).to_string(), "33:33:ff:00:00:12");
     }

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arp_says_who_is_where() {
+    fn arp_message_contains_both_addresses() {
         let sender = (Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 0, 1));
         let message = arp(REPLY, sender, (Mac::BROADCAST, Ipv4Addr::new(10, 0, 0, 2)));
         assert_eq!(message.len(), 28);
@@ -160,13 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn the_solicited_node_group_ends_as_the_address_does() {
+    fn solicited_node_group_ends_like_the_address() {
         let group = solicited_node("fd00::12:3456".parse().unwrap());
         assert_eq!(group.to_string(), "ff02::1:ff12:3456");
     }
 
     #[test]
-    fn options_have_the_lengths_that_they_say() {
+    fn options_have_their_declared_lengths() {
         let body = router_advertisement(Mac::BROADCAST, Ipv6Addr::LOCALHOST);
         assert_eq!(body.len(), 12 + 8 + 32);
         assert_eq!(redirect(Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST, Mac::BROADCAST).len(), 36 + 8);

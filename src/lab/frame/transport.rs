@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_with_its_checksum_sums_up_to_nothing() {
+    fn message_with_its_checksum_sums_to_zero() {
         for ip in both() {
             let head = Tcp { source: 1, destination: 2, sequence: 3, acknowledged: 4, flags: tcp_flag::SYN };
             assert_eq!(ip.sum(protocol::UDP, &ip.udp(5000, 53, b"odd")), 0);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_is_one_that_the_lab_itself_reads() {
+    fn sctp_init_is_parsed_by_the_lab() {
         let packet = sctp_init(4000, 80, 7, b"payload");
         let read = crate::lab::sctp::Packet::decode(&packet).unwrap();
         assert_eq!((read.source, read.destination), (4000, 80));

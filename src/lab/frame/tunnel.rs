@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_network_stands_in_the_upper_three_bytes_of_the_second_word() {
+    fn tunnel_headers_are_encoded_as_specified() {
         assert_eq!(vxlan(1, b"x"), [8, 0, 0, 0, 0, 0, 1, 0, b'x']);
         assert_eq!(geneve(0x01_0203, b"x"), [0, 0, 0x65, 0x58, 1, 2, 3, 0, b'x']);
         assert_eq!(gre_ip(&[0x60, 1]), [0, 0, 0x86, 0xdd, 0x60, 1]);

@@ -10,7 +10,7 @@ fn claimants(cluster: &Cluster, address: &str) -> Vec<String> {
 }
 
 #[test]
-fn setting_an_object_to_what_it_is_changes_nothing() {
+fn setting_an_equal_object_changes_nothing() {
     let mut cluster = Cluster::new();
     assert!(cluster.apply(Change::SetPod(pod("a", "10.0.0.1"))).is_some());
     assert_eq!(cluster.apply(Change::SetPod(pod("a", "10.0.0.1"))), None);
@@ -18,7 +18,7 @@ fn setting_an_object_to_what_it_is_changes_nothing() {
 }
 
 #[test]
-fn what_is_set_to_what_it_is_stays_the_same_allocation() {
+fn setting_an_equal_object_keeps_the_allocation() {
     let policy = || NetworkPolicy {
         key: ObjectKey::new("ns", "p"),
         subject: crate::model::LabelSelector::everything(),
@@ -51,7 +51,7 @@ fn what_is_set_to_what_it_is_stays_the_same_allocation() {
 }
 
 #[test]
-fn the_policies_of_a_namespace_without_their_rules_isolate_as_before() {
+fn policies_without_their_rules_still_isolate() {
     let rule =
         || crate::model::PolicyRule { peers: crate::model::Peers::Any, ports: crate::model::Ports::Any };
     let policy = |namespace: &str, egress: bool| NetworkPolicy {
@@ -79,7 +79,7 @@ fn the_policies_of_a_namespace_without_their_rules_isolate_as_before() {
 }
 
 #[test]
-fn every_pod_that_may_still_send_claims_its_address_in_any_order() {
+fn every_pod_that_can_send_claims_its_address_in_any_order() {
     let leaving = Pod { terminating: true, ..pod("z-leaving", "10.0.0.1") };
     let starting = Pod { phase: Phase::Pending, ..pod("a-starting", "10.0.0.1") };
     for order in [[&leaving, &starting], [&starting, &leaving]] {
@@ -92,7 +92,7 @@ fn every_pod_that_may_still_send_claims_its_address_in_any_order() {
 }
 
 #[test]
-fn a_finished_pod_and_one_on_the_host_network_claim_no_address() {
+fn finished_and_host_network_pods_claim_no_address() {
     let mut cluster = Cluster::new();
     cluster.apply(Change::SetPod(Pod { phase: Phase::Failed, ..pod("done", "10.0.0.1") }));
     cluster.apply(Change::SetPod(Pod { host_network: true, ..pod("host", "192.168.0.1") }));
@@ -101,7 +101,7 @@ fn a_finished_pod_and_one_on_the_host_network_claim_no_address() {
 }
 
 #[test]
-fn a_handover_names_who_claimed_the_address_before_and_who_does_now() {
+fn handover_names_previous_and_new_claimants() {
     let mut cluster = Cluster::new();
     let handover = |cluster: &mut Cluster, change| {
         let Some(Delta::Pod { handovers, .. }) = cluster.apply(change) else { panic!("the pod changed") };
@@ -127,7 +127,7 @@ fn a_handover_names_who_claimed_the_address_before_and_who_does_now() {
 }
 
 #[test]
-fn the_addresses_of_nodes_are_known_from_their_pods_while_they_have_any() {
+fn node_addresses_are_known_from_existing_pods() {
     let node_address: IpAddr = "192.168.0.7".parse().unwrap();
     let mut cluster = Cluster::new();
     for name in ["a", "b"] {

@@ -47,7 +47,7 @@ fn rules(resolved: &Resolved, pod: &str) -> Option<usize> {
 }
 
 #[test]
-fn few_excepts_cost_the_networks_around_them_and_many_cost_an_entry_each() {
+fn few_excepts_cost_their_cover_and_many_cost_one_entry_each() {
     let except = |net: &str| [net.parse().unwrap()];
     let cost = |cidr: &str, net: &str| of_block(&IpBlock::new(cidr.parse().unwrap(), except(net)).unwrap());
     assert_eq!(cost("0.0.0.0/0", "10.0.0.0/8"), 9);
@@ -58,7 +58,7 @@ fn few_excepts_cost_the_networks_around_them_and_many_cost_an_entry_each() {
 }
 
 #[test]
-fn a_policy_over_its_budget_isolates_and_allows_nothing_and_the_others_of_its_pods_still_allow() {
+fn policy_over_its_budget_allows_nothing_and_other_policies_still_allow() {
     let budgets = Budgets { policy: 100, ..Budgets::default() };
     let changes = || {
         vec![
@@ -83,7 +83,7 @@ fn a_policy_over_its_budget_isolates_and_allows_nothing_and_the_others_of_its_po
 }
 
 #[test]
-fn a_namespace_over_its_budget_is_closed_and_opens_again_when_it_is_within() {
+fn namespace_over_its_budget_is_closed_until_it_is_within() {
     let budgets = Budgets { namespace: 300, ..Budgets::default() };
     let mut changes = vec![Change::SetPod(pod("a", "web", 1)), Change::SetPod(pod("b", "db", 2))];
     changes.push(Change::SetPolicy(policy("b", "small", blocks(20))));
@@ -101,7 +101,7 @@ fn a_namespace_over_its_budget_is_closed_and_opens_again_when_it_is_within() {
 }
 
 #[test]
-fn a_node_over_its_budget_closes_the_largest_namespaces_first() {
+fn node_over_its_budget_closes_the_largest_namespaces_first() {
     let mut changes = Vec::new();
     for (at, namespace) in ["a", "b", "c", "d"].into_iter().enumerate() {
         let last = u8::try_from(at).unwrap();
@@ -117,14 +117,14 @@ fn a_node_over_its_budget_closes_the_largest_namespaces_first() {
 }
 
 #[test]
-fn what_binds_no_pod_of_the_node_costs_nothing() {
+fn policies_for_other_nodes_cost_nothing() {
     let elsewhere = Pod { node: Some("n2".into()), ..pod("a", "web", 1) };
     let changes = [Change::SetPod(elsewhere), Change::SetPolicy(policy("a", "large", blocks(200)))];
     assert!(resolved(changes, Budgets { policy: 100, ..Budgets::default() }).over_budget.is_empty());
 }
 
 #[test]
-fn every_distinct_list_of_policies_costs_by_itself() {
+fn each_distinct_list_of_policies_is_counted() {
     let subject = |name: &str| LabelSelector::new([Requirement::equals("app", name)]);
     let of = |pods: u8, distinct: bool| {
         let mut changes = vec![Change::SetPolicy(policy("a", "all", blocks(100)))];
@@ -142,7 +142,7 @@ fn every_distinct_list_of_policies_costs_by_itself() {
 }
 
 #[test]
-fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_open_it_again() {
+fn selectors_with_too_many_members_close_their_namespace_until_pods_are_removed() {
     let budgets = Budgets { namespace_members: 30, ..Budgets::default() };
     let everybody = |at: u32| {
         let not = Operator::NotIn([at.to_string().into()].into());
@@ -175,7 +175,7 @@ fn many_selectors_that_match_everybody_close_their_namespace_and_pods_that_go_op
 }
 
 #[test]
-fn selectors_that_demand_no_label_close_their_namespace_while_the_cluster_has_too_many_pods_for_them() {
+fn selectors_without_a_required_label_close_their_namespace_over_the_comparison_budget() {
     let everywhere = || Scope::Matching(LabelSelector::everything());
     let peer = |at: u32| {
         let values = ["web".into(), "db".into(), format!("v{at}").into()].into();
@@ -213,7 +213,7 @@ fn selectors_that_demand_no_label_close_their_namespace_while_the_cluster_has_to
 }
 
 #[test]
-fn what_is_equal_to_its_budget_is_within_it() {
+fn cost_equal_to_a_budget_is_within_it() {
     let web = LabelSelector::new([Requirement::equals("app", "web")]);
     let mut peers = blocks(20);
     peers.push(Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods: web }));
@@ -244,7 +244,7 @@ fn what_is_equal_to_its_budget_is_within_it() {
 }
 
 #[test]
-fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
+fn named_ports_cost_by_name_and_by_declared_port() {
     use crate::model::{ContainerPort, Protocol};
     let with_ports = |how_many: u16| {
         let port = |number| ContainerPort { name: None, protocol: Protocol::Tcp, number };
@@ -267,7 +267,7 @@ fn looking_for_named_ports_costs_by_name_and_by_port_of_the_pod() {
 }
 
 #[test]
-fn what_a_policy_costs_is_worked_out_rule_by_rule() {
+fn policy_cost_is_the_sum_of_its_rules() {
     use crate::model::Protocol::{Sctp, Tcp, Udp};
     let rule = |peers, ports| PolicyRule { peers, ports };
     let requirement = |operator| Requirement { key: "k".into(), operator };
@@ -333,7 +333,7 @@ fn what_a_policy_costs_is_worked_out_rule_by_rule() {
 }
 
 #[test]
-fn the_sets_that_programs_need_are_counted_once_for_each_family_that_needs_them() {
+fn sets_are_counted_once_for_each_family_that_needs_them() {
     use crate::model::Protocol::{Tcp, Udp};
     use crate::policy::program::{Action, Chosen, Selection, Tier};
     let cost = |rules: Vec<(Option<&str>, &[&str], PortMatch)>| {

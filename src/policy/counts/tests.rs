@@ -120,7 +120,7 @@ fn compared_with_all(namespace: &str, count: usize) -> Change {
 }
 
 #[test]
-fn pods_elsewhere_close_a_namespace_that_names_too_many_and_open_it_when_they_go() {
+fn too_many_remote_members_close_a_namespace_until_pods_are_removed() {
     let mut world = World::new(Budgets { namespace_members: 40, ..Budgets::UNLIMITED }, &["a"]);
     world.expect(policy("a", peers(20, None)), &[], true);
     world.expect(far("p1", &[1]), &[], false);
@@ -135,7 +135,7 @@ fn pods_elsewhere_close_a_namespace_that_names_too_many_and_open_it_when_they_go
 }
 
 #[test]
-fn pods_elsewhere_close_the_largest_namespace_of_a_node_that_names_too_many() {
+fn too_many_remote_members_of_a_node_close_its_largest_namespace() {
     let mut world = World::new(Budgets { node_members: 72, ..Budgets::UNLIMITED }, &["a", "b"]);
     world.take(policy("a", peers(12, None)));
     world.expect(policy("b", peers(12, None)), &[], true);
@@ -146,7 +146,7 @@ fn pods_elsewhere_close_the_largest_namespace_of_a_node_that_names_too_many() {
 }
 
 #[test]
-fn pods_elsewhere_close_another_namespace_once_that_one_names_more() {
+fn namespace_that_becomes_the_largest_is_closed_instead() {
     let mut world = World::new(Budgets { node_members: 70, ..Budgets::UNLIMITED }, &["a", "b"]);
     let named = |name: &str| Requirement::equals("app", name);
     world.take(policy("a", peers(40, Some(&named("x")))));
@@ -157,7 +157,7 @@ fn pods_elsewhere_close_another_namespace_once_that_one_names_more() {
 }
 
 #[test]
-fn pods_elsewhere_close_a_namespace_whose_selectors_are_compared_with_too_many() {
+fn too_many_comparisons_with_remote_pods_close_a_namespace() {
     let mut world = World::new(Budgets { namespace_members: 10, ..Budgets::UNLIMITED }, &["a"]);
     world.expect(compared_with_all("a", 400), &[], true);
     world.expect(far("p1", &[1]), &[], false);
@@ -168,7 +168,7 @@ fn pods_elsewhere_close_a_namespace_whose_selectors_are_compared_with_too_many()
 }
 
 #[test]
-fn pods_elsewhere_close_the_first_of_two_namespaces_whose_selectors_are_compared_with_too_many_together() {
+fn too_many_comparisons_of_a_node_close_the_first_of_two_namespaces() {
     let mut world = World::new(Budgets { node_members: 15, ..Budgets::UNLIMITED }, &["a", "b"]);
     world.take(compared_with_all("b", 300));
     world.expect(compared_with_all("a", 300), &[], true);
@@ -177,7 +177,7 @@ fn pods_elsewhere_close_the_first_of_two_namespaces_whose_selectors_are_compared
 }
 
 #[test]
-fn pods_that_are_not_counted_change_nothing() {
+fn pods_without_address_or_finished_are_not_counted() {
     let mut world = World::new(Budgets { namespace_members: 40, ..Budgets::UNLIMITED }, &["a"]);
     world.expect(policy("a", peers(20, None)), &[], true);
     world.expect(far("p1", &[1, 2]), &[], false);
@@ -193,7 +193,7 @@ fn pods_that_are_not_counted_change_nothing() {
 }
 
 #[test]
-fn the_index_is_kept_while_the_selections_are_the_same() {
+fn index_is_reused_while_the_selections_are_the_same() {
     let selection = |name: &str| {
         let [peer] =
             peers(1, Some(&Requirement::equals("app", name))).collect::<Vec<_>>().try_into().unwrap();
@@ -214,7 +214,7 @@ fn the_index_is_kept_while_the_selections_are_the_same() {
 }
 
 #[test]
-fn the_label_of_a_namespace_brings_all_its_pods() {
+fn label_of_a_namespace_counts_all_its_pods() {
     let labelled = |labels: &[(&str, &str)]| {
         let labels = labels.iter().copied().collect();
         Change::SetNamespace(Namespace { name: "far".into(), labels })
@@ -234,7 +234,7 @@ fn the_label_of_a_namespace_brings_all_its_pods() {
 }
 
 #[test]
-fn a_named_port_counts_for_each_number_at_each_address_that_is_meant() {
+fn named_port_counts_each_number_at_each_matching_address() {
     use crate::model::ContainerPort;
     let with_ports = |change: Change, numbers: &[u16]| {
         let Change::SetPod(pod) = change else { panic!("{change:?}") };

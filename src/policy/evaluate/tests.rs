@@ -105,7 +105,7 @@ fn passes(cluster: &Cluster, from: &str, to: &str, transport: &str) -> bool {
 }
 
 #[test]
-fn nothing_is_isolated_without_a_policy_and_the_reason_says_so() {
+fn pod_without_a_policy_is_not_isolated_and_the_reason_says_so() {
     let cluster = mk_cluster([mk_pod("shop/web", &[]), mk_pod("shop/db", &[])], []);
     let verdict = ask(&cluster, "shop/web", "shop/db", "80");
     assert!(verdict.allowed());
@@ -114,7 +114,7 @@ fn nothing_is_isolated_without_a_policy_and_the_reason_says_so() {
 }
 
 #[test]
-fn every_policy_that_isolates_and_every_rule_that_allows_is_named() {
+fn verdict_names_isolating_policies_and_allowing_rules() {
     let rules = vec![from_peers([own(app("api"))]), from_peers([own(app("web"))]), to_ports([])];
     let open = PolicyRule { peers: Peers::Any, ports: Ports::Any };
     let cluster = mk_cluster(
@@ -150,7 +150,7 @@ fn not_in_and_does_not_exist_match_pods_without_the_key() {
 }
 
 #[test]
-fn a_named_port_on_ingress_is_each_selected_pods_own_number() {
+fn named_ingress_port_is_each_selected_pods_number() {
     let selecting_all = NetworkPolicy {
         subject: LabelSelector::everything(),
         ..mk_policy("shop/p", "", Some(vec![to_ports([named("http")])]), None)
@@ -168,7 +168,7 @@ fn a_named_port_on_ingress_is_each_selected_pods_own_number() {
 }
 
 #[test]
-fn a_named_port_on_egress_is_each_receiving_pods_own_number_and_nothing_outside() {
+fn named_egress_port_is_each_receiving_pods_number_and_nothing_outside() {
     let host = Pod { host_network: true, ..mk_pod("shop/host", &["192.168.0.1"]) };
     let cluster = mk_cluster(
         [
@@ -189,7 +189,7 @@ fn a_named_port_on_egress_is_each_receiving_pods_own_number_and_nothing_outside(
 }
 
 #[test]
-fn a_named_port_with_a_block_reaches_pods_in_the_block_that_have_the_name() {
+fn named_port_with_a_block_matches_pods_in_the_block_with_that_name() {
     let rule = PolicyRule {
         peers: Peers::Of(vec![block("10.0.0.0/24", &[])]),
         ports: Ports::Of(vec![named("http")]),
@@ -211,7 +211,7 @@ fn a_named_port_with_a_block_reaches_pods_in_the_block_that_have_the_name() {
 }
 
 #[test]
-fn a_name_that_one_pod_uses_twice_means_both_numbers() {
+fn port_name_used_twice_by_a_pod_means_both_numbers() {
     let twice = with_port("http", Protocol::Tcp, 80, mk_pod("shop/a", &[]));
     let twice = with_port("http", Protocol::Tcp, 81, twice);
     let cluster = mk_cluster(
@@ -224,7 +224,7 @@ fn a_name_that_one_pod_uses_twice_means_both_numbers() {
 }
 
 #[test]
-fn a_range_includes_both_its_ends_and_only_its_protocol() {
+fn port_range_includes_both_ends_and_only_its_protocol() {
     let range = Port::Range(Protocol::Tcp, PortRange::new(8000, 8002).unwrap());
     let cluster = mk_cluster(
         [mk_pod("shop/web", &[]), mk_pod("shop/a", &[])],
@@ -238,7 +238,7 @@ fn a_range_includes_both_its_ends_and_only_its_protocol() {
 }
 
 #[test]
-fn a_protocol_without_ports_passes_only_a_rule_without_ports() {
+fn protocol_without_ports_matches_only_rules_without_ports() {
     let pod_list = || [mk_pod("shop/web", &[]), mk_pod("shop/a", &[])];
     let every_port: Vec<Port> = Protocol::ALL.into_iter().map(Port::All).collect();
     for (rule, expected) in [(to_ports(every_port), false), (from_peers([own(app("web"))]), true)] {
@@ -251,7 +251,7 @@ fn a_protocol_without_ports_passes_only_a_rule_without_ports() {
 }
 
 #[test]
-fn an_except_is_no_deny_for_a_sibling_block_that_covers_it() {
+fn except_does_not_deny_what_a_sibling_block_covers() {
     let rule = from_peers([
         block("172.17.0.0/16", &["172.17.1.0/24", "172.17.2.0/24"]),
         block("172.17.1.0/25", &["172.17.1.5/32"]),
@@ -267,7 +267,7 @@ fn an_except_is_no_deny_for_a_sibling_block_that_covers_it() {
 }
 
 #[test]
-fn a_block_of_one_family_allows_nothing_in_the_other() {
+fn block_of_one_family_allows_nothing_in_the_other() {
     let rule = from_peers([block("0.0.0.0/0", &[])]);
     let cluster = mk_cluster(
         [mk_pod("shop/web", &["fd00::1", "10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2", "fd00::2"])],
@@ -286,7 +286,7 @@ fn a_block_of_one_family_allows_nothing_in_the_other() {
 }
 
 #[test]
-fn a_flow_uses_the_receivers_first_family_that_the_sender_has() {
+fn flow_uses_the_receivers_first_family_that_the_sender_has() {
     let rule = from_peers([block("10.0.0.0/8", &[])]);
     let cluster = mk_cluster(
         [mk_pod("shop/v4", &["10.0.0.1"]), mk_pod("shop/db", &["fd00::2", "10.0.0.2"])],
@@ -299,7 +299,7 @@ fn a_flow_uses_the_receivers_first_family_that_the_sender_has() {
 }
 
 #[test]
-fn a_pod_on_the_host_network_is_matched_by_its_nodes_address_alone() {
+fn host_network_pod_is_matched_only_by_its_nodes_address() {
     let host = Pod { host_network: true, ..mk_pod("shop/host", &["192.168.0.7"]) };
     let host = on_node("n2", "192.168.0.7", host);
     let db = on_node("n1", "192.168.0.1", mk_pod("shop/db", &["10.0.0.1"]));
@@ -321,7 +321,7 @@ fn a_pod_on_the_host_network_is_matched_by_its_nodes_address_alone() {
 }
 
 #[test]
-fn a_node_reaches_its_own_pods_and_they_reach_it_whatever_isolates_them() {
+fn node_and_its_own_pods_reach_each_other_despite_isolation() {
     let host = Pod { host_network: true, ..mk_pod("kube-system/proxy", &["192.168.0.1"]) };
     let cluster = mk_cluster(
         [
@@ -346,7 +346,7 @@ fn a_node_reaches_its_own_pods_and_they_reach_it_whatever_isolates_them() {
 }
 
 #[test]
-fn a_pod_reaches_itself_by_name_and_by_address() {
+fn pod_reaches_itself_by_name_and_by_address() {
     let cluster = mk_cluster(
         [mk_pod("shop/web", &["10.0.0.1"])],
         [mk_policy("shop/closed", "web", Some(vec![]), Some(vec![]))],
@@ -357,7 +357,7 @@ fn a_pod_reaches_itself_by_name_and_by_address() {
 }
 
 #[test]
-fn an_address_stands_for_the_pod_that_owns_it() {
+fn address_means_the_pod_that_owns_it() {
     let cluster = mk_cluster(
         [mk_pod("shop/web", &["10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2"])],
         [mk_policy("shop/p", "db", Some(vec![from_peers([own(app("web"))])]), None)],
@@ -367,7 +367,7 @@ fn an_address_stands_for_the_pod_that_owns_it() {
 }
 
 #[test]
-fn a_finished_pod_is_an_address_that_nobody_owns() {
+fn address_of_a_finished_pod_has_no_owner() {
     let done = Pod { phase: Phase::Succeeded, ..mk_pod("shop/web", &["10.0.0.1"]) };
     let closed_done = Pod { phase: Phase::Failed, ..mk_pod("shop/db", &["10.0.0.2"]) };
     let rules = vec![from_peers([own(app("web"))])];
@@ -386,7 +386,7 @@ fn a_finished_pod_is_an_address_that_nobody_owns() {
 }
 
 #[test]
-fn a_terminating_pod_is_still_subject_and_peer() {
+fn terminating_pod_is_still_subject_and_peer() {
     let terminating = |pod| Pod { terminating: true, ..pod };
     let cluster = mk_cluster(
         [terminating(mk_pod("shop/web", &["10.0.0.1"])), terminating(mk_pod("shop/db", &["10.0.0.2"]))],
@@ -397,7 +397,7 @@ fn a_terminating_pod_is_still_subject_and_peer() {
 }
 
 #[test]
-fn a_pod_without_an_address_takes_part_by_its_labels_and_in_no_block() {
+fn pod_without_an_address_is_matched_by_labels_and_by_no_block() {
     let rules =
         vec![from_peers([own(app("web"))]), from_peers([block("0.0.0.0/0", &[]), block("::/0", &[])])];
     let cluster = mk_cluster(
@@ -413,7 +413,7 @@ fn a_pod_without_an_address_takes_part_by_its_labels_and_in_no_block() {
 }
 
 #[test]
-fn while_two_pods_report_one_address_only_what_both_may_passes() {
+fn flows_from_a_shared_address_need_permission_for_both_pods() {
     let old = Pod { terminating: true, ..mk_pod("shop/web", &["10.0.0.1"]) };
     let cluster = mk_cluster(
         [old, mk_pod("shop/stranger", &["10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2"])],
@@ -442,7 +442,7 @@ fn while_two_pods_report_one_address_only_what_both_may_passes() {
 }
 
 #[test]
-fn what_each_of_two_pods_with_one_address_may_passes() {
+fn flows_that_each_pod_of_a_shared_address_may_send_pass() {
     let both = |name| Pod { labels: [("app", "web")].into_iter().collect(), ..mk_pod(name, &["10.0.0.1"]) };
     let cluster = mk_cluster(
         [both("shop/old"), both("shop/new"), mk_pod("shop/db", &["10.0.0.2"])],
@@ -453,7 +453,7 @@ fn what_each_of_two_pods_with_one_address_may_passes() {
 }
 
 #[test]
-fn two_selectors_that_choose_one_pod_each_do_not_choose_the_address_of_both() {
+fn selectors_for_one_pod_each_do_not_match_their_shared_address() {
     let rules = vec![from_peers([own(app("web")), own(app("api"))])];
     let cluster = mk_cluster(
         [
@@ -467,7 +467,7 @@ fn two_selectors_that_choose_one_pod_each_do_not_choose_the_address_of_both() {
 }
 
 #[test]
-fn a_named_port_of_a_shared_address_is_what_every_pod_there_means_by_it() {
+fn named_port_of_a_shared_address_is_common_to_all_its_pods() {
     let web = || mk_pod("shop/web", &["10.0.0.2"]);
     let pod = |name, number| with_port("http", Protocol::Tcp, number, mk_pod(name, &["10.0.0.1"]));
     let policies = || [mk_policy("shop/p", "web", None, Some(vec![to_ports([named("http")])]))];
@@ -479,7 +479,7 @@ fn a_named_port_of_a_shared_address_is_what_every_pod_there_means_by_it() {
 }
 
 #[test]
-fn a_pod_reaches_itself_always_but_not_the_other_pod_of_its_address() {
+fn pod_reaches_itself_but_not_another_pod_with_its_address() {
     let alone = mk_pod("shop/web", &["10.0.0.1"]);
     let policy = || mk_policy("shop/p", "web", Some(vec![]), None);
     assert!(passes(&mk_cluster([alone.clone()], [policy()]), "10.0.0.1", "10.0.0.1", "80"));
@@ -488,7 +488,7 @@ fn a_pod_reaches_itself_always_but_not_the_other_pod_of_its_address() {
 }
 
 #[test]
-fn by_name_the_policies_of_a_pod_on_another_node_with_its_address_are_not_asked() {
+fn flow_by_name_ignores_policies_of_another_pod_with_the_same_address() {
     let here = on_node("n1", "192.168.0.1", mk_pod("shop/web", &["10.0.0.1"]));
     let there = on_node("n2", "192.168.0.2", mk_pod("shop/stale", &["10.0.0.1"]));
     let cluster = mk_cluster(
@@ -504,7 +504,7 @@ fn by_name_the_policies_of_a_pod_on_another_node_with_its_address_are_not_asked(
 }
 
 #[test]
-fn pods_on_one_node_need_egress_and_ingress_both() {
+fn pods_on_one_node_need_both_egress_and_ingress() {
     let pod = |name, address| on_node("n1", "192.168.0.1", mk_pod(name, &[address]));
     let cluster = mk_cluster(
         [pod("shop/web", "10.0.0.1"), pod("shop/db", "10.0.0.2")],
@@ -520,7 +520,7 @@ fn pods_on_one_node_need_egress_and_ingress_both() {
 }
 
 #[test]
-fn a_namespace_selector_matches_nothing_while_the_namespace_is_unknown() {
+fn namespace_selector_does_not_match_an_unknown_namespace() {
     let anywhere = pods(Scope::Matching(LabelSelector::everything()), app("web"));
     let here = Peer::Pods(PodPeer { scope: Scope::Own("late".into()), pods: app("web") });
     for (peer, expected) in [(anywhere, false), (here, true)] {
@@ -533,7 +533,7 @@ fn a_namespace_selector_matches_nothing_while_the_namespace_is_unknown() {
 }
 
 #[test]
-fn a_selector_that_no_pod_matches_is_nobody_and_not_everybody() {
+fn selector_without_matching_pods_allows_no_pod() {
     let cluster = mk_cluster(
         [mk_pod("shop/web", &[]), mk_pod("shop/db", &[])],
         [
@@ -546,7 +546,7 @@ fn a_selector_that_no_pod_matches_is_nobody_and_not_everybody() {
 }
 
 #[test]
-fn a_refused_policy_isolates_and_is_named_as_unreadable() {
+fn refused_policy_isolates_and_is_named_as_unreadable() {
     let open = vec![PolicyRule { peers: Peers::Any, ports: Ports::Any }];
     let refused =
         NetworkPolicy { standing: Standing::Refused, ..mk_policy("shop/broken", "db", Some(open), None) };
@@ -560,7 +560,7 @@ fn a_refused_policy_isolates_and_is_named_as_unreadable() {
 }
 
 #[test]
-fn a_name_that_no_pod_has_is_selected_by_nothing() {
+fn unknown_pod_name_is_selected_by_no_policy() {
     let cluster = mk_cluster(
         [mk_pod("shop/db", &[])],
         [NetworkPolicy {
@@ -573,7 +573,7 @@ fn a_name_that_no_pod_has_is_selected_by_nothing() {
 }
 
 #[test]
-fn the_table_says_of_every_flow_what_evaluate_says() {
+fn table_agrees_with_evaluate_on_every_flow() {
     let rules = vec![
         PolicyRule {
             peers: Peers::Of(vec![own(app("web")), block("172.17.0.0/16", &["172.17.1.0/24"])]),

@@ -36,7 +36,7 @@ fn rules(program: &Program) -> Vec<(bool, PortMatch)> {
 }
 
 #[test]
-fn only_a_rule_for_all_peers_and_all_ports_or_a_default_allows_everything() {
+fn only_an_unrestricted_rule_or_the_default_allows_everything() {
     let everything = || PolicyRule { peers: Peers::Any, ports: Ports::Any };
     let some = || PolicyRule { peers: Peers::Of(vec![block("10.0.0.0/8")]), ports: Ports::Any };
     assert!(program(vec![everything()]).allows_everything());
@@ -50,7 +50,7 @@ fn only_a_rule_for_all_peers_and_all_ports_or_a_default_allows_everything() {
 }
 
 #[test]
-fn what_everybody_may_is_cut_out_of_other_rules_unless_it_would_leave_them_in_many_pieces() {
+fn ports_allowed_for_all_peers_are_removed_from_other_rules_within_a_limit() {
     let rules_with = |open: u16| {
         let for_all = to_ports(Peers::Any, (1..=open).map(|at| tcp(10 * at, 10 * at)));
         let for_some = to_ports(Peers::Of(vec![block("10.0.0.0/8")]), [tcp(1, 1000)]);

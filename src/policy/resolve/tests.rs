@@ -60,7 +60,7 @@ fn policy_for(friend: &str) -> Change {
 }
 
 #[test]
-fn nothing_moves_before_anything_was_resolved_and_everything_does_from_then_on() {
+fn moves_are_recorded_from_the_first_resolution_on() {
     let mut world = World::new();
     world.take(policy());
     world.take(pod(HERE, "web", 1));
@@ -76,7 +76,7 @@ fn nothing_moves_before_anything_was_resolved_and_everything_does_from_then_on()
 }
 
 #[test]
-fn a_pod_moves_also_while_no_program_selects_any() {
+fn pod_move_is_recorded_without_selections() {
     let mut world = World::new();
     world.take(pod(HERE, "web", 1));
     assert!(world.resolve().selections.is_empty());
@@ -85,7 +85,7 @@ fn a_pod_moves_also_while_no_program_selects_any() {
 }
 
 #[test]
-fn changes_that_came_as_one_are_one_move_that_closes_first() {
+fn changes_of_one_input_are_one_move_that_closes_first() {
     let mut world = World::new();
     world.resolve();
     world.take(pod("n2", "friend", 1));
@@ -101,7 +101,7 @@ fn changes_that_came_as_one_are_one_move_that_closes_first() {
 }
 
 #[test]
-fn the_addresses_of_nodes_are_those_that_their_objects_and_their_pods_say() {
+fn node_addresses_are_those_of_node_objects_and_pods() {
     let node = |last: Option<u8>| {
         let addresses = last.map(|last| [192, 168, 0, last].into()).into_iter().collect();
         Change::SetNode(Node { name: "n2".into(), addresses, pod_cidrs: Vec::new() })
@@ -127,7 +127,7 @@ fn the_addresses_of_nodes_are_those_that_their_objects_and_their_pods_say() {
 }
 
 #[test]
-fn a_namespace_without_pods_of_this_node_is_forgotten() {
+fn namespace_without_pods_of_this_node_is_dropped() {
     let mut world = World::new();
     world.take(policy());
     world.take(pod(HERE, "web", 1));
@@ -139,7 +139,7 @@ fn a_namespace_without_pods_of_this_node_is_forgotten() {
 }
 
 #[test]
-fn a_selection_that_came_later_has_the_pods_that_come_after_it() {
+fn later_selection_receives_later_pods() {
     let mut world = World::new();
     world.take(pod(HERE, "web", 1));
     for (friend, last) in [("friend", 2), ("other", 3)] {

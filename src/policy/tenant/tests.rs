@@ -21,14 +21,14 @@ fn pod(name: &str, last: u8) -> Pod {
 }
 
 #[test]
-fn a_policy_is_told_from_another_that_says_the_same() {
+fn policy_identity_differs_between_equal_policies() {
     let [one, other] = [(); 2].map(|()| Arc::new(policy("p", Ports::Any)));
     assert_eq!(Identity(one.clone()), Identity(one.clone()));
     assert_ne!(Identity(one), Identity(other));
 }
 
 #[test]
-fn what_policies_cost_is_forgotten_once_most_of_them_bind_no_pod() {
+fn costs_are_dropped_once_most_policies_select_no_pod() {
     let budgets = Budgets::default();
     let mut cluster = Cluster::new();
     let bound = 10;
@@ -53,7 +53,7 @@ fn what_policies_cost_is_forgotten_once_most_of_them_bind_no_pod() {
 }
 
 #[test]
-fn pods_that_declare_a_named_port_otherwise_still_share_what_they_may_send() {
+fn pods_with_different_named_ports_share_their_egress_program() {
     let named = Ports::Of(vec![Port::Named(Protocol::Tcp, "http".into())]);
     let with_port = |name: &str, number: u16| {
         let port = ContainerPort { name: Some("http".into()), protocol: Protocol::Tcp, number };

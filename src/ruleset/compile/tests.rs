@@ -83,7 +83,7 @@ fn each_with_its_own_port(addresses: &[IpAddr]) -> (usize, usize) {
 }
 
 #[test]
-fn a_packet_finds_one_of_many_pods_through_few_short_chains() {
+fn many_pods_are_dispatched_through_few_short_chains() {
     let v4: Vec<IpAddr> = (0..200_u8).map(|last| [10, 244, 1, last].into()).collect();
     let v6: Vec<IpAddr> = (0..200).map(|last| parse(&format!("fd00:10:244:1::{last:x}"))).collect();
     for addresses in [v4, v6] {
@@ -93,7 +93,7 @@ fn a_packet_finds_one_of_many_pods_through_few_short_chains() {
 }
 
 #[test]
-fn as_many_pods_as_fit_into_one_chain_need_no_tree() {
+fn pods_that_fit_into_one_chain_need_no_tree() {
     let addresses = |how_many: u8| (0..how_many).map(|last| [10, 244, 1, last].into()).collect::<Vec<_>>();
     let depth = |how_many: u8| each_with_its_own_port(&addresses(how_many)).0;
     let most = u8::try_from(DISPATCH_WIDTH).unwrap();
@@ -101,7 +101,7 @@ fn as_many_pods_as_fit_into_one_chain_need_no_tree() {
 }
 
 #[test]
-fn addresses_that_would_make_a_deep_tree_are_in_one_long_chain_in_the_end() {
+fn deep_dispatch_tree_ends_in_one_long_chain() {
     // Each level separates one of them from all others.
     let address = |digit: u32| IpAddr::from((0xfd_u128 << 120 | 1 << (4 * digit)).to_be_bytes());
     let addresses: Vec<IpAddr> = (0..30).map(address).collect();
@@ -111,7 +111,7 @@ fn addresses_that_would_make_a_deep_tree_are_in_one_long_chain_in_the_end() {
 }
 
 #[test]
-fn what_reaches_an_address_of_two_pods_is_what_both_of_them_allow() {
+fn shared_address_allows_only_what_both_pods_allow() {
     let address = [10, 244, 1, 1].into();
     let ingress = [Direction::Ingress];
     let rules = compiled(
@@ -129,7 +129,7 @@ fn what_reaches_an_address_of_two_pods_is_what_both_of_them_allow() {
 }
 
 #[test]
-fn a_pod_reaches_itself_whatever_its_policies_say() {
+fn pod_reaches_itself_despite_its_policies() {
     let addresses = ["10.244.1.1", "fd00::1"].map(parse);
     let rules = compiled([pod("web", &addresses), policy("web", &Direction::BOTH, &[])], &Options::default());
     for (address, outside) in addresses.into_iter().zip(OUTSIDE.map(parse)) {
@@ -139,7 +139,7 @@ fn a_pod_reaches_itself_whatever_its_policies_say() {
 }
 
 #[test]
-fn drops_are_counted_for_pods_isolated_in_either_direction_and_for_no_others() {
+fn drops_are_counted_only_for_isolated_pods() {
     let address = |last: u8| -> IpAddr { [10, 244, 1, last].into() };
     let rules = compiled(
         [
@@ -159,7 +159,7 @@ fn drops_are_counted_for_pods_isolated_in_either_direction_and_for_no_others() {
 }
 
 #[test]
-fn what_no_policy_can_speak_of_is_dropped_while_a_pod_is_isolated_in_either_direction() {
+fn multicast_is_dropped_while_a_pod_is_isolated_in_either_direction() {
     let multicast = ["224.0.0.251", "ff02::fb"].map(parse);
     let closed = |directions: &[Direction], link_rules: bool| {
         let addresses = ["10.244.1.1", "fd00::1"].map(parse);
@@ -181,7 +181,7 @@ fn what_no_policy_can_speak_of_is_dropped_while_a_pod_is_isolated_in_either_dire
 }
 
 #[test]
-fn errors_about_connections_are_let_through_before_anybody_is_asked() {
+fn icmp_errors_of_connections_pass_before_policy() {
     let changes = [pod("web", &["10.244.1.1", "fd00::1"].map(parse)), policy("web", &Direction::BOTH, &[80])];
     let rules = compiled(changes, &Options { enforce_pod_to_node: true, ..Options::default() });
     for (family, protocol) in [(Family::V4, 1), (Family::V6, 58)] {

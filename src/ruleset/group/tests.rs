@@ -31,7 +31,7 @@ fn ports_of(group: &Group) -> Vec<Vec<PortRange>> {
 }
 
 #[test]
-fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
+fn many_ports_become_a_set_and_wide_ranges_several_rules() {
     let single: Vec<_> = (0..20).map(|n| (10 * n, 10 * n)).collect();
     let of_single = group(&single);
     assert_eq!(of_single.sets.len(), 1);
@@ -54,7 +54,7 @@ fn many_ports_are_a_set_and_many_wide_ranges_a_few_rules() {
 }
 
 #[test]
-fn no_part_has_more_slots_than_a_rule() {
+fn no_part_exceeds_the_slots_of_a_rule() {
     let ranges: Vec<PortRange> =
         (0..100_u16).map(|n| PortRange::new(10 * n, 10 * n + n % 3).unwrap()).collect();
     let parts = slotted(&ranges);
@@ -104,7 +104,7 @@ fn sizes(group: &Group) -> Vec<(SetKind, usize)> {
 }
 
 #[test]
-fn blocks_with_a_port_each_become_one_lookup_once_they_are_many() {
+fn many_blocks_with_a_port_each_become_one_lookup() {
     for direction in Direction::BOTH {
         for count in [JOINED_FROM - 1, JOINED_FROM] {
             let rules = (0..u16::try_from(count).unwrap())
@@ -133,7 +133,7 @@ fn blocks_with_a_port_each_become_one_lookup_once_they_are_many() {
 }
 
 #[test]
-fn a_rule_of_many_pairs_of_block_and_port_stays_out_of_the_lookup_of_others() {
+fn rule_with_many_pairs_of_block_and_port_is_not_joined_with_others() {
     let with_others = |blocks: usize, ports: u16| {
         let blocks: Vec<String> = (0..blocks).map(|at| format!("10.8.{}.0/24", 2 * at)).collect();
         let blocks: Vec<&str> = blocks.iter().map(String::as_str).collect();
@@ -154,7 +154,7 @@ fn a_rule_of_many_pairs_of_block_and_port_stays_out_of_the_lookup_of_others() {
 }
 
 #[test]
-fn the_first_rule_that_matches_decides_also_where_rules_of_one_action_are_joined() {
+fn first_matching_rule_decides_despite_joined_rules() {
     // Each block is allowed to one port, and then denied.
     let rules = (0..20_u16).flat_map(|at| {
         let block = format!("10.9.{at}.0/24");
@@ -175,7 +175,7 @@ fn the_first_rule_that_matches_decides_also_where_rules_of_one_action_are_joined
 }
 
 #[test]
-fn a_block_of_every_address_asks_for_no_address_and_for_nothing_beside_it() {
+fn block_of_all_addresses_needs_no_match_and_replaces_other_peers() {
     let owners = Owners::Any;
     let named = Chosen::NamedPort { protocol: Protocol::Tcp, name: "http".into(), of: owners };
     let everything = IpBlock::new("0.0.0.0/0".parse().unwrap(), []).unwrap();
@@ -189,7 +189,7 @@ fn a_block_of_every_address_asks_for_no_address_and_for_nothing_beside_it() {
 }
 
 #[test]
-fn what_the_last_ruleset_did_not_ask_for_is_forgotten() {
+fn groups_unused_by_the_last_ruleset_are_dropped() {
     let program = |block: &str| {
         let within = IpBlock::new(block.parse().unwrap(), [block.replace("/16", "/24").parse().unwrap()]);
         let peers = PeerMatch::Of { pods: None, blocks: vec![within.unwrap()] };
@@ -217,7 +217,7 @@ fn what_the_last_ruleset_did_not_ask_for_is_forgotten() {
 }
 
 #[test]
-fn a_set_of_ports_is_worth_so_many_ports_for_each_rule_that_it_saves() {
+fn set_of_ports_is_used_up_to_a_size_per_saved_rule() {
     let kinds = |ports: u16, everybody: bool| {
         // Two rules, since one has room for seven ranges: of two ports each; the last range has the other ports.
         let ranges = (0..8_u16).map(|at| (1000 * at, 1000 * at + if at == 7 { ports - 15 } else { 1 }));
@@ -242,7 +242,7 @@ fn a_set_of_ports_is_worth_so_many_ports_for_each_rule_that_it_saves() {
 }
 
 #[test]
-fn a_block_of_many_excepts_is_told_by_the_same_sets_whatever_stands_beside_it() {
+fn block_with_many_excepts_uses_the_same_sets_beside_other_blocks() {
     let except =
         |at: usize| IpAddr::from((0x0a00_0000 + 5 * u32::try_from(at).unwrap()).to_be_bytes()).into();
     let of = |beside: bool| {

@@ -74,7 +74,7 @@ fn owner(bindings: &Bindings, index: u32) -> Option<&str> {
 }
 
 #[test]
-fn a_pod_is_behind_the_interface_that_has_its_addresses() {
+fn pod_is_bound_to_the_interface_with_its_addresses() {
     let veths = [veth(3, &["10.244.1.2", "fe80::3"]), veth(4, &["10.244.1.3", "fd00::3", "fe80::4"])];
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3", "fd00::3"])];
     let bindings = fresh(&veths, &pods);
@@ -86,7 +86,7 @@ fn a_pod_is_behind_the_interface_that_has_its_addresses() {
 }
 
 #[test]
-fn an_address_that_a_pod_gives_itself_binds_nothing() {
+fn address_that_a_pod_gave_itself_binds_nothing() {
     let honest = veth(3, &["10.244.1.2"]);
     let thief = veth(4, &["10.244.1.3", "10.244.1.2", "10.244.9.9"]);
     let pods = [pod("honest", &["10.244.1.2"]), pod("thief", &["10.244.1.3"])];
@@ -98,7 +98,7 @@ fn an_address_that_a_pod_gives_itself_binds_nothing() {
 }
 
 #[test]
-fn what_a_pod_changes_after_it_was_bound_does_not_count() {
+fn changes_after_the_binding_are_ignored() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let before = fresh(&[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])], &pods);
     let mut swapped = veth(4, &["10.244.1.2"]);
@@ -108,7 +108,7 @@ fn what_a_pod_changes_after_it_was_bound_does_not_count() {
 }
 
 #[test]
-fn an_interface_whose_pod_is_gone_may_use_nothing_and_is_the_next_owners_only_if_no_other_can_be() {
+fn interface_of_a_deleted_pod_is_closed_and_reused_only_without_alternative() {
     let pods = [pod("a", &["10.244.1.2"])];
     let before = fresh(&[veth(3, &["10.244.1.2"])], &pods);
     let gone = bound(&[veth(3, &["10.244.1.2"])], &[], &[], &[], &before);
@@ -123,7 +123,7 @@ fn an_interface_whose_pod_is_gone_may_use_nothing_and_is_the_next_owners_only_if
 }
 
 #[test]
-fn an_interface_that_was_guarded_stays_so_whatever_becomes_of_its_end() {
+fn guarded_interface_stays_guarded_if_its_peer_moves() {
     let before = fresh(&[veth(3, &["10.244.1.2"])], &[pod("a", &["10.244.1.2"])]);
     let moved = Veth { netns: 77, addresses: vec![ip("10.244.1.9")], is_read: false, ..veth(3, &[]) };
     let after = bound(std::slice::from_ref(&moved), &[pod("a", &["10.244.1.2"])], &[], &[], &before);
@@ -139,7 +139,7 @@ fn an_interface_that_was_guarded_stays_so_whatever_becomes_of_its_end() {
 }
 
 #[test]
-fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tells_them_apart() {
+fn ambiguous_interfaces_of_one_pod_are_both_closed() {
     let bindings = fresh(
         &[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"]), veth(5, &["10.244.1.5"])],
         &[pod("a", &["10.244.1.2"]), pod("c", &["10.244.1.5"])],
@@ -150,7 +150,7 @@ fn two_interfaces_with_the_address_of_one_pod_are_both_closed_while_nothing_tell
 }
 
 #[test]
-fn the_interface_of_a_pod_that_is_gone_is_not_taken_because_two_others_are_ambiguous() {
+fn interface_of_a_deleted_pod_is_not_reused_beside_ambiguous_ones() {
     let gone = fresh(&[veth(3, &["10.244.1.2"])], &[pod("gone", &["10.244.1.2"])]);
     let veths = [3, 4, 5].map(|index| veth(index, &["10.244.1.2"]));
     let next = bound(&veths, &[pod("next", &["10.244.1.2"])], &[], &[], &gone);
@@ -160,7 +160,7 @@ fn the_interface_of_a_pod_that_is_gone_is_not_taken_because_two_others_are_ambig
 }
 
 #[test]
-fn a_pod_that_is_bound_is_not_listed_as_ambiguous_too() {
+fn bound_pod_is_not_listed_as_ambiguous() {
     // No interface has exactly the addresses of either pod. Once b has its interface, only one is left for a.
     let veths = [veth(3, &["10.244.1.2", "10.244.1.8"]), veth(4, &["10.244.1.2", "10.244.1.3"])];
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
@@ -172,7 +172,7 @@ fn a_pod_that_is_bound_is_not_listed_as_ambiguous_too() {
 }
 
 #[test]
-fn two_pods_that_report_one_address_are_both_bound() {
+fn pods_that_report_the_same_address_are_both_bound() {
     let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"])];
     let bindings = fresh(&veths, &[pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.2"])]);
     let owners: BTreeSet<_> = [3, 4].into_iter().filter_map(|index| owner(&bindings, index)).collect();
@@ -180,7 +180,7 @@ fn two_pods_that_report_one_address_are_both_bound() {
 }
 
 #[test]
-fn an_unknown_port_of_a_bridge_of_pods_may_use_the_addresses_that_nobody_owns() {
+fn unknown_port_on_a_pod_bridge_can_use_unowned_addresses() {
     let veths = [
         veth(3, &["10.244.1.2"]),
         veth(4, &["10.244.1.7", "10.244.2.2", "10.244.1.1", "10.244.1.2", "fe80::1", "fe80::4"]),
@@ -207,7 +207,7 @@ fn interfaces_on_bridges_without_pods_are_left_alone() {
 }
 
 #[test]
-fn a_second_interface_of_a_pod_is_guarded_on_whichever_bridge() {
+fn second_interface_of_a_pod_is_guarded_on_any_bridge() {
     let second = Veth { bridge: Some(9), netns: 3, ..veth(7, &["172.20.0.2", "10.244.1.5"]) };
     let veths = [veth(3, &["10.244.1.2"]), second];
     let bindings = bound(&veths, &[pod("a", &["10.244.1.2"])], &["10.244.1.5"], &[], &Bindings::default());
@@ -215,7 +215,7 @@ fn a_second_interface_of_a_pod_is_guarded_on_whichever_bridge() {
 }
 
 #[test]
-fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_known() {
+fn routed_link_is_guarded_before_its_pod_is_known() {
     let routed = vec![ip("10.244.1.8")];
     let ptp = Veth { bridge: None, routed, ..veth(6, &["10.244.1.8"]) };
     let bindings = fresh(&[ptp], &[]);
@@ -223,7 +223,7 @@ fn a_link_with_a_route_to_the_address_behind_it_is_guarded_before_its_pod_is_kno
 }
 
 #[test]
-fn the_first_interface_of_a_nodes_pods_is_guarded_by_the_block_of_its_address() {
+fn first_interface_is_guarded_if_its_address_is_in_the_pod_cidr() {
     let (all_pods, host) = (&Members::default(), &BTreeSet::new());
     let pod_cidrs = &["10.244.1.0/24".parse().unwrap()];
     let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host };
@@ -233,7 +233,7 @@ fn the_first_interface_of_a_nodes_pods_is_guarded_by_the_block_of_its_address() 
 }
 
 #[test]
-fn of_two_interfaces_with_one_hardware_address_the_one_that_was_bound_first_keeps_it() {
+fn first_bound_interface_keeps_a_duplicate_hardware_address() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let before = fresh(&[veth(4, &["10.244.1.3"])], &pods[1..]);
     let thief = Veth { mac: Mac([2, 0, 0, 0, 0, 4]), ..veth(3, &["10.244.1.2"]) };
@@ -243,7 +243,7 @@ fn of_two_interfaces_with_one_hardware_address_the_one_that_was_bound_first_keep
 }
 
 #[test]
-fn who_lost_a_hardware_address_to_another_does_not_take_it_in_the_next_round() {
+fn lost_hardware_address_is_not_taken_back_in_the_next_sync() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let first = veth(5, &["10.244.1.3"]);
     let before = fresh(std::slice::from_ref(&first), &pods);
@@ -255,7 +255,7 @@ fn who_lost_a_hardware_address_to_another_does_not_take_it_in_the_next_round() {
 }
 
 #[test]
-fn a_port_that_comes_to_a_bridge_while_the_last_pod_of_it_goes_is_guarded() {
+fn new_port_is_guarded_while_the_last_pod_of_its_bridge_is_deleted() {
     let there = veth(3, &["10.244.1.2"]);
     let before = fresh(std::slice::from_ref(&there), &[pod("a", &["10.244.1.2"])]);
     let after = bound(&[there, veth(4, &[])], &[], &[], &[], &before);
@@ -263,7 +263,7 @@ fn a_port_that_comes_to_a_bridge_while_the_last_pod_of_it_goes_is_guarded() {
 }
 
 #[test]
-fn a_difference_of_two_guards_names_only_what_differs() {
+fn difference_of_guards_contains_only_changes() {
     let deny = Program::of_policies(Direction::Egress, [], &Pod::new(ObjectKey::new("shop", "b")));
     let pods =
         [pod("a", &["10.244.1.2"]), LocalPod { egress: Some(Arc::new(deny)), ..pod("b", &["10.244.1.3"]) }];
@@ -278,7 +278,7 @@ fn a_difference_of_two_guards_names_only_what_differs() {
 }
 
 #[test]
-fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
+fn ptp_link_has_a_chain_while_it_exists() {
     let ptp = Veth { bridge: None, ..veth(6, &["10.244.1.8"]) };
     let some = Guard::new(&fresh(&[ptp], &[pod("a", &["10.244.1.8"])]));
     let none = Guard::new(&Bindings::default());
@@ -290,7 +290,7 @@ fn a_link_of_its_own_has_a_chain_as_long_as_it_is_there() {
 }
 
 #[test]
-fn tables_with_other_checks_are_not_taken_over() {
+fn tables_with_different_rules_are_not_taken_over() {
     assert_eq!(Guard::read("", "", &BTreeMap::new()), None);
     assert_eq!(
         Guard::read("table bridge towpath {\n\tchain layout-x {\n\t}\n}\n", "", &BTreeMap::new()),
@@ -299,7 +299,7 @@ fn tables_with_other_checks_are_not_taken_over() {
 }
 
 #[test]
-fn nothing_is_written_that_an_older_nft_crashes_at() {
+fn output_avoids_constructs_that_crash_older_nft() {
     let ptp = Veth { bridge: None, ..veth(6, &["10.244.1.8"]) };
     let text = Guard::new(&fresh(&[ptp], &[pod("a", &["10.244.1.8"])])).whole();
     let sets = text.lines().filter_map(|line| line.strip_prefix("set ")?.split_once("{ type "));
@@ -309,7 +309,7 @@ fn nothing_is_written_that_an_older_nft_crashes_at() {
 }
 
 #[test]
-fn on_a_link_of_its_own_nothing_passes_because_a_set_is_empty() {
+fn ptp_link_with_empty_sets_passes_nothing() {
     let text = Guard::default().whole();
     let (bridge, netdev) = text.split_once("table netdev towpath {").unwrap();
     assert!(bridge.contains("iif != @guarded accept"), "{bridge}");
@@ -317,7 +317,7 @@ fn on_a_link_of_its_own_nothing_passes_because_a_set_is_empty() {
 }
 
 #[test]
-fn an_interface_that_a_former_process_had_closed_stays_so_until_a_pod_is_behind_it() {
+fn interface_closed_by_a_previous_process_stays_closed_until_bound() {
     let before = fresh(
         &[veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])],
         &[pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])],
@@ -332,7 +332,7 @@ fn an_interface_that_a_former_process_had_closed_stays_so_until_a_pod_is_behind_
 }
 
 #[test]
-fn a_listing_that_ends_early_lacks_rules() {
+fn truncated_listing_lacks_rules() {
     let both = trial("some");
     let (bridge, netdev) = both.split_once("table netdev ").unwrap();
     assert!(has_all_rules("bridge", bridge) && has_all_rules("netdev", netdev));

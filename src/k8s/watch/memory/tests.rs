@@ -60,7 +60,7 @@ fn closed(keys: &[&str], is_of_all: bool) -> Vec<(String, bool)> {
 }
 
 #[test]
-fn of_a_namespace_over_its_limit_no_rules_are_kept_in_whatever_order_its_policies_come() {
+fn namespace_over_its_limit_keeps_no_rules_in_any_order() {
     let all = [("evil/a", 40), ("shop/a", 40), ("evil/b", 40), ("evil/c", 40)];
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
         let update = list(&mut policies(), &order.map(|at| all[at]));
@@ -72,7 +72,7 @@ fn of_a_namespace_over_its_limit_no_rules_are_kept_in_whatever_order_its_policie
 }
 
 #[test]
-fn of_namespaces_that_take_too_much_together_the_largest_close() {
+fn largest_namespaces_close_over_the_cluster_limit() {
     let all = [("a/p", 90), ("b/p", 80), ("c/p", 95), ("d/p", 1)];
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
         let mut policies = policies();
@@ -96,7 +96,7 @@ fn dropped(update: &Update) -> Vec<&str> {
 }
 
 #[test]
-fn a_namespace_that_exceeds_the_limit_loses_its_rules_at_once() {
+fn namespace_that_exceeds_its_limit_loses_its_rules_immediately() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 40), ("evil/b", 40)]);
     let update = policies.set(&policy("evil/c", 40));
@@ -107,7 +107,7 @@ fn a_namespace_that_exceeds_the_limit_loses_its_rules_at_once() {
 }
 
 #[test]
-fn the_largest_namespace_loses_its_rules_at_once_if_all_exceed_their_limit() {
+fn largest_namespace_loses_its_rules_immediately_over_the_cluster_limit() {
     let mut policies = policies();
     list(&mut policies, &[("a/p", 97), ("b/p", 80)]);
     assert_eq!(dropped(&policies.set(&policy("c/p", 60))), Vec::<&str>::new());
@@ -121,7 +121,7 @@ fn the_largest_namespace_loses_its_rules_at_once_if_all_exceed_their_limit() {
 }
 
 #[test]
-fn what_is_exactly_at_a_limit_is_within_it() {
+fn size_equal_to_a_limit_is_within_it() {
     let size = |key: &str, kib: usize| {
         let update = Policies::new().set(&policy(key, kib));
         let [Change::SetPolicy(policy)] = &*update.changes else { panic!("{update:?}") };
@@ -149,7 +149,7 @@ fn refused(key: &str) -> Received<types::NetworkPolicy> {
 }
 
 #[test]
-fn the_rules_of_a_last_good_version_are_dropped_with_those_of_its_namespace() {
+fn last_good_version_loses_its_rules_with_its_namespace() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 40)]);
     policies.begin_list();
@@ -162,7 +162,7 @@ fn the_rules_of_a_last_good_version_are_dropped_with_those_of_its_namespace() {
 }
 
 #[test]
-fn a_version_without_its_rules_gives_way_to_what_stands_in_for_one_that_cannot_be_read() {
+fn refused_version_replaces_a_version_without_rules() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
     let update = policies.set(&refused("evil/a"));
@@ -192,7 +192,7 @@ fn a_version_without_its_rules_gives_way_to_what_stands_in_for_one_that_cannot_b
 }
 
 #[test]
-fn a_version_that_the_list_brought_counts_although_a_later_one_cannot_be_read() {
+fn listed_version_counts_although_a_later_one_is_refused() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 1), ("evil/b", 60)]);
     policies.begin_list();
@@ -211,7 +211,7 @@ fn a_version_that_the_list_brought_counts_although_a_later_one_cannot_be_read() 
 }
 
 #[test]
-fn of_a_large_pod_selector_it_is_kept_that_the_policy_isolates() {
+fn policy_with_a_too_large_pod_selector_isolates_the_namespace() {
     let values: Vec<String> = (0..5000).map(|at| format!("v{at}")).collect();
     let selector = json!({ "matchExpressions": [{ "key": "x", "operator": "NotIn", "values": values }] });
     let object =
@@ -228,7 +228,7 @@ fn of_a_large_pod_selector_it_is_kept_that_the_policy_isolates() {
 }
 
 #[test]
-fn of_a_pod_without_an_address_labels_and_ports_come_with_the_address() {
+fn labels_and_ports_of_a_pod_are_kept_only_with_an_address() {
     let pod = |address: Option<&str>| -> Received<types::Pod> {
         let ports = json!([{ "name": "http", "containerPort": 80 }, { "containerPort": 81 }]);
         let ips: Vec<Value> = address.iter().map(|ip| json!({ "ip": ip })).collect();
@@ -248,7 +248,7 @@ fn of_a_pod_without_an_address_labels_and_ports_come_with_the_address() {
 }
 
 #[test]
-fn a_namespace_that_is_within_its_limit_again_gets_its_rules_by_another_list() {
+fn namespace_within_its_limit_again_gets_its_rules_by_a_relist() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
     let update = policies.set(&policy("evil/b", 10));
@@ -261,7 +261,7 @@ fn a_namespace_that_is_within_its_limit_again_gets_its_rules_by_another_list() {
 }
 
 #[test]
-fn without_limits_everything_is_kept() {
+fn all_rules_are_kept_without_limits() {
     let mut policies = Policies::new();
     let update = list(&mut policies, &[("evil/a", 400), ("evil/b", 400)]);
     assert_eq!((without_rules(&update), update.relist), (Vec::new(), false));

@@ -38,7 +38,7 @@ fn selection(peers: BTreeSet<PodPeer>) -> Arc<Selection> {
 
 proptest! {
     #[test]
-    fn the_index_chooses_what_a_comparison_of_all_chooses(
+    fn index_selects_the_same_pods_as_comparing_all(
         peers in proptest::collection::vec(proptest::collection::btree_set(peer(), 0..12), 1..5),
         namespaces in proptest::collection::vec(labels(), 2),
         pods in proptest::collection::vec(("[x-z]", labels()), 1..8),
@@ -80,7 +80,7 @@ fn many(count: usize, requirements: impl Fn(usize) -> Vec<Requirement>) -> [Arc<
 }
 
 #[test]
-fn only_peers_without_a_label_of_their_own_are_compared_with_all_pods() {
+fn only_peers_without_a_distinct_label_are_compared_with_all_pods() {
     let absent = |at: usize| Requirement { key: format!("k{at}").into(), operator: Operator::DoesNotExist };
     let own = |at: usize| Requirement::equals("team", format!("g{at}"));
     let common = || Requirement::equals("app", "web");
@@ -108,10 +108,10 @@ fn only_peers_without_a_label_of_their_own_are_compared_with_all_pods() {
     assert_eq!(comparisons(&many(100, |at| vec![one_of(at, 0), own(at)])), 0);
 }
 
-/// Prints the cost of peers that match nothing: `cargo test --release --lib -- --ignored --nocapture peers_of_nobody`.
+/// Prints the cost of peers that match nothing: `cargo test --release --lib -- --ignored --nocapture peers_that_match_no_pod`.
 #[test]
 #[ignore = "measures, and asserts nothing about time"]
-fn peers_of_nobody_in_a_cluster_of_many_pods() {
+fn cost_of_peers_that_match_no_pod() {
     use std::time::Instant;
 
     use crate::{
