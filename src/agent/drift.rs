@@ -175,14 +175,14 @@ mod tests {
             assert_eq!(
                 drift_checker.due(start, Pace::default()),
                 Some(CheckDepth::Counts),
-                "the first one is looked at at once"
+                "the first check is due immediately"
             );
             drift_checker.recheck();
             drift_checker.rest(start, start + cost);
             assert_eq!(drift_checker.next(), (start + cost + pause).min(start + Pace::default().check));
             drift_checker.recheck();
             assert_eq!(
-                drift_checker.due(start + cost, Pace::default()).filter(|look| *look == CheckDepth::Counts),
+                drift_checker.due(start + cost, Pace::default()).filter(|depth| *depth == CheckDepth::Counts),
                 None
             );
         }
@@ -193,16 +193,16 @@ mod tests {
         let pace = Pace { check: seconds(1), ..Pace::default() };
         let start = Instant::now();
         let mut drift_checker = DriftChecker::new(start, pace);
-        let mut looks = Vec::new();
+        let mut checks = Vec::new();
         for tenth in 0..=20 {
             let now = start + tenth * Duration::from_millis(100);
             drift_checker.recheck();
-            if let Some(look) = drift_checker.due(now, pace) {
-                looks.push(look);
+            if let Some(depth) = drift_checker.due(now, pace) {
+                checks.push(depth);
                 drift_checker.rest(now, now);
             }
         }
-        assert_eq!(looks.iter().filter(|look| **look == CheckDepth::Members).count(), 2, "{looks:?}");
-        assert!(looks.len() > 15, "{looks:?}");
+        assert_eq!(checks.iter().filter(|depth| **depth == CheckDepth::Members).count(), 2, "{checks:?}");
+        assert!(checks.len() > 15, "{checks:?}");
     }
 }

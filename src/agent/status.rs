@@ -380,9 +380,9 @@ mod tests {
         let unbound = vec![(ObjectKey::new("shop", "db"), "no interface".to_owned())];
         status.set_guard(GuardState { unbound, ..GuardState::default() });
         assert_eq!(status.readiness(), Readiness::Ready);
-        let said = status.unbound().unwrap();
-        assert!(said.starts_with("1 pod of this node is closed") && !said.contains("db"), "{said}");
-        assert_eq!(status.view().reasons, [said]);
+        let text = status.unbound().unwrap();
+        assert!(text.starts_with("1 pod of this node is closed") && !text.contains("db"), "{text}");
+        assert_eq!(status.view().reasons, [text]);
     }
 
     #[test]
@@ -462,7 +462,7 @@ mod tests {
         assert!(status.view().since > long_ago);
         status.state().since = long_ago;
         status.set(Readiness::Ready);
-        status.wait_for("nothing any more");
+        status.wait_for("nothing");
         assert_eq!((status.view().since, status.readiness()), (long_ago, Readiness::Ready));
         status.set_condition("bridge", Some("passed by".to_owned()));
         assert!(status.view().since > long_ago);

@@ -224,7 +224,7 @@ mod tests {
     fn entries_left_by_one_walk_are_evaluated_once_by_the_next_ones() {
         let mut passes = Passes::default();
         passes.narrowed();
-        let (now, mut asked) = (Instant::now(), Vec::new());
+        let (now, mut evaluated) = (Instant::now(), Vec::new());
         let later = now + Duration::from_hours(1);
         // Each walk has time for two flows.
         for turn in 0..3 {
@@ -232,7 +232,7 @@ mod tests {
             for port in 0..5 {
                 let until = if port < 2 * (turn + 1) { later } else { now };
                 let denied = walk.denies(&flow(port), until, || {
-                    asked.push(port);
+                    evaluated.push(port);
                     port == 3
                 });
                 assert!(!denied || port == 3);
@@ -240,7 +240,7 @@ mod tests {
             let Walk { denied, left, .. } = walk;
             passes.walked(left == 0, denied);
         }
-        assert_eq!(asked, [0, 1, 2, 3, 4]);
+        assert_eq!(evaluated, [0, 1, 2, 3, 4]);
         assert_eq!((passes.due, passes.wait()), (1, Some(SECOND_LOOK)));
     }
 

@@ -239,16 +239,16 @@ mod tests {
     fn quiet_watch_is_a_problem_only_if_the_relist_stays_silent() {
         let health = health();
         let ended = |cause| {
-            let error = WatchError { cause, text: "nothing was heard".to_owned() };
+            let error = WatchError { cause, text: "no events".to_owned() };
             health.take(WatchEvent::Ended(Kind::Pod, error));
         };
         let reasons = || health.ends.status.view().reasons.join(" ");
         health.take(WatchEvent::Synced);
         // Whether or not the resumed watch received something before.
-        for heard in [true, false, true] {
+        for is_alive in [true, false, true] {
             ended(Cause::Quiet);
-            assert!(health.state().errors.is_empty() && !reasons().contains("nothing was heard"));
-            if heard {
+            assert!(health.state().errors.is_empty() && !reasons().contains("no events"));
+            if is_alive {
                 health.take(WatchEvent::Alive(Kind::Pod));
             }
             health.take(WatchEvent::Recovered(Kind::Pod));
@@ -256,7 +256,7 @@ mod tests {
         ended(Cause::Quiet);
         ended(Cause::Silent);
         assert!(health.state().errors[&Kind::Pod].0.elapsed() >= SILENCE);
-        assert!(reasons().contains("nothing was heard"));
+        assert!(reasons().contains("no events"));
     }
 
     #[test]
@@ -270,9 +270,9 @@ mod tests {
         let since = fails();
         health.take(WatchEvent::Recovered(Kind::Pod));
         assert!(health.state().errors.is_empty());
-        assert_eq!(fails(), since, "it goes on");
+        assert_eq!(fails(), since, "the same outage");
         health.take(WatchEvent::Recovered(Kind::Pod));
         health.take(WatchEvent::Alive(Kind::Pod));
-        assert!(fails() > since, "it is another one");
+        assert!(fails() > since, "another outage");
     }
 }

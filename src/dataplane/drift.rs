@@ -102,10 +102,10 @@ mod tests {
         expected.chains.insert(chain("TOWPATH-INPUT"), Content::Unknown);
         expected.chains.insert(chain("TP-GI-xxxxxxxxxxxxxxxx"), Content::Unknown);
         expected.sets.insert(set, IpSet { kind: SetKind::Addresses, members: imbl::OrdSet::new() });
-        let there = BTreeMap::from([(forward.clone(), 3), (chain("TOWPATH-INPUT"), 3)]);
+        let counts = BTreeMap::from([(forward.clone(), 3), (chain("TOWPATH-INPUT"), 3)]);
         let hooks = BTreeMap::from([(BuiltIn::Forward, HookState { targets: vec![forward], first: false })]);
         assert_eq!(
-            chains(Family::V4, &expected, &there, &hooks),
+            chains(Family::V4, &expected, &counts, &hooks),
             [
                 "the IPv4 chain INPUT lost its jump to TOWPATH-INPUT",
                 "the IPv4 chain FORWARD has a foreign rule in front of the jump to TOWPATH-FORWARD",

@@ -247,12 +247,12 @@ mod tests {
     #[test]
     fn only_init_is_answered_and_only_listening_ports_accept() {
         let ports = HashSet::from([9999]);
-        let ask = |destination, chunk| sctp::Packet { source: 4000, destination, tag: 0, chunk };
+        let packet = |destination, chunk| sctp::Packet { source: 4000, destination, tag: 0, chunk };
         let init = sctp::Chunk::Init { tag: 8 };
-        let granted = associate(&ask(9999, init.clone()), "shop/web", &ports).unwrap();
+        let granted = associate(&packet(9999, init.clone()), "shop/web", &ports).unwrap();
         assert_eq!((granted.source, granted.destination, granted.tag), (9999, 4000, 8));
         assert_eq!(granted.chunk, sctp::Chunk::InitAck { tag: !8 | 1, cookie: b"shop/web".to_vec() });
-        assert_eq!(associate(&ask(1, init), "shop/web", &ports).unwrap().chunk, sctp::Chunk::Abort);
-        assert_eq!(associate(&ask(9999, sctp::Chunk::Abort), "shop/web", &ports), None);
+        assert_eq!(associate(&packet(1, init), "shop/web", &ports).unwrap().chunk, sctp::Chunk::Abort);
+        assert_eq!(associate(&packet(9999, sctp::Chunk::Abort), "shop/web", &ports), None);
     }
 }

@@ -231,18 +231,18 @@ mod tests {
     }
 
     /// The last 16 bits of a block and its prefix length within them, with its excepts.
-    type Said = (u16, u8, Vec<(u16, u8)>);
+    type BlockSpec = (u16, u8, Vec<(u16, u8)>);
 
     /// Host parts and prefix lengths; short ones, nested ones and single addresses are equally likely.
     fn nets() -> impl Strategy<Value = Vec<(u16, u8)>> {
         prop::collection::vec((any::<u16>(), prop_oneof![0_u8..=16, 12_u8..=16, Just(16)]), 0..40)
     }
 
-    /// Blocks in the last 16 bits of an address, so that they overlap in every way. `base` has the bits before.
-    fn blocks(base: IpAddr, said: Vec<Said>) -> Vec<IpBlock> {
+    /// Blocks in the last 16 bits of an address, so that they overlap in all combinations. `base` has the bits before.
+    fn blocks(base: IpAddr, specs: Vec<BlockSpec>) -> Vec<IpBlock> {
         let bits = Family::of(base).bits();
         let net = |host: u16, prefix: u8| IpNet::new_assert(at(base, host), bits - 16 + prefix).trunc();
-        let of = |(host, prefix, excepts): Said| {
+        let of = |(host, prefix, excepts): BlockSpec| {
             let cidr = net(host, prefix.min(16));
             let mask = u16::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
             let inside = |(e, longer): (u16, u8)| {
@@ -251,7 +251,7 @@ mod tests {
             };
             IpBlock::new(cidr, excepts.into_iter().filter_map(inside).collect::<Vec<_>>()).unwrap()
         };
-        said.into_iter().map(of).collect()
+        specs.into_iter().map(of).collect()
     }
 
     /// `base` with these last 16 bits.
@@ -265,13 +265,13 @@ mod tests {
     proptest! {
         #[test]
         fn areas_cover_exactly_the_blocks_within_their_cost(
-            said in prop::collection::vec((any::<u16>(), 0_u8..=16, nets()), 0..12),
+            specs in prop::collection::vec((any::<u16>(), 0_u8..=16, nets()), 0..12),
             is_v6 in any::<bool>(),
             hosts in prop::collection::vec(any::<u16>(), 50),
         ) {
             let base: IpAddr = if is_v6 { "2001:db8::" } else { "10.9.0.0" }.parse().unwrap();
             let family = Family::of(base);
-            let blocks = blocks(base, said);
+            let blocks = blocks(base, specs);
             let nets = || blocks.iter().flat_map(|block| block.except().iter().copied().chain([block.cidr()]));
             for areas in [areas(family, &blocks), layers(family, blocks.iter())] {
                 // At random, and at every edge of a network from both sides.

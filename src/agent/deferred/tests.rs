@@ -28,7 +28,7 @@ fn object(label: &str) -> Object {
     Object::Set(name(label))
 }
 
-/// What is wanted, what there is, and what waits.
+/// The desired ruleset, the observed one, and the deferred sets.
 #[derive(Default)]
 struct World {
     whole: Ruleset,
@@ -43,15 +43,15 @@ impl World {
         self.whole.v4.sets.extend(sets);
     }
 
-    fn there(&mut self, (name, set): (SetName, IpSet)) {
+    fn observe(&mut self, (name, set): (SetName, IpSet)) {
         self.observed.v4.sets.insert(name, set);
     }
 
-    /// A pod of this namespace whose program asks the sets with these labels.
-    fn namespace_asks(&mut self, namespace: &str, labels: &[&str]) {
+    /// Adds a pod of this namespace whose program uses the sets with these labels.
+    fn namespace_uses(&mut self, namespace: &str, labels: &[&str]) {
         let program = Program { tiers: Vec::new(), default: Action::Deny, digest: digest(&namespace) };
-        let ask = |label: &&str| Match::Set { set: name(label), field: Field::Source };
-        let chain: Chain = labels.iter().map(|label| Rule::new([ask(label)], Target::Return)).collect();
+        let in_set = |label: &&str| Match::Set { set: name(label), field: Field::Source };
+        let chain: Chain = labels.iter().map(|label| Rule::new([in_set(label)], Target::Return)).collect();
         self.whole.v4.chains.insert(names::group(Direction::Ingress, &program.digest), chain);
         let pod = LocalPod {
             key: ObjectKey::new(namespace, "web"),
@@ -64,7 +64,7 @@ impl World {
         self.resolved.pods = self.resolved.pods.iter().cloned().chain([pod]).collect();
     }
 
-    /// Begins a sync, and says what waits then, in order.
+    /// Begins a sync; returns the deferred sets in order.
     fn sync(&mut self) -> Vec<Object> {
         let Self { whole, resolved, observed, broken, deferred } = self;
         deferred.choose(observed, whole, resolved, broken, Instant::now());
@@ -73,7 +73,7 @@ impl World {
         deferred.objects().collect()
     }
 
-    /// Writes a piece, and says how many edits each set got.
+    /// Writes a piece; returns the number of edits of each set.
     fn fill(&mut self) -> Vec<(SetName, usize)> {
         let edits = self.deferred.edits(&self.observed);
         let of = edits.chunk_by(|a, b| a.set() == b.set()).map(|edits| (edits[0].set().clone(), edits.len()));
@@ -92,7 +92,7 @@ fn largest_sets_are_deferred_if_one_sync_cannot_write_all() {
     assert_eq!(world.sync(), []);
     world.want([pods("b", half + 1)]);
     assert_eq!(world.sync(), [object("b")]);
-    // Behind one for which there was no room, there is none for any.
+    // After a set without room, no later set gets room.
     world.want([pods("c", half + 2)]);
     assert_eq!(world.sync(), [object("b"), object("c")]);
 }
@@ -110,16 +110,16 @@ fn refused_set_is_not_deferred_and_defers_no_other_set() {
 #[test]
 fn set_already_used_by_rules_is_never_deferred() {
     let mut world = World::default();
-    world.want([pods("asked", 3 * OF_A_SYNC), pods("new", 2 * OF_A_SYNC)]);
-    world.there(pods("asked", 10));
+    world.want([pods("used", 3 * OF_A_SYNC), pods("new", 2 * OF_A_SYNC)]);
+    world.observe(pods("used", 10));
     assert_eq!(world.sync(), [object("new")]);
-    // What waited goes on waiting while one sync cannot write what it lacks.
-    world.there(pods("new", OF_A_SYNC - 1));
+    // A deferred set stays deferred while one sync cannot write its missing members.
+    world.observe(pods("new", OF_A_SYNC - 1));
     assert_eq!(world.sync(), [object("new")]);
-    world.there(pods("new", OF_A_SYNC));
+    world.observe(pods("new", OF_A_SYNC));
     assert_eq!(world.sync(), []);
-    // It is asked from then on.
-    world.there(pods("new", 10));
+    // From then on rules use it.
+    world.observe(pods("new", 10));
     assert_eq!(world.sync(), []);
 }
 
@@ -129,7 +129,7 @@ fn set_of_another_kind_counts_as_new() {
     world.want([pods("a", OF_A_SYNC)]);
     assert_eq!(world.sync(), [object("a")]);
     let (name, set) = pods("a", OF_A_SYNC);
-    world.there((name, IpSet { kind: SetKind::Ports, ..set }));
+    world.observe((name, IpSet { kind: SetKind::Ports, ..set }));
     assert_eq!(world.sync(), [object("a")]);
 }
 
@@ -143,7 +143,7 @@ fn oldest_deferred_set_is_first_and_the_start_ends_with_the_sets_of_the_first_sy
     world.want([pods("second", OF_A_SYNC)]);
     assert_eq!(world.sync(), [object("first"), object("second")]);
     assert_eq!(world.deferred.oldest(), since);
-    world.there(pods("first", 2 * OF_A_SYNC));
+    world.observe(pods("first", 2 * OF_A_SYNC));
     assert_eq!(world.sync(), [object("second")]);
     assert!(!world.deferred.is_starting());
     assert!(world.deferred.oldest() > since);
@@ -152,33 +152,33 @@ fn oldest_deferred_set_is_first_and_the_start_ends_with_the_sets_of_the_first_sy
 #[test]
 fn room_is_given_to_the_smallest_namespaces_first() {
     let mut world = World::default();
-    world.namespace_asks("modest", &["middle"]);
-    world.namespace_asks("large", &["least", "huge"]);
+    world.namespace_uses("modest", &["middle"]);
+    world.namespace_uses("large", &["least", "huge"]);
     world.want([pods("middle", 15_000), pods("least", 10_000), pods("huge", 60_000)]);
     assert_eq!(world.sync(), [object("least"), object("huge")]);
 
     let mut world = World::default();
-    world.namespace_asks("modest", &["small", "common"]);
-    world.namespace_asks("large", &["common", "huge", "filled"]);
-    // The common one is written for the modest namespace.
+    world.namespace_uses("modest", &["small", "common"]);
+    world.namespace_uses("large", &["common", "huge", "filled"]);
+    // The common set is written for the modest namespace.
     world.want([pods("small", 9_000), pods("common", 10_000), pods("huge", 60_000)]);
     assert_eq!(world.sync(), [object("huge")]);
     world.want([pods("small", 30_000), pods("filled", 90_000)]);
     assert_eq!(world.sync(), [object("huge"), object("small"), object("filled")]);
-    // Written member by member, as a copy of its own.
-    world.there(pods("filled", 90_000));
+    // Completely written, with members that are not shared.
+    world.observe(pods("filled", 90_000));
     assert_eq!(world.sync(), [object("huge"), object("small")]);
 }
 
 #[test]
 fn pieces_can_span_sets_and_have_a_maximum_size() {
     let mut world = World::default();
-    // Two that one sync writes, so that the others wait.
+    // Two sets that one sync can write, so that the others are deferred.
     world.want(["a", "b"].map(|label| pods(label, OF_A_SYNC / 2 - OF_A_SET)));
     let wait = OF_A_PIECE - OF_A_SET;
     world.want([pods("c", wait), pods("d", wait + 500)]);
     assert_eq!(world.sync(), [object("c"), object("d")]);
-    // Making a set is an edit, too.
+    // Creating a set is also an edit.
     assert_eq!(world.fill(), [(name("c"), wait)]);
     assert_eq!(world.deferred.len(), 2);
     let rest = OF_A_PIECE - 1 - OF_A_SET;
@@ -193,9 +193,9 @@ fn set_is_not_created_in_a_piece_without_room_for_members() {
     let mut world = World::default();
     world.want([pods("a", OF_A_SYNC), pods("b", OF_A_SYNC + 1)]);
     assert_eq!(world.sync(), [object("a"), object("b")]);
-    // Behind the first there is room to make the second, and none for a member.
+    // After the first set there is room to create the second one, but not for a member.
     let first = OF_A_PIECE - OF_A_SET;
-    world.there(pods("a", OF_A_SYNC - first));
+    world.observe(pods("a", OF_A_SYNC - first));
     assert_eq!(world.fill(), [(name("a"), first)]);
     assert_eq!(world.deferred.objects().collect::<Vec<_>>(), [object("b")]);
 }
@@ -208,15 +208,15 @@ fn sync_is_due_for_complete_sets_immediately_for_the_last_one() {
     let long_ago = Instant::now().checked_sub(2 * SYNC_EVERY);
     world.deferred.last_sync = long_ago;
     world.fill();
-    assert!(!world.deferred.wants_sync(), "none is complete");
-    world.there(pods("a", OF_A_SYNC));
+    assert!(!world.deferred.wants_sync(), "no set is complete");
+    world.observe(pods("a", OF_A_SYNC));
     world.deferred.note_complete(&mut world.observed);
     assert!(world.deferred.wants_sync());
     world.deferred.last_sync = Some(Instant::now());
-    assert!(!world.deferred.wants_sync(), "the last one was just now");
-    world.there(pods("b", OF_A_SYNC + 1));
+    assert!(!world.deferred.wants_sync(), "the last sync was just now");
+    world.observe(pods("b", OF_A_SYNC + 1));
     world.deferred.note_complete(&mut world.observed);
-    assert!(world.deferred.wants_sync(), "nothing is left to wait for");
+    assert!(world.deferred.wants_sync(), "no set is deferred any longer");
     world.sync();
     assert!(!world.deferred.wants_sync());
 }

@@ -12,7 +12,7 @@ use crate::{
     ruleset::{IpSet, Member, SetKind, SetName, compile::Options, plan::ChainBatch},
 };
 
-/// A fake that counts the calls of `settled`, and of which one set is still in use.
+/// A fake that counts the calls of `settled`, and can report one set as in use.
 #[derive(Default)]
 struct Counting {
     fake: Fake,
@@ -52,7 +52,7 @@ fn agent() -> Agent<Counting> {
     agent
 }
 
-fn take(agent: &mut Agent<Counting>, change: Change) {
+fn apply(agent: &mut Agent<Counting>, change: Change) {
     agent.change(change, Instant::now());
 }
 
@@ -88,10 +88,10 @@ fn changes_after_a_sync_wait_for_the_debounce() {
 #[test]
 fn dataplane_is_notified_once_when_the_initial_state_is_complete() {
     let mut agent = agent();
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     agent.sync(false);
     assert_eq!(agent.dataplane.settled, 1);
-    take(&mut agent, deny_all());
+    apply(&mut agent, deny_all());
     agent.sync(false);
     assert_eq!(agent.dataplane.settled, 1);
 
@@ -133,31 +133,31 @@ fn a_failed_sync_is_retried_after_a_backoff_that_ends_with_a_success() {
 
 #[test]
 fn guard_receives_changed_owners_and_delays_only_the_first_sync() {
-    let (sender, told) = channel();
+    let (sender, received) = channel();
     let mut agent = agent().with_guard(Some(sender));
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     let guard = std::thread::spawn(move || {
-        let first: Owners = told.recv_timeout(GUARD_PATIENCE).unwrap();
+        let first: Owners = received.recv_timeout(GUARD_PATIENCE).unwrap();
         first.done.as_ref().unwrap().send(()).unwrap();
-        (first.pods.len(), told)
+        (first.pods.len(), received)
     });
     agent.sync(false);
-    let (pods, told) = guard.join().unwrap();
+    let (pods, received) = guard.join().unwrap();
     assert_eq!(pods, 1);
     agent.sync(false);
-    assert!(told.try_recv().is_err(), "nothing changed");
-    take(&mut agent, pod("db", 2));
+    assert!(received.try_recv().is_err(), "nothing changed");
+    apply(&mut agent, pod("db", 2));
     agent.sync(false);
-    let next = told.try_recv().unwrap();
+    let next = received.try_recv().unwrap();
     assert_eq!((next.pods.len(), next.done.is_none()), (2, true));
     // A pod elsewhere, and a node.
     let elsewhere = Pod { node: Some("n2".into()), ..Pod::new(ObjectKey::new("shop", "far")) };
-    take(&mut agent, Change::SetPod(Pod { addresses: vec![[10, 244, 2, 1].into()], ..elsewhere.clone() }));
+    apply(&mut agent, Change::SetPod(Pod { addresses: vec![[10, 244, 2, 1].into()], ..elsewhere.clone() }));
     agent.sync(false);
-    assert_eq!(told.try_recv().unwrap().all_pods.v4.len(), 3);
-    take(&mut agent, Change::SetPod(Pod { node_addresses: vec![[192, 168, 0, 2].into()], ..elsewhere }));
+    assert_eq!(received.try_recv().unwrap().all_pods.v4.len(), 3);
+    apply(&mut agent, Change::SetPod(Pod { node_addresses: vec![[192, 168, 0, 2].into()], ..elsewhere }));
     agent.sync(false);
-    assert_eq!(told.try_recv().unwrap().nodes.v4.len(), 1);
+    assert_eq!(received.try_recv().unwrap().nodes.v4.len(), 1);
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn only_edits_that_can_deny_cut_connections() {
     let remove = |set: SetName| may_deny(&Step::Sets(vec![SetEdit::Remove(set, address)]));
     let isolated = || names::isolated(Family::V4, Direction::Ingress, &[address].into_iter().collect());
     let pods = || names::pods(Family::V4, some);
-    // More of the isolated and fewer of the allowed deny; the reverse allows.
+    // More isolated pods and fewer allowed ones deny; the reverse allows.
     assert!(add(isolated()) && !remove(isolated()));
     assert!(remove(pods()) && !add(pods()));
-    // Whose tunnel packets pass is no connection's matter.
+    // Sets for tunnel packets do not affect connections.
     for set in [names::all_pods(Family::V4), names::tunnel_ends(Family::V4)] {
         assert!(!add(set.clone()) && !remove(set));
     }
@@ -199,8 +199,8 @@ fn at_most_ten_objects_are_named() {
 fn metrics_count_written_objects_and_isolated_pods() {
     let mut agent = agent();
     let metrics = agent.metrics.clone();
-    take(&mut agent, pod("web", 1));
-    take(&mut agent, deny_all());
+    apply(&mut agent, pod("web", 1));
+    apply(&mut agent, deny_all());
     agent.sync(false);
     let of = |gauge: &prometheus::IntGaugeVec, label: &str| gauge.with_label_values(&[label]).get();
     let written = agent.dataplane.fake.ruleset().v4.clone();
@@ -224,17 +224,17 @@ fn metrics_count_written_objects_and_isolated_pods() {
 
 #[test]
 fn conntrack_cleaner_receives_only_syncs_that_wrote() {
-    let (sender, told) = channel();
+    let (sender, received) = channel();
     let mut agent = agent();
     agent.applied = Some(sender);
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     agent.sync(false);
-    assert!(told.try_recv().is_ok());
+    assert!(received.try_recv().is_ok());
     agent.sync(false);
-    assert!(told.try_recv().is_err(), "nothing was written");
-    take(&mut agent, deny_all());
+    assert!(received.try_recv().is_err(), "nothing was written");
+    apply(&mut agent, deny_all());
     agent.sync(false);
-    let applied = told.try_recv().unwrap();
+    let applied = received.try_recv().unwrap();
     assert!(applied.narrowed);
     assert_eq!(applied.ruleset.v4.chains, agent.dataplane.fake.ruleset().v4.chains);
 }
@@ -242,14 +242,14 @@ fn conntrack_cleaner_receives_only_syncs_that_wrote() {
 #[test]
 fn unused_sets_are_destroyed_later_and_refused_ones_retried() {
     let mut agent = agent();
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     agent.sync(false);
     let isolated = |agent: &Agent<Counting>| -> BTreeSet<SetName> {
         let sets = agent.dataplane.fake.ruleset().v4.sets.keys().cloned();
         sets.filter(|set| matches!(set.role(), SetRole::Isolated(_))).collect()
     };
     let old: Vec<SetName> = isolated(&agent).into_iter().collect();
-    let [stays, goes] = &old[..] else { panic!("{old:?}") };
+    let [kept, destroyed] = &old[..] else { panic!("{old:?}") };
     let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
     take(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
     let before = Instant::now();
@@ -260,16 +260,16 @@ fn unused_sets_are_destroyed_later_and_refused_ones_retried() {
     agent.sync(false);
     assert_eq!(agent.schedule.next(), Some(at), "as long after the sync that freed them, however many come");
 
-    agent.dataplane.in_use = Some(stays.clone());
+    agent.dataplane.in_use = Some(kept.clone());
     let before = Instant::now();
     agent.sync(true);
     let at = agent.schedule.next().unwrap();
     assert!(before + 2 * HOUR <= at && at <= Instant::now() + 2 * HOUR);
-    assert_eq!(agent.status.readiness(), Readiness::Ready, "nothing is wrong with that");
-    let there = isolated(&agent);
-    assert!(there.contains(stays) && !there.contains(goes));
+    assert_eq!(agent.status.readiness(), Readiness::Ready, "a set in use is no failure");
+    let remaining = isolated(&agent);
+    assert!(remaining.contains(kept) && !remaining.contains(destroyed));
     let observed = agent.kernel.as_ref().unwrap();
-    assert!(observed.v4.sets.contains_key(stays) && !observed.v4.sets.contains_key(goes));
+    assert!(observed.v4.sets.contains_key(kept) && !observed.v4.sets.contains_key(destroyed));
 
     agent.dataplane.in_use = None;
     agent.sync(true);
@@ -279,14 +279,14 @@ fn unused_sets_are_destroyed_later_and_refused_ones_retried() {
 #[test]
 fn written_and_desired_members_share_memory() {
     let mut agent = agent();
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     agent.sync(false);
-    take(&mut agent, pod("db", 2));
+    apply(&mut agent, pod("db", 2));
     agent.sync(false);
     let (wanted, set) = (agent.resolver.resolve(&agent.cluster), names::all_pods(Family::V4));
-    let there = &agent.kernel.as_ref().unwrap().v4.sets[&set].members;
-    assert_eq!(there.len(), 2);
-    assert!(there.ptr_eq(wanted.all_pods.of(Family::V4)));
+    let written = &agent.kernel.as_ref().unwrap().v4.sets[&set].members;
+    assert_eq!(written.len(), 2);
+    assert!(written.ptr_eq(wanted.all_pods.of(Family::V4)));
 }
 
 #[test]
@@ -298,14 +298,14 @@ fn metrics_count_policies_over_budget_by_namespace() {
         text.contains(&format!("towpath_over_budget {count}\n"))
             && text.contains(&format!("towpath_over_budget_namespace{{namespace=\"shop\"}} {count}\n"))
     };
-    take(&mut agent, pod("web", 1));
+    apply(&mut agent, pod("web", 1));
     let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
     let also = ObjectKey::new("shop", "also");
-    take(&mut agent, deny_all());
-    take(&mut agent, Change::SetPolicy(NetworkPolicy { key: also.clone(), ..policy }));
+    apply(&mut agent, deny_all());
+    apply(&mut agent, Change::SetPolicy(NetworkPolicy { key: also.clone(), ..policy }));
     agent.sync(false);
     assert!(shows(2));
-    take(&mut agent, Change::RemovePolicy(also));
+    apply(&mut agent, Change::RemovePolicy(also));
     agent.sync(false);
     assert!(shows(1));
 }

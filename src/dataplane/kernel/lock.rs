@@ -95,11 +95,11 @@ mod tests {
     #[test]
     fn second_writer_waits_and_learns_the_process_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
-        let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
-        let (told, waits) = mpsc::channel();
+        let first = WriterLock::acquire(folder.path(), |_| panic!("the lock is free")).unwrap();
+        let (sender, waits) = mpsc::channel();
         let path = folder.path().to_owned();
         let second = thread::spawn(move || {
-            WriterLock::acquire(&path, move |holder| told.send(holder).unwrap()).unwrap();
+            WriterLock::acquire(&path, move |holder| sender.send(holder).unwrap()).unwrap();
         });
         assert_eq!(waits.recv().unwrap(), Some(std::process::id()));
         assert!(!second.is_finished());
@@ -110,13 +110,13 @@ mod tests {
     #[test]
     fn running_command_holds_the_lock_of_its_daemon() {
         let folder = tempfile::tempdir().unwrap();
-        let first = WriterLock::acquire(folder.path(), |_| panic!("nobody holds it")).unwrap();
+        let first = WriterLock::acquire(folder.path(), |_| panic!("the lock is free")).unwrap();
         let mut command = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         drop(first);
-        let (told, waits) = mpsc::channel();
+        let (sender, waits) = mpsc::channel();
         let path = folder.path().to_owned();
         let second = thread::spawn(move || {
-            WriterLock::acquire(&path, move |holder| told.send(holder).unwrap()).unwrap();
+            WriterLock::acquire(&path, move |holder| sender.send(holder).unwrap()).unwrap();
         });
         waits.recv().unwrap();
         assert!(!second.is_finished());

@@ -130,34 +130,34 @@ mod tests {
         model::{Change, Cluster, ObjectKey},
     };
 
-    /// Longer than anything takes, even on a busy machine.
+    /// Longer than any event takes, even on a busy machine.
     const LONG: Duration = Duration::from_secs(10);
 
     /// A watched folder, and the cluster of its receiver.
     struct Watched {
         folder: tempfile::TempDir,
         _source: FileSource,
-        told: Receiver<SourceEvent>,
+        events: Receiver<SourceEvent>,
         cluster: Cluster,
         faults: Vec<Fault>,
     }
 
     impl Watched {
         fn new(files: &[(&str, &str)]) -> Self {
-            Self::looking(files, LONG * 60, |folder| vec![folder.to_owned()])
+            Self::rescanning(files, LONG * 60, |folder| vec![folder.to_owned()])
         }
 
-        fn looking(files: &[(&str, &str)], rescan: Duration, paths: fn(&Path) -> Vec<PathBuf>) -> Self {
+        fn rescanning(files: &[(&str, &str)], rescan: Duration, paths: fn(&Path) -> Vec<PathBuf>) -> Self {
             let folder = tempfile::tempdir().unwrap();
             for (name, text) in files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            let (outbox, told) = channel();
+            let (outbox, events) = channel();
             let deliver = move |event| drop(outbox.send(event));
             let source = FileSource::open(&paths(folder.path()), rescan, deliver).unwrap();
             let mut watched =
-                Self { folder, _source: source, told, cluster: Cluster::new(), faults: Vec::new() };
-            while watched.hear(LONG) != Some(SourceEvent::Synced) {}
+                Self { folder, _source: source, events, cluster: Cluster::new(), faults: Vec::new() };
+            while watched.receive(LONG) != Some(SourceEvent::Synced) {}
             watched
         }
 
@@ -169,8 +169,8 @@ mod tests {
             fs::write(self.path(name), text).unwrap();
         }
 
-        fn hear(&mut self, wait: Duration) -> Option<SourceEvent> {
-            let event = match self.told.recv_timeout(wait) {
+        fn receive(&mut self, wait: Duration) -> Option<SourceEvent> {
+            let event = match self.events.recv_timeout(wait) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => return None,
                 Err(RecvTimeoutError::Disconnected) => panic!("the source has ended"),
@@ -191,7 +191,7 @@ mod tests {
         fn until(&mut self, wanted: &[&str]) {
             while self.pods() != wanted {
                 assert!(
-                    self.hear(LONG).is_some(),
+                    self.receive(LONG).is_some(),
                     "pods {:?}, not {wanted:?}; {:?}",
                     self.pods(),
                     self.faults
@@ -199,9 +199,9 @@ mod tests {
             }
         }
 
-        /// No event arrives for a while in which one would have.
-        fn hears_nothing(&mut self) {
-            assert_eq!(self.hear(GRACE + SETTLED * 2), None);
+        /// Waits long enough for an event, and checks that none arrives.
+        fn receives_nothing(&mut self) {
+            assert_eq!(self.receive(GRACE + SETTLED * 2), None);
         }
 
         fn pods(&self) -> Vec<String> {
@@ -239,14 +239,14 @@ mod tests {
     fn file_is_not_read_while_it_is_written() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         let mut file = fs::File::create(watched.path("a.yaml")).unwrap();
-        watched.hears_nothing();
+        watched.receives_nothing();
         file.write_all(pod("one", "db").as_bytes()).unwrap();
         file.sync_all().unwrap();
         // Another file makes the source scan the folder, and that must not find this half-written one.
         watched.write("b.yaml", &pod("two", "web"));
         watched.until(&["one=web", "two=web"]);
         file.write_all(pod("three", "db").as_bytes()).unwrap();
-        watched.hears_nothing();
+        watched.receives_nothing();
         drop(file);
         watched.until(&["one=db", "three=db", "two=web"]);
     }
@@ -264,7 +264,7 @@ mod tests {
             }
         });
         while watched.pods() != ["one=v299"] {
-            match watched.hear(LONG) {
+            match watched.receive(LONG) {
                 Some(SourceEvent::Changes(changes)) => {
                     assert!(changes.iter().all(|change| matches!(change, Change::SetPod(_))), "{changes:?}");
                 }
@@ -290,16 +290,18 @@ mod tests {
         fs::rename(watched.path("a.yaml"), watched.path("a.yaml~")).unwrap();
         thread::sleep(QUIET * 4);
         watched.write("a.yaml", &pod("one", "db"));
-        let Some(SourceEvent::Changes(changes)) = watched.hear(LONG) else { panic!("{:?}", watched.pods()) };
+        let Some(SourceEvent::Changes(changes)) = watched.receive(LONG) else {
+            panic!("{:?}", watched.pods())
+        };
         assert!(matches!(&changes[..], [Change::SetPod(_)]), "{changes:?}");
-        watched.hears_nothing();
+        watched.receives_nothing();
     }
 
     #[test]
     fn renamed_file_changes_nothing() {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         fs::rename(watched.path("a.yaml"), watched.path("b.yaml")).unwrap();
-        watched.hears_nothing();
+        watched.receives_nothing();
         watched.write("b.yaml", "");
         watched.until(&[]);
     }
@@ -313,7 +315,7 @@ mod tests {
         watched.write("x/y/a.yaml", &pod("one", "db"));
         watched.until(&["one=db"]);
         fs::rename(watched.path("x"), watched.path("z")).unwrap();
-        watched.hears_nothing();
+        watched.receives_nothing();
         watched.write("z/y/a.yaml", &pod("one", "cache"));
         watched.until(&["one=cache"]);
         fs::remove_dir_all(watched.path("z")).unwrap();
@@ -331,11 +333,11 @@ mod tests {
         };
         generation("..1", "web");
         symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
-        let (outbox, told) = channel();
+        let (outbox, events) = channel();
         let deliver = move |event| drop(outbox.send(event));
         let source = FileSource::open(&[folder.path().to_owned()], LONG * 60, deliver).unwrap();
         let mut watched =
-            Watched { folder, _source: source, told, cluster: Cluster::new(), faults: Vec::new() };
+            Watched { folder, _source: source, events, cluster: Cluster::new(), faults: Vec::new() };
         watched.until(&["one=web"]);
         let folder = &watched.folder;
         fs::create_dir(folder.path().join("..2")).unwrap();
@@ -349,10 +351,10 @@ mod tests {
     #[test]
     fn single_file_is_watched_without_other_files() {
         let one = |folder: &Path| vec![folder.join("a.conf")];
-        let mut watched = Watched::looking(&[("a.conf", &pod("one", "web"))], LONG * 60, one);
+        let mut watched = Watched::rescanning(&[("a.conf", &pod("one", "web"))], LONG * 60, one);
         assert_eq!(watched.pods(), ["one=web"]);
         watched.write("b.yaml", &pod("two", "web"));
-        watched.hears_nothing();
+        watched.receives_nothing();
         watched.write("a.conf", &pod("one", "db"));
         watched.until(&["one=db"]);
     }
@@ -364,10 +366,10 @@ mod tests {
             fs::write(folder.join("mount/a.yaml"), pod("one", "web")).unwrap();
             vec![folder.join("mount")]
         };
-        let mut watched = Watched::looking(&[], LONG * 60, within);
+        let mut watched = Watched::rescanning(&[], LONG * 60, within);
         fs::rename(watched.path("mount"), watched.path("elsewhere")).unwrap();
         while watched.faults.is_empty() {
-            assert!(watched.hear(LONG).is_some());
+            assert!(watched.receive(LONG).is_some());
         }
         assert!(watched.faults[0].text.contains("cannot read this folder"), "{:?}", watched.faults);
         assert_eq!(watched.pods(), ["one=web"]);
@@ -375,7 +377,7 @@ mod tests {
         fs::rename(watched.path("elsewhere"), watched.path("mount")).unwrap();
         watched.until(&["one=db"]);
         while !watched.faults.is_empty() {
-            assert!(watched.hear(LONG).is_some());
+            assert!(watched.receive(LONG).is_some());
         }
     }
 
@@ -384,7 +386,8 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let target = outside.path().join("target");
         fs::write(&target, pod("one", "web")).unwrap();
-        let mut watched = Watched::looking(&[], Duration::from_millis(300), |folder| vec![folder.to_owned()]);
+        let mut watched =
+            Watched::rescanning(&[], Duration::from_millis(300), |folder| vec![folder.to_owned()]);
         symlink(&target, watched.path("a.yaml")).unwrap();
         watched.until(&["one=web"]);
         // The folder of the link's target is not watched.
@@ -397,13 +400,13 @@ mod tests {
         let mut watched = Watched::new(&[("a.yaml", &pod("one", "web"))]);
         watched.write("a.yaml", &pod("one", "yes"));
         while watched.faults.iter().all(|fault| !fault.is_error()) {
-            assert!(watched.hear(LONG).is_some());
+            assert!(watched.receive(LONG).is_some());
         }
         assert_eq!(watched.pods(), ["one=web"]);
         watched.write("a.yaml", &pod("one", "db"));
         watched.until(&["one=db"]);
         while !watched.faults.is_empty() {
-            assert!(watched.hear(LONG).is_some());
+            assert!(watched.receive(LONG).is_some());
         }
         assert!(watched.cluster.pod(&ObjectKey::new("default", "one")).is_some());
     }

@@ -173,26 +173,26 @@ mod tests {
 
     /// A store, and the cluster of its receiver.
     #[derive(Default)]
-    struct Heard {
+    struct Recorder {
         store: Store,
         cluster: Cluster,
     }
 
-    impl Heard {
+    impl Recorder {
         fn new() -> Self {
-            let mut heard = Self::default();
-            heard.listen();
-            heard
+            let mut recorder = Self::default();
+            recorder.take();
+            recorder
         }
 
         fn set(&mut self, path: &str, text: &str) -> Vec<String> {
             self.store.set(Path::new(path), text.as_bytes());
-            self.listen()
+            self.take()
         }
 
-        fn listen(&mut self) -> Vec<String> {
+        fn take(&mut self) -> Vec<String> {
             let difference = self.store.difference();
-            let told = difference.changes.iter().map(|change| match change {
+            let reported = difference.changes.iter().map(|change| match change {
                 Change::SetPod(pod) => {
                     format!("pod {} {}", pod.key.name, pod.labels.get("app").unwrap_or("-"))
                 }
@@ -202,14 +202,14 @@ mod tests {
                 Change::SetNamespace(namespace) => format!("namespace {}", namespace.name),
                 Change::RemoveNamespace(name) => format!("no namespace {name}"),
                 Change::SetNode(_) | Change::RemoveNode(_) | Change::DropRules(..) => {
-                    unreachable!("no file speaks of nodes, and all of a file is kept")
+                    unreachable!("files contain no nodes, and all their rules are kept")
                 }
             });
-            let told = told.collect();
+            let reported = reported.collect();
             for change in difference.changes {
                 assert!(self.cluster.apply(change.clone()).is_some(), "{change:?} changes nothing");
             }
-            told
+            reported
         }
 
         fn errors(&self) -> Vec<String> {
@@ -219,106 +219,110 @@ mod tests {
 
     #[test]
     fn only_differences_are_reported() {
-        let mut heard = Heard::new();
-        assert_eq!(heard.set("a", &(pod("x", "web") + &pod("z", "db"))), ["pod x web", "pod z db"]);
-        assert_eq!(heard.set("a", &("# moved\n\n".to_owned() + &pod("x", "web") + &pod("z", "db"))), [""; 0]);
-        assert_eq!(heard.set("a", &(pod("x", "web") + &pod("z", "cache"))), ["pod z cache"]);
-        assert_eq!(heard.set("a", &pod("z", "cache")), ["no pod x"]);
-        heard.store.remove(Path::new("a"));
-        assert_eq!(heard.listen(), ["no pod z"]);
+        let mut recorder = Recorder::new();
+        assert_eq!(recorder.set("a", &(pod("x", "web") + &pod("z", "db"))), ["pod x web", "pod z db"]);
+        assert_eq!(
+            recorder.set("a", &("# moved\n\n".to_owned() + &pod("x", "web") + &pod("z", "db"))),
+            [""; 0]
+        );
+        assert_eq!(recorder.set("a", &(pod("x", "web") + &pod("z", "cache"))), ["pod z cache"]);
+        assert_eq!(recorder.set("a", &pod("z", "cache")), ["no pod x"]);
+        recorder.store.remove(Path::new("a"));
+        assert_eq!(recorder.take(), ["no pod z"]);
     }
 
     #[test]
     fn unchanged_document_is_not_parsed_again() {
-        let mut heard = Heard::new();
-        heard.set("a", &(pod("x", "web") + &pod("z", "db")));
-        let first = |heard: &Heard| heard.store.files[Path::new("a")].contents.chunks[0].chunk.clone();
-        let before = first(&heard);
-        heard.set("a", &(pod("x", "web") + &pod("z", "cache")));
-        assert!(Arc::ptr_eq(&before, &first(&heard)));
+        let mut recorder = Recorder::new();
+        recorder.set("a", &(pod("x", "web") + &pod("z", "db")));
+        let first =
+            |recorder: &Recorder| recorder.store.files[Path::new("a")].contents.chunks[0].chunk.clone();
+        let before = first(&recorder);
+        recorder.set("a", &(pod("x", "web") + &pod("z", "cache")));
+        assert!(Arc::ptr_eq(&before, &first(&recorder)));
     }
 
     #[test]
     fn file_that_becomes_invalid_yaml_keeps_its_objects() {
-        let mut heard = Heard::new();
-        heard.set("a", &(pod("x", "web") + &pod("z", "db")));
-        assert_eq!(heard.set("a", "kind: [\n"), [""; 0]);
-        assert_eq!(heard.errors().len(), 1);
-        assert_eq!(heard.set("a", &(pod("x", "cache") + "---\n a: b\n c\n")), ["pod x cache"]);
-        assert_eq!(heard.set("a", &pod("x", "cache")), ["no pod z"]);
-        assert_eq!(heard.errors(), [""; 0]);
+        let mut recorder = Recorder::new();
+        recorder.set("a", &(pod("x", "web") + &pod("z", "db")));
+        assert_eq!(recorder.set("a", "kind: [\n"), [""; 0]);
+        assert_eq!(recorder.errors().len(), 1);
+        assert_eq!(recorder.set("a", &(pod("x", "cache") + "---\n a: b\n c\n")), ["pod x cache"]);
+        assert_eq!(recorder.set("a", &pod("x", "cache")), ["no pod z"]);
+        assert_eq!(recorder.errors(), [""; 0]);
     }
 
     #[test]
     fn file_that_becomes_binary_keeps_its_objects() {
-        let mut heard = Heard::new();
-        heard.set("a", &pod("x", "web"));
-        heard.store.set(Path::new("a"), b"\xff\xfe");
-        assert_eq!(heard.listen(), [""; 0]);
-        assert!(heard.errors()[0].contains("not UTF-8"), "{:?}", heard.errors());
-        assert_eq!(heard.set("a", &pod("x", "db")), ["pod x db"]);
-        assert_eq!(heard.errors(), [""; 0]);
+        let mut recorder = Recorder::new();
+        recorder.set("a", &pod("x", "web"));
+        recorder.store.set(Path::new("a"), b"\xff\xfe");
+        assert_eq!(recorder.take(), [""; 0]);
+        assert!(recorder.errors()[0].contains("not UTF-8"), "{:?}", recorder.errors());
+        assert_eq!(recorder.set("a", &pod("x", "db")), ["pod x db"]);
+        assert_eq!(recorder.errors(), [""; 0]);
     }
 
     #[test]
     fn object_that_loses_its_kind_or_name_stays() {
-        let mut heard = Heard::new();
-        heard.set("a", &pod("x", "web"));
-        assert_eq!(heard.set("a", &pod("x", "web").replace("kind:", "Kind:")), [""; 0]);
-        assert_eq!(heard.set("a", &pod("x", "web").replace("name:", "nam:")), [""; 0]);
+        let mut recorder = Recorder::new();
+        recorder.set("a", &pod("x", "web"));
+        assert_eq!(recorder.set("a", &pod("x", "web").replace("kind:", "Kind:")), [""; 0]);
+        assert_eq!(recorder.set("a", &pod("x", "web").replace("name:", "nam:")), [""; 0]);
     }
 
     #[test]
     fn refused_policy_keeps_its_last_good_version() {
-        let mut heard = Heard::new();
-        assert_eq!(heard.set("a", &policy("p", "{ingress: [{}]}")), ["policy p Accepted"]);
-        assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), [""; 0]);
-        assert_eq!(heard.errors().len(), 1);
-        let kept = heard.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
+        let mut recorder = Recorder::new();
+        assert_eq!(recorder.set("a", &policy("p", "{ingress: [{}]}")), ["policy p Accepted"]);
+        assert_eq!(recorder.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), [""; 0]);
+        assert_eq!(recorder.errors().len(), 1);
+        let kept = recorder.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
         assert_eq!(kept.ingress.as_ref().map(Vec::len), Some(1));
-        assert_eq!(heard.set("a", &policy("p", "{ingress: []}")), ["policy p Accepted"]);
+        assert_eq!(recorder.set("a", &policy("p", "{ingress: []}")), ["policy p Accepted"]);
     }
 
     #[test]
     fn policy_that_was_never_valid_isolates_and_allows_nothing() {
-        let mut heard = Heard::new();
-        assert_eq!(heard.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), ["policy p Refused"]);
-        assert_eq!(heard.set("a", &policy("p", "{egress: [{to: [{}]}]}")), ["policy p Refused"]);
-        let stand_in = heard.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
+        let mut recorder = Recorder::new();
+        assert_eq!(recorder.set("a", &policy("p", "{ingress: [{from: [{}]}]}")), ["policy p Refused"]);
+        assert_eq!(recorder.set("a", &policy("p", "{egress: [{to: [{}]}]}")), ["policy p Refused"]);
+        let stand_in = recorder.cluster.policy(&ObjectKey::new("default", "p")).unwrap();
         assert_eq!((&stand_in.ingress, &stand_in.egress), (&Some(Vec::new()), &Some(Vec::new())));
         // Not even the selected pods are known: the stand-in stays.
-        assert_eq!(heard.set("a", &policy("p", "{podSelector: 1}")), [""; 0]);
-        assert_eq!(heard.set("a", &policy("p", "{}")), ["policy p Accepted"]);
+        assert_eq!(recorder.set("a", &policy("p", "{podSelector: 1}")), [""; 0]);
+        assert_eq!(recorder.set("a", &policy("p", "{}")), ["policy p Accepted"]);
     }
 
     #[test]
     fn object_moved_between_files_in_one_step_is_not_reported() {
-        let mut heard = Heard::new();
-        heard.set("a", &pod("x", "web"));
-        heard.store.set(Path::new("b"), pod("x", "web").as_bytes());
-        heard.store.remove(Path::new("a"));
-        assert_eq!(heard.listen(), [""; 0]);
+        let mut recorder = Recorder::new();
+        recorder.set("a", &pod("x", "web"));
+        recorder.store.set(Path::new("b"), pod("x", "web").as_bytes());
+        recorder.store.remove(Path::new("a"));
+        assert_eq!(recorder.take(), [""; 0]);
     }
 
     #[test]
     fn last_good_version_stays_with_two_definitions() {
-        let mut heard = Heard::new();
-        heard.set("b", &(pod("x", "web") + &policy("p", "{}")));
-        assert_eq!(heard.set("a", &(pod("x", "db") + &policy("p", "{ingress: [{}]}"))), [""; 0]);
-        let errors = heard.errors();
+        let mut recorder = Recorder::new();
+        recorder.set("b", &(pod("x", "web") + &policy("p", "{}")));
+        assert_eq!(recorder.set("a", &(pod("x", "db") + &policy("p", "{ingress: [{}]}"))), [""; 0]);
+        let errors = recorder.errors();
         assert_eq!(errors.len(), 2);
         assert!(errors[0].starts_with("b:4:") && errors[0].contains("already defined at a:4:"), "{errors:?}");
-        heard.store.remove(Path::new("b"));
-        assert_eq!(heard.listen(), ["pod x db", "policy p Accepted"]);
-        assert_eq!(heard.errors(), [""; 0]);
+        recorder.store.remove(Path::new("b"));
+        assert_eq!(recorder.take(), ["pod x db", "policy p Accepted"]);
+        assert_eq!(recorder.errors(), [""; 0]);
     }
 
     #[test]
     fn first_of_two_initial_definitions_wins_and_a_policy_is_refused() {
-        let mut heard = Heard::default();
-        heard.store.set(Path::new("b"), (pod("x", "web") + &policy("p", "{}")).as_bytes());
-        heard.store.set(Path::new("a"), (pod("x", "db") + &policy("p", "{ingress: [{}]}")).as_bytes());
-        let told = heard.listen();
-        assert_eq!(told[4..], ["pod x db", "policy p Refused"]);
+        let mut recorder = Recorder::default();
+        recorder.store.set(Path::new("b"), (pod("x", "web") + &policy("p", "{}")).as_bytes());
+        recorder.store.set(Path::new("a"), (pod("x", "db") + &policy("p", "{ingress: [{}]}")).as_bytes());
+        let reported = recorder.take();
+        assert_eq!(reported[4..], ["pod x db", "policy p Refused"]);
     }
 }

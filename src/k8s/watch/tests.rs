@@ -49,7 +49,10 @@ fn objects_missing_from_a_new_list_are_removed_in_the_same_update() {
     let mut pods = Inventory::<types::Pod>::new();
     pods.begin_list();
     for name in ["a", "b", "c"] {
-        assert!(pods.set(&pod(name, &json!({}))).changes.is_empty(), "a list is update when it is complete");
+        assert!(
+            pods.set(&pod(name, &json!({}))).changes.is_empty(),
+            "changes of a list are reported when it is complete"
+        );
     }
     assert_eq!(pods.end_list().changes.len(), 3);
     pods.begin_list();
@@ -115,7 +118,7 @@ fn refused_policy_keeps_its_last_good_version_or_else_isolates() {
     assert_eq!(standing(&update), None, "the good version stays");
     assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
 
-    assert_eq!(policies.set(&policy("p", &bad)).refused, None, "nothing new");
+    assert_eq!(policies.set(&policy("p", &bad)).refused, None, "an equal refusal is not reported again");
     let update = policies.remove(&policy("p", &bad));
     assert_eq!((removed(&update), update.refused), (vec!["shop/p".to_owned()], Some(Vec::new())));
 }
@@ -196,7 +199,7 @@ fn malformed_object_is_refused_by_name_and_others_are_read() {
         Some("NetworkPolicy shop/odd")
     );
 
-    // A removed object is gone, however odd it is.
+    // A malformed object can be removed.
     assert_eq!(removed(&policies.remove(&items[0])), ["shop/odd"]);
 }
 
@@ -216,11 +219,11 @@ fn invalid_label_value_in_a_stored_selector_is_accepted() {
 #[test]
 fn valid_fields_of_a_partly_invalid_pod_are_used() {
     let mut pods = Inventory::<types::Pod>::new();
-    let odd = json!({
+    let invalid = json!({
         "spec": {"nodeName": "n1", "containers": [{"ports": [{"containerPort": 99999}, {"containerPort": 80}]}]},
         "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "what"}]},
     });
-    let update = pods.set(&pod("a", &odd));
+    let update = pods.set(&pod("a", &invalid));
     let [Change::SetPod(pod)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!((pod.addresses.len(), pod.ports.len(), pod.node.as_deref()), (1, 1, Some("n1")));
     assert_eq!(update.refused.map(|refused| refused.len()), Some(2));
@@ -240,7 +243,11 @@ fn only_node_addresses_of_host_network_pods_are_kept() {
     assert_eq!(kept.key, ObjectKey::new("shop", "a"));
     assert!(kept.addresses.is_empty() && kept.ports.is_empty() && kept.labels.iter().next().is_none());
     assert_eq!(kept.node_addresses.len(), 1);
-    assert_eq!(pods.set(&pod("a", &host("Pending"))).changes, update.changes, "nothing of it ever changes");
+    assert_eq!(
+        pods.set(&pod("a", &host("Pending"))).changes,
+        update.changes,
+        "other changes of it are ignored"
+    );
 }
 
 #[test]

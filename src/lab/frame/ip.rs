@@ -271,10 +271,10 @@ mod tests {
 
     #[test]
     fn extension_headers_are_chained_to_the_payload() {
-        let way = option::routing(0, 1, &["fd00::3".parse().unwrap()]);
+        let header = option::routing(0, 1, &["fd00::3".parse().unwrap()]);
         let packet = six()
             .extension(protocol::HOP_BY_HOP, option::padding())
-            .extension(protocol::ROUTING, way)
+            .extension(protocol::ROUTING, header)
             .packet(protocol::UDP, b"12345678");
         assert_eq!(packet[6], protocol::HOP_BY_HOP);
         assert_eq!(&packet[4..6], &[0, 8 + 24 + 8]);

@@ -1,4 +1,4 @@
-//! What is closed, and what is not.
+//! Which policies and namespaces are closed.
 
 use super::*;
 use crate::model::{Change, Requirement, Standing};
@@ -144,14 +144,14 @@ fn each_distinct_list_of_policies_is_counted() {
 #[test]
 fn selectors_with_too_many_members_close_their_namespace_until_pods_are_removed() {
     let budgets = Budgets { namespace_members: 30, ..Budgets::default() };
-    let everybody = |at: u32| {
+    let match_all = |at: u32| {
         let not = Operator::NotIn([at.to_string().into()].into());
         let pods = LabelSelector::new([Requirement { key: "x".into(), operator: not }]);
         Peer::Pods(PodPeer { scope: Scope::Own("a".into()), pods })
     };
     let mut cluster = crate::model::Cluster::new();
     let mut resolver = Resolver::new(NODE).with_budgets(budgets);
-    let mut tell = |change: Change| {
+    let mut over_after = |change: Change| {
         if let Some(delta) = cluster.apply(change) {
             resolver.update(&cluster, &delta);
         }
@@ -159,18 +159,18 @@ fn selectors_with_too_many_members_close_their_namespace_until_pods_are_removed(
     };
     // Rules with different ports, so that they are not merged: ten sets of two pods.
     let rules = (0..10).map(|at| PolicyRule {
-        peers: Peers::Of(vec![everybody(at)]),
+        peers: Peers::Of(vec![match_all(at)]),
         ports: Ports::Of(vec![Port::Range(
             crate::model::Protocol::Tcp,
             PortRange::single(u16::try_from(at).unwrap() + 80),
         )]),
     });
     let policy = NetworkPolicy { ingress: Some(rules.collect()), ..policy("a", "p", Vec::new()) };
-    assert_eq!(tell(Change::SetPolicy(policy)), 0);
-    assert_eq!([1, 2, 3].map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at)))), [0, 0, 0]);
-    let many = (4..=8).map(|at| tell(Change::SetPod(pod("a", &format!("p{at}"), at))));
+    assert_eq!(over_after(Change::SetPolicy(policy)), 0);
+    assert_eq!([1, 2, 3].map(|at| over_after(Change::SetPod(pod("a", &format!("p{at}"), at)))), [0, 0, 0]);
+    let many = (4..=8).map(|at| over_after(Change::SetPod(pod("a", &format!("p{at}"), at))));
     assert_eq!(many.last(), Some(1), "80 members, of 64 that eight addresses allow");
-    let fewer = (2..=8).map(|at| tell(Change::RemovePod(ObjectKey::new("a", format!("p{at}")))));
+    let fewer = (2..=8).map(|at| over_after(Change::RemovePod(ObjectKey::new("a", format!("p{at}")))));
     assert_eq!(fewer.last(), Some(0));
 }
 
@@ -190,26 +190,26 @@ fn selectors_without_a_required_label_close_their_namespace_over_the_comparison_
     let budgets = Budgets { namespace_members: 5, ..Budgets::default() };
     let mut cluster = crate::model::Cluster::new();
     let mut resolver = Resolver::new(NODE).with_budgets(budgets);
-    let mut take = |change: Change| {
+    let mut apply = |change: Change| {
         if let Some(delta) = cluster.apply(change) {
             resolver.update(&cluster, &delta);
         }
         let now = resolver.resolve(&cluster);
-        let anew = Resolver::of(NODE, &cluster).with_budgets(budgets).resolve(&cluster);
-        assert_eq!(now.over_budget, anew.over_budget);
-        assert_eq!(now.selections, anew.selections);
+        let from_scratch = Resolver::of(NODE, &cluster).with_budgets(budgets).resolve(&cluster);
+        assert_eq!(now.over_budget, from_scratch.over_budget);
+        assert_eq!(now.selections, from_scratch.selections);
         (now.over_budget.iter().map(ToString::to_string).collect::<Vec<_>>(), rules(&now, "web"))
     };
-    take(Change::SetPod(pod("a", "web", 1)));
+    apply(Change::SetPod(pod("a", "web", 1)));
     let selectors =
         |peer: &dyn Fn(u32) -> Peer| Change::SetPolicy(policy("a", "many", (0..300).map(peer).collect()));
-    assert_eq!(take(selectors(&peer)), (vec![], Some(1)), "one pod");
+    assert_eq!(apply(selectors(&peer)), (vec![], Some(1)), "one pod");
     let closed = "namespace a needs 600 comparisons of pods with selectors, over the budget of the namespace (400): its \
                   pods stay isolated, and no policy of the namespace allows anything here";
-    assert_eq!(take(Change::SetPod(pod("b", "db", 2))), (vec![closed.into()], Some(0)), "two pods");
-    assert_eq!(take(selectors(&own_label)), (vec![], Some(1)), "each demands a label");
-    assert_eq!(take(selectors(&peer)), (vec![closed.into()], Some(0)));
-    assert_eq!(take(Change::RemovePod(ObjectKey::new("b", "db"))), (vec![], Some(1)), "one pod again");
+    assert_eq!(apply(Change::SetPod(pod("b", "db", 2))), (vec![closed.into()], Some(0)), "two pods");
+    assert_eq!(apply(selectors(&own_label)), (vec![], Some(1)), "each requires a label");
+    assert_eq!(apply(selectors(&peer)), (vec![closed.into()], Some(0)));
+    assert_eq!(apply(Change::RemovePod(ObjectKey::new("b", "db"))), (vec![], Some(1)), "one pod again");
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn policy_cost_is_the_sum_of_its_rules() {
         costs(vec![], vec![rule(Peers::Any, Ports::Any), rule(Peers::Any, Ports::Any)]),
         same(1 + 4 + 4)
     );
-    let everybody = || Peers::Of(vec![peer(own(), vec![])]);
-    assert_eq!(costs(vec![], vec![rule(everybody(), Ports::Any)]), same(1 + 4 + 8));
+    let match_all = || Peers::Of(vec![peer(own(), vec![])]);
+    assert_eq!(costs(vec![], vec![rule(match_all(), Ports::Any)]), same(1 + 4 + 8));
     // Two peers and two blocks, for three protocols with a port each.
     let mut peers = vec![
         peer(own(), vec![requirement(Operator::DoesNotExist)]),
@@ -375,14 +375,14 @@ fn sets_are_counted_once_for_each_family_that_needs_them() {
     assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16"])]), (0, 1 + 1));
     assert_eq!(cost(vec![nets(&["10.0.0.0/8 but 10.1.0.0/16", "192.0.2.0/24"])]), (0, 1 + 1));
     // Ports become a set if a rule has no room for them: it has room for fifteen numbers, or seven ranges and a number.
-    let everybody = |ports| (None, &[][..], ports);
+    let match_all = |ports| (None, &[][..], ports);
     let singles = |count: u16| (0..count).map(|at| (10 * at, 10 * at)).collect::<Vec<_>>();
     let wide = |count: u16| (0..count).map(|at| (10 * at, 10 * at + 2)).collect::<Vec<_>>();
-    assert_eq!(cost(vec![everybody(ranges(Tcp, &singles(15)))]), (0, 0));
-    assert_eq!(cost(vec![everybody(ranges(Tcp, &singles(16)))]), (2 * 16, 2));
-    assert_eq!(cost(vec![everybody(ranges(Tcp, &[wide(7), vec![(100, 100)]].concat()))]), (0, 0));
-    assert_eq!(cost(vec![everybody(ranges(Tcp, &wide(8)))]), (2 * 8 * 3, 2));
+    assert_eq!(cost(vec![match_all(ranges(Tcp, &singles(15)))]), (0, 0));
+    assert_eq!(cost(vec![match_all(ranges(Tcp, &singles(16)))]), (2 * 16, 2));
+    assert_eq!(cost(vec![match_all(ranges(Tcp, &[wide(7), vec![(100, 100)]].concat()))]), (0, 0));
+    assert_eq!(cost(vec![match_all(ranges(Tcp, &wide(8)))]), (2 * 8 * 3, 2));
     // Two protocols share the same set.
-    let both = [everybody(ranges(Tcp, &singles(16))), everybody(ranges(Udp, &singles(16)))];
+    let both = [match_all(ranges(Tcp, &singles(16))), match_all(ranges(Udp, &singles(16)))];
     assert_eq!(cost(both.into()), (2 * 16, 2));
 }

@@ -28,12 +28,12 @@ impl World {
         let resolver = Resolver::new(HERE).with_budgets(budgets);
         let mut world = Self { cluster: Cluster::new(), resolver, budgets, pods: None };
         for (namespace, last) in namespaces.iter().zip(1..) {
-            world.take(pod(HERE, namespace, "web", &[last]));
+            world.apply(pod(HERE, namespace, "web", &[last]));
         }
         world
     }
 
-    fn take(&mut self, change: Change) {
+    fn apply(&mut self, change: Change) {
         if let Some(delta) = self.cluster.apply(change) {
             self.resolver.update(&self.cluster, &delta);
         }
@@ -42,24 +42,25 @@ impl World {
     /// What is over its budget now, and whether the pods had to be recomputed.
     fn over(&mut self) -> (Over, bool) {
         let Resolved { pods, over_budget, selections, .. } = self.resolver.resolve(&self.cluster);
-        let anew = Resolver::of(HERE, &self.cluster).with_budgets(self.budgets).resolve(&self.cluster);
+        let from_scratch =
+            Resolver::of(HERE, &self.cluster).with_budgets(self.budgets).resolve(&self.cluster);
         let closed =
             |over: &[OverBudget]| -> Vec<Closed> { over.iter().map(|one| one.closed.clone()).collect() };
-        assert_eq!(closed(&over_budget), closed(&anew.over_budget));
-        assert_eq!(selections, anew.selections);
+        assert_eq!(closed(&over_budget), closed(&from_scratch.over_budget));
+        assert_eq!(selections, from_scratch.selections);
         let is_new = !self.pods.as_ref().is_some_and(|before| Arc::ptr_eq(before, &pods));
         self.pods = Some(pods);
-        let told = |one: &OverBudget| (one.namespace().to_string(), one.scale, one.resource, one.cost);
-        (over_budget.iter().map(told).collect(), is_new)
+        let describe = |one: &OverBudget| (one.namespace().to_string(), one.scale, one.resource, one.cost);
+        (over_budget.iter().map(describe).collect(), is_new)
     }
 
     #[track_caller]
     fn expect(&mut self, change: Change, over: &[(&str, Scale, Resource, u64)], is_new: bool) {
-        self.take(change);
+        self.apply(change);
         let (now, was_new) = self.over();
         let now: Vec<_> = now.iter().map(|(name, scale, of, cost)| (&**name, *scale, *of, *cost)).collect();
         assert_eq!(now, over);
-        assert_eq!(was_new, is_new, "whether pods were resolved anew");
+        assert_eq!(was_new, is_new, "whether pods were resolved again");
     }
 }
 
@@ -76,7 +77,7 @@ fn far(name: &str, lasts: &[u8]) -> Change {
     pod("n2", "far", name, lasts)
 }
 
-fn gone(name: &str) -> Change {
+fn removal(name: &str) -> Change {
     Change::RemovePod(ObjectKey::new("far", name))
 }
 
@@ -128,8 +129,8 @@ fn too_many_remote_members_close_a_namespace_until_pods_are_removed() {
     world.expect(far("p3", &[3]), &[("a", Scale::Namespace, Resource::Members, 60)], true);
     // The reported cost is that at the moment of closing.
     world.expect(far("p4", &[4]), &[("a", Scale::Namespace, Resource::Members, 60)], false);
-    world.expect(gone("p4"), &[("a", Scale::Namespace, Resource::Members, 60)], false);
-    world.expect(gone("p1"), &[], true);
+    world.expect(removal("p4"), &[("a", Scale::Namespace, Resource::Members, 60)], false);
+    world.expect(removal("p1"), &[], true);
     // Two addresses count as two.
     world.expect(far("p3", &[3, 5]), &[("a", Scale::Namespace, Resource::Members, 60)], true);
 }
@@ -137,21 +138,21 @@ fn too_many_remote_members_close_a_namespace_until_pods_are_removed() {
 #[test]
 fn too_many_remote_members_of_a_node_close_its_largest_namespace() {
     let mut world = World::new(Budgets { node_members: 72, ..Budgets::UNLIMITED }, &["a", "b"]);
-    world.take(policy("a", peers(12, None)));
+    world.apply(policy("a", peers(12, None)));
     world.expect(policy("b", peers(12, None)), &[], true);
     // Sixteen for each address of the cluster are exactly 96 by now.
     world.expect(far("p1", &[1, 2, 3, 4]), &[], false);
     world.expect(far("p2", &[5]), &[("a", Scale::Node, Resource::Members, 60)], true);
-    world.expect(gone("p2"), &[], true);
+    world.expect(removal("p2"), &[], true);
 }
 
 #[test]
 fn namespace_that_becomes_the_largest_is_closed_instead() {
     let mut world = World::new(Budgets { node_members: 70, ..Budgets::UNLIMITED }, &["a", "b"]);
     let named = |name: &str| Requirement::equals("app", name);
-    world.take(policy("a", peers(40, Some(&named("x")))));
+    world.apply(policy("a", peers(40, Some(&named("x")))));
     world.expect(policy("b", peers(40, Some(&named("y")))), &[], true);
-    world.take(far("y", &[1]));
+    world.apply(far("y", &[1]));
     world.expect(far("x", &[2, 3]), &[("a", Scale::Node, Resource::Members, 80)], true);
     world.expect(far("y", &[1, 4, 5]), &[("b", Scale::Node, Resource::Members, 120)], true);
 }
@@ -163,17 +164,17 @@ fn too_many_comparisons_with_remote_pods_close_a_namespace() {
     world.expect(far("p1", &[1]), &[], false);
     world.expect(far("p2", &[2]), &[("a", Scale::Namespace, Resource::Comparisons, 1200)], true);
     world.expect(far("p3", &[3]), &[("a", Scale::Namespace, Resource::Comparisons, 1200)], false);
-    world.take(gone("p3"));
-    world.expect(gone("p1"), &[], true);
+    world.apply(removal("p3"));
+    world.expect(removal("p1"), &[], true);
 }
 
 #[test]
 fn too_many_comparisons_of_a_node_close_the_first_of_two_namespaces() {
     let mut world = World::new(Budgets { node_members: 15, ..Budgets::UNLIMITED }, &["a", "b"]);
-    world.take(compared_with_all("b", 300));
+    world.apply(compared_with_all("b", 300));
     world.expect(compared_with_all("a", 300), &[], true);
     world.expect(far("p1", &[1]), &[("a", Scale::Node, Resource::Comparisons, 900)], true);
-    world.expect(gone("p1"), &[], true);
+    world.expect(removal("p1"), &[], true);
 }
 
 #[test]
@@ -222,8 +223,8 @@ fn label_of_a_namespace_counts_all_its_pods() {
     let of_team = LabelSelector::new([Requirement::equals("team", "x")]);
     let of_team = |peer: PodPeer| PodPeer { scope: Scope::Matching(of_team.clone()), ..peer };
     let mut world = World::new(Budgets { namespace_members: 40, ..Budgets::UNLIMITED }, &["a"]);
-    world.take(labelled(&[]));
-    world.take(far("p1", &[1, 2, 3]));
+    world.apply(labelled(&[]));
+    world.apply(far("p1", &[1, 2, 3]));
     world.expect(policy("a", peers(20, None).map(of_team)), &[], true);
     let over = [("a", Scale::Namespace, Resource::Members, 60)];
     world.expect(labelled(&[("team", "x")]), &over, true);
@@ -271,9 +272,9 @@ fn named_port_counts_each_number_at_each_matching_address() {
         };
         changing.pod(&cluster, before.as_ref(), after.as_ref());
     }
-    let mut anew = Counts::default();
-    anew.keep(&cluster, selections.iter());
-    for counts in [changing, anew] {
+    let mut from_scratch = Counts::default();
+    from_scratch.keep(&cluster, selections.iter());
+    for counts in [changing, from_scratch] {
         assert_eq!(selections.each_ref().map(|selection| counts.of(selection)), [4, 2, 3, 4]);
     }
 }

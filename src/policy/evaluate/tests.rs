@@ -96,18 +96,18 @@ fn flow(from: &str, to: &str, transport: &str) -> Flow {
     Flow { from: endpoint(from), to: endpoint(to), transport, family: None }
 }
 
-fn ask(cluster: &Cluster, from: &str, to: &str, transport: &str) -> Verdict {
+fn evaluated(cluster: &Cluster, from: &str, to: &str, transport: &str) -> Verdict {
     evaluate(cluster, &flow(from, to, transport))
 }
 
 fn passes(cluster: &Cluster, from: &str, to: &str, transport: &str) -> bool {
-    ask(cluster, from, to, transport).allowed()
+    evaluated(cluster, from, to, transport).allowed()
 }
 
 #[test]
 fn pod_without_a_policy_is_not_isolated_and_the_reason_says_so() {
     let cluster = mk_cluster([mk_pod("shop/web", &[]), mk_pod("shop/db", &[])], []);
-    let verdict = ask(&cluster, "shop/web", "shop/db", "80");
+    let verdict = evaluated(&cluster, "shop/web", "shop/db", "80");
     assert!(verdict.allowed());
     assert!(!verdict.ingress.isolated());
     assert_eq!(verdict.ingress.reason.to_string(), "no policy selects shop/db for ingress");
@@ -127,7 +127,7 @@ fn verdict_names_isolating_policies_and_allowing_rules() {
             mk_policy("shop/egress", "db", None, Some(vec![open])),
         ],
     );
-    let ingress = ask(&cluster, "shop/web", "shop/db", "80").ingress;
+    let ingress = evaluated(&cluster, "shop/web", "shop/db", "80").ingress;
     assert_eq!(ingress.isolated_by, [key("shop/a"), key("shop/b"), key("shop/c")]);
     let rule = |policy, rule| RuleRef { policy: key(policy), rule };
     assert_eq!(ingress.allowed_by, [rule("shop/b", 1), rule("shop/c", 0)]);
@@ -314,7 +314,7 @@ fn host_network_pod_is_matched_only_by_its_nodes_address() {
         for from in ["shop/host", "192.168.0.7"] {
             assert_eq!(passes(&cluster, from, "shop/db", "80"), expected, "{from}");
         }
-        let back = ask(&cluster, "shop/db", "shop/host", "80");
+        let back = evaluated(&cluster, "shop/db", "shop/host", "80");
         assert!(!back.egress.allowed());
         assert_eq!(back.ingress.reason, Reason::HostNetwork(key("shop/host")));
     }
@@ -335,10 +335,10 @@ fn node_and_its_own_pods_reach_each_other_despite_isolation() {
         }],
     );
     for node in ["192.168.0.1", "kube-system/proxy"] {
-        let probe = ask(&cluster, node, "shop/here", "80").ingress;
+        let probe = evaluated(&cluster, node, "shop/here", "80").ingress;
         assert_eq!(probe.reason, Reason::FromOwnNode(key("shop/here"), "n1".into()));
         assert!(probe.isolated() && probe.allowed());
-        let up = ask(&cluster, "shop/here", node, "6443").egress;
+        let up = evaluated(&cluster, "shop/here", node, "6443").egress;
         assert_eq!(up.reason, Reason::ToOwnNode(key("shop/here"), "n1".into()));
         assert!(!passes(&cluster, node, "shop/there", "80"), "another node is an address like any other");
         assert!(!passes(&cluster, "shop/there", node, "6443"));
@@ -353,7 +353,10 @@ fn pod_reaches_itself_by_name_and_by_address() {
     );
     assert!(passes(&cluster, "shop/web", "shop/web", "80"));
     assert!(passes(&cluster, "shop/web", "10.0.0.1", "80"));
-    assert_eq!(ask(&cluster, "10.0.0.1", "shop/web", "80").ingress.reason, Reason::Itself(key("shop/web")));
+    assert_eq!(
+        evaluated(&cluster, "10.0.0.1", "shop/web", "80").ingress.reason,
+        Reason::Itself(key("shop/web"))
+    );
 }
 
 #[test]
@@ -380,7 +383,7 @@ fn address_of_a_finished_pod_has_no_owner() {
     );
     assert!(!passes(&cluster, "shop/web", "shop/api", "80"));
     assert!(!passes(&cluster, "10.0.0.1", "shop/api", "80"));
-    let to_finished = ask(&cluster, "shop/api", "shop/db", "80").ingress;
+    let to_finished = evaluated(&cluster, "shop/api", "shop/db", "80").ingress;
     assert_eq!(to_finished.reason, Reason::Finished(key("shop/db")));
     assert!(!to_finished.isolated());
 }
@@ -416,28 +419,28 @@ fn pod_without_an_address_is_matched_by_labels_and_by_no_block() {
 fn flows_from_a_shared_address_need_permission_for_both_pods() {
     let old = Pod { terminating: true, ..mk_pod("shop/web", &["10.0.0.1"]) };
     let cluster = mk_cluster(
-        [old, mk_pod("shop/stranger", &["10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2"])],
+        [old, mk_pod("shop/other", &["10.0.0.1"]), mk_pod("shop/db", &["10.0.0.2"])],
         [
             mk_policy("shop/p", "db", Some(vec![from_peers([own(app("web"))])]), None),
-            mk_policy("shop/q", "stranger", Some(vec![]), None),
+            mk_policy("shop/q", "other", Some(vec![]), None),
         ],
     );
-    for sender in ["10.0.0.1", "shop/web", "shop/stranger"] {
-        assert!(!passes(&cluster, sender, "shop/db", "80"), "{sender}: it may be the stranger");
+    for sender in ["10.0.0.1", "shop/web", "shop/other"] {
+        assert!(!passes(&cluster, sender, "shop/db", "80"), "{sender}: the sender may be shop/other");
         assert!(
             !passes(&cluster, "shop/db", sender, "80"),
-            "{sender}: the stranger's policy lets nothing in"
+            "{sender}: the policy of shop/other admits nothing"
         );
     }
     assert_eq!(
-        ask(&cluster, "10.0.0.1", "shop/db", "80").ingress.reason.to_string(),
+        evaluated(&cluster, "10.0.0.1", "shop/db", "80").ingress.reason.to_string(),
         "shop/p isolates shop/db for ingress, and none of its rules allows this; \
-         shop/stranger and shop/web report 10.0.0.1, and all of them must be allowed"
+         shop/other and shop/web report 10.0.0.1, and all of them must be allowed"
     );
     assert_eq!(
-        ask(&cluster, "shop/db", "shop/web", "80").ingress.reason.to_string(),
-        "shop/q isolates shop/stranger for ingress, and none of its rules allows this; \
-         shop/stranger and shop/web report 10.0.0.1, and all of them must be allowed"
+        evaluated(&cluster, "shop/db", "shop/web", "80").ingress.reason.to_string(),
+        "shop/q isolates shop/other for ingress, and none of its rules allows this; \
+         shop/other and shop/web report 10.0.0.1, and all of them must be allowed"
     );
 }
 
@@ -498,9 +501,9 @@ fn flow_by_name_ignores_policies_of_another_pod_with_the_same_address() {
             mk_policy("shop/p", "db", Some(vec![from_peers([own(app("web"))])]), None),
         ],
     );
-    assert!(passes(&cluster, "shop/db", "shop/web", "80"), "its node asks its own pods' policies only");
-    assert!(!passes(&cluster, "shop/db", "10.0.0.1", "80"), "by address it may be either");
-    assert!(!passes(&cluster, "shop/web", "shop/db", "80"), "a peer is known by its address alone");
+    assert!(passes(&cluster, "shop/db", "shop/web", "80"), "a node evaluates only policies of its own pods");
+    assert!(!passes(&cluster, "shop/db", "10.0.0.1", "80"), "an address may be either pod");
+    assert!(!passes(&cluster, "shop/web", "shop/db", "80"), "a sender is identified only by its address");
 }
 
 #[test]
@@ -513,7 +516,7 @@ fn pods_on_one_node_need_both_egress_and_ingress() {
             mk_policy("shop/in", "db", Some(vec![]), None),
         ],
     );
-    let verdict = ask(&cluster, "shop/web", "shop/db", "80");
+    let verdict = evaluated(&cluster, "shop/web", "shop/db", "80");
     assert!(verdict.egress.allowed());
     assert!(!verdict.ingress.allowed());
     assert!(!verdict.allowed());
@@ -537,7 +540,7 @@ fn selector_without_matching_pods_allows_no_pod() {
     let cluster = mk_cluster(
         [mk_pod("shop/web", &[]), mk_pod("shop/db", &[])],
         [
-            mk_policy("shop/p", "db", Some(vec![from_peers([own(app("nobody"))])]), None),
+            mk_policy("shop/p", "db", Some(vec![from_peers([own(app("none"))])]), None),
             mk_policy("shop/q", "web", Some(vec![from_peers([])]), None),
         ],
     );
@@ -551,7 +554,7 @@ fn refused_policy_isolates_and_is_named_as_unreadable() {
     let refused =
         NetworkPolicy { standing: Standing::Refused, ..mk_policy("shop/broken", "db", Some(open), None) };
     let cluster = mk_cluster([mk_pod("shop/web", &[]), mk_pod("shop/db", &[])], [refused]);
-    let ingress = ask(&cluster, "shop/web", "shop/db", "80").ingress;
+    let ingress = evaluated(&cluster, "shop/web", "shop/db", "80").ingress;
     assert!(!ingress.allowed());
     let Reason::DeniedBy { refused, .. } = &ingress.reason else {
         panic!("denied, not {:?}", ingress.reason)
@@ -568,7 +571,7 @@ fn unknown_pod_name_is_selected_by_no_policy() {
             ..mk_policy("shop/p", "", Some(vec![]), None)
         }],
     );
-    let verdict = ask(&cluster, "shop/db", "shop/ghost", "80");
+    let verdict = evaluated(&cluster, "shop/db", "shop/ghost", "80");
     assert_eq!(verdict.ingress.reason, Reason::UnknownPod(key("shop/ghost")));
 }
 

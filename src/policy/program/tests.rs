@@ -58,7 +58,7 @@ fn ports_allowed_for_all_peers_are_removed_from_other_rules_within_a_limit() {
     };
     let pieces = |open: u16| {
         let rules = rules_with(open);
-        let of_some = rules.iter().find(|(everybody, _)| !everybody).map(|(_, ports)| ports.clone()).unwrap();
+        let of_some = rules.iter().find(|(for_all, _)| !for_all).map(|(_, ports)| ports.clone()).unwrap();
         let PortMatch::Of(ports) = of_some else { panic!("every port") };
         ports.iter().map(|(_, ranges)| ranges.len()).sum::<usize>()
     };

@@ -1,4 +1,4 @@
-//! What a resolver keeps, drops and reports while the cluster changes.
+//! State that a resolver keeps, drops and reports while the cluster changes.
 
 use super::*;
 use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Standing};
@@ -15,7 +15,7 @@ impl World {
         Self { cluster: Cluster::new(), resolver: Resolver::new(HERE) }
     }
 
-    fn take(&mut self, change: Change) {
+    fn apply(&mut self, change: Change) {
         if let Some(delta) = self.cluster.apply(change) {
             self.resolver.update(&self.cluster, &delta);
         }
@@ -62,25 +62,25 @@ fn policy_for(friend: &str) -> Change {
 #[test]
 fn moves_are_recorded_from_the_first_resolution_on() {
     let mut world = World::new();
-    world.take(policy());
-    world.take(pod(HERE, "web", 1));
-    world.take(pod("n2", "friend", 2));
+    world.apply(policy());
+    world.apply(pod(HERE, "web", 1));
+    world.apply(pod("n2", "friend", 2));
     assert_eq!(world.moves(), []);
     world.resolve();
-    world.take(pod("n2", "friend", 3));
+    world.apply(pod("n2", "friend", 3));
     assert_eq!(world.moves(), [(vec![address(2), address(3)], false)]);
     // A pod of this node must be recomputed; moves of others until then are still reported.
-    world.take(pod(HERE, "db", 4));
-    world.take(pod("n2", "friend", 5));
+    world.apply(pod(HERE, "db", 4));
+    world.apply(pod("n2", "friend", 5));
     assert_eq!(world.moves(), [(vec![address(4)], false), (vec![address(3), address(5)], false)]);
 }
 
 #[test]
 fn pod_move_is_recorded_without_selections() {
     let mut world = World::new();
-    world.take(pod(HERE, "web", 1));
+    world.apply(pod(HERE, "web", 1));
     assert!(world.resolve().selections.is_empty());
-    world.take(pod("n2", "friend", 2));
+    world.apply(pod("n2", "friend", 2));
     assert_eq!(world.moves(), [(vec![address(2)], false)]);
 }
 
@@ -88,16 +88,16 @@ fn pod_move_is_recorded_without_selections() {
 fn changes_of_one_input_are_one_move_that_closes_first() {
     let mut world = World::new();
     world.resolve();
-    world.take(pod("n2", "friend", 1));
+    world.apply(pod("n2", "friend", 1));
     let before = world.resolver.moves();
     assert_eq!(before, 1);
     world.resolver.join_moves(before);
-    assert_eq!(world.resolver.moves(), 1, "nothing came, so nothing moves");
-    world.take(pod("n2", "friend", 2));
-    world.take(pod("n2", "other", 1));
+    assert_eq!(world.resolver.moves(), 1, "no change, so no move");
+    world.apply(pod("n2", "friend", 2));
+    world.apply(pod("n2", "other", 1));
     world.resolver.join_moves(before);
-    let together = vec![address(1), address(2), address(1)];
-    assert_eq!(world.moves(), [(vec![address(1)], false), (together, true)]);
+    let joined = vec![address(1), address(2), address(1)];
+    assert_eq!(world.moves(), [(vec![address(1)], false), (joined, true)]);
 }
 
 #[test]
@@ -111,10 +111,10 @@ fn node_addresses_are_those_of_node_objects_and_pods() {
     };
     let mut world = World::new();
     let mut nodes = |change: Change| {
-        world.take(change);
+        world.apply(change);
         let now: Vec<Member> = world.resolve().nodes.v4.iter().copied().collect();
-        let anew = Resolver::of(HERE, &world.cluster).resolve(&world.cluster).nodes;
-        assert_eq!(anew.v4.into_iter().collect::<Vec<_>>(), now);
+        let from_scratch = Resolver::of(HERE, &world.cluster).resolve(&world.cluster).nodes;
+        assert_eq!(from_scratch.v4.into_iter().collect::<Vec<_>>(), now);
         now
     };
     assert_eq!(nodes(node(Some(2))), expected(&[2]));
@@ -129,11 +129,11 @@ fn node_addresses_are_those_of_node_objects_and_pods() {
 #[test]
 fn namespace_without_pods_of_this_node_is_dropped() {
     let mut world = World::new();
-    world.take(policy());
-    world.take(pod(HERE, "web", 1));
+    world.apply(policy());
+    world.apply(pod(HERE, "web", 1));
     world.resolve();
     assert_eq!(world.resolver.tenants.len(), 1);
-    world.take(Change::RemovePod(ObjectKey::new("a", "web")));
+    world.apply(Change::RemovePod(ObjectKey::new("a", "web")));
     world.resolve();
     assert!(world.resolver.tenants.is_empty());
 }
@@ -141,11 +141,11 @@ fn namespace_without_pods_of_this_node_is_dropped() {
 #[test]
 fn later_selection_receives_later_pods() {
     let mut world = World::new();
-    world.take(pod(HERE, "web", 1));
+    world.apply(pod(HERE, "web", 1));
     for (friend, last) in [("friend", 2), ("other", 3)] {
-        world.take(policy_for(friend));
+        world.apply(policy_for(friend));
         world.resolve();
-        world.take(pod("n2", friend, last));
+        world.apply(pod("n2", friend, last));
         let now = world.resolve().selections;
         assert_eq!(now, Resolver::of(HERE, &world.cluster).resolve(&world.cluster).selections);
         assert!(now.values().any(|members| members.v4.contains(&Member::Address(address(last)))), "{friend}");

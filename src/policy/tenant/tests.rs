@@ -1,4 +1,4 @@
-//! What is distinguished, what is shared, and what is dropped.
+//! Identity of policies, dropped costs, and shared programs.
 
 use super::*;
 use crate::model::{Change, ContainerPort, LabelSelector, Peers, PolicyRule, Protocol, Standing};
@@ -40,16 +40,16 @@ fn costs_are_dropped_once_most_policies_select_no_pod() {
     let tenant = Tenant::new(&cluster, subjects.iter_mut(), None, &mut costs, &budgets);
     let tenants = BTreeMap::from([(Arc::from("a"), tenant)]);
     assert_eq!(costs.0.len(), bound);
-    let mut gone = |how_many: usize| {
+    let mut add_unused = |how_many: usize| {
         for _ in 0..how_many {
-            costs.of(&Arc::new(policy("gone", Ports::Any)), &budgets);
+            costs.of(&Arc::new(policy("unused", Ports::Any)), &budgets);
         }
         costs.keep_used(&tenants);
         costs.0.len()
     };
     let most = 2 * bound + 64;
-    assert_eq!(gone(most - bound), most);
-    assert_eq!(gone(1), bound);
+    assert_eq!(add_unused(most - bound), most);
+    assert_eq!(add_unused(1), bound);
 }
 
 #[test]

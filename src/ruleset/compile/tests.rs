@@ -54,7 +54,7 @@ fn passes(rules: &Ruleset, from: IpAddr, to: IpAddr, port: u16) -> bool {
 
 /// How deep chains are nested from this one on, itself included, and how many rules the longest one has.
 fn depth_and_width(table: &Table, from: &ChainName, above: usize) -> (usize, usize) {
-    assert!(above < 16, "more chains behind each other than the kernel takes, or a loop");
+    assert!(above < 16, "more nested chains than the kernel accepts, or a loop");
     let rules = &table.chains[from].rules;
     let next = rules.iter().filter_map(|rule| match &rule.target {
         Target::Goto(chain) | Target::Jump(chain) => Some(depth_and_width(table, chain, above + 1)),
@@ -175,9 +175,9 @@ fn multicast_is_dropped_while_a_pod_is_isolated_in_either_direction() {
     };
     for direction in Direction::BOTH {
         assert!(closed(&[direction], true));
-        assert!(!closed(&[direction], false), "the interface guard does it");
+        assert!(!closed(&[direction], false), "with the interface guard these rules are not needed");
     }
-    assert!(!closed(&[], true), "nobody is isolated");
+    assert!(!closed(&[], true), "no pod is isolated");
 }
 
 #[test]
@@ -188,22 +188,22 @@ fn icmp_errors_of_connections_pass_before_policy() {
         let table = rules.table(family);
         for at in BuiltIn::ALL {
             let chain = &table.chains[&table.hooks[&at]];
-            let is_asked = |rule: &Rule| {
+            let uses_policy = |rule: &Rule| {
                 rule.matches
                     .iter()
                     .any(|m| m.set().is_some_and(|set| matches!(set.role(), SetRole::Isolated(_))))
             };
-            let before: Vec<&Rule> = chain.rules.iter().take_while(|rule| !is_asked(rule)).collect();
+            let before: Vec<&Rule> = chain.rules.iter().take_while(|rule| !uses_policy(rule)).collect();
             let of_icmp = before.iter().find(|rule| rule.matches.first() == Some(&Match::Protocol(protocol)));
             let of_icmp = of_icmp.unwrap();
-            let lets_pass = match &of_icmp.target {
+            let passes_errors = match &of_icmp.target {
                 Target::Goto(chain) => {
                     let first = &table.chains[chain].rules[0];
                     first.matches == [Match::Related] && first.target == Target::Return
                 }
                 target => of_icmp.matches[1..] == [Match::Related] && *target == Target::Return,
             };
-            assert!(lets_pass, "{family} {}: {before:?}", at.name());
+            assert!(passes_errors, "{family} {}: {before:?}", at.name());
         }
     }
 }

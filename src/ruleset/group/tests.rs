@@ -209,8 +209,8 @@ fn groups_unused_by_the_last_ruleset_are_dropped() {
     let (first, groups, before, places) = ruleset(&["10.1.0.0/16", "10.2.0.0/16"]);
     assert_eq!((groups, before, places), (2, 0, 2));
     let (second, groups, before, places) = ruleset(&["10.2.0.0/16"]);
-    assert!(Arc::ptr_eq(&first[1], &second[0]), "made once");
-    assert_eq!((groups, before, places), (1, 0, 2), "the first is still held here");
+    assert!(Arc::ptr_eq(&first[1], &second[0]), "the group is reused");
+    assert_eq!((groups, before, places), (1, 0, 2), "the first one is still referenced");
     drop((first, second));
     let (_, groups, before, places) = ruleset(&["10.2.0.0/16"]);
     assert_eq!((groups, before, places), (1, 0, 1));
@@ -218,14 +218,14 @@ fn groups_unused_by_the_last_ruleset_are_dropped() {
 
 #[test]
 fn set_of_ports_is_used_up_to_a_size_per_saved_rule() {
-    let kinds = |ports: u16, everybody: bool| {
+    let kinds = |ports: u16, all_peers: bool| {
         // Two rules, since one has room for seven ranges: of two ports each; the last range has the other ports.
         let ranges = (0..8_u16).map(|at| (1000 * at, 1000 * at + if at == 7 { ports - 15 } else { 1 }));
         let ranges = ranges.map(|(first, last)| (Protocol::Tcp, PortRange::new(first, last).unwrap()));
         let ports = PortMatch::Of(ranges.collect());
         let mut rule = rule(Action::Allow, &["10.9.0.0/16"], ports);
         match &mut rule.peers {
-            peers if everybody => *peers = PeerMatch::Any,
+            peers if all_peers => *peers = PeerMatch::Any,
             PeerMatch::Of { pods, .. } => *pods = Some(Arc::new(Selection::new(Chosen::Pods(Vec::new())))),
             peers => panic!("{peers:?}"),
         }
@@ -264,7 +264,7 @@ fn block_with_many_excepts_uses_the_same_sets_beside_other_blocks() {
     let (alone, together) = (of(false), of(true));
     assert_eq!(excepts(&alone).len(), 1);
     assert_eq!(excepts(&alone), excepts(&together));
-    assert_eq!(sizes(&together).len(), 2, "the small ones are one set");
+    assert_eq!(sizes(&together).len(), 2, "small blocks share one set");
     for (other, passing) in
         [("10.0.0.5", false), ("10.0.0.6", true), ("172.16.7.7", false), ("172.16.7.6", true)]
     {

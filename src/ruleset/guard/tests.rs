@@ -87,12 +87,12 @@ fn pod_is_bound_to_the_interface_with_its_addresses() {
 
 #[test]
 fn address_that_a_pod_gave_itself_binds_nothing() {
-    let honest = veth(3, &["10.244.1.2"]);
-    let thief = veth(4, &["10.244.1.3", "10.244.1.2", "10.244.9.9"]);
-    let pods = [pod("honest", &["10.244.1.2"]), pod("thief", &["10.244.1.3"])];
-    for veths in [[honest.clone(), thief.clone()], [thief.clone(), honest.clone()]] {
+    let genuine = veth(3, &["10.244.1.2"]);
+    let forger = veth(4, &["10.244.1.3", "10.244.1.2", "10.244.9.9"]);
+    let pods = [pod("genuine", &["10.244.1.2"]), pod("forger", &["10.244.1.3"])];
+    for veths in [[genuine.clone(), forger.clone()], [forger.clone(), genuine.clone()]] {
         let bindings = fresh(&veths, &pods);
-        assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("honest"), Some("thief")));
+        assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (Some("genuine"), Some("forger")));
         assert_eq!(bindings.ports[&4].addresses, [ip("10.244.1.3")]);
     }
 }
@@ -111,15 +111,19 @@ fn changes_after_the_binding_are_ignored() {
 fn interface_of_a_deleted_pod_is_closed_and_reused_only_without_alternative() {
     let pods = [pod("a", &["10.244.1.2"])];
     let before = fresh(&[veth(3, &["10.244.1.2"])], &pods);
-    let gone = bound(&[veth(3, &["10.244.1.2"])], &[], &[], &[], &before);
-    assert!(gone.ports[&3].retired && gone.ports[&3].mac.is_none() && gone.ports[&3].addresses.is_empty());
+    let deleted = bound(&[veth(3, &["10.244.1.2"])], &[], &[], &[], &before);
+    assert!(
+        deleted.ports[&3].retired
+            && deleted.ports[&3].mac.is_none()
+            && deleted.ports[&3].addresses.is_empty()
+    );
     // Its address has a new owner, with its own interface.
     let next = [pod("next", &["10.244.1.2"])];
-    let after = bound(&[veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.2"])], &next, &[], &[], &gone);
+    let after = bound(&[veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.2"])], &next, &[], &[], &deleted);
     assert_eq!((owner(&after, 3), owner(&after, 5)), (None, Some("next")));
-    // The same pod's object is back, as for a static pod whose mirror was deleted.
-    let back = bound(&[veth(3, &["10.244.1.2"])], &pods, &[], &[], &gone);
-    assert_eq!((owner(&back, 3), back.ports[&3].retired), (Some("a"), false));
+    // The object of the same pod is created again, as for a static pod whose mirror was deleted.
+    let again = bound(&[veth(3, &["10.244.1.2"])], &pods, &[], &[], &deleted);
+    assert_eq!((owner(&again, 3), again.ports[&3].retired), (Some("a"), false));
 }
 
 #[test]
@@ -151,9 +155,9 @@ fn ambiguous_interfaces_of_one_pod_are_both_closed() {
 
 #[test]
 fn interface_of_a_deleted_pod_is_not_reused_beside_ambiguous_ones() {
-    let gone = fresh(&[veth(3, &["10.244.1.2"])], &[pod("gone", &["10.244.1.2"])]);
+    let deleted = fresh(&[veth(3, &["10.244.1.2"])], &[pod("deleted", &["10.244.1.2"])]);
     let veths = [3, 4, 5].map(|index| veth(index, &["10.244.1.2"]));
-    let next = bound(&veths, &[pod("next", &["10.244.1.2"])], &[], &[], &gone);
+    let next = bound(&veths, &[pod("next", &["10.244.1.2"])], &[], &[], &deleted);
     assert_eq!([3, 4, 5].map(|index| owner(&next, index)), [None; 3]);
     assert!(next.ports[&3].retired);
     assert_eq!(next.unbound.get(&ObjectKey::new("shop", "next")), Some(&Unbound::Ambiguous));
@@ -236,8 +240,8 @@ fn first_interface_is_guarded_if_its_address_is_in_the_pod_cidr() {
 fn first_bound_interface_keeps_a_duplicate_hardware_address() {
     let pods = [pod("a", &["10.244.1.2"]), pod("b", &["10.244.1.3"])];
     let before = fresh(&[veth(4, &["10.244.1.3"])], &pods[1..]);
-    let thief = Veth { mac: Mac([2, 0, 0, 0, 0, 4]), ..veth(3, &["10.244.1.2"]) };
-    let bindings = bound(&[thief, veth(4, &["10.244.1.3"])], &pods, &[], &[], &before);
+    let forger = Veth { mac: Mac([2, 0, 0, 0, 0, 4]), ..veth(3, &["10.244.1.2"]) };
+    let bindings = bound(&[forger, veth(4, &["10.244.1.3"])], &pods, &[], &[], &before);
     assert_eq!(bindings.ports[&4].mac, Some(Mac([2, 0, 0, 0, 0, 4])));
     assert_eq!(bindings.ports[&3].mac, None);
 }
@@ -256,9 +260,9 @@ fn lost_hardware_address_is_not_taken_back_in_the_next_sync() {
 
 #[test]
 fn new_port_is_guarded_while_the_last_pod_of_its_bridge_is_deleted() {
-    let there = veth(3, &["10.244.1.2"]);
-    let before = fresh(std::slice::from_ref(&there), &[pod("a", &["10.244.1.2"])]);
-    let after = bound(&[there, veth(4, &[])], &[], &[], &[], &before);
+    let existing = veth(3, &["10.244.1.2"]);
+    let before = fresh(std::slice::from_ref(&existing), &[pod("a", &["10.244.1.2"])]);
+    let after = bound(&[existing, veth(4, &[])], &[], &[], &[], &before);
     assert!(after.ports.contains_key(&4));
 }
 

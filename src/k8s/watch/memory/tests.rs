@@ -114,7 +114,7 @@ fn largest_namespace_loses_its_rules_immediately_over_the_cluster_limit() {
     let update = policies.set(&policy("c/q", 30));
     assert_eq!((without_rules(&update), dropped(&update)), (Vec::new(), vec!["a"]));
     assert!(!update.relist);
-    // Another namespace is the largest now, so one opens that lost its rules before.
+    // Another namespace is the largest now, so one that lost its rules before opens.
     let update = policies.set(&policy("b/q", 20));
     assert_eq!((without_rules(&update), dropped(&update)), (closed(&["b/q"], true), vec!["b"]));
     assert!(update.relist);
@@ -157,7 +157,7 @@ fn last_good_version_loses_its_rules_with_its_namespace() {
     policies.set(&policy("evil/b", 80));
     let update = policies.end_list();
     assert_eq!(without_rules(&update), closed(&["evil/b"], false));
-    assert_eq!(dropped(&update), ["evil"], "the model holds the rules of a");
+    assert_eq!(dropped(&update), ["evil"], "the model has the rules of a");
     assert!(!update.relist);
 }
 
@@ -168,7 +168,7 @@ fn refused_version_replaces_a_version_without_rules() {
     let update = policies.set(&refused("evil/a"));
     let [Change::SetPolicy(stand_in)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!(stand_in.standing, Standing::Refused);
-    assert!(update.relist, "the other one fits now");
+    assert!(update.relist, "the other policy fits now");
     let mut policies = self::policies();
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
     let mut list_again = || {
@@ -253,7 +253,7 @@ fn namespace_within_its_limit_again_gets_its_rules_by_a_relist() {
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
     let update = policies.set(&policy("evil/b", 10));
     assert_eq!(without_rules(&update), []);
-    assert!(update.relist, "those of the other one are not there");
+    assert!(update.relist, "the rules of the other policy are missing");
     let update = list(&mut policies, &[("evil/a", 60), ("evil/b", 10)]);
     assert_eq!((without_rules(&update), update.relist), (Vec::new(), false));
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);

@@ -1,4 +1,4 @@
-//! The index finds what comparing each peer with each pod finds.
+//! The index selects the same pods as comparing each peer with each pod.
 
 use proptest::prelude::*;
 
@@ -159,7 +159,7 @@ fn cost_of_peers_that_match_no_pod() {
         let over = resolver.resolve(&cluster).over_budget.len();
         println!("{what}: {:?}, {over} over budget", start.elapsed());
     };
-    step("first round", vec![]);
+    step("first sync", vec![]);
     step("after an edit", vec![policy(0, 1_000_000)]);
     step("100 other pods", (1..101).map(|at| pod(at, "other")).collect());
 }
