@@ -89,25 +89,28 @@ impl DriftChecker {
         self.brief_at = self.brief_at.map(|at| at.max(self.rest_until));
     }
 
-    /// Logs differences, unless that was done recently.
-    fn tell(&mut self, findings: &[String]) {
-        if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+    /// Whether to log drift now, and if so, how many repairs were not logged since the last time.
+    fn may_tell(&mut self, now: Instant) -> Option<u64> {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY) {
             self.untold += 1;
-            return;
+            return None;
         }
-        for finding in findings.iter().take(TOLD) {
-            warn!(finding, "another program changed our rules; repairing them");
-        }
-        let more = findings.len().saturating_sub(TOLD);
-        if more > 0 || self.untold > 0 {
-            warn!(
-                more,
-                repairs = self.untold,
-                "not all drift is logged: more differences, or more repairs since the last line"
-            );
-        }
-        self.told = Some(Instant::now());
-        self.untold = 0;
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+/// Logs differences, and that `repairs` before were not logged.
+fn tell(findings: &[String], repairs: u64) {
+    for finding in findings.iter().take(TOLD) {
+        warn!(finding, "another program changed our rules; repairing them");
+    }
+    let more = findings.len().saturating_sub(TOLD);
+    if more > 0 || repairs > 0 {
+        warn!(
+            more,
+            repairs, "not all drift is logged: more differences, or more repairs since the last line"
+        );
     }
 }
 
@@ -131,10 +134,13 @@ impl<D: Dataplane> Agent<D> {
                 if std::mem::take(&mut self.drift_checker.failures) >= FAILURES {
                     self.status.set_condition(PART, None);
                 }
-                if !drift.findings.is_empty() {
-                    self.drift_checker.tell(&drift.findings);
+                if drift.findings.is_empty() {
+                    return false;
                 }
-                !drift.findings.is_empty()
+                if let Some(repairs) = self.drift_checker.may_tell(Instant::now()) {
+                    tell(&drift.findings, repairs);
+                }
+                true
             }
             Err(error) => {
                 warn!(%error, "drift check failed");
@@ -156,7 +162,49 @@ impl<D: Dataplane> Agent<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        agent::{Readiness, Status},
+        dataplane::{ApplyError, DataplaneError, Drift, fake::Fake},
+        metrics::Metrics,
+        ruleset::{compile::Options, observed::Observed, plan::Step},
+    };
+
+    /// A fake whose checks fail while it is blind.
+    #[derive(Default)]
+    struct Blindable {
+        fake: Fake,
+        is_blind: bool,
+    }
+
+    impl Dataplane for Blindable {
+        fn observe(&mut self) -> Result<Observed, DataplaneError> {
+            self.fake.observe()
+        }
+
+        fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+            self.fake.apply(step)
+        }
+
+        fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
+            if self.is_blind {
+                return Err(DataplaneError::Locked { command: "iptables-save".to_owned() });
+            }
+            self.fake.check(expected, depth)
+        }
+    }
+
+    /// An agent that has written its rules.
+    fn agent(pace: Pace) -> Agent<Blindable> {
+        let (metrics, status) =
+            (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
+        let mut agent =
+            Agent::new("n1", Blindable::default(), Options::default(), pace, metrics, status, None);
+        agent.sync(false);
+        agent
+    }
 
     fn seconds(count: u64) -> Duration {
         Duration::from_secs(count)
@@ -204,5 +252,46 @@ mod tests {
         }
         assert_eq!(checks.iter().filter(|depth| **depth == CheckDepth::Members).count(), 2, "{checks:?}");
         assert!(checks.len() > 15, "{checks:?}");
+    }
+
+    #[test]
+    fn during_a_fight_drift_is_logged_every_ten_seconds_with_the_number_of_repairs_between() {
+        let start = Instant::now();
+        let mut drift_checker = DriftChecker::new(start, Pace::default());
+        assert_eq!(drift_checker.may_tell(start), Some(0));
+        assert_eq!(drift_checker.may_tell(start + seconds(1)), None);
+        assert_eq!(drift_checker.may_tell(start + seconds(9)), None);
+        assert_eq!(drift_checker.may_tell(start + TELL_EVERY), Some(2));
+        assert_eq!(drift_checker.may_tell(start + TELL_EVERY + seconds(1)), None);
+        assert_eq!(drift_checker.may_tell(start + 2 * TELL_EVERY), Some(1));
+    }
+
+    #[test]
+    fn after_three_failed_checks_in_a_row_the_node_is_not_ready_until_one_succeeds() {
+        let mut agent = agent(Pace::default());
+        let is_ready = |agent: &Agent<Blindable>| agent.status.readiness() == Readiness::Ready;
+        agent.dataplane.is_blind = true;
+        for ready in [true, true, false, false] {
+            assert!(!agent.differs(CheckDepth::Counts));
+            assert_eq!(is_ready(&agent), ready);
+        }
+        agent.dataplane.is_blind = false;
+        assert!(!agent.differs(CheckDepth::Counts));
+        assert!(is_ready(&agent));
+        agent.dataplane.is_blind = true;
+        assert!(!agent.differs(CheckDepth::Counts));
+        assert!(is_ready(&agent), "the failures before do not count any more");
+    }
+
+    #[test]
+    fn a_failed_check_is_repeated_after_five_seconds_or_after_the_usual_time_if_that_is_shorter() {
+        for (check, wait) in [(seconds(60), seconds(5)), (seconds(2), seconds(2))] {
+            let mut agent = agent(Pace { check, ..Pace::default() });
+            agent.dataplane.is_blind = true;
+            let before = Instant::now();
+            assert!(!agent.differs(CheckDepth::Members));
+            let next = agent.drift_checker.next();
+            assert!(before + wait <= next && next <= Instant::now() + wait);
+        }
     }
 }

@@ -19,6 +19,9 @@ mod status;
 mod sync;
 mod waiting;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeSet,
     sync::{
@@ -237,17 +240,8 @@ impl<D: Dataplane> Agent<D> {
             self.status.beat();
             match inbox.recv_timeout(self.deadline().saturating_duration_since(Instant::now())) {
                 Ok(input) => {
-                    self.batch.begin();
-                    // Everything else that has arrived goes into the same sync. But if it never ends, the sync comes
-                    // first: an endless sender must not delay the others.
-                    let until = Instant::now() + TAKING;
-                    for input in std::iter::once(input).chain(inbox.try_iter()) {
-                        if !self.take(input) {
-                            return;
-                        }
-                        if self.schedule.is_synced() && Instant::now() >= until {
-                            break;
-                        }
+                    if !self.take_all(input, inbox, Instant::now() + TAKING) {
+                        return;
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -255,6 +249,21 @@ impl<D: Dataplane> Agent<D> {
             }
             self.act(Instant::now());
         }
+    }
+
+    /// Takes in an input and everything else that has arrived: it goes into the same sync. But if it never ends, the
+    /// sync comes first, at `until`: an endless sender must not delay the others. Returns `false` on a stop request.
+    fn take_all(&mut self, first: Input, inbox: &Receiver<Input>, until: Instant) -> bool {
+        self.batch.begin();
+        for input in std::iter::once(first).chain(inbox.try_iter()) {
+            if !self.take(input) {
+                return false;
+            }
+            if self.schedule.is_synced() && Instant::now() >= until {
+                break;
+            }
+        }
+        true
     }
 
     /// When there is next something to do without an input.

@@ -200,6 +200,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{LabelSelector, Labels, Namespace, NetworkPolicy, Standing};
 
     fn ip(last: u8) -> IpAddr {
         [10, 244, 1, last].into()
@@ -259,5 +260,49 @@ mod tests {
         assert!(!batch.splits_before(Members));
         batch.begin();
         assert!(batch.splits_before(Members));
+    }
+
+    fn pod(node: &str, name: &str, last: u8) -> Change {
+        let pod = Pod::new(ObjectKey::new("shop", name));
+        Change::SetPod(Pod { node: Some(node.into()), addresses: vec![ip(last)], ..pod })
+    }
+
+    #[test]
+    fn policies_and_pods_of_this_node_change_chains_and_everything_else_only_members() {
+        let mut cluster = Cluster::new();
+        cluster.apply(pod("n1", "here", 1));
+        cluster.apply(pod("n2", "there", 2));
+        let key = |name: &str| ObjectKey::new("shop", name);
+        let policy = NetworkPolicy {
+            key: key("p"),
+            subject: LabelSelector::everything(),
+            ingress: None,
+            egress: None,
+            standing: Standing::Accepted,
+        };
+        let chains = [
+            Change::SetPolicy(policy),
+            Change::RemovePolicy(key("p")),
+            pod("n1", "here", 3),
+            pod("n1", "new", 3),
+            pod("n2", "here", 1),
+            pod("n1", "there", 2),
+            Change::RemovePod(key("here")),
+        ];
+        let members = [
+            pod("n2", "there", 3),
+            pod("n2", "new", 3),
+            Change::RemovePod(key("there")),
+            Change::RemovePod(key("unknown")),
+            Change::SetNamespace(Namespace { name: "shop".into(), labels: Labels::default() }),
+            Change::RemoveNamespace("shop".into()),
+        ];
+        for change in &chains {
+            let scope = ChangeScope::of(std::slice::from_ref(change), "n1", &cluster);
+            assert_eq!(scope, ChangeScope::Chains, "{change:?}");
+            let both = [members[0].clone(), change.clone()];
+            assert_eq!(ChangeScope::of(&both, "n1", &cluster), ChangeScope::Chains);
+        }
+        assert_eq!(ChangeScope::of(&members, "n1", &cluster), ChangeScope::Members);
     }
 }

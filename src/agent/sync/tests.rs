@@ -251,7 +251,7 @@ fn unused_sets_are_destroyed_later_and_refused_ones_retried() {
     let old: Vec<SetName> = isolated(&agent).into_iter().collect();
     let [kept, destroyed] = &old[..] else { panic!("{old:?}") };
     let Change::SetPolicy(policy) = deny_all() else { panic!("a policy") };
-    take(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
+    apply(&mut agent, Change::SetPolicy(NetworkPolicy { egress: Some(Vec::new()), ..policy }));
     let before = Instant::now();
     agent.sync(false);
     let at = agent.schedule.next().unwrap();
