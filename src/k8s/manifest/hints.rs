@@ -121,35 +121,16 @@ impl Place {
 /// The name among `known` of which `name` is a typo: two letters off at most, and not most of the word.
 #[must_use]
 pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
-    let within = name.chars().count().div_ceil(3).min(2);
+    let length = name.chars().count();
+    let within = length.div_ceil(3).min(2);
     known
         .iter()
-        .map(|field| (distance(name, field), *field))
+        // A name may be as long as its author likes: the time of a comparison grows with the length.
+        .filter(|field| field.chars().count().abs_diff(length) <= within)
+        .map(|field| (strsim::osa_distance(name, field), *field))
         .filter(|(distance, _)| *distance <= within)
         .min()
         .map(|(_, field)| field)
-}
-
-/// How many letters must be inserted, deleted, changed or swapped with their neighbour to turn `a` into `b`.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    if a.len().abs_diff(b.len()) > 2 {
-        return usize::MAX;
-    }
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let changed = rows[i][j] + usize::from(x != y);
-            let mut best = changed.min(row[j] + 1).min(rows[i][j + 1] + 1);
-            if i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y {
-                best = best.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 /// What is wrong with the top-level fields of an object that has no `kind` or no `apiVersion`.
