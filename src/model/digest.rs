@@ -2,6 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
+use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
 /// Part of every digest: what is compiled differently gets a different name, also across versions of this program.
@@ -10,23 +11,21 @@ const LAYOUT: u32 = 1;
 /// The number of digits: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
 pub const DIGITS: usize = 16;
 
-/// The digits, by their value.
-pub const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-
-/// A digest of a value, as 16 characters of `a-z2-7`.
+/// A digest of a value, as 16 characters of `a-z2-7`: base32 in lower case.
 #[must_use]
 pub fn digest(value: &impl Hash) -> String {
     let mut hasher = Stable(Sha256::new());
     LAYOUT.hash(&mut hasher);
     value.hash(&mut hasher);
-    let bytes = hasher.0.finalize();
-    let bits = bytes.iter().take(DIGITS).fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
-    (0..DIGITS)
-        .map(|digit| {
-            let index = bits >> (128 - 5 * (digit + 1)) & 31;
-            char::from(ALPHABET.get(usize::try_from(index).unwrap_or(0)).copied().unwrap_or(b'a'))
-        })
-        .collect()
+    let mut digits = BASE32_NOPAD.encode(&hasher.0.finalize()).to_ascii_lowercase();
+    digits.truncate(DIGITS);
+    digits
+}
+
+/// Whether this is a digest, or the beginning of one, with this many digits.
+#[must_use]
+pub fn is_digest(text: &str, digits: usize) -> bool {
+    digits > 0 && text.len() == digits && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
 }
 
 /// Hashes the output of derived `Hash` implementations with SHA-256: unlike with the standard library's own hasher,
@@ -54,5 +53,12 @@ mod tests {
         assert_eq!(digest(&("a", 1_u8)), digest(&("a", 1_u8)));
         assert_ne!(digest(&("a", 1_u8)), digest(&("a", 2_u8)));
         assert_ne!(digest(&ObjectKey::new("a", "bc")), digest(&ObjectKey::new("ab", "c")));
+    }
+
+    #[test]
+    fn a_digest_is_the_same_in_every_version() {
+        let names = [digest(&("a", 1_u8)), digest(&ObjectKey::new("shop", "db"))];
+        assert_eq!(names, ["5h4hyob4ydfr3zsi", "osnkkwqexwci5itt"]);
+        assert!(names.iter().all(|name| is_digest(name, DIGITS)));
     }
 }

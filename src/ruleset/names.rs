@@ -17,7 +17,7 @@ use imbl::OrdSet;
 use super::{ChainName, Member, SetKind, SetName, SetRole};
 use crate::{
     model::{Direction, Family, ObjectKey},
-    policy::digest::{ALPHABET, DIGITS, digest},
+    policy::digest::{DIGITS, digest, is_digest},
 };
 
 /// The chains with fixed names. No name is ever removed from this list: the last one is of former versions.
@@ -74,11 +74,6 @@ pub(super) fn parse_set(name: &str) -> Option<(Family, SetRole)> {
     };
     let (role, ..) = ROLES.into_iter().find(|(role, word, digits)| is_named_so(*role, word, *digits))?;
     Some((family, role))
-}
-
-/// Whether this is a digest with this many digits.
-fn is_digest(text: &str, digits: usize) -> bool {
-    digits > 0 && text.len() == digits && text.bytes().all(|byte| ALPHABET.contains(&byte))
 }
 
 const fn set_prefix(family: Family) -> &'static str {
