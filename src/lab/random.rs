@@ -20,30 +20,25 @@ use crate::model::{
 /// The nodes of a random cluster.
 pub const NODES: [&str; 2] = ["n1", "n2"];
 
-/// A source of random numbers that is the same everywhere (splitmix64).
+/// A source of random numbers: the same seed gives the same numbers on every machine, with one version of `fastrand`.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(fastrand::Rng);
 
 impl Random {
     /// The numbers that follow from `seed`.
     #[must_use]
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
+    pub fn new(seed: u64) -> Self {
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     /// The next number.
     pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.u64(..)
     }
 
     /// A number below `bound`; 0 if that is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        let bound = u64::try_from(bound).unwrap_or(u64::MAX).max(1);
-        usize::try_from(self.number() % bound).unwrap_or(0)
+        self.0.usize(..bound.max(1))
     }
 
     /// True with a probability of `percent` in a hundred.
@@ -58,9 +53,7 @@ impl Random {
 
     /// `choices` in another order.
     pub fn shuffled<T>(&mut self, mut choices: Vec<T>) -> Vec<T> {
-        for at in (1..choices.len()).rev() {
-            choices.swap(at, self.below(at + 1));
-        }
+        self.0.shuffle(&mut choices);
         choices
     }
 }
@@ -132,7 +125,7 @@ pub struct Generator {
 impl Generator {
     /// The objects that follow from `seed`.
     #[must_use]
-    pub const fn new(seed: u64, shape: Shape) -> Self {
+    pub fn new(seed: u64, shape: Shape) -> Self {
         Self { random: Random::new(seed), shape }
     }
 

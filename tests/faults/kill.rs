@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use fastrand::Rng;
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
@@ -23,7 +24,6 @@ use towpath::{
 
 use crate::{
     reach::TIMEOUT,
-    rng::Rng,
     testbed::{Bed, Objects, READY, for_both_variants, with_own_run},
     wait::wait_until,
     yaml_objects::{namespace, policy},
@@ -152,9 +152,8 @@ impl Churn {
 
     /// Changes one file to another state.
     pub(crate) fn step(&self, rng: &mut Rng) {
-        let mut choose = |count: usize| usize::try_from(rng.below(count as u64)).unwrap();
-        let (name, states) = &self.turn[choose(self.turn.len())];
-        self.objects.write_text(name, &states[choose(states.len())]);
+        let (name, states) = &self.turn[rng.usize(..self.turn.len())];
+        self.objects.write_text(name, &states[rng.usize(..states.len())]);
     }
 
     /// Continues until stopped, with pauses of up to `pause` milliseconds.
@@ -162,10 +161,10 @@ impl Churn {
         let stop = Arc::new(AtomicBool::new(false));
         let thread_stop = stop.clone();
         let thread = thread::spawn(move || {
-            let mut rng = Rng::new(seed);
+            let mut rng = Rng::with_seed(seed);
             while !thread_stop.load(Ordering::Relaxed) {
                 self.step(&mut rng);
-                thread::sleep(Duration::from_millis(rng.below(pause)));
+                thread::sleep(Duration::from_millis(rng.u64(..pause)));
             }
         });
         Churning { stop, thread: Some(thread) }
@@ -227,13 +226,13 @@ fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
         let flood = bed.lab.flood(&flows, Duration::from_millis(1)).unwrap();
         let watch = bed.lab.watch(&always(&bed), Duration::from_millis(5), TIMEOUT).unwrap();
         let churning = Churn::new(&bed).start(7, 25);
-        let mut rng = Rng::new(20);
+        let mut rng = Rng::with_seed(20);
         thread::sleep(Duration::from_millis(300));
         first.kill();
         for _ in 0..15 {
             let daemon = bed.start(&[]);
             // Half of them are killed while they start.
-            thread::sleep(Duration::from_millis(rng.below(700)));
+            thread::sleep(Duration::from_millis(rng.u64(..700)));
             daemon.kill();
         }
         let last = bed.run(&[]);

@@ -2,11 +2,11 @@
 
 use std::{process::Command, thread, time::Duration};
 
+use fastrand::Rng;
 use towpath::{lab::Variant, model::Family};
 
 use crate::{
     kill::{Churn, bed},
-    rng::Rng,
     testbed::{Bed, for_both_variants},
     wait::wait_until,
 };
@@ -98,7 +98,7 @@ fn rules_and_sets_of_other_programs_stay_identical_to_the_byte() {
         assert_eq!(before, foreign(&bed));
         let daemon = bed.run(&[]);
         let churn = Churn::new(&bed);
-        let mut rng = Rng::new(11);
+        let mut rng = Rng::with_seed(11);
         for _ in 0..40 {
             churn.step(&mut rng);
             thread::sleep(Duration::from_millis(20));
@@ -132,14 +132,14 @@ fn concurrent_edits_by_other_programs_are_kept() {
         let churning = Churn::new(&bed).start(13, 12);
         let edits = |family: Family, seed: u64| {
             let mut expected: Vec<u64> = Vec::new();
-            let mut rng = Rng::new(seed);
+            let mut rng = Rng::with_seed(seed);
             for number in 0..150 {
-                if rng.below(3) > 0 || expected.is_empty() {
+                if rng.u64(..3) > 0 || expected.is_empty() {
                     bed.iptables(family, &format!("-A TPX -p tcp --dport {} -j RETURN", 1000 + number));
                     expected.push(1000 + number);
                 } else {
                     let count = u64::try_from(expected.len()).unwrap();
-                    let removed = expected.remove(usize::try_from(rng.below(count)).unwrap());
+                    let removed = expected.remove(rng.usize(..expected.len()));
                     bed.iptables(family, &format!("-D TPX -p tcp --dport {removed} -j RETURN"));
                 }
             }

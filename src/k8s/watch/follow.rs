@@ -11,7 +11,6 @@
 //! relisted.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
@@ -43,7 +42,7 @@ const ANSWER: Duration = Duration::from_secs(15);
 
 /// After this many seconds the API server ends a watch, which is then resumed. Each watch has its own time, so that
 /// nodes that reconnected together after an outage do not keep reconnecting together.
-const WATCH_SECONDS: Range<u64> = 300..600;
+const WATCH_SECONDS: Range<u32> = 300..600;
 
 /// Objects per page, if the server has no streaming lists. A page is held as text twice while it is parsed, and an
 /// object may have 1.5 MB: with larger pages one tenant could take all memory.
@@ -213,7 +212,7 @@ impl<S: Watched> Follower<S> {
     async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, WatchError> {
         let params = WatchParams {
             field_selector: S::KIND.fields(&self.shared.node),
-            timeout: Some(any_of(WATCH_SECONDS)),
+            timeout: Some(fastrand::u32(WATCH_SECONDS)),
             bookmarks: true,
             send_initial_events: self.version.is_none(),
             ..WatchParams::default()
@@ -335,7 +334,7 @@ impl<S: Watched> Follower<S> {
         }
         if relist && self.relist_at.is_none() {
             // At random, so that not all nodes relist at once.
-            let by_chance = Duration::from_secs(any_of(RELIST_SPREAD).into());
+            let by_chance = Duration::from_secs(fastrand::u64(RELIST_SPREAD));
             let earliest = self.listed_at + RELIST_EVERY;
             self.relist_at = Some(earliest.max(Instant::now()) + by_chance);
         } else if !relist {
@@ -382,12 +381,6 @@ pub(super) async fn pages<S: Watched>(
         }
         params.continue_token = Some(answer.metadata.next);
     }
-}
-
-/// An unpredictable number. The standard library has no other source of randomness than the keys of its maps.
-fn any_of(numbers: Range<u64>) -> u32 {
-    let span = numbers.end - numbers.start;
-    u32::try_from(numbers.start + RandomState::new().hash_one(()) % span).unwrap_or(u32::MAX)
 }
 
 /// Completes at this time; never, if there is none.
