@@ -30,8 +30,6 @@ mod hostile_shapes;
 mod http;
 #[path = "../tests/support/node_http.rs"]
 mod node_http;
-#[path = "../tests/support/rng.rs"]
-mod rng;
 
 use hostile_shapes::{EVIL, SHAPES, Shape, crowd_objects, honest_policy, local_pod, peak_memory, write};
 use http::LISTEN;

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use fastrand::Rng;
 use serde_json::{Value, json};
 use towpath::{
     lab::{FloodFlow, Probe, Transport, Variant},
@@ -23,7 +24,6 @@ use crate::{
         with_control_plane,
     },
     reach::TIMEOUT,
-    rng::Rng,
     wait::wait_until,
 };
 
@@ -147,13 +147,12 @@ impl Churn {
         let (stop, changes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let (thread_stop, made, api) = (stop.clone(), changes.clone(), api.clone());
         let thread = thread::spawn(move || {
-            let (states, mut rng) = (states(), Rng::new(seed));
+            let (states, mut rng) = (states(), Rng::with_seed(seed));
             while !thread_stop.load(Ordering::Relaxed) {
-                let mut choose = |count: usize| usize::try_from(rng.below(count as u64)).unwrap();
-                let ((kind, key), changes) = &states[choose(states.len())];
-                api.patch(&object_path(kind, key), &changes[choose(changes.len())]);
+                let ((kind, key), changes) = &states[rng.usize(..states.len())];
+                api.patch(&object_path(kind, key), &changes[rng.usize(..changes.len())]);
                 made.fetch_add(1, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(rng.below(30)));
+                thread::sleep(Duration::from_millis(rng.u64(..30)));
             }
         });
         Self { stop, changes, thread: Some(thread) }
@@ -223,7 +222,7 @@ fn kill_in_every_order(plane: Lease, variant: Variant) {
     let flood = world.lab.flood(&flows, Duration::from_millis(4)).unwrap();
     let watch = world.lab.watch(&always, Duration::from_millis(50), TIMEOUT).unwrap();
     let churn = Churn::start(world.api(), 7);
-    let mut rng = Rng::new(20);
+    let mut rng = Rng::with_seed(20);
     thread::sleep(Duration::from_millis(500));
     for actions in SEQUENCES {
         let before = churn.changes();
@@ -236,7 +235,7 @@ fn kill_in_every_order(plane: Lease, variant: Variant) {
                 Action::KillDaemon => drop(daemon.take().inspect(Daemon::kill)),
                 Action::StartDaemon => daemon = Some(world.start(0)),
             }
-            thread::sleep(Duration::from_millis(rng.below(700)));
+            thread::sleep(Duration::from_millis(rng.u64(..700)));
         }
         world.plane.wait_ready();
         let daemon = daemon.as_ref().expect("every sequence starts it again");

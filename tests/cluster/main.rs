@@ -30,8 +30,6 @@ mod reach;
 #[path = "../support/ready.rs"]
 mod ready;
 mod rights;
-#[path = "../support/rng.rs"]
-mod rng;
 #[path = "../support/root.rs"]
 mod root;
 mod scale;

@@ -29,8 +29,6 @@ mod packets;
 mod reach;
 #[path = "../support/ready.rs"]
 mod ready;
-#[path = "../support/rng.rs"]
-mod rng;
 #[path = "../support/root.rs"]
 mod root;
 mod testbed;

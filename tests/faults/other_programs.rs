@@ -138,7 +138,6 @@ fn concurrent_edits_by_other_programs_are_kept() {
                     bed.iptables(family, &format!("-A TPX -p tcp --dport {} -j RETURN", 1000 + number));
                     expected.push(1000 + number);
                 } else {
-                    let count = u64::try_from(expected.len()).unwrap();
                     let removed = expected.remove(rng.usize(..expected.len()));
                     bed.iptables(family, &format!("-D TPX -p tcp --dport {removed} -j RETURN"));
                 }

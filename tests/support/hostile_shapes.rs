@@ -3,7 +3,7 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use crate::rng::Rng;
+use fastrand::Rng;
 
 /// The namespace of the hostile tenant.
 pub(crate) const EVIL: &str = "evil";
@@ -65,10 +65,10 @@ fn each(count: u32, document: impl Fn(u32) -> String) -> Vec<File> {
 
 fn excepts_v4() -> Vec<File> {
     let policy = |at: u32| {
-        let mut rng = Rng::new(u64::from(at));
+        let mut rng = Rng::with_seed(u64::from(at));
         let excepts = joined((0..10_000).map(|_| {
             let address = IpAddr::from(
-                (rng.below(u64::MAX) >> 32).to_be_bytes().last_chunk::<4>().copied().unwrap_or_default(),
+                (rng.u64(..) >> 32).to_be_bytes().last_chunk::<4>().copied().unwrap_or_default(),
             );
             format!("\"{address}/32\"")
         }));
@@ -82,10 +82,10 @@ fn excepts_v4() -> Vec<File> {
 }
 
 fn excepts_v6() -> Vec<File> {
-    let mut rng = Rng::new(6);
+    let mut rng = Rng::with_seed(6);
     let excepts = joined((0..30_000).map(|_| {
-        let high = (rng.below(u64::MAX) >> 3) | 0x2000_0000_0000_0000;
-        let bits = u128::from(high) << 64 | u128::from(rng.below(u64::MAX));
+        let high = (rng.u64(..) >> 3) | 0x2000_0000_0000_0000;
+        let bits = u128::from(high) << 64 | u128::from(rng.u64(..));
         format!("\"{}/128\"", std::net::Ipv6Addr::from(bits))
     }));
     let rule = format!("{{\"to\":[{{\"ipBlock\":{{\"cidr\":\"2000::/3\",\"except\":[{excepts}]}}}}]}}");

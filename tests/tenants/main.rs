@@ -17,8 +17,6 @@ mod log;
 mod node_http;
 #[path = "../support/ready.rs"]
 mod ready;
-#[path = "../support/rng.rs"]
-mod rng;
 #[path = "../support/root.rs"]
 mod root;
 #[path = "../support/wait.rs"]

@@ -32,7 +32,9 @@ mod variant;
 mod verify;
 mod watch;
 
-use std::{fs, sync::Arc};
+use std::{io, sync::Arc};
+
+use caps::{CapSet, Capability};
 
 pub use variant::{Backend, BackendError, Variant};
 pub use watch::Watch;
@@ -257,25 +259,15 @@ fn journal() -> Option<Arc<Journal>> {
         .map(Arc::new)
 }
 
-/// The bit of `CAP_NET_ADMIN` in a set of capabilities.
-const NET_ADMIN: u64 = 1 << 12;
-
 fn require_net_admin() -> Result<(), DataplaneError> {
-    let file = "/proc/thread-self/status";
-    let status = fs::read_to_string(file)
-        .map_err(|source| DataplaneError::System { doing: format!("reading {file}"), source })?;
-    if effective_capabilities(&status) & NET_ADMIN == 0 {
-        return Err(DataplaneError::NotPermitted { capability: "CAP_NET_ADMIN" });
+    match caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DataplaneError::NotPermitted { capability: "CAP_NET_ADMIN" }),
+        Err(error) => {
+            let doing = "reading the capabilities of this thread".to_owned();
+            Err(DataplaneError::System { doing, source: io::Error::other(error) })
+        }
     }
-    Ok(())
-}
-
-fn effective_capabilities(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .unwrap_or(0)
 }
 
 fn require_sets(commands: &Commands) -> Result<(), DataplaneError> {
@@ -322,17 +314,5 @@ fn is_usable(commands: &Commands, tools: &Tools, family: Family) -> bool {
             tracing::warn!(%error, "cannot use the IPv6 filter table");
             false
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn effective_capabilities_are_read_from_the_thread_status() {
-        let status = "CapPrm:\t000001ffffffffff\nCapEff:\t0000000000001000\nCapBnd:\t0\n";
-        assert_eq!(effective_capabilities(status), NET_ADMIN);
-        assert_eq!(effective_capabilities("Name:\tx\n"), 0);
     }
 }
