@@ -68,19 +68,51 @@ const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
 
+/// What is known, and from where to go on.
+///
+/// ```text
+///              a list begins             it is complete, streamed
+///  ┌────────┐ ──────────────▶ ┌───────┐ ──────────────────────────▶ ┌────────┐
+///  │Unlisted│                 │Listing│                             │Watching│ ──┐ an event or a
+///  └────────┘ ◀────────────── └───────┘ ────────┐  the watch starts └────────┘ ◀─┘ bookmark
+///       ▲       it breaks off                   │            ▲          │
+///       │                it is complete, paged  ▼            │          │ the watch ends
+///       │                                  ┌─────────┐ ──────┘          │
+///       └───────────────────────────────── │Resumable│ ◀────────────────┘
+///         after an error that lists anew   └─────────┘
+/// ```
+#[derive(Debug)]
+enum State {
+    /// Everything must be listed: before the first list, and when a resumed watch could miss something.
+    Unlisted,
+    /// A list is arriving.
+    Listing,
+    /// Everything up to this version was delivered. A watch starts there.
+    Resumable(String),
+    /// Everything up to this version was delivered. A watch is live: its events are changes.
+    Watching(String),
+}
+
+impl State {
+    /// The version to go on from.
+    fn version(&self) -> Option<&str> {
+        match self {
+            Self::Unlisted | Self::Listing => None,
+            Self::Resumable(version) | Self::Watching(version) => Some(version),
+        }
+    }
+}
+
 /// Lists and watches one kind.
 pub(super) struct Follower<S> {
     shared: Arc<Shared>,
     inventory: Inventory<S>,
     client: Option<(Client, Arc<str>)>,
-    /// The version of what was delivered; `None` before the first list, and when everything must be relisted.
-    version: Option<String>,
+    state: State,
     /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
     /// Why the last attempt failed, until one succeeds.
     failed: Option<Cause>,
-    /// Whether the watch is live: the list is complete, and further events are changes.
-    is_live: bool,
     /// When the last list began, and when it was completed.
     list_began: Instant,
     listed_at: Instant,
@@ -95,10 +127,9 @@ impl<S: Watched> Follower<S> {
             shared,
             inventory,
             client: None,
-            version: None,
+            state: State::Unlisted,
             streams_lists: true,
             failed: None,
-            is_live: false,
             list_began: Instant::now(),
             listed_at: Instant::now(),
             relist_at: None,
@@ -137,34 +168,41 @@ impl<S: Watched> Follower<S> {
 
     /// What the end of an attempt means for the next one.
     fn judge(&mut self, mut error: WatchError) -> WatchError {
-        if self.version.is_none() && error.cause == Cause::Gone {
+        let version = match std::mem::replace(&mut self.state, State::Unlisted) {
+            State::Unlisted | State::Listing => None,
+            State::Resumable(version) => Some(version),
+            State::Watching(version) => {
+                if error.cause == Cause::Silent {
+                    error.cause = Cause::Quiet;
+                }
+                Some(version)
+            }
+        };
+        if version.is_none() && error.cause == Cause::Gone {
             // A list asks for no past version: if one is gone, that is not routine.
             error.cause = Cause::Failed;
         }
-        if self.version.is_none() && matches!(error.cause, Cause::Failed | Cause::Unsupported) {
+        if version.is_none() && matches!(error.cause, Cause::Failed | Cause::Unsupported) {
             // Servers whose storage cannot report its progress accept streaming lists, and then fail.
             self.streams_lists = !self.streams_lists;
         }
-        if self.is_live && error.cause == Cause::Silent {
-            error.cause = Cause::Quiet;
-        }
         // A server that was restored from a backup accepts a watch from a version that it has yet to reach, and is
         // silent until then: so after silence a watch is not resumed either.
-        if error.cause.lists_anew() {
-            self.version = None;
+        if let Some(version) = version.filter(|_| !error.cause.lists_anew()) {
+            self.state = State::Resumable(version);
         }
         error
     }
 
     /// Lists, unless there is a version to resume from, and watches until that ends.
     async fn follow(&mut self) -> Result<(), WatchError> {
-        self.is_live = false;
         let (client, server) = self.client().await?;
-        if self.version.is_none() && !self.streams_lists {
+        let is_unlisted = matches!(self.state, State::Unlisted);
+        if is_unlisted && !self.streams_lists {
             self.list(&client, &server).await?;
         }
         let mut events = match self.watch(&client, &server).await {
-            Err(error) if self.version.is_none() && error.cause == Cause::Unsupported => {
+            Err(error) if self.state.version().is_none() && error.cause == Cause::Unsupported => {
                 debug!(kind = %S::KIND, %error, "server has no streaming lists; listing in pages");
                 self.streams_lists = false;
                 self.list(&client, &server).await?;
@@ -172,29 +210,35 @@ impl<S: Watched> Follower<S> {
             }
             events => events?,
         };
-        if self.version.is_none() {
-            self.begin_list();
-        } else {
-            self.is_live = true;
-            self.recovered();
-        }
+        self.starts_watching();
         loop {
             let event = tokio::select! {
                 event = within(SILENCE, &server, events.try_next()) => event?,
-                () = until(self.relist_at.filter(|_| !self.inventory.is_listing())) => {
-                    self.version = None;
+                () = until(self.relist_at.filter(|_| !self.is_listing())) => {
+                    self.state = State::Unlisted;
                     return Err(WatchError::relist());
                 }
             };
             let Some(event) = event.map_err(|error| WatchError::of_stream(&error, S::KIND, &server))? else {
-                return if self.inventory.is_listing() {
-                    Err(WatchError::cut_short(&server))
-                } else {
-                    Ok(())
-                };
+                return if self.is_listing() { Err(WatchError::cut_short(&server)) } else { Ok(()) };
             };
             self.take(event, &server)?;
         }
+    }
+
+    /// The server accepted a watch: it goes on from the version, or begins with a list.
+    fn starts_watching(&mut self) {
+        match std::mem::replace(&mut self.state, State::Unlisted) {
+            State::Unlisted | State::Listing => self.begin_list(),
+            State::Resumable(version) | State::Watching(version) => {
+                self.state = State::Watching(version);
+                self.recovered();
+            }
+        }
+    }
+
+    const fn is_listing(&self) -> bool {
+        matches!(self.state, State::Listing)
     }
 
     async fn client(&mut self) -> Result<(Client, Arc<str>), WatchError> {
@@ -208,17 +252,17 @@ impl<S: Watched> Follower<S> {
         Ok((client, server))
     }
 
-    /// Starts a watch: from [`Self::version`], or with all existing objects.
+    /// Starts a watch: from the version of the state, or with all existing objects.
     async fn watch(&self, client: &Client, server: &str) -> Result<Events<S>, WatchError> {
         let params = WatchParams {
             field_selector: S::KIND.fields(&self.shared.node),
             timeout: Some(fastrand::u32(WATCH_SECONDS)),
             bookmarks: true,
-            send_initial_events: self.version.is_none(),
+            send_initial_events: self.state.version().is_none(),
             ..WatchParams::default()
         };
         // No version means: as of now.
-        let version = self.version.as_deref().unwrap_or_default();
+        let version = self.state.version().unwrap_or_default();
         let request = Request::new(S::KIND.path()).watch(&params, version);
         let request = request.map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| WatchError::of_request(&error, S::KIND, server))?;
@@ -245,7 +289,7 @@ impl<S: Watched> Follower<S> {
                 }
             });
         let version = version.await?;
-        self.listed(version);
+        self.listed(State::Resumable(version));
         Ok(())
     }
 
@@ -264,11 +308,10 @@ impl<S: Watched> Follower<S> {
             }
             ApiEvent::Bookmark(bookmark) => {
                 let version = bookmark.metadata.resource_version;
-                if !self.inventory.is_listing() {
-                    self.version = Some(version);
+                if !self.is_listing() {
+                    self.state = State::Watching(version);
                 } else if bookmark.metadata.annotations.contains_key(LIST_ENDS) {
-                    self.is_live = true;
-                    self.listed(version);
+                    self.listed(State::Watching(version));
                 }
             }
             ApiEvent::Error(status) => return Err(WatchError::of_error_event(&status, S::KIND, server)),
@@ -277,15 +320,16 @@ impl<S: Watched> Follower<S> {
     }
 
     fn begin_list(&mut self) {
+        self.state = State::Listing;
         self.list_began = Instant::now();
         self.inventory.begin_list();
     }
 
-    /// The list is complete, at this version.
-    fn listed(&mut self, version: String) {
+    /// The list is complete, and leads to this state.
+    fn listed(&mut self, state: State) {
         let update = self.inventory.end_list();
         (self.listed_at, self.relist_at) = (Instant::now(), None);
-        self.version = Some(version);
+        self.state = state;
         if self.failed == Some(Cause::Quiet) && update.came_or_went > 0 {
             warn!(
                 kind = %S::KIND,
@@ -304,13 +348,13 @@ impl<S: Watched> Follower<S> {
 
     /// Delivers the result of one event; the watch has now reached its version.
     fn update(&mut self, update: Update, received: &Received<S>) {
-        if self.inventory.is_listing() {
+        if self.is_listing() {
             return;
         }
         if let Received::Readable(object) = received
             && let Some(version) = &object.meta().resource_version
         {
-            self.version = Some(version.clone());
+            self.state = State::Watching(version.clone());
         }
         self.deliver(update, Instant::now());
         if S::KIND == Kind::Node {

@@ -159,11 +159,6 @@ impl<S: Watched> Inventory<S> {
         self.listing = Some(Listing { memory, ..Listing::default() });
     }
 
-    /// Whether a list has begun and not ended.
-    pub(super) fn is_listing(&self) -> bool {
-        self.listing.is_some()
-    }
-
     /// The list is complete: objects that are not in it are gone.
     pub(super) fn end_list(&mut self) -> Update {
         let Some(Listing { held, removed: _, refusals, mut changes, places: _, memory }) =

@@ -80,8 +80,8 @@ fn interrupted_list_changes_nothing() {
     pods.begin_list();
     pods.set(&pod("a", &json!({})));
     assert_eq!(pods.end_list().changes.len(), 1);
+    // The first one breaks off before its first object.
     pods.begin_list();
-    assert!(pods.is_listing());
     pods.begin_list();
     pods.set(&pod("a", &json!({})));
     assert_eq!(removed(&pods.end_list()), Vec::<String>::new());
