@@ -114,7 +114,7 @@ image-rootfs: build ## The image's root filesystem in target/image/root, without
 
 # The programs that the kernel tests, the demo and the daemon run. Installs missing ones if permitted, and otherwise
 # prints what to install.
-packages:
+packages: ## Installs the missing Debian packages that tests and the demo need, and names them; without root it only lists them
 	@./scripts/packages
 
 clean: ## Removes build output

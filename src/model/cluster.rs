@@ -89,6 +89,24 @@ pub enum Delta {
 }
 
 /// An address whose set of claimants changed.
+///
+/// The address of `api-0`, which has finished, goes to `job-3`. Sets hold addresses, so those that selected `api-0` must
+/// lose this one, and those that select `job-3` get it:
+///
+/// ```
+/// use towpath::model::{Change, Cluster, Delta, ObjectKey, Phase, Pod};
+///
+/// let pod = |name: &str, phase: Phase| {
+///     let addresses = vec!["10.244.1.7".parse().unwrap()];
+///     Change::SetPod(Pod { addresses, phase, ..Pod::new(ObjectKey::new("shop", name)) })
+/// };
+/// let mut cluster = Cluster::new();
+/// cluster.apply(pod("api-0", Phase::Running));
+/// cluster.apply(pod("api-0", Phase::Succeeded));
+/// let Some(Delta::Pod { handovers, .. }) = cluster.apply(pod("job-3", Phase::Running)) else { panic!() };
+/// assert_eq!(handovers[0].before, []);
+/// assert_eq!(handovers[0].after, [ObjectKey::new("shop", "job-3")]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The address.

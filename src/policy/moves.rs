@@ -51,7 +51,7 @@ use crate::model::{Change, Cluster, ObjectKey, Pod};
 
 /// Addresses whose members of sets were moved by one change.
 ///
-/// If the pod at `10.244.1.7` becomes `app: api` instead of `app: web`, this is a move of `[10.244.1.7]`: the address
+/// If a pod at `10.244.1.7` becomes `app: api` instead of `app: web`, this is a move of `[10.244.1.7]`: the address
 /// enters the sets of selections with `app: api`, and then leaves those with `app: web`. If the namespace of ten pods gets
 /// another label, this is one move of their ten addresses with `close_first`: all leave their old sets before any enters a
 /// new one.

@@ -32,6 +32,44 @@ pub enum Action {
 }
 
 /// The verdict program of one direction.
+///
+/// Two policies for `web`, one that admits everything to port 80, one that admits a block to every port, are one program with two
+/// rules. What neither allows is denied:
+///
+/// ```
+/// # use std::sync::Arc;
+/// use towpath::{
+///     model::{
+///         Direction, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PolicyRule, Port,
+///         PortRange, Ports, Protocol, Standing,
+///     },
+///     policy::program::{Action, Program},
+/// };
+///
+/// let policy = |name: &str, rule: PolicyRule| {
+///     Arc::new(NetworkPolicy {
+///         key: ObjectKey::new("shop", name),
+///         subject: LabelSelector::everything(),
+///         ingress: Some(vec![rule]),
+///         egress: None,
+///         standing: Standing::Accepted,
+///     })
+/// };
+/// let port_80 = Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::new(80, 80).unwrap())]);
+/// let block = Peer::Block(IpBlock::new("192.0.2.0/24".parse().unwrap(), []).unwrap());
+/// let policies = [
+///     policy("everything-to-80", PolicyRule { peers: Peers::Any, ports: port_80 }),
+///     policy("a-block-to-all", PolicyRule { peers: Peers::Of(vec![block]), ports: Ports::Any }),
+/// ];
+/// let web = Pod::new(ObjectKey::new("shop", "web"));
+/// let program = Program::of_policies(Direction::Ingress, &policies, &web);
+/// assert_eq!(program.tiers[0].rules.len(), 2);
+/// assert_eq!(program.default, Action::Deny);
+///
+/// // Another pod with the same policies has an equal program, and shares its chain.
+/// let db = Pod::new(ObjectKey::new("shop", "db"));
+/// assert_eq!(Program::of_policies(Direction::Ingress, &policies, &db).digest, program.digest);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     /// Evaluated in order; the first rule that matches decides.
@@ -78,7 +116,22 @@ pub enum PeerMatch {
 
 /// Pods, or named ports of pods, that policies select: the meaning of one set of addresses.
 ///
-/// Compared by digest alone, like the names of the sets in the kernel: `chosen` may be thousands of blocks long.
+/// Compared by digest alone, like the names of the sets in the kernel: `chosen` may be thousands of blocks long. The
+/// selection `app: api` in namespace `shop` is one set for each family, whichever policies and rules use it:
+///
+/// ```
+/// use towpath::{
+///     model::{Family, LabelSelector, PodPeer, Requirement, Scope},
+///     policy::program::{Chosen, Selection},
+///     ruleset::names,
+/// };
+///
+/// let api = LabelSelector::new([Requirement::equals("app", "api")]);
+/// let peer = PodPeer { scope: Scope::Own("shop".into()), pods: api };
+/// let selection = Selection::new(Chosen::Pods(vec![peer]));
+/// let set = names::pods(Family::V4, &selection.digest);
+/// assert_eq!(set.as_str(), format!("tp4-pods-{}", selection.digest));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// Identifies the selection, also across processes.
