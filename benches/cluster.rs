@@ -193,19 +193,19 @@ fn latency(world: &World, size: Size, changes: usize) {
     let key = path("pods", "bench/client");
     for turn in 0..changes {
         let opens = turn % 2 == 0;
-        let role = if opens { json!("client") } else { json!("stranger") };
+        let role = if opens { json!("client") } else { json!("other") };
         sleep(PAUSE);
-        let asked = Instant::now();
+        let requested = Instant::now();
         world.api().label(&key, &json!({ "role": role }));
-        answers.push(asked.elapsed());
+        answers.push(requested.elapsed());
         sleep(PAUSE);
         let arrivals = flood.arrivals();
-        let mut after = arrivals.iter().map(|arrival| arrival.at).filter(|at| *at > asked);
+        let mut after = arrivals.iter().map(|arrival| arrival.at).filter(|at| *at > requested);
         let seen = if opens { after.next() } else { after.next_back() };
         // If packets arrive while it is closed, or none while it is open, nothing was measured.
         let is_open = arrivals.last().is_some_and(|last| last.at.elapsed() < PAUSE / 4);
         if is_open == opens {
-            latencies[usize::from(opens)].push(seen.map_or(Duration::ZERO, |seen| seen - asked));
+            latencies[usize::from(opens)].push(seen.map_or(Duration::ZERO, |seen| seen - requested));
         } else {
             println!("turn {turn}: not enforced {} ms after the answer", PAUSE.as_millis());
         }

@@ -215,7 +215,7 @@ impl Objects {
     }
 
     fn label(&mut self, is_client: bool) {
-        let role = if is_client { "client" } else { "nobody" };
+        let role = if is_client { "client" } else { "other" };
         self.client.labels = [("role", role)].into_iter().collect();
     }
 
@@ -252,7 +252,7 @@ impl Objects {
             let own = [&self.client, &self.server].map(model_objects::pod);
             save(&folder.join("pods.yaml"), &others.chain(own).collect::<Vec<_>>())
         } else {
-            let role = if self.closed { "nobody" } else { "client" };
+            let role = if self.closed { "other" } else { "client" };
             let policy = serde_json::json!({
                 "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
                 "metadata": { "namespace": "bench", "name": "server" },

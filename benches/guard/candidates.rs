@@ -1,4 +1,5 @@
-//! Ways to check the sender of a bridged packet: what each costs a packet of an established flow from the last pod.
+//! Candidates for checking the sender of a bridged packet: the cost of each for a packet of an established flow from the
+//! last pod.
 //!
 //! Each checks interface, hardware address and source of every IPv4 packet, and drops what does not match. Only the
 //! guard itself also checks other things, such as claims in ARP.
@@ -11,7 +12,7 @@ use crate::{
 };
 use towpath::lab::Topology;
 
-/// One way: what installs it, as a program and its input, and what removes it.
+/// One candidate: how it is installed, as a program and its input, and the commands that remove it.
 struct Candidate {
     name: &'static str,
     install: (&'static str, &'static [&'static str], String),
@@ -152,8 +153,8 @@ fn install(bed: &Bed, candidate: &Candidate) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(said.lines().next().unwrap_or("no reason given").to_owned())
+    let errors = String::from_utf8_lossy(&output.stderr);
+    Err(errors.lines().next().unwrap_or("no reason given").to_owned())
 }
 
 fn remove(bed: &Bed, candidate: &Candidate) {

@@ -163,8 +163,8 @@ impl Bed {
                 policies: [].into(),
             })
             .collect();
-        let (nobody, host) = (Members::default(), [].into());
-        let known = Known { pods: &pods, all_pods: &nobody, nodes: &nobody, host: &host, pod_cidrs: &[] };
+        let (none, host) = (Members::default(), [].into());
+        let known = Known { pods: &pods, all_pods: &none, nodes: &none, host: &host, pod_cidrs: &[] };
         Guard::new(&bind(&veths, &known, &Bindings::default()))
     }
 }

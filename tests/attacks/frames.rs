@@ -289,7 +289,7 @@ impl Fuzzer<'_> {
         let family = if v6 { Family::V6 } else { Family::V4 };
         let own = bed.address(host, family);
         let claimed = if self.random.chance(60) { own } else { self.any_address(family) };
-        let asked = self.any_address(family);
+        let target_address = self.any_address(family);
         let destination = if self.random.chance(50) { Mac::BROADCAST } else { self.any_mac() };
         let mut sent = Sent {
             token,
@@ -297,20 +297,21 @@ impl Fuzzer<'_> {
             description: String::new(),
             family,
             transport: None,
-            destination: asked,
+            destination: target_address,
             discovery: false,
             plain: false,
         };
-        let (IpAddr::V6(six), IpAddr::V6(target)) = (claimed, asked) else {
-            let (Some(claims), Some(asks)) = (neighbour::v4(claimed), neighbour::v4(asked)) else {
+        let (IpAddr::V6(six), IpAddr::V6(target)) = (claimed, target_address) else {
+            let (Some(claimed), Some(target)) = (neighbour::v4(claimed), neighbour::v4(target_address))
+            else {
                 unreachable!("both are of one family")
             };
             let operation = if self.random.chance(50) { neighbour::REQUEST } else { neighbour::REPLY };
-            let message = neighbour::arp(operation, (mac, claims), (Mac([0; 6]), asks));
+            let message = neighbour::arp(operation, (mac, claimed), (Mac([0; 6]), target));
             let frame = Link { source: own_mac, destination }
                 .frame(ether::ARP, &[message, token.bytes().to_vec()].concat());
             sent.description =
-                format!("ARP {operation}: {claimed} is at {mac}, for {asked}, to {destination}");
+                format!("ARP {operation}: {claimed} is at {mac}, for {target_address}, to {destination}");
             // A host without an address asks whether another host has it (RFC 5227).
             let probe = claimed.is_unspecified() && operation == neighbour::REQUEST;
             sent.discovery = (claimed == own || probe) && mac == own_mac;
@@ -331,7 +332,7 @@ impl Fuzzer<'_> {
         let body = neighbour::neighbour(message, token.0 & 0x1fff_ffff, subject, Some(mac));
         bed.recognise(body.clone(), token);
         let group: IpAddr = neighbour::solicited_node(target).into();
-        let address = if message == kind::NEIGHBOUR_SOLICITATION { group } else { asked };
+        let address = if message == kind::NEIGHBOUR_SOLICITATION { group } else { target_address };
         let ip = Ip::new(claimed, address).hops(hops);
         let destination = if address.is_multicast() { Mac::of_group(address) } else { destination };
         let packet = ip.packet(protocol::ICMPV6, &ip.icmp(message, 0, &body));

@@ -25,8 +25,8 @@ struct Call {
     expected: Expect,
     /// Names the method, and which port the kernel must record.
     method: &'static str,
-    named: u16,
-    asked: Token,
+    announced: u16,
+    requested: Token,
     answered: Token,
     followed: Token,
 }
@@ -44,28 +44,28 @@ pub(crate) fn rows(bed: &Bed) -> Vec<Outcome> {
     // The pod that may be reached is the control: the same messages, and all of them arrive.
     let host = [(VICTIM, Expect::Never), (FREE, Expect::Arrives)];
     let methods = ["INVITE", "REGISTER"];
-    let mut named = (40_060..).step_by(2);
+    let mut announced = (40_060..).step_by(2);
     let mut calls = Vec::new();
     for family in Family::BOTH {
         for (from, expected) in host {
             for method in methods {
-                let named = named.next().expect("a port");
-                let [asked, answered, followed] = [bed.token(), bed.token(), bed.token()];
-                calls.push(Call { family, from, expected, method, named, asked, answered, followed });
+                let announced = announced.next().expect("a port");
+                let [requested, answered, followed] = [bed.token(), bed.token(), bed.token()];
+                calls.push(Call { family, from, expected, method, announced, requested, answered, followed });
             }
         }
     }
     for call in &calls {
-        call.send(bed, true, (source_port(call.asked), PORT), &call.request(bed));
+        call.send(bed, true, (source_port(call.requested), PORT), &call.request(bed));
     }
     bed.settle();
     for call in &calls {
-        call.send(bed, false, (PORT, source_port(call.asked)), &call.answer(bed));
+        call.send(bed, false, (PORT, source_port(call.requested)), &call.answer(bed));
     }
     bed.settle();
     let expectations = expectations(bed);
     for call in &calls {
-        call.send(bed, false, (source_port(call.followed), call.named), &call.followed.bytes());
+        call.send(bed, false, (source_port(call.followed), call.announced), &call.followed.bytes());
     }
     bed.settle();
     calls.iter().flat_map(|call| call.outcomes(bed, &expectations)).collect()
@@ -88,13 +88,13 @@ impl Call {
     /// What the request and its answer have in common.
     fn lines(&self, bed: &Bed) -> String {
         let (own, other) = (self.address(bed, self.from), self.address(bed, OPEN));
-        let (method, named, port) = (self.method, self.named, source_port(self.asked));
-        let contact = if method == "REGISTER" { named } else { port };
+        let (method, announced, port) = (self.method, self.announced, source_port(self.requested));
+        let contact = if method == "REGISTER" { announced } else { port };
         format!(
-            "Via: SIP/2.0/UDP {own}:{port};branch=z9hG4bK{named}\r\n\
+            "Via: SIP/2.0/UDP {own}:{port};branch=z9hG4bK{announced}\r\n\
              From: <sip:caller@{own}>;tag=1\r\n\
              To: <sip:other@{other}>\r\n\
-             Call-ID: {named}@example.org\r\n\
+             Call-ID: {announced}@example.org\r\n\
              CSeq: 1 {method}\r\n\
              Contact: <sip:caller@{own}:{contact}>\r\n",
         )
@@ -111,14 +111,14 @@ impl Call {
             let sdp = format!(
                 "v=0\r\no=- 1 1 IN {kind} {bare}\r\ns=-\r\nc=IN {kind} {bare}\r\nt=0 0\r\n\
                  m=audio {} RTP/AVP 0\r\n",
-                self.named
+                self.announced
             );
             (
                 format!("INVITE sip:other@{other} SIP/2.0"),
                 format!("Content-Type: application/sdp\r\n\r\n{sdp}"),
             )
         };
-        [format!("{start}\r\n{lines}{more}").as_bytes(), &self.asked.bytes()].concat()
+        [format!("{start}\r\n{lines}{more}").as_bytes(), &self.requested.bytes()].concat()
     }
 
     /// A granted registration, and a ringing call.
@@ -133,7 +133,7 @@ impl Call {
     }
 
     fn outcomes(&self, bed: &Bed, expectations: &str) -> [Outcome; 4] {
-        let dport = format!("dport={} ", self.named);
+        let dport = format!("dport={} ", self.announced);
         // A registration that was not granted is recorded too, and allows nothing yet.
         let is_expected =
             expectations.lines().any(|line| line.contains(&dport) && !line.contains("INACTIVE"));
@@ -144,7 +144,7 @@ impl Call {
         let (forth, back) = ((self.from, OPEN), (OPEN, self.from));
         let seen = |token, host| bed.receivers(token).contains(&host);
         [
-            row("the request", forth, Expect::Arrives, seen(self.asked, OPEN)),
+            row("the request", forth, Expect::Arrives, seen(self.requested, OPEN)),
             row("the answer", back, Expect::Arrives, seen(self.answered, self.from)),
             // Without an expectation there is no attack.
             row("the kernel expects the announced port", (NODE, self.from), Expect::Arrives, is_expected),

@@ -25,7 +25,7 @@ pub(crate) enum Expect {
     Arrives,
     /// An attack.
     Never,
-    /// It may arrive: SECURITY.md says that there is no defence, and why. The table shows it.
+    /// It may arrive: there is no defence, for the reason in SECURITY.md. The table shows it.
     Undefended,
 }
 

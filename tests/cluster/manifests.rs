@@ -60,7 +60,7 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
             assert!(applied, "{what}: {output}");
             assert!(!output.contains("Warning"), "{what}: {output}");
             assert!(output.contains("/towpath"), "{what}: {output}");
-            // Existing objects are applied once more: nothing of them was dropped or defaulted differently.
+            // Existing objects are applied again: no field was dropped or defaulted differently.
             let (same, again) = apply(&plane, &[how, what, "--dry-run=server"]);
             assert!(same, "{what}: {again}");
             assert!(!again.contains("configured"), "{what} changes when it is applied again: {again}");

@@ -102,7 +102,7 @@ fn deployed_role_suffices_with_get_list_and_watch_of_four_kinds() {
         let daemon = world.run(0);
         world.policy("shop/db", &json!({ "podSelector": labelled(&json!({ "app": "db" })) }));
         world.until("shop/web", "shop/db", false, SOON);
-        // Everything is requested once more, from the start.
+        // Everything is listed and watched again.
         world.cable(0).reset(&world.plane);
         world.api().create(&namespace("later", &json!({})));
         world.label("shop/db", &json!({ "app": "open" }));

@@ -1,4 +1,4 @@
-//! A cluster of an everyday size behind the API.
+//! A cluster of ordinary size at the API server.
 
 use std::time::Instant;
 

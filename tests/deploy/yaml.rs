@@ -21,7 +21,7 @@ pub(crate) fn documents(text: &str) -> Vec<Value> {
             }
             Event::SequenceEnd | Event::MappingEnd => open.pop().map(Open::close),
             Event::Alias(_) => {
-                panic!("line {}: an alias; kubectl takes them, people stumble", span.start.line())
+                panic!("line {}: an alias, which this parser does not support", span.start.line())
             }
             _ => None,
         };
@@ -30,7 +30,7 @@ pub(crate) fn documents(text: &str) -> Vec<Value> {
                 Some(Open::List(items)) => items.push(value),
                 Some(Open::Map(entries, key)) => match key.take() {
                     None => *key = Some(value.as_str().unwrap().to_owned()),
-                    Some(key) => assert!(entries.insert(key.clone(), value).is_none(), "{key} stands twice"),
+                    Some(key) => assert!(entries.insert(key.clone(), value).is_none(), "{key} is repeated"),
                 },
                 None => documents.push(value),
             }

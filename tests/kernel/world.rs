@@ -262,8 +262,8 @@ impl World {
                 }
                 let ports = LISTENED.map(Transport::from);
                 // A node has no listener that a pod could reach, but answers pings.
-                let asked = if matches!(to, End::Node(_)) { &[][..] } else { &ports[..] };
-                for transport in asked.iter().copied().chain([Transport::Icmp]) {
+                let listened = if matches!(to, End::Node(_)) { &[][..] } else { &ports[..] };
+                for transport in listened.iter().copied().chain([Transport::Icmp]) {
                     let flow = Flow {
                         from: Endpoint::Address(self.seen_source(from, *source, *destination)),
                         to: Endpoint::Address(*destination),
