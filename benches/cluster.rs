@@ -28,6 +28,8 @@ mod harness;
 mod http;
 #[path = "../tests/support/isolated.rs"]
 mod isolated;
+#[path = "../tests/support/json_objects.rs"]
+mod json_objects;
 #[path = "../tests/support/log.rs"]
 mod log;
 #[path = "../tests/support/metrics.rs"]

@@ -28,6 +28,8 @@ mod fuzz;
 mod helpers;
 #[path = "../support/http.rs"]
 mod http;
+#[path = "../support/json_objects.rs"]
+mod json_objects;
 #[path = "../support/model_objects.rs"]
 mod model_objects;
 #[path = "../support/node_http.rs"]

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, Host, PodPlan, Setting, node_name};
+use crate::{
+    bed::{Bed, Host, PodPlan, Setting, node_name},
+    json_objects::{self, namespace, policy},
+};
 
 /// Denied all egress.
 pub(crate) const ATTACKER: Host = Host::Pod(0);
@@ -70,47 +73,27 @@ pub(crate) fn bed(setting: Setting) -> Bed {
 
 fn pod(place: usize, addresses: &[IpAddr], node_addresses: &[IpAddr]) -> Value {
     let (namespace, name, node, role) = PODS[place];
-    let ips = |addresses: &[IpAddr]| addresses.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>();
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name, "labels": { "role": role } },
-        "spec": {
-            "nodeName": node_name(node),
-            "containers": [{ "name": "main", "image": "example.org/main" }],
-        },
-        "status": {
-            "phase": "Running",
-            "podIP": addresses[0], "podIPs": ips(addresses),
-            "hostIP": node_addresses[0], "hostIPs": ips(node_addresses),
-        },
-    })
+    let labels = json!({ "role": role });
+    json_objects::pod(&format!("{namespace}/{name}"), &labels, &node_name(node), addresses, node_addresses)
 }
 
 fn objects() -> Vec<Value> {
     let namespaces = ["red", "green", "blue"].map(|name| {
         let labels = json!({ "kubernetes.io/metadata.name": name });
-        json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
+        namespace(name, &labels)
     });
-    let policy = |namespace: &str, name: &str, spec: Value| {
-        json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": { "namespace": namespace, "name": name },
-            "spec": spec,
-        })
-    };
     let role = |role: &str| json!({ "matchLabels": { "role": role } });
     let blocks = ["203.0.113.0/24", "10.244.200.0/24", "2001:db8::/32", "fd00:10:244:200::/64"];
     let mut peers: Vec<Value> = blocks.iter().map(|cidr| json!({ "ipBlock": { "cidr": cidr } })).collect();
     peers.push(json!({ "namespaceSelector": {}, "podSelector": role("friend") }));
     let mut all = namespaces.to_vec();
     all.extend([
-        policy("red", "no-egress", json!({ "podSelector": {}, "policyTypes": ["Egress"] })),
-        policy("blue", "no-ingress", json!({ "podSelector": {}, "policyTypes": ["Ingress"] })),
-        policy("blue", "friends", json!({ "podSelector": role("shy"), "ingress": [{ "from": peers }] })),
+        policy("red/no-egress", &json!({ "podSelector": {}, "policyTypes": ["Egress"] })),
+        policy("blue/no-ingress", &json!({ "podSelector": {}, "policyTypes": ["Ingress"] })),
+        policy("blue/friends", &json!({ "podSelector": role("shy"), "ingress": [{ "from": peers }] })),
         policy(
-            "blue",
-            "names",
-            json!({ "podSelector": role("gate"), "ingress": [{ "ports": [{ "protocol": "UDP", "port": 53 }] }] }),
+            "blue/names",
+            &json!({ "podSelector": role("gate"), "ingress": [{ "ports": [{ "protocol": "UDP", "port": 53 }] }] }),
         ),
     ]);
     all

@@ -13,6 +13,8 @@ mod harness;
 mod http;
 #[path = "../support/isolated.rs"]
 mod isolated;
+#[path = "../support/json_objects.rs"]
+mod json_objects;
 mod kill;
 #[path = "../support/log.rs"]
 mod log;
@@ -29,6 +31,8 @@ mod packets;
 mod reach;
 #[path = "../support/ready.rs"]
 mod ready;
+#[path = "../support/repository.rs"]
+mod repository;
 mod rights;
 #[path = "../support/root.rs"]
 mod root;

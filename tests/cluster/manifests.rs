@@ -1,15 +1,18 @@
 //! An API server accepts the contents of deploy/.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::harness::{ControlPlane, objects, with_control_plane};
+use crate::{
+    harness::{ControlPlane, SOON, objects, with_control_plane},
+    repository::{root, text},
+    wait::wait_until,
+};
 
 /// The inputs of `kubectl apply`: the folders of deploy/ that can be applied, and the rendered file.
 fn manifests() -> Vec<[String; 2]> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let overlays = fs::read_dir(root.join("deploy/overlays")).unwrap();
+    let overlays = fs::read_dir(root().join("deploy/overlays")).unwrap();
     let overlays = overlays.map(|entry| format!("deploy/overlays/{}", entry.unwrap().file_name().display()));
     let folders = ["deploy", "deploy/uninstall"].map(str::to_owned).into_iter().chain(overlays);
     let folders = folders.map(|folder| ["-k".to_owned(), folder]);
@@ -50,7 +53,7 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
         plane.api().create(&pod_monitors());
         let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podmonitors.monitoring.coreos.com";
         let established = || plane.api().get(crd).unwrap()["status"]["conditions"].to_string();
-        crate::wait::wait_until("the definition of PodMonitor in use", crate::harness::SOON, || {
+        wait_until("the definition of PodMonitor in use", SOON, || {
             established().contains(r#""status":"True","type":"Established""#)
         });
         let all = manifests();
@@ -75,11 +78,10 @@ fn rendered_file_equals_the_folder_applied() {
         assert!(apply(&plane, &["-k", "deploy"]).0);
         let (applied, output) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
         assert!(applied, "{output}");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/manifests");
+        let script = root().join("scripts/manifests");
         let rendered = Command::new(script).env("KUBECTL", plane.program("kubectl")).output().unwrap();
         assert!(rendered.status.success(), "{}", String::from_utf8_lossy(&rendered.stderr));
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/towpath.yaml");
-        let is_same = fs::read(file).unwrap() == rendered.stdout;
+        let is_same = text("deploy/towpath.yaml").as_bytes() == rendered.stdout;
         assert!(is_same, "deploy/towpath.yaml is not rendered from deploy/: make manifests");
         let others: Vec<&str> = output.lines().filter(|line| !line.ends_with(" unchanged")).collect();
         assert!(others.is_empty(), "deploy/towpath.yaml differs from kubectl apply -k deploy: {others:?}");

@@ -4,10 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-/// A namespace.
-pub(crate) fn namespace(name: &str, labels: &Value) -> Value {
-    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
-}
+pub(crate) use crate::json_objects::{namespace, pod, policy};
 
 /// A node that is ready.
 pub(crate) fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[String]) -> Value {
@@ -19,36 +16,6 @@ pub(crate) fn node(name: &str, addresses: &[IpAddr], pod_cidrs: &[String]) -> Va
         "status": {
             "addresses": addresses, "conditions": [{ "type": "Ready", "status": "True" }],
         },
-    })
-}
-
-/// A running pod, `namespace/name`.
-pub(crate) fn pod(key: &str, labels: &Value, node: &str, addresses: &[IpAddr], host: &[IpAddr]) -> Value {
-    let (namespace, name) = key.split_once('/').unwrap();
-    let list = |ips: &[IpAddr]| ips.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>();
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name, "labels": labels },
-        "spec": {
-            "nodeName": node,
-            "containers": [{
-                "name": "main", "image": "registry.example/main",
-                "ports": [{ "name": "http", "containerPort": 80 }],
-            }],
-        },
-        "status": {
-            "phase": "Running", "hostIP": host.first(), "hostIPs": list(host),
-            "podIP": addresses.first(), "podIPs": list(addresses),
-        },
-    })
-}
-
-/// A policy, `namespace/name`.
-pub(crate) fn policy(key: &str, spec: &Value) -> Value {
-    let (namespace, name) = key.split_once('/').unwrap();
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": { "namespace": namespace, "name": name }, "spec": spec,
     })
 }
 
