@@ -36,8 +36,6 @@ mod log;
 mod metrics;
 #[path = "../tests/support/model_objects.rs"]
 mod model_objects;
-#[path = "../tests/support/node_http.rs"]
-mod node_http;
 #[path = "../tests/support/our_sets.rs"]
 mod our_sets;
 #[path = "../tests/support/reach.rs"]

@@ -35,8 +35,6 @@ use towpath::{
 mod http;
 #[path = "../tests/support/model_objects.rs"]
 mod model_objects;
-#[path = "../tests/support/node_http.rs"]
-mod node_http;
 #[path = "../tests/support/ready.rs"]
 mod ready;
 
@@ -187,7 +185,7 @@ fn start(lab: &Lab, folder: &Path, variant: Variant) -> Process {
 }
 
 fn get(lab: &Lab, path: &str) -> Option<(u16, String)> {
-    node_http::get(lab.node(0).ok()?, LISTEN, path)
+    http::get(lab.node(0).ok()?.connect(LISTEN, Duration::from_secs(1)).ok()?, path)
 }
 
 /// The objects of a cluster, and two pods of the lab in their own namespace.

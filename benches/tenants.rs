@@ -28,8 +28,6 @@ use towpath::lab::{Families, Flood, FloodFlow, Lab, LabOptions, PodSpec, Process
 mod hostile_shapes;
 #[path = "../tests/support/http.rs"]
 mod http;
-#[path = "../tests/support/node_http.rs"]
-mod node_http;
 
 use hostile_shapes::{EVIL, SHAPES, Shape, crowd_objects, honest_policy, local_pod, peak_memory, write};
 use http::LISTEN;
@@ -175,7 +173,7 @@ fn start_daemon(lab: &Lab, folder: &Path) -> Process {
 }
 
 fn get(lab: &Lab, path: &str) -> Option<(u16, String)> {
-    node_http::get(lab.node(0).ok()?, LISTEN, path)
+    http::get(lab.node(0).ok()?.connect(LISTEN, Duration::from_secs(1)).ok()?, path)
 }
 
 fn ms(duration: Duration) -> String {

@@ -13,8 +13,6 @@ mod arrival;
 mod candidates;
 #[path = "../../tests/support/http.rs"]
 mod http;
-#[path = "../../tests/support/node_http.rs"]
-mod node_http;
 #[path = "../../tests/support/ready.rs"]
 mod ready;
 mod tables;

@@ -32,8 +32,6 @@ mod http;
 mod json_objects;
 #[path = "../support/model_objects.rs"]
 mod model_objects;
-#[path = "../support/node_http.rs"]
-mod node_http;
 mod pods;
 #[path = "../support/ready.rs"]
 mod ready;

@@ -21,8 +21,6 @@ mod log;
 mod manifests;
 #[path = "../support/metrics.rs"]
 mod metrics;
-#[path = "../support/node_http.rs"]
-mod node_http;
 #[path = "../support/our_sets.rs"]
 mod our_sets;
 mod outages;

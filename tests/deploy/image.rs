@@ -28,9 +28,8 @@ use towpath::{
 
 use crate::{
     container::{Container, PATH, PodTemplate, capabilities},
-    http::LISTEN,
+    http::{self, LISTEN},
     isolated::isolated,
-    node_http,
     repository::{root, text},
     skip, wait,
     yaml::documents,
@@ -251,7 +250,8 @@ impl Bed {
 
     /// The body of a page, if its status is 200.
     fn get(&self, path: &str) -> Option<String> {
-        let (status, body) = node_http::get(self.lab.node(0).unwrap(), self.listen(), path)?;
+        let connection = self.lab.node(0).unwrap().connect(self.listen(), Duration::from_secs(1)).unwrap();
+        let (status, body) = http::get(connection, path)?;
         (status == 200).then_some(body)
     }
 

@@ -13,8 +13,6 @@ mod image;
 #[path = "../support/isolated.rs"]
 mod isolated;
 mod manifests;
-#[path = "../support/node_http.rs"]
-mod node_http;
 #[path = "../support/repository.rs"]
 mod repository;
 #[path = "../support/wait.rs"]

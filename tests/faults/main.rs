@@ -19,8 +19,6 @@ mod limits;
 mod log;
 #[path = "../support/metrics.rs"]
 mod metrics;
-#[path = "../support/node_http.rs"]
-mod node_http;
 mod other_programs;
 #[path = "../support/our_sets.rs"]
 mod our_sets;

@@ -23,9 +23,9 @@ use towpath::{
 
 use crate::{
     daemon_command::daemon_command,
-    http::LISTEN,
+    http::{self, LISTEN},
     isolated::isolated,
-    log, metrics, node_http,
+    log, metrics,
     reach::{self, TIMEOUT},
     ready::is_ready,
     root::has_root,
@@ -254,7 +254,7 @@ impl<'a> Daemon<'a> {
 
     /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        node_http::get(self.node, self.listen, path)
+        http::get(self.node.connect(self.listen, Duration::from_secs(1)).unwrap(), path)
     }
 
     pub(crate) fn is_ready(&self) -> bool {

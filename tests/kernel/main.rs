@@ -17,8 +17,6 @@ mod env;
 mod http;
 #[path = "../support/model_objects.rs"]
 mod model_objects;
-#[path = "../support/node_http.rs"]
-mod node_http;
 #[path = "../support/ready.rs"]
 mod ready;
 #[path = "../support/root.rs"]

@@ -1,7 +1,7 @@
 //! HTTP requests to a daemon.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
@@ -10,7 +10,8 @@ use std::{
 pub(crate) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9586);
 
 /// Requests a page over a new connection. Returns the status and the body; `None` without a response.
-pub(crate) fn get(mut connection: TcpStream, path: &str) -> Option<(u16, String)> {
+pub(crate) fn get(connection: io::Result<TcpStream>, path: &str) -> Option<(u16, String)> {
+    let mut connection = connection.ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(connection, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
     let mut response = String::new();

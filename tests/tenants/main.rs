@@ -13,8 +13,6 @@ mod http;
 mod isolated;
 #[path = "../support/log.rs"]
 mod log;
-#[path = "../support/node_http.rs"]
-mod node_http;
 #[path = "../support/ready.rs"]
 mod ready;
 #[path = "../support/root.rs"]
@@ -114,7 +112,7 @@ impl Bed {
     }
 
     fn get(&self, path: &str) -> Option<(u16, String)> {
-        node_http::get(self.lab.node(0).unwrap(), LISTEN, path)
+        http::get(self.lab.node(0).unwrap().connect(LISTEN, Duration::from_secs(1)).unwrap(), path)
     }
 }
 

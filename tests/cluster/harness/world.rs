@@ -27,8 +27,14 @@ use super::{
     process::bound,
 };
 use crate::{
-    http::LISTEN, isolated::isolated, log, metrics, node_http, our_sets::our_sets, reach, ready::is_ready,
-    root::has_root, wait::wait_until,
+    http::{self, LISTEN},
+    isolated::isolated,
+    log, metrics,
+    our_sets::our_sets,
+    reach,
+    ready::is_ready,
+    root::has_root,
+    wait::wait_until,
 };
 
 /// How long a daemon may take until it is ready, on a busy machine.
@@ -333,7 +339,7 @@ impl<'a> Daemon<'a> {
 
     /// Status and text of a page; `None` without an answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        node_http::get(self.node, LISTEN, path)
+        http::get(self.node.connect(LISTEN, Duration::from_secs(1)).unwrap(), path)
     }
 
     pub(crate) fn is_ready(&self) -> bool {
