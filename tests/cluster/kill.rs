@@ -12,12 +12,10 @@ use std::{
 
 use fastrand::Rng;
 use serde_json::{Value, json};
-use towpath::{
-    lab::{FloodFlow, Probe, Transport, Variant},
-    model::Family,
-};
+use towpath::lab::Variant;
 
 use crate::{
+    churn_flows::{self, NEVER, assert_none_arrived},
     harness::{
         Api, Daemon, Lease, READY, SOON, World,
         objects::{labelled, path, policy},
@@ -26,29 +24,6 @@ use crate::{
     reach::TIMEOUT,
     wait::wait_until,
 };
-
-/// Senders that must not reach their receiver in any state of the churn, or between two states.
-const NEVER: [(&str, &str); 4] = [
-    // In one role it may send but is not admitted; in the other it is admitted but may not send.
-    ("shop/turncoat", "shop/receiver"),
-    // One policy isolates either the sender or the receiver.
-    ("shop/left", "shop/right"),
-    // Its namespace changes its label, between two that are not admitted.
-    ("team/nomad", "shop/receiver"),
-    // Admitted by pods to which the receiver never belongs, and on another node.
-    ("far/peer", "shop/receiver"),
-];
-
-/// Senders that may always reach their receiver, in every state.
-const ALWAYS: [(&str, &str); 3] = [
-    ("shop/client", "shop/server"),
-    // Changes from one admitted role to another.
-    ("far/friend", "shop/server"),
-    // Not selected by any policy.
-    ("far/peer", "shop/free"),
-];
-
-const FLOOD_PORT: u16 = 4000;
 
 fn world(plane: Lease, variant: Variant) -> World {
     let here = ["turncoat", "receiver", "left", "right", "client", "server", "free"];
@@ -202,23 +177,9 @@ fn kill_in_every_order(plane: Lease, variant: Variant) {
         assert_eq!(world.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
     }
     let mut daemon: Option<Daemon<'_>> = Some(world.run(0));
-    let flows: Vec<FloodFlow> = NEVER
-        .iter()
-        .flat_map(|(from, to)| {
-            Family::BOTH.map(|family| FloodFlow {
-                from: world.end(from),
-                to: world.address(to, family),
-                port: FLOOD_PORT,
-            })
-        })
-        .collect();
-    let always: Vec<Probe> = ALWAYS
-        .iter()
-        .flat_map(|(from, to)| {
-            Family::BOTH
-                .map(|family| Probe::new(world.end(from), world.address(to, family), Transport::Tcp(80)))
-        })
-        .collect();
+    let (end, address) = (|pod: &str| world.end(pod), |pod: &str, family| world.address(pod, family));
+    let flows = churn_flows::flows(&NEVER, end, address);
+    let always = churn_flows::allowed_probes(end, address);
     let flood = world.lab.flood(&flows, Duration::from_millis(4)).unwrap();
     let watch = world.lab.watch(&always, Duration::from_millis(50), TIMEOUT).unwrap();
     let churn = Churn::start(world.api(), 7);
@@ -245,13 +206,7 @@ fn kill_in_every_order(plane: Lease, variant: Variant) {
     }
     let changes = churn.changes();
     drop(churn);
-    let report = flood.stop();
-    let sent: u64 = report.sent.iter().sum();
-    println!("{variant:?}: {changes} changes, {sent} denied datagrams, {} arrived", report.arrivals.len());
-    assert!(report.sent.iter().all(|sent| *sent > 500), "{:?}", report.sent);
-    let leaked: Vec<_> =
-        report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
-    assert!(leaked.is_empty(), "{} leaked, the first: {:?}", leaked.len(), &leaked[..leaked.len().min(4)]);
+    assert_none_arrived(flood, &flows, 500, &format!("{variant:?}: {changes} changes"));
     let watched = watch.stop();
     println!("{variant:?}: {} allowed connections, {} failed", watched.open, watched.failures.len());
     assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");

@@ -6,6 +6,8 @@
 #![expect(clippy::expect_used, reason = "as above")]
 #![expect(clippy::panic, reason = "as above")]
 
+#[path = "../support/churn_flows.rs"]
+mod churn_flows;
 mod clock;
 mod events;
 mod harness;

@@ -3,7 +3,8 @@
 use std::{thread, time::Duration};
 
 use crate::{
-    kill::{Churn, always, assert_nothing_passed, bed, flows},
+    churn_flows::assert_none_arrived,
+    kill::{Churn, always, bed, flows},
     reach::TIMEOUT,
     testbed::for_both_variants,
 };
@@ -28,7 +29,7 @@ fn terminated_daemon_leaves_its_rules_and_the_next_one_takes_over_without_a_gap(
             assert!(next.terminate().success());
         }
         drop(churning);
-        assert_nothing_passed(flood, &flows, &format!("{variant:?}, terminated and restarted"));
+        assert_none_arrived(flood, &flows, 100, &format!("{variant:?}, terminated and restarted"));
         let watched = watch.stop();
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
     });
@@ -54,7 +55,7 @@ fn rolling_update_hands_over_when_the_old_daemon_ends() {
         println!("{variant:?}: ready {:?} after the old daemon ended", new.wait_ready());
         thread::sleep(Duration::from_millis(300));
         drop(churning);
-        assert_nothing_passed(flood, &flows, &format!("{variant:?}, rolling update"));
+        assert_none_arrived(flood, &flows, 100, &format!("{variant:?}, rolling update"));
         let watched = watch.stop();
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");
         assert!(new.terminate().success());

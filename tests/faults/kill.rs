@@ -18,41 +18,22 @@ use nix::{
     unistd::Pid,
 };
 use towpath::{
-    lab::{Flood, FloodFlow, Probe, Transport, Variant},
+    lab::{FloodFlow, Probe, Variant},
     model::Family,
 };
 
 use crate::{
+    churn_flows::{self, Pair, assert_none_arrived},
     reach::TIMEOUT,
     testbed::{Bed, Objects, READY, for_both_variants, with_own_run},
     wait::wait_until,
     yaml_objects::{namespace, policy},
 };
 
-/// Senders that must not reach their receiver in any state of the churn, or between two states.
-pub(crate) const NEVER: [(&str, &str); 5] = [
-    // In one role it may send but is not admitted; in the other role it is admitted but may not send.
-    ("shop/turncoat", "shop/receiver"),
-    // One policy isolates either the sender or the receiver.
-    ("shop/left", "shop/right"),
-    // Its namespace changes its label, between two that are not admitted.
-    ("team/nomad", "shop/receiver"),
-    // Admitted by pods to which the receiver never belongs, and on another node.
-    ("far/peer", "shop/receiver"),
-    // Its rules never admit the client.
-    ("shop/client", "shop/silent"),
-];
-
-/// Senders that may always reach their receiver, in every state.
-pub(crate) const ALWAYS: [(&str, &str); 3] = [
-    ("shop/client", "shop/server"),
-    // Changes from one admitted role to another.
-    ("far/friend", "shop/server"),
-    // Not selected by any policy.
-    ("far/peer", "shop/free"),
-];
-
-const FLOOD_PORT: u16 = 4000;
+/// [`churn_flows::NEVER`], and a receiver whose rules never admit the client.
+fn never() -> Vec<Pair> {
+    [&churn_flows::NEVER[..], &[("shop/client", "shop/silent")]].concat()
+}
 
 pub(crate) fn bed(variant: Variant) -> Bed {
     let here = ["turncoat", "receiver", "left", "right", "client", "silent", "server", "free"];
@@ -184,41 +165,21 @@ impl Drop for Churning {
     }
 }
 
-/// The flows of [`NEVER`], in both families.
+/// The flows that must never pass, in both families.
 pub(crate) fn flows(bed: &Bed) -> Vec<FloodFlow> {
-    let of = |(from, to): &(&str, &str), family| FloodFlow {
-        from: bed.end(from),
-        to: bed.address(to, family),
-        port: FLOOD_PORT,
-    };
-    NEVER.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
+    churn_flows::flows(&never(), |pod| bed.end(pod), |pod, family| bed.address(pod, family))
 }
 
-/// Probes for every flow of [`ALWAYS`], in both families.
+/// Probes for every flow that must always pass, in both families.
 pub(crate) fn always(bed: &Bed) -> Vec<Probe> {
-    let of = |(from, to): &(&str, &str), family| {
-        Probe::new(bed.end(from), bed.address(to, family), Transport::Tcp(80))
-    };
-    ALWAYS.iter().flat_map(|pair| Family::BOTH.map(|family| of(pair, family))).collect()
-}
-
-/// Checks that no datagram of any flow arrived, although each was sent often.
-#[track_caller]
-pub(crate) fn assert_nothing_passed(flood: Flood, flows: &[FloodFlow], what: &str) {
-    let report = flood.stop();
-    let sent: u64 = report.sent.iter().sum();
-    println!("{what}: {sent} denied datagrams, {} arrived", report.arrivals.len());
-    assert!(report.sent.iter().all(|sent| *sent > 100), "{:?}", report.sent);
-    let leaked: Vec<_> =
-        report.arrivals.iter().map(|arrival| (flows[arrival.flow], arrival.sequence)).collect();
-    assert!(leaked.is_empty(), "{} leaked, the first: {:?}", leaked.len(), &leaked[..leaked.len().min(4)]);
+    churn_flows::allowed_probes(|pod| bed.end(pod), |pod, family| bed.address(pod, family))
 }
 
 #[test]
 fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
     for_both_variants(|variant| {
         let bed = bed(variant);
-        for (from, to) in NEVER {
+        for (from, to) in never() {
             assert_eq!(bed.reaches(from, to), [true; 2], "before towpath nothing denies {from} -> {to}");
         }
         let first = bed.run(&[]);
@@ -238,7 +199,7 @@ fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
         let last = bed.run(&[]);
         thread::sleep(Duration::from_millis(300));
         drop(churning);
-        assert_nothing_passed(flood, &flows, &format!("{variant:?}, killed 16 times"));
+        assert_none_arrived(flood, &flows, 100, &format!("{variant:?}, killed 16 times"));
         let watched = watch.stop();
         println!("{variant:?}: {} allowed connections, {} failed", watched.open, watched.failures.len());
         assert!(watched.failures.is_empty() && watched.broken.is_none(), "{watched:?}");

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 
+#[path = "../support/churn_flows.rs"]
+mod churn_flows;
 mod conditions;
 mod connections;
 #[path = "../support/daemon_command.rs"]
