@@ -172,7 +172,7 @@ fn broadcast_multicast_and_link_local_do_not_bypass_isolation() {
 
 /// `from: []` means every peer, and is read so. A rule whose list of peers is empty must not be compiled to that.
 #[test]
-fn rule_with_an_empty_list_of_peers_admits_no_one() {
+fn rule_with_an_empty_list_of_peers_admits_no_peer() {
     let shape = Shape { stack: Stack::Dual, namespaces: 1, pods: 4, policies: 0, oddities: false };
     let mut changes = Generator::new(3, shape).cluster();
     let rule = PolicyRule { peers: Peers::Of(Vec::new()), ports: Ports::Any };

@@ -130,7 +130,7 @@ fn except_removed_by_another_program_is_restored_first() {
 }
 
 #[test]
-fn noted_members_share_memory_with_the_desired_ones_and_differ_no_more() {
+fn noted_members_share_memory_with_equal_desired_ones() {
     let open = allowing(vec![everything_but(0..EXCEPTED)]);
     let mut observed = Observed::default();
     for step in plan(&Observed::default(), &open, &[]) {

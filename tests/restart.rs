@@ -1,8 +1,8 @@
 //! A process that is killed after any edit, and its successor: no edit opens anything, and the successor converges.
 //!
 //! The plans between random states are carried out edit by edit on the fake kernel. After each edit, every flow that
-//! passes must be one that some state of the objects in between allowed; and a new process that finds what the dead one
-//! left must converge to the same rules, under the same conditions.
+//! passes must be one that some state of the objects in between allowed; and a new process that finds the state of the
+//! dead one must converge to the same rules, under the same conditions.
 
 #![cfg(test)]
 

@@ -73,7 +73,7 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
 }
 
 #[test]
-fn rendered_file_equals_the_folder_applied() {
+fn rendered_file_matches_the_applied_folder() {
     with_control_plane(|plane| {
         assert!(apply(&plane, &["-k", "deploy"]).0);
         let (applied, output) = apply(&plane, &["-f", "deploy/towpath.yaml"]);
