@@ -327,9 +327,10 @@ mod tests {
         let to_b = difference(&from_a, &at(&["10.0.1.0/24", "fd00::1/128"]));
         assert_eq!(texts(&to_b.opened), ["shop/b shop/a IPv4"]);
         assert_eq!(texts(&to_b.closed), ["shop/a shop/b IPv4"]);
+        assert!(!to_b.is_empty());
         let to_none = difference(&from_a, &at(&[]));
         assert_eq!(texts(&to_none.closed), ["shop/a shop/b"]);
-        assert!(to_none.opened.is_empty());
+        assert!(to_none.opened.is_empty() && !to_none.is_empty());
         assert!(difference(&from_a, &from_a).is_empty());
     }
 

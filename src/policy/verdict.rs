@@ -225,4 +225,37 @@ mod tests {
             "no policy selects shop/web for ingress"
         );
     }
+
+    #[test]
+    fn of_two_pods_that_may_be_one_end_a_denial_decides_and_otherwise_the_rules_that_allow() {
+        let rule = |name| RuleRef { policy: key(name), rule: 0 };
+        let of = |reason: Reason| {
+            let allowed_by = match &reason {
+                Reason::AllowedBy(rules) => rules.clone(),
+                _ => Vec::new(),
+            };
+            let isolated_by = allowed_by.iter().map(|rule| rule.policy.clone()).collect();
+            DirectionVerdict { isolated_by, allowed_by, reason }
+        };
+        let free = || of(Reason::NotIsolated(key("web"), Direction::Ingress));
+        let itself = || of(Reason::Itself(key("web")));
+        let allowed = |name| of(Reason::AllowedBy(vec![rule(name)]));
+        let denied = || {
+            let (pod, direction) = (key("db"), Direction::Ingress);
+            let (policies, refused, shared) = (vec![key("p")], Vec::new(), Vec::new());
+            of(Reason::DeniedBy { pod, direction, policies, refused, shared })
+        };
+        for other in [free(), itself(), allowed("a")] {
+            assert_eq!(denied().and(other.clone()).reason, denied().reason);
+            assert_eq!(other.and(denied()).reason, denied().reason);
+        }
+        for other in [free(), itself()] {
+            assert_eq!(allowed("a").and(other.clone()).reason, allowed("a").reason);
+            assert_eq!(other.and(allowed("a")).reason, allowed("a").reason);
+        }
+        assert_eq!(free().and(itself()).reason, free().reason, "the first, if there is nothing to choose by");
+        let both = allowed("b").and(allowed("a"));
+        assert_eq!(both.reason, Reason::AllowedBy(vec![rule("a"), rule("b")]));
+        assert_eq!(both.isolated_by, [key("a"), key("b")]);
+    }
 }

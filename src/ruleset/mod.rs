@@ -20,6 +20,9 @@ pub mod render;
 mod step;
 pub mod trace;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,

@@ -154,3 +154,53 @@ impl Observed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::Direction,
+        ruleset::{Member, SetKind, names},
+    };
+
+    fn set(kind: SetKind, last: &[u8]) -> IpSet {
+        let members = last.iter().map(|last| Member::Address([10, 244, 1, *last].into())).collect();
+        IpSet { kind, members }
+    }
+
+    fn with_set(set: IpSet) -> Ruleset {
+        let v4 = Table { sets: [(names::all_pods(Family::V4), set)].into(), ..Table::default() };
+        Ruleset { v4, ..Ruleset::default() }
+    }
+
+    #[test]
+    fn a_chain_a_set_or_a_hook_of_either_family_is_something_of_ours() {
+        let chain = names::dispatch(Direction::Ingress);
+        let with_chain =
+            Table { chains: [(chain.clone(), [].into_iter().collect())].into(), ..Table::default() };
+        let with_hook = Table { hooks: [(BuiltIn::Forward, chain)].into(), ..Table::default() };
+        let with_set = with_set(set(SetKind::Addresses, &[])).v4;
+        assert!(Observed::holding(&Ruleset::default()).is_empty());
+        for table in [with_chain, with_hook, with_set] {
+            let v4 = Ruleset { v4: table.clone(), ..Ruleset::default() };
+            let v6 = Ruleset { v6: table, ..Ruleset::default() };
+            assert!(!Observed::holding(&v4).is_empty());
+            assert!(!Observed::holding(&v6).is_empty());
+        }
+    }
+
+    #[test]
+    fn members_are_shared_between_sets_that_are_equal_and_no_others() {
+        let wanted = with_set(set(SetKind::Addresses, &[1, 2]));
+        let shares = |there: IpSet| {
+            let mut observed = Observed::holding(&with_set(there.clone()));
+            observed.share(&wanted);
+            let name = names::all_pods(Family::V4);
+            assert_eq!(observed.v4.sets[&name], there, "what is in the kernel does not change by it");
+            observed.v4.sets[&name].members.ptr_eq(&wanted.v4.sets[&name].members)
+        };
+        assert!(shares(set(SetKind::Addresses, &[1, 2])));
+        assert!(!shares(set(SetKind::Addresses, &[1, 3])));
+        assert!(!shares(set(SetKind::CountedAddresses, &[1, 2])));
+    }
+}

@@ -249,7 +249,7 @@ fn entry(member: Member) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::{BuiltIn, SetName, plan::HookEdit};
+    use crate::ruleset::{BuiltIn, IpSet, SetName, plan::HookEdit};
 
     #[test]
     fn batch_writes_chains_and_moves_the_hook_in_one_transaction() {
@@ -286,5 +286,75 @@ mod tests {
     #[test]
     fn comment_cannot_break_out_of_its_quotes() {
         assert_eq!(quoted("a\"b\\c\nd"), "\"a\\\"b\\\\c d\"");
+    }
+
+    #[test]
+    fn every_kind_of_set_is_created_with_its_type_and_family_and_room_for_many_members() {
+        let created = |family, kind| {
+            let name = SetName::new("tp4-pods-xxxxxxxxxxxxxxxx").unwrap();
+            let name =
+                if family == Family::V4 { name } else { SetName::new("tp6-pods-xxxxxxxxxxxxxxxx").unwrap() };
+            sets(&[SetEdit::Create(name, kind)])
+        };
+        for (kind, header) in [
+            (SetKind::Addresses, "hash:ip family inet maxelem 4194304"),
+            (SetKind::CountedAddresses, "hash:ip family inet maxelem 4194304 counters"),
+            (SetKind::Networks, "hash:net family inet maxelem 4194304"),
+            (SetKind::Endpoints, "hash:ip,port family inet maxelem 4194304"),
+            (SetKind::Ports, "bitmap:port range 0-65535"),
+            (SetKind::NetworkEndpoints, "hash:net,port family inet maxelem 4194304"),
+        ] {
+            assert_eq!(created(Family::V4, kind), format!("create tp4-pods-xxxxxxxxxxxxxxxx {header}\n"));
+        }
+        assert_eq!(
+            created(Family::V6, SetKind::Addresses),
+            "create tp6-pods-xxxxxxxxxxxxxxxx hash:ip family inet6 maxelem 4194304\n"
+        );
+    }
+
+    #[test]
+    fn a_whole_ruleset_is_its_sets_with_their_members_and_its_chains_with_their_hooks() {
+        let set = SetName::new("tp4-pods-xxxxxxxxxxxxxxxx").unwrap();
+        let group = ChainName::new("TP-GI-xxxxxxxxxxxxxxxx").unwrap();
+        let forward = ChainName::new("TOWPATH-FORWARD").unwrap();
+        let members = [Member::Address([10, 0, 0, 1].into()), Member::Address([10, 0, 0, 2].into())];
+        let rules: Chain = [
+            Rule::new([Match::Set { set: set.clone(), field: Field::Source }], Target::Return),
+            Rule::new([], Target::Drop),
+        ]
+        .into_iter()
+        .collect();
+        let text_of_rules = "-A TP-GI-xxxxxxxxxxxxxxxx -m set --match-set tp4-pods-xxxxxxxxxxxxxxxx src -j RETURN\n\
+            -A TP-GI-xxxxxxxxxxxxxxxx -j DROP\n";
+        assert_eq!(chain(Family::V4, &group, &rules), text_of_rules);
+        let v4 = Table {
+            chains: [
+                (forward.clone(), [Rule::new([], Target::Goto(group.clone()))].into_iter().collect()),
+                (group, rules),
+            ]
+            .into(),
+            sets: [(set, IpSet { kind: SetKind::Addresses, members: members.into_iter().collect() })].into(),
+            hooks: [(BuiltIn::Forward, forward)].into(),
+        };
+        let ruleset = Ruleset { v4, ..Ruleset::default() };
+        assert_eq!(
+            all_sets(&ruleset),
+            "create tp4-pods-xxxxxxxxxxxxxxxx hash:ip family inet maxelem 4194304\n\
+             add tp4-pods-xxxxxxxxxxxxxxxx 10.0.0.1\n\
+             add tp4-pods-xxxxxxxxxxxxxxxx 10.0.0.2\n"
+        );
+        assert_eq!(
+            all_chains(Family::V4, &ruleset.v4),
+            format!(
+                "*filter\n\
+                 :TOWPATH-FORWARD - [0:0]\n\
+                 :TP-GI-xxxxxxxxxxxxxxxx - [0:0]\n\
+                 -A TOWPATH-FORWARD -g TP-GI-xxxxxxxxxxxxxxxx\n\
+                 {text_of_rules}\
+                 -I FORWARD 1 -j TOWPATH-FORWARD\n\
+                 COMMIT\n"
+            )
+        );
+        assert_eq!(all_chains(Family::V6, &ruleset.v6), "*filter\nCOMMIT\n");
     }
 }

@@ -179,3 +179,50 @@ fn has_network_endpoint(
 ) -> bool {
     networks(address).any(|network| members.contains(&Member::NetworkEndpoint(network, protocol, port)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Direction, Family},
+        ruleset::{IpSet, Rule, SetKind, names},
+    };
+
+    #[test]
+    fn the_cost_of_a_packet_is_every_rule_and_every_set_that_was_asked_and_the_jump_of_the_hook() {
+        let (set, group) = (names::all_pods(Family::V4), names::dispatch(Direction::Ingress));
+        let field = Field::Source;
+        let is_pod = Match::Set { set: set.clone(), field };
+        let is_none = Match::NotInSet { set: set.clone(), field };
+        let udp = Match::Protocol(Protocol::Udp.number());
+        let table = Table {
+            sets: [(set, IpSet { kind: SetKind::Addresses, members: imbl::OrdSet::new() })].into(),
+            chains: [
+                (
+                    names::forward(),
+                    [
+                        // Nothing is asked behind the first match that does not hold.
+                        Rule::new([udp, is_pod.clone()], Target::Drop),
+                        Rule::new([is_pod], Target::Drop),
+                        Rule::new([is_none], Target::Jump(group.clone())),
+                    ]
+                    .into_iter()
+                    .collect(),
+                ),
+                (
+                    group.clone(),
+                    [Rule::new([], Target::Drop), Rule::new([], Target::Return)].into_iter().collect(),
+                ),
+            ]
+            .into(),
+            hooks: [(BuiltIn::Forward, names::forward())].into(),
+        };
+        let tcp = Transport::Port(Protocol::Tcp, 80);
+        let packet = Packet::new([10, 244, 1, 1].into(), [10, 244, 1, 2].into(), tcp);
+        let hits = vec![(names::forward(), 2), (group, 0)];
+        assert_eq!(trace(&table, &packet), Trace { passed: false, hits, rules_walked: 5, set_lookups: 2 });
+        let to_node = Packet { at: BuiltIn::Input, ..packet };
+        let nothing = Trace { passed: true, hits: Vec::new(), rules_walked: 0, set_lookups: 0 };
+        assert_eq!(trace(&table, &to_node), nothing);
+    }
+}

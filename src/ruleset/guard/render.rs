@@ -221,7 +221,7 @@ fn chains(text: &str) -> BTreeMap<&str, usize> {
         } else if line == "}" {
             chain = None;
         } else if let Some(count) = chain.and_then(|chain| chains.get_mut(chain)) {
-            *count += usize::from(!line.is_empty() && !line.starts_with("type "));
+            *count += usize::from(!line.starts_with("type "));
         }
     }
     chains

@@ -344,3 +344,185 @@ fn truncated_listing_lacks_rules() {
     let early = format!("{}\n}}\n}}\n", &netdev[..last]);
     assert!(!has_all_rules("netdev", &early), "{early}");
 }
+
+#[test]
+fn only_addresses_that_were_read_and_are_good_beyond_the_link_say_which_pod_is_behind_an_interface() {
+    let mut veth = veth(3, &["127.0.0.1", "169.254.1.1", "10.244.1.2", "::1", "fe80::3", "fd00::2"]);
+    veth.routed = vec![ip("169.254.1.2"), ip("10.244.1.3")];
+    assert_eq!(veth.evidence().collect::<Vec<_>>(), ["10.244.1.2", "fd00::2", "10.244.1.3"].map(ip));
+    veth.is_read = false;
+    assert_eq!(veth.evidence().count(), 0);
+}
+
+#[test]
+fn an_interface_is_isolated_in_the_directions_in_which_its_pod_is() {
+    let program = || {
+        let (tiers, default) = (Vec::new(), crate::policy::program::Action::Deny);
+        Some(Arc::new(Program { tiers, default, digest: "x".into() }))
+    };
+    let pods = [
+        LocalPod { ingress: program(), ..pod("a", &["10.244.1.2"]) },
+        LocalPod { egress: program(), ..pod("b", &["10.244.1.3"]) },
+        pod("c", &["10.244.1.4"]),
+    ];
+    let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"]), veth(5, &["10.244.1.4"])];
+    let bindings = fresh(&veths, &pods);
+    let isolated = |index: u32| Direction::BOTH.map(|direction| bindings.ports[&index].isolated(direction));
+    let [ingress, egress] = Direction::BOTH.map(|direction| direction == Direction::Ingress);
+    assert_eq!(isolated(3), [ingress, egress]);
+    assert_eq!(isolated(4), [!ingress, !egress]);
+    assert_eq!(isolated(5), [false, false]);
+}
+
+#[test]
+fn the_bridges_frames_are_checked_before_its_own_filtering_and_before_iptables() {
+    let text = Guard::default().whole();
+    for hook in ["prerouting", "forward"] {
+        assert!(text.contains(&format!("type filter hook {hook} priority -300; policy accept;")), "{text}");
+    }
+}
+
+/// A guard for two ports of a bridge and a separate link, and its interfaces.
+fn three() -> (Guard, BTreeMap<String, u32>) {
+    let veths = [
+        veth(3, &["10.244.1.2", "fd00::2", "fe80::3"]),
+        veth(4, &["10.244.1.3"]),
+        Veth { bridge: None, routed: vec![ip("10.244.1.4")], ..veth(6, &["10.244.1.4"]) },
+    ];
+    let pods = [pod("a", &["10.244.1.2", "fd00::2"]), pod("b", &["10.244.1.3"]), pod("c", &["10.244.1.4"])];
+    let interfaces = veths.iter().map(|veth| (veth.name.clone(), veth.index)).collect();
+    (Guard::new(&fresh(&veths, &pods)), interfaces)
+}
+
+/// The tables of the bridge and netdev families as nft prints them once `text` is written: indented, with the names of
+/// interfaces, numbers without leading zeros, and each element of several parts on a line of its own.
+fn printed(text: &str, interfaces: &BTreeMap<String, u32>) -> [String; 2] {
+    let element = |set: &str, element: &str| {
+        let mut parts: Vec<String> = element.split(" . ").map(str::to_owned).collect();
+        let name = interfaces.iter().find(|(_, index)| index.to_string() == parts[0]);
+        parts[0] = name.map_or(parts[0].clone(), |(name, _)| format!("\"{name}\""));
+        if ["macs", "quoted4", "targets6"].contains(&set) {
+            let digits = parts[1].trim_start_matches("0x").trim_start_matches('0');
+            parts[1] = format!("0x{digits}");
+        }
+        parts.join(" . ")
+    };
+    let mut chains: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some((chain, rest)) =
+            line.strip_prefix("add chain netdev towpath ").and_then(|l| l.split_once(" { "))
+        {
+            chains.insert(chain, vec![format!("\t\t{}\n", rest.trim_end_matches(" }"))]);
+        } else if let Some((chain, rule)) =
+            line.strip_prefix("add rule netdev towpath ").and_then(|l| l.split_once(' '))
+        {
+            chains.get_mut(chain).unwrap().push(format!("\t\t{rule}\n"));
+        }
+    }
+    let table = |family: &str, links: String| {
+        let start = format!("table {family} towpath {{\n");
+        let body = text.split_once(&start).unwrap().1;
+        let mut printed = vec![start];
+        let mut chain = false;
+        for line in body.lines() {
+            if let Some((name, rest)) = line.strip_prefix("set ").and_then(|line| line.split_once(" { ")) {
+                let (kind, rest) = rest.split_once(';').unwrap();
+                printed.push(format!("\tset {name} {{\n\t\t{kind}\n"));
+                if let Some(list) = rest.strip_prefix(" elements = { ") {
+                    let list = list.trim_end_matches(" }; }").split(", ").map(|one| element(name, one));
+                    let between = if kind.contains(" . ") { ",\n\t\t\t     " } else { ", " };
+                    let list = list.collect::<Vec<_>>().join(between);
+                    printed.push(format!("\t\telements = {{ {list} }}\n"));
+                }
+                printed.push("\t}\n\n".to_owned());
+            } else if !chain && line.starts_with("counter ") {
+                printed.push(format!("\t{}\n\t\tpackets 0 bytes 0\n\t}}\n\n", line.trim_end_matches(" }")));
+            } else if line.starts_with("chain ") {
+                chain = true;
+                printed.push(format!("\t{line}\n"));
+            } else if line == "}" && !chain {
+                break;
+            } else if line == "}" {
+                chain = false;
+                printed.push("\t}\n\n".to_owned());
+            } else {
+                printed.push(format!("\t\t{line}\n"));
+            }
+        }
+        printed.concat() + &links + "}\n"
+    };
+    let links = chains.iter().map(|(chain, rules)| format!("\tchain {chain} {{\n{}\t}}\n\n", rules.concat()));
+    [table("bridge", String::new()), table("netdev", links.collect())]
+}
+
+#[test]
+fn what_nft_prints_of_a_guard_is_read_as_that_guard() {
+    let (guard, interfaces) = three();
+    let [bridge, netdev] = printed(&guard.whole(), &interfaces);
+    assert!(bridge.contains("elements = { \"veth3\" . 0x20000000003,\n"), "{bridge}");
+    assert!(netdev.contains("hook ingress device \"veth6\""), "{netdev}");
+    assert_eq!(Guard::read(&bridge, &netdev, &interfaces).as_ref(), Some(&guard));
+    assert_eq!(Guard::read(&bridge, &netdev, &interfaces).unwrap().difference(&guard), "");
+    // The name of an interface that is gone is not known: nft prints its index.
+    let left: BTreeMap<String, u32> = interfaces.into_iter().filter(|(name, _)| name != "veth4").collect();
+    let [bridge, netdev] = printed(&guard.whole(), &left);
+    assert!(bridge.contains("4 . 02:00:00:00:00:04"), "{bridge}");
+    assert_eq!(Guard::read(&bridge, &netdev, &left), Some(guard));
+    // An interface that is neither a known name nor an index was not written by this version.
+    assert_eq!(Guard::read(&bridge.replace("\"veth3\"", "\"else\""), &netdev, &left), None);
+}
+
+#[test]
+fn tables_that_lack_a_rule_or_a_hook_or_have_a_rule_more_are_not_taken_over() {
+    let (guard, interfaces) = three();
+    let [bridge, netdev] = printed(&guard.whole(), &interfaces);
+    let is_read = |bridge: &str, netdev: &str| Guard::read(bridge, netdev, &interfaces).is_some();
+    assert!(is_read(&bridge, &netdev));
+    let rule = "\t\tiif . ether saddr . ip saddr @sources4 accept\n";
+    for (more, less) in [(rule.repeat(2), rule), (String::new(), rule)] {
+        assert!(bridge.contains(less) && netdev.contains(less));
+        assert!(!is_read(&bridge.replacen(less, &more, 1), &netdev));
+        assert!(!is_read(&bridge, &netdev.replacen(less, &more, 1)));
+    }
+    for hook in ["prerouting", "forward"] {
+        let line = format!("\t\ttype filter hook {hook} priority -300; policy accept;\n");
+        assert!(bridge.contains(&line));
+        assert!(!is_read(&bridge.replace(&line, ""), &netdev));
+        assert!(!is_read(&bridge.replace(&line, "\t\taccept\n"), &netdev), "as many lines, but no hook");
+    }
+    // The name of one chain says which checks a table has.
+    assert!(!is_read(&bridge.replace("chain layout-", "chain layout-x"), &netdev));
+    assert!(!is_read(&bridge, &netdev.replace("chain layout-", "chain layout-x")));
+}
+
+#[test]
+fn hardware_addresses_and_quoted_addresses_are_numbers_as_wide_as_their_field() {
+    let text = three().0.whole();
+    for element in [
+        "macs { typeof iif . @th,208,48; elements = { 3 . 0x020000000003, 4 . 0x020000000004 }; }",
+        "quoted4 { typeof iif . @th,192,32; elements = { 3 . 0x0af40102, 4 . 0x0af40103 }; }",
+        "3 . 0xfd000000000000000000000000000002",
+    ] {
+        assert!(text.contains(element), "{text}");
+    }
+}
+
+#[test]
+fn a_trial_has_the_same_rules_and_no_packet_passes_it() {
+    let text = trial("towpath-trial");
+    assert!(!text.contains("hook") && !text.contains("elements"), "{text}");
+    let whole = Guard::default().whole().replace("table bridge towpath {", "table bridge towpath-trial {");
+    let whole = whole.replace("table netdev towpath {", "table netdev towpath-trial {");
+    let (removal, tables) = whole.split_at(whole.find("table bridge towpath-trial {").unwrap());
+    assert_eq!(removal, render::removal());
+    let rules: Vec<&str> = tables.lines().filter(|line| !line.starts_with("type filter hook ")).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), rules);
+}
+
+#[test]
+fn both_tables_are_removed_whether_or_not_they_are_there() {
+    assert_eq!(
+        render::removal(),
+        "table bridge towpath\ndelete table bridge towpath\ntable netdev towpath\ndelete table netdev towpath\n"
+    );
+}
