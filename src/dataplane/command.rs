@@ -297,6 +297,20 @@ mod tests {
     }
 
     #[test]
+    fn programs_are_named_with_their_debian_package() {
+        for (program, from) in [
+            ("ipset", "ipset"),
+            ("modprobe", "kmod"),
+            ("ip", "iproute2"),
+            ("nft", "nftables"),
+            ("iptables-nft", "iptables"),
+            ("ip6tables-legacy-save", "iptables"),
+        ] {
+            assert_eq!(package(program), from, "{program}");
+        }
+    }
+
+    #[test]
     fn missing_program_is_named_with_its_package() {
         let commands = Commands::new("/nonexistent".into());
         assert!(!commands.has("ipset"));

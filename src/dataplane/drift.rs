@@ -88,7 +88,7 @@ pub(super) fn members(expected: &ObservedTable, there: &BTreeMap<SetName, IpSet>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ruleset::{IpSet, SetKind};
+    use crate::ruleset::{IpSet, Member, Rule, SetKind, Target};
 
     #[test]
     fn each_difference_is_reported_once() {
@@ -116,5 +116,42 @@ mod tests {
         assert_eq!(sets(&expected, |_| None), ["the set tp4-nodes is gone"]);
         assert_eq!(sets(&expected, |_| Some(2)), ["the set tp4-nodes has 2 members instead of 0"]);
         assert!(sets(&expected, |_| Some(0)).is_empty());
+    }
+
+    #[test]
+    fn hooks_and_chains_that_are_as_written_are_no_difference() {
+        let forward = ChainName::new("TOWPATH-FORWARD").unwrap();
+        let rules = [Rule::new([], Target::Drop), Rule::new([], Target::Return)];
+        let mut expected = ObservedTable::default();
+        expected.hooks.insert(BuiltIn::Forward, HookState::in_place(forward.clone()));
+        expected.chains.insert(forward.clone(), Content::Known(rules.into_iter().collect()));
+        let there = BTreeMap::from([(forward, 2)]);
+        let none: [String; 0] = [];
+        assert_eq!(chains(Family::V4, &expected, &there, &expected.hooks), none);
+    }
+
+    #[test]
+    fn members_that_differ_are_counted_in_both_directions() {
+        let name = SetName::new("tp4-nodes").unwrap();
+        let of = |kind, last: &[u8]| IpSet {
+            kind,
+            members: last.iter().map(|last| Member::Address([192, 168, 0, *last].into())).collect(),
+        };
+        let mut expected = ObservedTable::default();
+        expected.sets.insert(name.clone(), of(SetKind::Addresses, &[1, 2, 3]));
+        let found = |set: Option<IpSet>| {
+            members(&expected, &set.map(|set| (name.clone(), set)).into_iter().collect())
+        };
+        let none: [String; 0] = [];
+        assert_eq!(found(None), ["the set tp4-nodes is gone"]);
+        assert_eq!(found(Some(of(SetKind::Addresses, &[1, 2, 3]))), none);
+        assert_eq!(
+            found(Some(of(SetKind::Addresses, &[1, 8]))),
+            ["the set tp4-nodes lacks 2 members and has 1 others"]
+        );
+        assert_eq!(
+            found(Some(of(SetKind::CountedAddresses, &[1, 2, 3]))),
+            ["the set tp4-nodes is of another kind"]
+        );
     }
 }

@@ -189,6 +189,28 @@ fn rules_left_in_the_other_variant_are_removed() {
 }
 
 #[test]
+fn rules_in_the_other_variant_are_removed_once_everything_is_written() {
+    for_both_variants(|variant| {
+        let mut other = kernel(variant.other());
+        apply_all(&mut other, &every_kind());
+        let mut kernel = kernel(variant);
+        apply_all(&mut kernel, &every_kind());
+        kernel.settled();
+        let chains = other.observe().unwrap();
+        assert!(Family::BOTH.iter().all(|family| chains.table(*family).chains.is_empty()));
+    });
+}
+
+#[test]
+fn cleanup_removes_chains_without_a_jump() {
+    for_both_variants(|variant| {
+        sh(&format!("{} -N TOWPATH-FORWARD", tool(variant, Family::V4, "")));
+        let removed = cleanup(&Commands::default()).unwrap();
+        assert_eq!(removed, Removed { chains: 1, ..Removed::default() });
+    });
+}
+
+#[test]
 fn check_finds_foreign_changes_of_rules_and_set_sizes() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);

@@ -2,16 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
+    net::{IpAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{Receiver, channel},
+    },
+    thread,
+    time::Duration,
 };
 
 use towpath::{
     dataplane::{
         command::Commands,
         kernel::{
-            guard::{GuardTables, remove},
-            links::Links,
+            guard::{GuardTables, follow, remove},
+            links::{self, Link, Links},
         },
     },
     lab::Netns,
@@ -149,5 +155,192 @@ fn guard_tables_are_updated_by_differences_taken_over_and_removed() {
         sh("nft add table bridge other && nft add table netdev towpath2");
         assert_eq!((remove(&commands).unwrap(), remove(&commands).unwrap()), (2, 0));
         assert_eq!(sh("nft list tables"), "table bridge other\ntable netdev towpath2\n");
+    });
+}
+
+/// Repeats `act` until `notified` has received something: what follows changes may not listen yet.
+#[track_caller]
+fn act_until_told(notified: &Receiver<()>, act: impl Fn()) {
+    let told = (0..200).any(|_| {
+        act();
+        notified.recv_timeout(Duration::from_millis(100)).is_ok()
+    });
+    assert!(told, "nothing was told");
+}
+
+#[test]
+fn a_veth_that_is_gone_is_no_error_and_the_addresses_of_this_host_are_its_own() {
+    in_namespace(|| {
+        let _a = pod("vetha", "02:00:00:00:00:0a", None, &["10.244.1.2/32"]);
+        sh("ip link set lo up && ip addr add 192.0.2.1/32 dev lo && ip addr add 10.244.1.1/32 dev vetha");
+        let mut links = Links::open().unwrap();
+        let host = links.host_addresses().unwrap();
+        assert!([ip("192.0.2.1"), ip("10.244.1.1")].iter().all(|address| host.contains(address)), "{host:?}");
+        assert!(!host.contains(&ip("10.244.1.2")));
+        let all = links.all().unwrap();
+        let veth = all.iter().find(|link| link.name == "vetha").unwrap().clone();
+        links.probe(&all).unwrap();
+        assert!(links.veth(&veth).unwrap().is_some());
+        sh("ip link del vetha");
+        assert_eq!(links.veth(&veth).unwrap(), None);
+        let elsewhere = Link { peer: Some((2, 77)), ..veth };
+        assert_eq!(links.veth(&elsewhere).unwrap(), None, "no namespace has this number");
+        assert!(links.probe(&[elsewhere]).is_err());
+    });
+}
+
+#[test]
+fn only_the_addresses_of_a_veths_own_other_end_are_behind_it() {
+    in_namespace(|| {
+        let a = pod("vetha", "02:00:00:00:00:0a", None, &["10.244.1.2/32"]);
+        let path = a.path();
+        sh(&format!("ip link add vethb type veth peer name eth1 netns {path}"));
+        a.ip(&["link set eth1 up".to_owned(), "addr add 10.9.0.1/24 dev eth1".to_owned()]).unwrap();
+        let mut links = Links::open().unwrap();
+        let (veths, _) = read(&mut links);
+        let behind = |name: &str| {
+            let veth = veths.iter().find(|veth| veth.name == name).unwrap();
+            veth.addresses.iter().filter(|address| address.is_ipv4()).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(behind("vetha"), [ip("10.244.1.2")]);
+        assert_eq!(behind("vethb"), [ip("10.9.0.1")]);
+    });
+}
+
+#[test]
+fn the_tunnels_of_this_node_are_read_with_their_ports_and_known_ends() {
+    in_namespace(|| {
+        sh("ip link add known type vxlan id 1 dstport 8472 nolearning local 192.0.2.1");
+        sh("ip link add learning type vxlan id 2 dstport 4789 local 192.0.2.1");
+        sh("bridge fdb append 00:00:00:00:00:00 dev known dst 192.0.2.7");
+        let mut links = Links::open().unwrap();
+        let all = links.all().unwrap();
+        let tunnels = links.tunnels(&all).unwrap();
+        assert_eq!(tunnels.vxlan, BTreeSet::from([8472]));
+        assert_eq!(tunnels.others, BTreeSet::from([4789]));
+        assert_eq!(tunnels.ends, BTreeSet::from([ip("192.0.2.7")]));
+        assert!(tunnels.protocols.is_empty());
+        // On a port that one of two interfaces shares with any host, no sender is known.
+        sh("ip link add shared type vxlan id 3 dstport 4789 nolearning local 192.0.2.1");
+        let all = links.all().unwrap();
+        assert_eq!(links.tunnels(&all).unwrap().vxlan, BTreeSet::from([8472]));
+        // A tunnel without ports counts while it is up.
+        let link = Link { kind: "gre".to_owned(), ..all[0].clone() };
+        let protocols =
+            |links: &mut Links, up| links.tunnels(&[Link { up, ..link.clone() }]).unwrap().protocols;
+        assert_eq!(protocols(&mut links, true), BTreeSet::from([47]));
+        assert!(protocols(&mut links, false).is_empty());
+    });
+}
+
+#[test]
+fn a_link_that_comes_or_changes_is_told_until_nobody_wants_to_know() {
+    in_namespace(|| {
+        let (sender, told) = channel();
+        let count = AtomicUsize::new(0);
+        let follow = move || {
+            links::follow(&|| {
+                sender.send(()).unwrap();
+                count.fetch_add(1, Ordering::Relaxed) == 0
+            })
+        };
+        let thread = thread::spawn(follow);
+        let turn = || drop(sh("ip link set lo up && ip link set lo down"));
+        act_until_told(&told, turn);
+        act_until_told(&told, turn);
+        thread.join().unwrap().unwrap();
+        assert!(told.recv().is_err(), "it ended after the second time");
+    });
+}
+
+#[test]
+fn what_another_program_does_to_the_tables_is_told_and_what_the_guard_does_is_not() {
+    in_namespace(|| {
+        let mut tables = GuardTables::new(Arc::new(Commands::default())).unwrap();
+        tables.apply(&Guard::default()).unwrap();
+        let (changes, (sender, told)) = (tables.changes(), channel());
+        let enough = Arc::new(AtomicBool::new(false));
+        let is_enough = enough.clone();
+        let notify = move || sender.send(()).is_ok() && !is_enough.load(Ordering::Relaxed);
+        let thread = thread::spawn(move || follow(&changes, &notify));
+        act_until_told(&told, || drop(sh("nft add counter bridge towpath strange")));
+        // Its own writes, and tables of others. What is told comes in the order of the changes.
+        tables.distrust();
+        tables.apply(&Guard::default()).unwrap();
+        sh("nft add table bridge other && nft add table ip towpath && nft add chain bridge other towpath");
+        sh("nft add counter netdev towpath strange");
+        told.recv_timeout(Duration::from_secs(20)).unwrap();
+        enough.store(true, Ordering::Relaxed);
+        sh("nft add counter bridge towpath stranger");
+        thread.join().unwrap().unwrap();
+        assert_eq!(told.iter().count(), 1, "the last change, and nothing before it");
+    });
+}
+
+#[test]
+fn nft_that_refuses_the_tables_is_noticed_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/bin/false", folder.path().join("nft")).unwrap();
+    let tables = GuardTables::new(Arc::new(Commands::new(folder.path().into()))).unwrap();
+    assert!(tables.probe().is_err());
+}
+
+#[test]
+fn the_next_process_knows_what_each_interface_was_allowed_and_which_ones_were_closed() {
+    in_namespace(|| {
+        let commands = Arc::new(Commands::default());
+        sh("ip link add br0 type bridge && ip link set br0 up");
+        let _a = pod("vetha", "02:00:00:00:00:0a", Some("br0"), &["10.244.1.2/24", "fd00::2/64"]);
+        let _b = pod("vethb", "02:00:00:00:00:0b", Some("br0"), &["10.244.1.3/24"]);
+        let mut links = Links::open().unwrap();
+        let (veths, interfaces) = read(&mut links);
+        let mut tables = GuardTables::new(commands.clone()).unwrap();
+        assert!(tables.former().unwrap().is_empty());
+        tables.apply(&guard(&veths, &[("a", &["10.244.1.2", "fd00::2"]), ("b", &["10.244.1.3"])])).unwrap();
+        let former = GuardTables::new(commands.clone()).unwrap().former().unwrap();
+        let a = &former["vetha"];
+        assert_eq!(a.mac, Mac([2, 0, 0, 0, 0, 10]));
+        assert!([ip("10.244.1.2"), ip("fd00::2")].iter().all(|address| a.addresses.contains(address)));
+        assert!(former["vethb"].addresses.contains(&ip("10.244.1.3")));
+
+        let b = interfaces["vethb"];
+        let mut closed = veths.iter().filter(|veth| veth.index == b).cloned().collect::<Vec<_>>();
+        closed[0].addresses.clear();
+        let (nodes, host, none) = (&Members::default(), &BTreeSet::new(), &Members::default());
+        let known = Known { pods: &[], all_pods: none, nodes, pod_cidrs: &[], host };
+        let bindings = bind(&closed, &known, &Bindings::retired([b]));
+        tables.apply(&Guard::new(&bindings)).unwrap();
+        let mut next = GuardTables::new(commands).unwrap();
+        assert!(next.closed().is_empty(), "nothing was taken over yet");
+        next.take_over(&interfaces).unwrap();
+        assert_eq!(next.closed(), BTreeSet::from([b]));
+    });
+}
+
+#[test]
+fn dropped_frames_are_counted_by_their_reason() {
+    in_namespace(|| {
+        let commands = Arc::new(Commands::default());
+        sh("ip link add br0 type bridge && ip link set br0 up");
+        let a = pod("vetha", "02:00:00:00:00:0a", Some("br0"), &["10.244.1.2/24"]);
+        let mut links = Links::open().unwrap();
+        let (veths, _) = read(&mut links);
+        let mut tables = GuardTables::new(commands).unwrap();
+        tables.apply(&guard(&veths, &[("a", &["10.244.1.2"])])).unwrap();
+        assert_eq!(tables.drops().unwrap()["claim"], 0);
+        // It asks for a neighbour with an address that is not its own.
+        a.ip(&["addr add 10.9.9.9/24 dev eth0".to_owned()]).unwrap();
+        let ask = || {
+            let socket = UdpSocket::bind("10.9.9.9:0").unwrap();
+            socket.send_to(b"x", "10.9.9.1:9").unwrap();
+        };
+        for _ in 0..200 {
+            a.run(ask).unwrap();
+            if tables.drops().unwrap()["claim"] > 0 {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{:?}", tables.drops());
     });
 }

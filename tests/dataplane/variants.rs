@@ -87,3 +87,39 @@ fn variant_is_kubelets_or_else_the_one_with_more_rules() {
         assert_eq!(chosen(), variant, "kubelet's chain");
     });
 }
+
+#[test]
+fn without_a_rule_of_either_variant_it_is_that_of_plain_iptables() {
+    in_namespace(|| {
+        let is_nft = sh("iptables --version").contains("nf_tables");
+        let variant = if is_nft { Variant::Nft } else { Variant::Legacy };
+        assert_eq!(Kernel::new(Arc::new(Commands::default()), Backend::Auto).unwrap().variant(), variant);
+    });
+}
+
+/// The programs of one variant, of which this one fails whenever it is run.
+fn with_failing(variant: Variant, failing: &str) -> (tempfile::TempDir, Arc<Commands>) {
+    let of = |family| ["", "-save", "-restore"].map(|suffix| tool(variant, family, suffix));
+    let programs: Vec<String> =
+        Family::BOTH.into_iter().flat_map(of).filter(|name| name != failing).collect();
+    let programs: Vec<&str> = programs.iter().map(String::as_str).chain(["ipset"]).collect();
+    let (folder, commands) = only(&programs);
+    std::os::unix::fs::symlink("/bin/false", folder.path().join(failing)).unwrap();
+    (folder, commands)
+}
+
+#[test]
+fn a_filter_table_that_cannot_be_used_is_an_error_that_says_what_to_load() {
+    in_namespace(|| {
+        for variant in Variant::BOTH {
+            let error = |family| {
+                let (_folder, commands) = with_failing(variant, &tool(variant, family, ""));
+                Kernel::new(commands, Backend::Only(variant)).unwrap_err().to_string()
+            };
+            let v4 = error(Family::V4);
+            assert!(v4.contains("the filter table cannot be used") && v4.contains("load the module"), "{v4}");
+            let v6 = error(Family::V6);
+            assert!(v6.contains("IPv6 is on, but its filter table cannot be used"), "{v6}");
+        }
+    });
+}

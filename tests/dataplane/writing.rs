@@ -208,3 +208,49 @@ fn bridge_netfilter_switches_of_the_namespace_are_set() {
         assert!(bridge.check().is_empty());
     });
 }
+
+#[test]
+fn of_the_chains_that_a_rule_goes_to_those_that_will_be_there_are_no_fault() {
+    for_both_variants(|variant| {
+        let mut kernel = kernel(variant);
+        let goes = |to: &str| -> Chain { [Rule::new([], Target::Goto(chain(to)))].into_iter().collect() };
+        let returns = || -> Chain { [Rule::new([], Target::Return)].into_iter().collect() };
+        let named = |letter: &str| format!("TP-GI-{}", letter.repeat(16));
+        let (old, kept, new) = (named("a"), named("b"), named("c"));
+        let there = [old.as_str(), kept.as_str()].map(|name| (chain(name), returns()));
+        let batch = ChainBatch { write: there.to_vec(), ..ChainBatch::default() };
+        kernel.apply(&Step::Chains(Family::V4, batch)).unwrap();
+        let missing: Chain =
+            [Rule::new([in_set("tp4-pods-missingmissingmi", Field::Source)], Target::Return)]
+                .into_iter()
+                .collect();
+        let write = vec![
+            (chain(&new), returns()),
+            (chain(&named("d")), goes(&new)),
+            (chain(&named("e")), goes(&kept)),
+            (chain(&named("f")), goes(&old)),
+            (chain(&named("g")), goes(&named("h"))),
+            (chain(&named("i")), missing),
+        ];
+        let batch = ChainBatch { write, remove: vec![chain(&old)], ..ChainBatch::default() };
+        let refused = match kernel.apply(&Step::Chains(Family::V4, batch)) {
+            Err(ApplyError::Refused(refusals)) => refusals,
+            other => panic!("{other:?}"),
+        };
+        let mut refused: Vec<Object> = refused.into_iter().map(|refusal| refusal.object).collect();
+        refused.sort();
+        let wanted = ["f", "g", "i"].map(|letter| Object::Chain(Family::V4, chain(&named(letter))));
+        assert_eq!(refused, wanted);
+    });
+}
+
+#[test]
+fn whether_the_kernel_takes_a_rule_is_tried_without_a_trace() {
+    for_both_variants(|variant| {
+        let mut kernel = kernel(variant);
+        assert!(kernel.takes(&Rule::new([], Target::Drop)).unwrap());
+        let needs_set = Rule::new([in_set("tp4-pods-missingmissingmi", Field::Source)], Target::Return);
+        assert!(!kernel.takes(&needs_set).unwrap());
+        assert!(kernel.observe().unwrap().is_empty());
+    });
+}

@@ -294,4 +294,12 @@ mod tests {
         )]);
         assert_eq!(saved, Saved { chains, hooks, foreign_uses });
     }
+
+    #[test]
+    fn a_jump_to_a_chain_of_ours_that_asks_for_anything_is_of_another_program() {
+        let rule = "-A FORWARD -i eth0 -j TOWPATH-FORWARD";
+        let saved = Saved::parse(&format!("*filter\n:TOWPATH-FORWARD - [0:0]\n{rule}\nCOMMIT\n"));
+        assert!(saved.hooks.is_empty());
+        assert_eq!(saved.foreign_uses, BTreeMap::from([(chain("TOWPATH-FORWARD"), rule.to_owned())]));
+    }
 }

@@ -396,6 +396,82 @@ mod tests {
         assert!(entry.is_translated() && entry.is_open_tcp());
     }
 
+    /// The entry of that connection in this TCP state, if it has one, and with these further attributes.
+    fn entry(state: Option<u8>, more: &[(u16, &[u8])]) -> Entry {
+        let bytes = through_a_service();
+        let mut attributes = Vec::new();
+        for (kind, payload) in messages(&bytes).next().unwrap().attributes() {
+            match (kind, state) {
+                (PROTOCOL_STATE, Some(state)) => {
+                    let (mut inner, mut tcp) = (Vec::new(), Vec::new());
+                    put(&mut inner, TCP_STATE, &[state]);
+                    put(&mut tcp, TCP | NESTED, &inner);
+                    put(&mut attributes, kind | NESTED, &tcp);
+                }
+                (PROTOCOL_STATE, None) => {}
+                _ => put(&mut attributes, kind, payload),
+            }
+        }
+        for (kind, payload) in more {
+            put(&mut attributes, *kind, payload);
+        }
+        let bytes = encode(NEW, 0, 1, 2, &attributes);
+        Entry::parse(&messages(&bytes).next().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_finds_a_connection_by_its_original_direction_and_zone_and_knows_it_by_its_id() {
+        let kinds = |bytes: &[u8]| attributes(bytes).map(|(kind, _)| kind).collect::<Vec<_>>();
+        let entry = entry(None, &[(ZONE, &[0, 9])]);
+        assert_eq!(kinds(&entry.key), [TUPLE_ORIGINAL, ZONE]);
+        assert_eq!(inner(&entry.key, ZONE), Some(&[0, 9][..]));
+        assert_eq!(inner(&entry.key, TUPLE_ORIGINAL).and_then(tuple), Some((6, entry.original)));
+        assert_eq!(attributes(&entry.id).collect::<Vec<_>>(), [(ID, &[1, 2, 3, 4][..])]);
+    }
+
+    #[test]
+    fn a_tcp_connection_is_open_until_both_ends_have_closed_it() {
+        let established = 3;
+        for (state, is_open) in [
+            (Some(SYN_SENT), true),
+            (Some(established), true),
+            (Some(TIME_WAIT), false),
+            (Some(CLOSE), false),
+            (None, false),
+        ] {
+            assert_eq!(entry(state, &[]).is_open_tcp(), is_open, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_replaces_a_connection_has_its_ends_and_was_never_answered() {
+        let entry = entry(Some(3), &[]);
+        let bytes = entry.unanswered();
+        let tuple_of = |kind| inner(&bytes, kind).and_then(tuple).map(|(_, tuple)| tuple);
+        assert_eq!(tuple_of(TUPLE_ORIGINAL), Some(entry.original));
+        assert_eq!(tuple_of(TUPLE_REPLY), Some(entry.reply));
+        assert_eq!(inner(&bytes, TIMEOUT), Some(&CUT_LASTS.to_be_bytes()[..]));
+        let state = inner(&bytes, PROTOCOL_STATE).and_then(|tcp| inner(tcp, TCP));
+        assert_eq!(state.and_then(|state| inner(state, TCP_STATE)), Some(&[SYN_SENT][..]));
+        assert_eq!(inner(&bytes, ID), None, "it is another connection");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_to_delete_is_an_error_and_not_a_connection_that_is_gone() {
+        let mut key = Vec::new();
+        // No tuple has a direction without addresses. Without the privilege the kernel refuses it as well.
+        put(&mut key, TUPLE_ORIGINAL | NESTED, &[]);
+        assert!(Conntrack::open().unwrap().delete_by(Family::V4, &key).is_err());
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_read_and_nothing_else() {
+        let v6: Ipv6Addr = "fd00::2".parse().unwrap();
+        assert_eq!(address(&[10, 0, 0, 1]), Some([10, 0, 0, 1].into()));
+        assert_eq!(address(&v6.octets()), Some(v6.into()));
+        assert_eq!(address(&[10, 0, 0]), None);
+    }
+
     #[test]
     fn truncated_message_is_no_connection() {
         let bytes = through_a_service();

@@ -382,7 +382,10 @@ fn is_ours(message: &Message<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::netlink::{encode, put},
+        *,
+    };
 
     #[test]
     fn counters_are_parsed_by_name() {
@@ -413,5 +416,19 @@ mod tests {
         assert_eq!(parts("\t\telements = { 3 . 10.0.0.1,"), ["3 . 10.0.0.1", ""]);
         assert_eq!(parts("4 . 10.0.0.2 }"), ["4 . 10.0.0.2"]);
         assert_eq!(parts("\t\tcounter name \"source\" drop"), ["counter name \"source\" drop"]);
+    }
+
+    #[test]
+    fn a_change_is_of_our_tables_by_their_family_and_name() {
+        let concerns = |family: u8, kind: u16, name: &[u8]| {
+            let mut attributes = Vec::new();
+            put(&mut attributes, kind, name);
+            is_ours(&messages(&encode(SUBSYSTEM, 0, 1, family, &attributes)).next().unwrap())
+        };
+        let ipv4 = 2;
+        assert!(concerns(BRIDGE, TABLE_NAME, b"towpath\0") && concerns(NETDEV, TABLE_NAME, b"towpath\0"));
+        assert!(!concerns(ipv4, TABLE_NAME, b"towpath\0"));
+        assert!(!concerns(BRIDGE, TABLE_NAME, b"filter\0"));
+        assert!(!concerns(BRIDGE, TABLE_NAME + 1, b"towpath\0"), "the name of a chain, for example");
     }
 }

@@ -99,15 +99,11 @@ impl Netlink {
                     continue;
                 }
                 interrupted |= message.flags & FLAG_INTERRUPTED != 0;
-                match message.kind {
-                    // Its payload is a result as well; some subsystems leave it out.
-                    DONE => done = Some(if message.payload.len() < 4 { Ok(()) } else { message.error() }),
-                    ERROR => done = Some(message.error()),
-                    _ => each(&message),
+                if !matches!(message.kind, DONE | ERROR) {
+                    each(&message);
                 }
-                // Neither a dump nor acknowledged: this answer was the only one.
-                if done.is_some() || flags & (FLAG_DUMP | FLAG_ACK) == 0 {
-                    done = done.or(Some(Ok(())));
+                done = message.end(flags);
+                if done.is_some() {
                     break;
                 }
             }
@@ -152,6 +148,17 @@ impl<'a> Message<'a> {
     /// The part after the header: the subsystem's header and the attributes.
     pub(super) fn body(&self) -> &'a [u8] {
         self.payload
+    }
+
+    /// The result of a request with these flags, if this answer is the last one.
+    fn end(&self, flags: u16) -> Option<io::Result<()>> {
+        match self.kind {
+            // Its payload is a result as well; some subsystems leave it out.
+            DONE if self.payload.len() < 4 => Some(Ok(())),
+            DONE | ERROR => Some(self.error()),
+            // Neither a dump nor acknowledged: this answer was the only one.
+            _ => (flags & (FLAG_DUMP | FLAG_ACK) == 0).then_some(Ok(())),
+        }
     }
 
     /// The result that an error message or an acknowledgement carries.
@@ -260,5 +267,59 @@ mod tests {
     fn zero_length_does_not_loop() {
         assert_eq!(messages(&[0; 64]).count(), 0);
         assert_eq!(attributes(&[0; 64]).count(), 0);
+    }
+
+    #[test]
+    fn the_last_answer_has_the_result_of_the_request() {
+        let end = |kind: u16, flags: u16, payload: &[u8]| {
+            let bytes = encode_body(kind, 0, 1, payload);
+            let end = messages(&bytes).next().unwrap().end(flags);
+            end.map(|result| result.map_err(|error| error.raw_os_error()))
+        };
+        let (none, busy) = (0_i32.to_ne_bytes(), (-16_i32).to_ne_bytes());
+        for kind in [DONE, ERROR] {
+            assert_eq!(end(kind, FLAG_DUMP, &none), Some(Ok(())));
+            assert_eq!(end(kind, FLAG_DUMP, &busy), Some(Err(Some(16))));
+        }
+        assert_eq!(end(DONE, FLAG_DUMP, &[]), Some(Ok(())), "some subsystems leave it out");
+        assert_eq!(end(ERROR, FLAG_ACK, &[]), Some(Err(None)));
+        let other = 0x0a10;
+        assert_eq!(end(other, FLAG_DUMP, &busy), None, "more answers follow");
+        assert_eq!(end(other, FLAG_ACK | FLAG_CREATE, &busy), None, "the acknowledgement follows");
+        assert_eq!(end(other, FLAG_CREATE, &busy), Some(Ok(())), "it was the only answer");
+    }
+
+    /// Requests about links, which need no privilege.
+    const GET_LINK: u16 = 18;
+    const LINK_HEADER: usize = 16;
+
+    /// The indices of the links in the answers to a request about the link with this index; 0 is none.
+    fn links(netlink: &mut Netlink, flags: u16, index: u32) -> io::Result<Vec<u32>> {
+        let mut body = vec![0; LINK_HEADER];
+        body.splice(4..8, index.to_ne_bytes());
+        let mut found = Vec::new();
+        netlink.request_body(GET_LINK, flags, &body, |message| {
+            found.push(u32::from_ne_bytes(*message.body()[4..].first_chunk().unwrap()));
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn a_dump_ends_after_its_last_answer_and_a_single_request_after_the_first() {
+        let mut netlink = Netlink::open_route().unwrap();
+        let all = links(&mut netlink, FLAG_DUMP, 0).unwrap();
+        assert!(all.contains(&1), "the loopback interface: {all:?}");
+        assert!(!netlink.interrupted);
+        assert_eq!(links(&mut netlink, 0, 1).unwrap(), [1]);
+        assert_eq!(links(&mut netlink, FLAG_ACK, 1).unwrap(), [1]);
+        assert_eq!(netlink.sequence, 3, "each request has a number of its own");
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_its_error() {
+        let mut netlink = Netlink::open_route().unwrap();
+        let error = links(&mut netlink, 0, u32::MAX >> 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::ENODEV as i32));
+        assert_eq!(links(&mut netlink, 0, 1).unwrap(), [1], "the next request is another matter");
     }
 }

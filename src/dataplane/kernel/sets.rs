@@ -365,19 +365,34 @@ mod tests {
         assert_eq!(culprit("ipset v7.17: Kernel error received: Operation not permitted"), None);
     }
 
-    /// An `ipset` that refuses lines beginning with one of `refused`, and records each run.
+    /// An `ipset` that refuses lines beginning with one of `refused`, and records each run and each line that it
+    /// carries out. What it lists is in the file `heads`, and from the second time on in `later`, if that is there.
     fn refusing(folder: &std::path::Path, refused: &str) -> Commands {
         use std::os::unix::fs::PermissionsExt as _;
-        let runs = folder.join("runs");
         let script = format!(
-            "#!/bin/sh\necho run >> {}\nn=0\nwhile read -r line; do n=$((n+1)); case \"$line\" in\n\
-             {refused}) echo \"ipset v7.17: Error in line $n: no room\" >&2; exit 1;; esac; done\n",
-            runs.display()
+            "#!/bin/sh\ncd {}\nif [ \"$1\" = list ]; then echo >> lists; cat heads; [ ! -e later ] || cp later heads; exit; fi\n\
+             echo run >> runs\nn=0\nwhile read -r line; do n=$((n+1)); case \"$line\" in\n\
+             {refused}) echo \"ipset v7.17: Error in line $n: no room\" >&2; exit 1;; esac\n\
+             echo \"$line\" >> lines; done\n",
+            folder.display()
         );
         let program = folder.join("ipset");
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Commands::new(folder.as_os_str().to_owned())
+        let path = std::env::var_os("PATH").unwrap();
+        Commands::new(
+            std::env::join_paths([folder.to_owned()].into_iter().chain(std::env::split_paths(&path)))
+                .unwrap(),
+        )
+    }
+
+    /// How many lines one of its files has.
+    fn count(folder: &tempfile::TempDir, file: &str) -> usize {
+        std::fs::read_to_string(folder.path().join(file)).unwrap_or_default().lines().count()
+    }
+
+    fn add(set: &SetName, last: u8) -> SetEdit {
+        SetEdit::Add(set.clone(), Member::Address([10, 0, 0, last].into()))
     }
 
     fn refused(result: Result<(), ApplyError>) -> BTreeSet<String> {
@@ -400,8 +415,7 @@ mod tests {
         let closing = SetEdit::Create(name("tp4-nodes"), SetKind::Addresses);
         let edits: Vec<SetEdit> = std::iter::once(closing).chain(sets).collect();
         assert_eq!(refused(apply(&commands, &edits)).len(), 1000);
-        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
-        assert_eq!(runs, 1 + REFUSED_SETS);
+        assert_eq!(count(&folder, "runs"), 1 + REFUSED_SETS);
     }
 
     #[test]
@@ -420,7 +434,122 @@ mod tests {
         assert_eq!(refused.len(), 90, "{refused:?}");
         let is_refused = |at| refused.contains(&format!("set {}", numbered(at)));
         assert!(!is_refused(9) && is_refused(10));
-        let runs = std::fs::read_to_string(folder.path().join("runs")).unwrap().lines().count();
-        assert_eq!(runs, 1 + TRIES);
+        assert_eq!(count(&folder, "runs"), 1 + TRIES);
+    }
+
+    #[test]
+    fn a_set_with_options_that_we_never_use_is_not_ours() {
+        for option in ["timeout 60", "comment", "skbinfo"] {
+            assert!(
+                parse(&format!("create tp4-nodes hash:ip family inet hashsize 1024 {option}\n")).is_empty()
+            );
+        }
+        assert_eq!(parse("create tp4-nodes hash:ip family inet hashsize 1024\n").len(), 1);
+    }
+
+    #[test]
+    fn endpoints_of_every_protocol_are_read() {
+        for (text, protocol) in [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)] {
+            let read = member(SetKind::Endpoints, &format!("10.0.0.1,{text}:80"));
+            assert_eq!(read, Some(Member::Endpoint([10, 0, 0, 1].into(), protocol, 80)));
+        }
+        assert_eq!(member(SetKind::Endpoints, "10.0.0.1,icmp:80"), None);
+    }
+
+    #[test]
+    fn of_a_set_that_cannot_be_created_nothing_is_tried_and_all_others_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bad, good) = (numbered(0), numbered(1));
+        let commands = refusing(folder.path(), &format!("\"create {bad} \"*"));
+        let create = |set: &SetName| SetEdit::Create(set.clone(), SetKind::Addresses);
+        let edits = [create(&bad), add(&bad, 1), create(&good), add(&bad, 2), add(&good, 1)];
+        assert_eq!(refused(apply(&commands, &edits)), BTreeSet::from([format!("set {bad}")]));
+        let lines = std::fs::read_to_string(folder.path().join("lines")).unwrap();
+        assert!(!lines.contains(bad.as_str()), "{lines}");
+        assert!(lines.ends_with(&format!("add {good} 10.0.0.1\n")), "{lines}");
+    }
+
+    #[test]
+    fn after_sixteen_refused_entries_of_a_set_the_rest_of_it_is_not_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bad, good) = (numbered(0), numbered(1));
+        let commands = refusing(folder.path(), &format!("\"add {bad} \"*"));
+        let edits: Vec<SetEdit> = (0..40).map(|last| add(&bad, last)).chain([add(&good, 1)]).collect();
+        assert_eq!(refused(apply(&commands, &edits)), BTreeSet::from([format!("set {bad}")]));
+        assert_eq!(count(&folder, "runs"), 1 + REFUSED_ENTRIES);
+        assert_eq!(count(&folder, "lines"), 1);
+    }
+
+    #[test]
+    fn without_room_for_new_sets_those_that_are_there_are_still_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"create \"*");
+        let new = (0..REFUSED_SETS + 2).map(|at| SetEdit::Create(numbered(at), SetKind::Addresses));
+        let there = numbered(100);
+        let edits: Vec<SetEdit> = new.chain([add(&there, 1)]).collect();
+        let refused = refused(apply(&commands, &edits));
+        assert_eq!(refused.len(), REFUSED_SETS + 2);
+        assert!(!refused.contains(&format!("set {there}")));
+        assert_eq!(count(&folder, "lines"), 1);
+    }
+
+    #[test]
+    fn after_the_last_try_sets_that_are_there_are_given_up_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let commands = refusing(folder.path(), "\"add \"*\" 10.0.0.66\"");
+        let bad = (1..=100).map(|at| add(&numbered(at), 66));
+        let edits: Vec<SetEdit> = std::iter::once(add(&numbered(0), 1)).chain(bad).collect();
+        assert_eq!(refused(apply(&commands, &edits)).len(), 100);
+        assert_eq!(count(&folder, "runs"), 1 + TRIES);
+    }
+
+    #[test]
+    fn an_error_in_a_line_that_was_not_written_is_a_failure_of_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        // It refuses the line after the last one.
+        let commands = refusing(
+            folder.path(),
+            "\"add \"*) n=$((n+1)); echo \"Error in line $n: why\" >&2; exit 1;; never",
+        );
+        assert!(matches!(apply(&commands, &[add(&numbered(0), 1)]), Err(ApplyError::Failed(_))));
+    }
+
+    /// What `ipset list -terse` prints of sets with these numbers of references.
+    fn heads(sets: &[(&SetName, usize)]) -> String {
+        let head = |(set, references): &(&SetName, usize)| {
+            format!("Name: {set}\nType: hash:ip\nReferences: {references}\nNumber of entries: 0\n\n")
+        };
+        sets.iter().map(head).collect()
+    }
+
+    #[test]
+    fn unused_sets_are_destroyed_and_those_in_use_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (used, free, odd) = (numbered(0), numbered(1), numbered(2));
+        let commands = refusing(folder.path(), &format!("\"destroy {used}\" | \"destroy {odd}\""));
+        std::fs::write(folder.path().join("heads"), heads(&[(&used, 1), (&free, 0), (&odd, 0)])).unwrap();
+        let edits = [&used, &free, &odd].map(|set| SetEdit::Destroy(set.clone()));
+        let Err(ApplyError::Refused(refusals)) = gc(&commands, &edits) else { panic!("two are left") };
+        let reasons: BTreeMap<String, String> =
+            refusals.into_iter().map(|refusal| (refusal.object.to_string(), refusal.reason)).collect();
+        assert_eq!(reasons.len(), 2, "{reasons:?}");
+        assert!(reasons[&format!("set {used}")].contains("a rule still uses it"), "{reasons:?}");
+        assert!(reasons[&format!("set {odd}")].contains("no room"), "{reasons:?}");
+        assert_eq!(count(&folder, "lists"), 1 + RELEASE_WAITS.len(), "it may be released any moment");
+    }
+
+    #[test]
+    fn a_set_that_is_released_a_moment_later_is_destroyed() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = numbered(0);
+        // The kernel refuses it while it is in use, which it is the first time that it is listed.
+        let commands = refusing(
+            folder.path(),
+            "\"destroy \"*) [ -e lists ] || { echo \"in use\" >&2; exit 1; };; never",
+        );
+        std::fs::write(folder.path().join("heads"), heads(&[(&set, 1)])).unwrap();
+        std::fs::write(folder.path().join("later"), heads(&[(&set, 0)])).unwrap();
+        gc(&commands, &[SetEdit::Destroy(set)]).unwrap();
+        assert_eq!(count(&folder, "lists"), 2, "nothing more to wait for");
     }
 }

@@ -97,7 +97,7 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    fn of(variant: Variant) -> Self {
+    pub(super) fn of(variant: Variant) -> Self {
         let suffix = match variant {
             Variant::Nft => "-nft",
             Variant::Legacy => "-legacy",

@@ -163,7 +163,15 @@ fn options(rule: &str) -> Vec<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::variant::{Tools, Variant},
+        *,
+    };
+    use crate::{
+        dataplane::command::Commands,
+        model::Family,
+        ruleset::{Match, Target},
+    };
 
     #[test]
     fn only_order_and_quotes_are_insignificant() {
@@ -195,5 +203,37 @@ mod tests {
         assert!(means_the_same(written, printed));
         assert_eq!(options(written).iter().flatten().last().unwrap(), "comment");
         assert!(options(written).contains(&vec!["--comment".to_owned(), "a \"b\" \\ 'c' -j x".to_owned()]));
+    }
+
+    #[test]
+    fn only_rules_that_are_printed_with_other_options_are_looked_at_more_closely() {
+        let (commands, tools) = (Commands::default(), Tools::of(Variant::Nft));
+        let filter = Filter { commands: &commands, tools: &tools, journal: None, family: Family::V4 };
+        let chain = ChainName::new("TOWPATH-FORWARD").unwrap();
+        let source = Match::Source("10.0.0.0/8".parse().unwrap());
+        let rules = [
+            Rule::new([Match::Protocol(47), source], Target::Return),
+            Rule::new([Match::Protocol(4)], Target::Drop),
+        ];
+        let written = rules.each_ref().map(|rule| render::rule(Family::V4, rule));
+        let mut expected = ObservedTable::default();
+        expected.chains.insert(chain.clone(), Content::Known(rules.into_iter().collect()));
+        let suspects = |prints: &Prints, printed: [&str; 2]| -> Vec<(usize, String)> {
+            let rules = printed.map(str::to_owned).to_vec();
+            let saved = Saved { chains: [(chain.clone(), rules)].into(), ..Saved::default() };
+            let suspects = prints.suspects(&filter, &expected, &saved);
+            suspects.into_iter().map(|suspect| (suspect.position, suspect.written)).collect()
+        };
+        let [first, second] = written.each_ref().map(String::as_str);
+        let mut prints = Prints::default();
+        assert_eq!(suspects(&prints, [first, second]), []);
+        let in_another_order = "-s 10.0.0.0/8 -p 47 -j RETURN";
+        assert_ne!(first, in_another_order);
+        assert_eq!(suspects(&prints, [in_another_order, second]), []);
+        let by_number = "-p 4 -j DROP";
+        assert_eq!(suspects(&prints, [first, by_number]), [(2, second.to_owned())]);
+        prints.0.insert(second.to_owned(), by_number.to_owned());
+        assert_eq!(suspects(&prints, [first, by_number]), [], "this is how it is printed");
+        assert_eq!(suspects(&prints, [first, "-j DROP"]), [(2, second.to_owned())]);
     }
 }

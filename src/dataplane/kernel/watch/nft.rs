@@ -194,3 +194,57 @@ impl Listen for Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::kernel::netlink::{encode, put};
+
+    fn message_with<T>(
+        kind: u16,
+        family: u8,
+        attributes: &[(u16, &[u8])],
+        read: impl Fn(&Message<'_>) -> T,
+    ) -> T {
+        let mut bytes = Vec::new();
+        for (kind, value) in attributes {
+            put(&mut bytes, *kind, value);
+        }
+        let bytes = encode(kind, 0, 1, family, &bytes);
+        read(&messages(&bytes).next().unwrap())
+    }
+
+    #[test]
+    fn changes_of_the_filter_table_of_our_chains_and_of_those_that_we_hook_concern_us() {
+        let concerns = |kind, family, table: &[u8], name: (u16, &[u8])| {
+            message_with(kind, family, &[(TABLE, table), name], concerns_us)
+        };
+        let (forward, ours, other) = (&b"FORWARD\0"[..], &b"TOWPATH-FORWARD\0"[..], &b"KUBE-FORWARD\0"[..]);
+        for (kinds, name) in [([NEW_CHAIN, DELETE_CHAIN], CHAIN_NAME), ([NEW_RULE, DELETE_RULE], RULE_CHAIN)]
+        {
+            for kind in kinds {
+                for family in [IPV4, IPV6] {
+                    assert!(concerns(kind, family, b"filter\0", (name, forward)));
+                    assert!(concerns(kind, family, b"filter\0", (name, ours)));
+                    assert!(!concerns(kind, family, b"filter\0", (name, other)));
+                    assert!(!concerns(kind, family, b"nat\0", (name, forward)));
+                }
+                let bridge = 7;
+                assert!(!concerns(kind, bridge, b"filter\0", (name, forward)));
+            }
+        }
+        for kind in [NEW_TABLE, DELETE_TABLE] {
+            assert!(message_with(kind, IPV4, &[(TABLE, b"filter\0")], concerns_us));
+            assert!(!message_with(kind, IPV4, &[(TABLE, b"nat\0")], concerns_us));
+        }
+        let new_set = SUBSYSTEM | 9;
+        assert!(!concerns(new_set, IPV4, b"filter\0", (RULE_CHAIN, forward)));
+    }
+
+    #[test]
+    fn a_generation_is_announced_by_its_number() {
+        let of = |attributes: &[(u16, &[u8])]| message_with(NEW_GENERATION, 0, attributes, generation);
+        assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9]), (GENERATION_ID, &[0, 0, 1, 2])]), Some(258));
+        assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9])]), None);
+    }
+}
