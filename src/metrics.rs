@@ -83,7 +83,7 @@ pub struct Metrics {
     /// `towpath_watch_staleness_seconds`, by kind; updated when the metrics are read.
     watch_staleness: GaugeVec,
     /// When the API server last sent something, by kind.
-    heard: Mutex<BTreeMap<&'static str, Instant>>,
+    received: Mutex<BTreeMap<&'static str, Instant>>,
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
     /// `towpath_guarded_interfaces`.
@@ -228,7 +228,7 @@ impl Metrics {
                     &["kind"],
                 ),
             )?,
-            heard: Mutex::default(),
+            received: Mutex::default(),
             connections_cut: int_counter(
                 "towpath_connections_cut_total",
                 "Established connections cut because policy no longer allows them.",
@@ -326,8 +326,8 @@ impl Metrics {
     }
 
     /// The API server sent something on the watch of `kind`, or that watch is about to start.
-    pub fn heard(&self, kind: &'static str) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, Instant::now());
+    pub fn received(&self, kind: &'static str) {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).insert(kind, Instant::now());
     }
 
     /// Sets the source of the number of started commands. Only the first call counts.
@@ -371,8 +371,8 @@ impl Metrics {
         if let Some(Age(age)) = self.pending_age.get() {
             self.pending.set(age().as_secs_f64());
         }
-        for (kind, heard) in &*self.heard.lock().unwrap_or_else(PoisonError::into_inner) {
-            self.watch_staleness.with_label_values(&[kind]).set(heard.elapsed().as_secs_f64());
+        for (kind, received) in &*self.received.lock().unwrap_or_else(PoisonError::into_inner) {
+            self.watch_staleness.with_label_values(&[kind]).set(received.elapsed().as_secs_f64());
         }
         let mut text = Vec::new();
         // Encoding into memory can only fail for a metric without a name.

@@ -22,7 +22,7 @@ use towpath::{
     },
     model::ObjectKey,
     policy::{members::Members, resolve::LocalPod},
-    ruleset::guard::{Bindings, Known, Mac as GuardMac, Veth, bind, render::Guard},
+    ruleset::guard::{Bindings, KnownAddresses, Mac as GuardMac, Veth, bind, render::Guard},
 };
 
 use crate::{http::LISTEN, ready::is_ready};
@@ -164,7 +164,8 @@ impl Bed {
             })
             .collect();
         let (none, host) = (Members::default(), [].into());
-        let known = Known { pods: &pods, all_pods: &none, nodes: &none, host: &host, pod_cidrs: &[] };
+        let known =
+            KnownAddresses { pods: &pods, all_pods: &none, nodes: &none, host: &host, pod_cidrs: &[] };
         Guard::new(&bind(&veths, &known, &Bindings::default()))
     }
 }

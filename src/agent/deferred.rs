@@ -41,7 +41,7 @@ const SYNC_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     /// In the order in which they are filled.
-    queue: Vec<Waits>,
+    queue: Vec<WaitingSet>,
     /// How many syncs have deferred sets.
     turn: u64,
     /// When the first set became complete whose rules are not written yet.
@@ -52,7 +52,7 @@ pub(super) struct Deferred {
 
 /// A set that waits.
 #[derive(Debug)]
-struct Waits {
+struct WaitingSet {
     name: SetName,
     want: IpSet,
     /// The sync that deferred it.
@@ -62,7 +62,7 @@ struct Waits {
 }
 
 /// A set that is missing in the kernel, or incomplete.
-struct Lacking<'a> {
+struct IncompleteSet<'a> {
     name: &'a SetName,
     want: &'a IpSet,
     /// What it costs to complete it.
@@ -101,7 +101,7 @@ impl Deferred {
                 }
                 _ => missing(observed, name, want).map(|lacks| lacks + OF_A_SET),
             };
-            lacking.extend(lacks.map(|cost| Lacking { name, want, cost }));
+            lacking.extend(lacks.map(|cost| IncompleteSet { name, want, cost }));
         }
         if lacking.iter().map(|set| set.cost).sum::<usize>() <= OF_A_SYNC {
             return;
@@ -112,14 +112,14 @@ impl Deferred {
         });
         self.turn += 1;
         let mut left = OF_A_SYNC;
-        for Lacking { name, want, cost } in lacking {
+        for IncompleteSet { name, want, cost } in lacking {
             if let Some(rest) = left.checked_sub(cost) {
                 left = rest;
                 continue;
             }
             left = 0;
             let (turn, since) = before.get(name).copied().unwrap_or((self.turn, since));
-            self.queue.push(Waits { name: name.clone(), want: want.clone(), turn, since });
+            self.queue.push(WaitingSet { name: name.clone(), want: want.clone(), turn, since });
         }
         self.queue.sort_by_key(|waits| waits.turn);
     }
@@ -192,7 +192,7 @@ impl Deferred {
 fn needs_of_namespaces<'a>(
     whole: &Ruleset,
     resolved: &Resolved,
-    lacking: &[Lacking<'a>],
+    lacking: &[IncompleteSet<'a>],
 ) -> BTreeMap<&'a SetName, usize> {
     let mut users: BTreeMap<ChainName, BTreeSet<&str>> = BTreeMap::new();
     for pod in resolved.pods.iter() {
@@ -203,7 +203,7 @@ fn needs_of_namespaces<'a>(
             }
         }
     }
-    let costs: BTreeMap<&SetName, &Lacking<'a>> = lacking.iter().map(|set| (set.name, set)).collect();
+    let costs: BTreeMap<&SetName, &IncompleteSet<'a>> = lacking.iter().map(|set| (set.name, set)).collect();
     let mut sets: BTreeMap<&str, BTreeSet<&'a SetName>> = BTreeMap::new();
     for family in Family::BOTH {
         for (name, namespaces) in &users {
@@ -251,7 +251,7 @@ impl<D: Dataplane> Agent<D> {
             Err(ApplyError::Refused(refusals)) => {
                 for refusal in refusals {
                     error!(object = %refusal.object, reason = refusal.reason, "kernel refused an object; traffic that it would allow stays denied");
-                    self.metrics.failed("sets", crate::dataplane::Reason::Refused.label());
+                    self.metrics.failed("sets", crate::dataplane::FailureReason::Refused.label());
                     self.broken.insert(refusal.object);
                 }
                 // It is not known which part of the step was carried out: the next sync observes the kernel.

@@ -26,10 +26,10 @@ const RETRY: Duration = Duration::from_secs(5);
 const FAILURES: u32 = 3;
 
 /// During a fight, drift is logged no more often than this.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How many differences are logged one by one.
-const TOLD: usize = 5;
+const LOGGED_FINDINGS: usize = 5;
 
 /// The part of the daemon that reports failed checks.
 const PART: &str = "check";
@@ -46,8 +46,8 @@ pub(super) struct DriftChecker {
     /// How many checks in a row have failed.
     failures: u32,
     /// When drift was last logged, and how many repairs were not logged since.
-    told: Option<Instant>,
-    untold: u64,
+    logged_at: Option<Instant>,
+    not_logged: u64,
 }
 
 impl DriftChecker {
@@ -57,8 +57,8 @@ impl DriftChecker {
             brief_at: None,
             rest_until: now,
             failures: 0,
-            told: None,
-            untold: 0,
+            logged_at: None,
+            not_logged: 0,
         }
     }
 
@@ -90,22 +90,22 @@ impl DriftChecker {
     }
 
     /// Whether to log drift now, and if so, how many repairs were not logged since the last time.
-    fn may_tell(&mut self, now: Instant) -> Option<u64> {
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY) {
-            self.untold += 1;
+    fn may_log(&mut self, now: Instant) -> Option<u64> {
+        if self.logged_at.is_some_and(|logged_at| now.saturating_duration_since(logged_at) < LOG_INTERVAL) {
+            self.not_logged += 1;
             return None;
         }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.not_logged))
     }
 }
 
 /// Logs differences, and that `repairs` before were not logged.
-fn tell(findings: &[String], repairs: u64) {
-    for finding in findings.iter().take(TOLD) {
+fn log_findings(findings: &[String], repairs: u64) {
+    for finding in findings.iter().take(LOGGED_FINDINGS) {
         warn!(finding, "another program changed our rules; repairing them");
     }
-    let more = findings.len().saturating_sub(TOLD);
+    let more = findings.len().saturating_sub(LOGGED_FINDINGS);
     if more > 0 || repairs > 0 {
         warn!(
             more,
@@ -116,9 +116,9 @@ fn tell(findings: &[String], repairs: u64) {
 
 impl<D: Dataplane> Agent<D> {
     /// Checks if it is time to, and repairs drift.
-    pub(super) fn look(&mut self, now: Instant) {
-        let Some(look) = self.drift_checker.due(now, self.pace) else { return };
-        if self.differs(look) {
+    pub(super) fn check_drift(&mut self, now: Instant) {
+        let Some(depth) = self.drift_checker.due(now, self.pace) else { return };
+        if self.differs(depth) {
             self.metrics.drift_repairs.inc();
             self.kernel = None;
             self.sync(false);
@@ -137,8 +137,8 @@ impl<D: Dataplane> Agent<D> {
                 if drift.findings.is_empty() {
                     return false;
                 }
-                if let Some(repairs) = self.drift_checker.may_tell(Instant::now()) {
-                    tell(&drift.findings, repairs);
+                if let Some(repairs) = self.drift_checker.may_log(Instant::now()) {
+                    log_findings(&drift.findings, repairs);
                 }
                 true
             }
@@ -258,12 +258,12 @@ mod tests {
     fn during_a_fight_drift_is_logged_every_ten_seconds_with_the_number_of_repairs_between() {
         let start = Instant::now();
         let mut drift_checker = DriftChecker::new(start, Pace::default());
-        assert_eq!(drift_checker.may_tell(start), Some(0));
-        assert_eq!(drift_checker.may_tell(start + seconds(1)), None);
-        assert_eq!(drift_checker.may_tell(start + seconds(9)), None);
-        assert_eq!(drift_checker.may_tell(start + TELL_EVERY), Some(2));
-        assert_eq!(drift_checker.may_tell(start + TELL_EVERY + seconds(1)), None);
-        assert_eq!(drift_checker.may_tell(start + 2 * TELL_EVERY), Some(1));
+        assert_eq!(drift_checker.may_log(start), Some(0));
+        assert_eq!(drift_checker.may_log(start + seconds(1)), None);
+        assert_eq!(drift_checker.may_log(start + seconds(9)), None);
+        assert_eq!(drift_checker.may_log(start + LOG_INTERVAL), Some(2));
+        assert_eq!(drift_checker.may_log(start + LOG_INTERVAL + seconds(1)), None);
+        assert_eq!(drift_checker.may_log(start + 2 * LOG_INTERVAL), Some(1));
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub struct Applied {
 
 /// What the interface guard must know: which addresses belong to the pods of this node, and which to others.
 #[derive(Debug)]
-pub struct Owners {
+pub struct AddressOwners {
     /// The pods of this node that have an address, with whether policy isolates them.
     pub pods: Arc<[LocalPod]>,
     /// The addresses of all pods of the cluster.
@@ -152,7 +152,7 @@ pub struct Agent<D> {
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     applied: Option<Sender<Applied>>,
-    guard: Option<Sender<Owners>>,
+    guard: Option<Sender<AddressOwners>>,
     /// What was last sent to the guard.
     guarded: Option<(Arc<[LocalPod]>, Members, Members)>,
     cluster: Cluster,
@@ -214,7 +214,7 @@ impl<D: Dataplane> Agent<D> {
 
     /// The same loop, which sends the owner of each address to the interface guard before it writes rules for it.
     #[must_use]
-    pub fn with_guard(self, guard: Option<Sender<Owners>>) -> Self {
+    pub fn with_guard(self, guard: Option<Sender<AddressOwners>>) -> Self {
         Self { guard, ..self }
     }
 
@@ -363,7 +363,7 @@ impl<D: Dataplane> Agent<D> {
         if !self.schedule.is_synced() {
             return;
         }
-        self.look(now);
+        self.check_drift(now);
         if let Some(due) = self.schedule.due(now) {
             if due.retry {
                 self.broken.clear();

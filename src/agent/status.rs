@@ -28,10 +28,10 @@ pub enum Readiness {
 
 /// The loop's state, readable at any time.
 #[derive(Debug)]
-pub struct Status(Mutex<State>);
+pub struct Status(Mutex<Fields>);
 
 #[derive(Debug)]
-struct State {
+struct Fields {
     readiness: Readiness,
     /// What keeps the rules from working although they are written, by the part of the daemon that reports it.
     conditions: BTreeMap<&'static str, String>,
@@ -113,7 +113,7 @@ impl Status {
     pub fn starting(waiting_for: &str) -> Self {
         let readiness = Readiness::Starting(waiting_for.to_owned());
         let now = SystemTime::now();
-        Self(Mutex::new(State {
+        Self(Mutex::new(Fields {
             readiness,
             conditions: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -272,7 +272,7 @@ impl Status {
     }
 
     /// Makes a change that may affect readiness, and records since when that is what it is.
-    fn change(&self, what: impl FnOnce(&mut State)) {
+    fn change(&self, what: impl FnOnce(&mut Fields)) {
         let mut state = self.state();
         let before = discriminant(&state.effective());
         what(&mut state);
@@ -281,12 +281,12 @@ impl Status {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Fields> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Fields {
     /// The age of the oldest change that is not in the kernel.
     fn age(&self) -> Duration {
         let oldest = self.sent.front().into_iter().chain(&self.waits_since).min();

@@ -8,9 +8,9 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-use super::{Agent, Applied, Owners, Readiness};
+use super::{AddressOwners, Agent, Applied, Readiness};
 use crate::{
-    dataplane::{ApplyError, Dataplane, DataplaneError, Reason},
+    dataplane::{ApplyError, Dataplane, DataplaneError, FailureReason},
     model::{Direction, Family, ObjectKey},
     policy::{budget::OverBudget, resolve::Resolved},
     ruleset::{
@@ -137,7 +137,7 @@ impl<D: Dataplane> Agent<D> {
             return;
         }
         let (done, written) = sync_channel(1);
-        let owners = Owners {
+        let owners = AddressOwners {
             pods: resolved.pods.clone(),
             all_pods: resolved.all_pods.clone(),
             nodes: resolved.nodes.clone(),
@@ -181,7 +181,7 @@ impl<D: Dataplane> Agent<D> {
                     });
                     if let Some(refusal) = lost {
                         // Continuing without it would open what it closes: better to leave everything as it was.
-                        self.metrics.failed(stage, Reason::Refused.label());
+                        self.metrics.failed(stage, FailureReason::Refused.label());
                         let doing =
                             format!("writing {}, without which nothing may be written", refusal.object);
                         let source = std::io::Error::other(refusal.reason.clone());
@@ -190,7 +190,7 @@ impl<D: Dataplane> Agent<D> {
                     let known = self.broken.len();
                     for refusal in refusals {
                         error!(object = %refusal.object, reason = refusal.reason, "kernel refused an object; traffic that it would allow stays denied");
-                        self.metrics.failed(stage, Reason::Refused.label());
+                        self.metrics.failed(stage, FailureReason::Refused.label());
                         self.broken.insert(refusal.object);
                     }
                     if self.broken.len() == known {

@@ -40,12 +40,12 @@ struct Inputs {
     iptables: String,
     ip6tables: String,
     /// What each chain of a pod or a group is for.
-    legend: Vec<Entry>,
+    legend: Vec<ChainOwners>,
 }
 
 /// A chain, and the pod or pods that it is for.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct ChainOwners {
     chain: String,
     direction: String,
     pods: Vec<String>,
@@ -78,12 +78,12 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
 }
 
 /// The three inputs one after the other. Each tool accepts lines with `#` as comments.
-fn text(ruleset: &Ruleset, legend: &[Entry]) -> Result<String, Ended> {
+fn text(ruleset: &Ruleset, legend: &[ChainOwners]) -> Result<String, Ended> {
     let mut text = format!("# ipset restore -exist\n{}", render::all_sets(ruleset));
     for (family, tool) in [(Family::V4, "iptables-restore"), (Family::V6, "ip6tables-restore")] {
         writeln!(text, "\n# {tool} --noflush")?;
         let table = ruleset.table(family);
-        let is_there = |entry: &&Entry| table.chains.keys().any(|name| name.as_str() == entry.chain);
+        let is_there = |entry: &&ChainOwners| table.chains.keys().any(|name| name.as_str() == entry.chain);
         for entry in legend.iter().filter(is_there) {
             writeln!(text, "# {}: {} of {}", entry.chain, entry.direction, entry.pods.join(", "))?;
         }
@@ -92,7 +92,7 @@ fn text(ruleset: &Ruleset, legend: &[Entry]) -> Result<String, Ended> {
     Ok(text)
 }
 
-fn legend(resolved: &Resolved) -> Vec<Entry> {
+fn legend(resolved: &Resolved) -> Vec<ChainOwners> {
     let mut chains = std::collections::BTreeMap::<String, (Direction, Vec<String>)>::new();
     for pod in &*resolved.pods {
         for direction in Direction::BOTH {
@@ -110,6 +110,6 @@ fn legend(resolved: &Resolved) -> Vec<Entry> {
     }
     chains
         .into_iter()
-        .map(|(chain, (direction, pods))| Entry { chain, direction: direction.to_string(), pods })
+        .map(|(chain, (direction, pods))| ChainOwners { chain, direction: direction.to_string(), pods })
         .collect()
 }

@@ -18,19 +18,19 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    agent::{GuardState, Owners, Status},
+    agent::{AddressOwners, GuardState, Status},
     dataplane::{
         DataplaneError,
         command::Commands,
         kernel::{
-            guard::{self, Changes, Former, GuardTables},
+            guard::{self, Changes, GuardTables, PreviousBinding},
             links::{self, Link, Links},
         },
     },
     metrics::Metrics,
     ruleset::{
         compile::Tunnels,
-        guard::{Bindings, Known, Mac, Veth, bind, render::Guard},
+        guard::{Bindings, KnownAddresses, Mac, Veth, bind, render::Guard},
     },
 };
 
@@ -58,7 +58,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 enum Input {
     /// The owner of each address.
-    Owners(Owners),
+    Owners(AddressOwners),
     /// Links have changed.
     Links,
     /// Another program has changed our tables.
@@ -67,14 +67,14 @@ enum Input {
 
 /// The guard before its thread has started.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(super) struct UnstartedGuard {
     links: Links,
     tables: GuardTables,
 }
 
 /// What is known of the peer of a veth.
 #[derive(Clone, Debug)]
-struct Reading {
+struct VethReading {
     veth: Veth,
     /// When the peer was first seen with an address.
     since: Option<Instant>,
@@ -82,7 +82,7 @@ struct Reading {
     is_final: bool,
 }
 
-impl Reading {
+impl VethReading {
     /// An empty reading.
     fn unread(link: &Link) -> Self {
         let veth = Veth {
@@ -116,10 +116,10 @@ impl Reading {
     }
 }
 
-impl Ready {
+impl UnstartedGuard {
     /// Takes over the tables of the previous process; if that is not possible, they are rewritten. What that process
     /// let an interface use stays valid: what its pod has changed at its end since does not count.
-    fn take_over(&mut self) -> BTreeMap<u32, Reading> {
+    fn take_over(&mut self) -> BTreeMap<u32, VethReading> {
         let all = match self.links.all() {
             Ok(all) => all,
             Err(error) => {
@@ -134,8 +134,8 @@ impl Ready {
             BTreeMap::new()
         });
         let reading = |link: &Link| {
-            let Former { mac, addresses } = former.get(&link.name)?;
-            let mut reading = Reading::unread(link);
+            let PreviousBinding { mac, addresses } = former.get(&link.name)?;
+            let mut reading = VethReading::unread(link);
             reading.veth.mac = *mac;
             reading.veth.addresses = addresses.iter().copied().collect();
             reading.veth.is_read = true;
@@ -157,7 +157,7 @@ impl Ready {
 ///
 /// # Errors
 /// What is missing.
-pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
+pub(super) fn probe(commands: &Arc<Commands>) -> Result<UnstartedGuard, DataplaneError> {
     let system = |doing: &str| {
         let doing = doing.to_owned();
         move |source: io::Error| DataplaneError::System { doing, source }
@@ -167,7 +167,7 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
     let mut links = Links::open().map_err(system("opening a route socket"))?;
     let all = links.all().map_err(system("reading the network interfaces"))?;
     links.probe(&all).map_err(system("reading the addresses behind a veth pair (Linux 4.20 can)"))?;
-    Ok(Ready { links, tables })
+    Ok(UnstartedGuard { links, tables })
 }
 
 /// Starts the guard's thread. It stops when the returned sender is dropped. `tunnels` is called with the tunnels that
@@ -176,12 +176,12 @@ pub(super) fn probe(commands: &Arc<Commands>) -> Result<Ready, DataplaneError> {
 /// # Errors
 /// If no thread can be started.
 pub(super) fn start(
-    ready: Ready,
+    ready: UnstartedGuard,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     tunnels: impl Fn(Tunnels) + Send + 'static,
-) -> io::Result<Sender<Owners>> {
-    let (owners, new_owners) = mpsc::channel::<Owners>();
+) -> io::Result<Sender<AddressOwners>> {
+    let (owners, new_owners) = mpsc::channel::<AddressOwners>();
     let (inputs, inbox) = mpsc::channel::<Input>();
     status.set_condition(PART, Some("the interface guard is not written yet".to_owned()));
     follow_links(inputs.clone())?;
@@ -244,11 +244,11 @@ struct Worker {
     tunnels: Box<dyn Fn(Tunnels) + Send>,
     known_tunnels: Option<Tunnels>,
     /// What was read of each veth, by its index.
-    readings: BTreeMap<u32, Reading>,
+    readings: BTreeMap<u32, VethReading>,
     bindings: Bindings,
     /// The indices of all interfaces, by name.
     interfaces: BTreeMap<String, u32>,
-    owners: Option<Owners>,
+    owners: Option<AddressOwners>,
     /// The drop counters when they were last read.
     drops: BTreeMap<&'static str, u64>,
     /// How long to wait before incomplete interfaces are read again.
@@ -348,7 +348,7 @@ impl Worker {
             if before.is_none() && link.peer.is_none() {
                 continue;
             }
-            let mut reading = before.unwrap_or_else(|| Reading::unread(link));
+            let mut reading = before.unwrap_or_else(|| VethReading::unread(link));
             if !reading.is_final {
                 // An error in one namespace affects only its interface.
                 match self.links.veth(link) {
@@ -374,7 +374,7 @@ impl Worker {
 
     fn bind(&mut self, host: &BTreeSet<IpAddr>) {
         let Some(owners) = &self.owners else { return };
-        let known = Known {
+        let known = KnownAddresses {
             pods: &owners.pods,
             all_pods: &owners.all_pods,
             nodes: &owners.nodes,

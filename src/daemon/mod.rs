@@ -59,7 +59,7 @@ use crate::{
     ruleset::{Match, Rule, Target, compile::Options},
     web::{About, Web},
 };
-use source::{Ends, Source};
+use source::{Outputs, Source};
 
 /// What the daemon does, and how.
 #[derive(Debug)]
@@ -270,10 +270,11 @@ impl Daemon {
         };
         let options = Options { link_rules: guard.is_none(), ..options };
         // Known before the first rules are written: those of a previous run are about the same tunnels.
-        let tunnels = guard.as_mut().map(guard::Ready::tunnels).transpose().unwrap_or_else(|error| {
-            warn!(%error, "cannot read the tunnels of this node");
-            None
-        });
+        let tunnels =
+            guard.as_mut().map(guard::UnstartedGuard::tunnels).transpose().unwrap_or_else(|error| {
+                warn!(%error, "cannot read the tunnels of this node");
+                None
+            });
         let changed = inputs.clone();
         let send_tunnels = move |tunnels| {
             let _ = changed.send(Input::Tunnels(tunnels));
@@ -296,8 +297,8 @@ impl Daemon {
     }
 
     /// What a source of objects is connected to.
-    fn ends(&self) -> Ends {
-        Ends { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() }
+    fn ends(&self) -> Outputs {
+        Outputs { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() }
     }
 }
 
@@ -325,7 +326,7 @@ fn interface_guard(
     wanted: InterfaceGuard,
     commands: &Arc<Commands>,
     status: &Status,
-) -> Result<Option<guard::Ready>, DataplaneError> {
+) -> Result<Option<guard::UnstartedGuard>, DataplaneError> {
     let reason = if wanted == InterfaceGuard::Off {
         kernel::guard::remove(commands)?;
         "--interface-guard=off".to_owned()

@@ -36,13 +36,13 @@ pub(super) enum Source {
 
 /// What every source is connected to.
 #[derive(Clone, Debug)]
-pub(super) struct Ends {
+pub(super) struct Outputs {
     pub(super) inputs: Sender<Input>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) status: Arc<Status>,
 }
 
-impl Ends {
+impl Outputs {
     /// Sends changes to the loop. From now on they are pending.
     fn send(&self, received: Instant, changes: Vec<Change>) {
         self.status.sent(received);
@@ -74,7 +74,7 @@ impl Ends {
     /// Watches the API server. Needs the context of a tokio runtime.
     pub(super) fn api(self, access: Access, node: Arc<str>, limits: MemoryLimits) -> Source {
         for kind in Kind::ALL {
-            self.metrics.heard(kind.name());
+            self.metrics.received(kind.name());
         }
         let health = WatchHealth { ends: self, state: Mutex::default() };
         let deliver = Arc::new(move |event| health.take(event));
@@ -84,12 +84,12 @@ impl Ends {
 
 /// Connects the watches to the rest.
 struct WatchHealth {
-    ends: Ends,
-    state: Mutex<State>,
+    ends: Outputs,
+    state: Mutex<WatchState>,
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     synced: bool,
     /// The watches that are down, since when, and why.
     errors: BTreeMap<Kind, (Instant, WatchError)>,
@@ -102,7 +102,7 @@ struct State {
 
 impl WatchHealth {
     fn take(&self, event: WatchEvent) {
-        let Ends { inputs, metrics, status } = &self.ends;
+        let Outputs { inputs, metrics, status } = &self.ends;
         match event {
             WatchEvent::Changes { received, changes } => {
                 if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
@@ -125,7 +125,7 @@ impl WatchHealth {
                 drop(inputs.send(Input::Synced));
             }
             WatchEvent::Alive(kind) => {
-                metrics.heard(kind.name());
+                metrics.received(kind.name());
                 self.state().unproven.remove(&kind);
             }
             WatchEvent::Ended(kind, error) => {
@@ -184,7 +184,7 @@ impl WatchHealth {
     }
 
     /// Reports what keeps the watches from running, if it does so for long, or before they ever ran.
-    fn say(&self, state: &State) {
+    fn say(&self, state: &WatchState) {
         let lasting = |(since, _): &&(Instant, WatchError)| !state.synced || since.elapsed() >= PATIENCE;
         let lasting: Vec<&(Instant, WatchError)> = state.errors.values().filter(lasting).collect();
         let since = lasting.iter().map(|(since, _)| since.elapsed().as_secs()).max();
@@ -200,7 +200,7 @@ impl WatchHealth {
         self.ends.status.set_condition(API_SERVER, text);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WatchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -227,7 +227,7 @@ mod tests {
     use crate::k8s::watch::Cause;
 
     fn health() -> WatchHealth {
-        let ends = Ends {
+        let ends = Outputs {
             inputs: mpsc::channel().0,
             metrics: Arc::new(Metrics::new().unwrap()),
             status: Arc::new(Status::starting("the objects")),

@@ -6,7 +6,7 @@ pub mod fake;
 pub mod kernel;
 mod reason;
 
-pub use reason::Reason;
+pub use reason::FailureReason;
 
 use crate::ruleset::{Object, observed::Observed, plan::Step};
 

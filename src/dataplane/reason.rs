@@ -6,7 +6,7 @@ use super::DataplaneError;
 
 /// The category of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum FailureReason {
     /// Another process holds the xtables lock.
     Lock,
     /// The kernel refused a single chain or set.
@@ -25,7 +25,7 @@ pub enum Reason {
     System,
 }
 
-impl Reason {
+impl FailureReason {
     /// The word.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -45,25 +45,25 @@ impl Reason {
 impl DataplaneError {
     /// The category of this error.
     #[must_use]
-    pub fn reason(&self) -> Reason {
+    pub fn reason(&self) -> FailureReason {
         match self {
-            Self::Missing { .. } => Reason::MissingProgram,
-            Self::NotPermitted { .. } => Reason::Permission,
-            Self::Unsupported { .. } => Reason::Unsupported,
-            Self::Locked { .. } => Reason::Lock,
+            Self::Missing { .. } => FailureReason::MissingProgram,
+            Self::NotPermitted { .. } => FailureReason::Permission,
+            Self::Unsupported { .. } => FailureReason::Unsupported,
+            Self::Locked { .. } => FailureReason::Lock,
             // The texts of EPERM and EACCES: the tools have no exit status for them.
             Self::Command { stderr, .. }
                 if ["Operation not permitted", "Permission denied"]
                     .iter()
                     .any(|said| stderr.contains(said)) =>
             {
-                Reason::Permission
+                FailureReason::Permission
             }
-            Self::Command { .. } => Reason::Command,
+            Self::Command { .. } => FailureReason::Command,
             Self::System { source, .. } => match source.kind() {
-                ErrorKind::PermissionDenied => Reason::Permission,
-                ErrorKind::TimedOut => Reason::Timeout,
-                _ => Reason::System,
+                ErrorKind::PermissionDenied => FailureReason::Permission,
+                ErrorKind::TimedOut => FailureReason::Timeout,
+                _ => FailureReason::System,
             },
         }
     }
@@ -87,10 +87,10 @@ mod tests {
             source: io::Error::from(kind),
         };
         let refused = "ipset v7.17: Kernel error received: Operation not permitted";
-        assert_eq!(command(refused).reason(), Reason::Permission);
-        assert_eq!(command("Segmentation fault").reason(), Reason::Command);
-        assert_eq!(system(ErrorKind::TimedOut).reason(), Reason::Timeout);
-        assert_eq!(system(ErrorKind::NotFound).reason(), Reason::System);
+        assert_eq!(command(refused).reason(), FailureReason::Permission);
+        assert_eq!(command("Segmentation fault").reason(), FailureReason::Command);
+        assert_eq!(system(ErrorKind::TimedOut).reason(), FailureReason::Timeout);
+        assert_eq!(system(ErrorKind::NotFound).reason(), FailureReason::System);
         let locked = DataplaneError::Locked { command: "iptables-restore".to_owned() };
         assert_eq!(locked.reason().label(), "lock");
     }

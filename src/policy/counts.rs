@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     budget::{Budgets, Closed, OverBudget, Resource, Scale, count},
-    program::{Chosen, Owners, Selection},
+    program::{Chosen, PortOwners, Selection},
     tenant::largest,
 };
 use crate::model::{Cluster, Namespace, Pod, PodPeer, Scope};
@@ -212,9 +212,9 @@ fn of_selection(selection: &Selection, pod: &Pod, by_labels: bool) -> u64 {
                 return 0;
             }
             let chosen = match of {
-                Owners::Any => pod.addresses.len(),
-                Owners::Of { .. } if by_labels => pod.addresses.len(),
-                Owners::Of { blocks, .. } => {
+                PortOwners::Any => pod.addresses.len(),
+                PortOwners::Of { .. } if by_labels => pod.addresses.len(),
+                PortOwners::Of { blocks, .. } => {
                     let within = |address: &&IpAddr| blocks.iter().any(|block| block.contains(**address));
                     pod.addresses.iter().filter(within).count()
                 }

@@ -138,7 +138,7 @@ pub struct Selection {
     pub digest: String,
     /// What is selected.
     pub chosen: Chosen,
-    /// The addresses of the blocks of [`Owners::Of`], by family: checked for every pod of a cluster.
+    /// The addresses of the blocks of [`PortOwners::Of`], by family: checked for every pod of a cluster.
     addresses: [CidrSet; 2],
 }
 
@@ -182,13 +182,13 @@ pub enum Chosen {
         /// The name.
         name: Arc<str>,
         /// The owners of the ports.
-        of: Owners,
+        of: PortOwners,
     },
 }
 
 /// The pods whose named ports are selected.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Owners {
+pub enum PortOwners {
     /// All pods.
     Any,
     /// The pods that match one of `pods`, or whose address lies in one of `blocks`; both sorted.
@@ -205,14 +205,14 @@ impl Selection {
     #[must_use]
     pub fn new(chosen: Chosen) -> Self {
         let blocks = match &chosen {
-            Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => blocks.as_slice(),
-            Chosen::Pods(_) | Chosen::NamedPort { of: Owners::Any, .. } => &[],
+            Chosen::NamedPort { of: PortOwners::Of { blocks, .. }, .. } => blocks.as_slice(),
+            Chosen::Pods(_) | Chosen::NamedPort { of: PortOwners::Any, .. } => &[],
         };
         let addresses = Family::BOTH.map(|family| CidrSet::union(family, blocks));
         Self { digest: digest(&chosen), chosen, addresses }
     }
 
-    /// Whether `address` lies in one of the blocks of [`Owners::Of`].
+    /// Whether `address` lies in one of the blocks of [`PortOwners::Of`].
     #[must_use]
     pub fn has_in_blocks(&self, address: IpAddr) -> bool {
         let [v4, v6] = &self.addresses;
@@ -224,8 +224,8 @@ impl Selection {
     #[must_use]
     pub fn pod_peers(&self) -> &[PodPeer] {
         match &self.chosen {
-            Chosen::Pods(pods) | Chosen::NamedPort { of: Owners::Of { pods, .. }, .. } => pods,
-            Chosen::NamedPort { of: Owners::Any, .. } => &[],
+            Chosen::Pods(pods) | Chosen::NamedPort { of: PortOwners::Of { pods, .. }, .. } => pods,
+            Chosen::NamedPort { of: PortOwners::Any, .. } => &[],
         }
     }
 }
@@ -246,10 +246,10 @@ pub fn selects(cluster: &Cluster, peer: &PodPeer, pod: &Pod) -> bool {
 }
 
 /// The peers of rules while they are being merged; `None` is every peer.
-type Who = Option<(BTreeSet<PodPeer>, BTreeSet<IpBlock>)>;
+type MergedPeers = Option<(BTreeSet<PodPeer>, BTreeSet<IpBlock>)>;
 
 /// Ports by number while rules are being merged; `None` is every port of every protocol.
-type Numbers = Option<Vec<(Protocol, PortRange)>>;
+type MergedPorts = Option<Vec<(Protocol, PortRange)>>;
 
 impl Program {
     /// What `policies` together allow in `direction`, for a pod that resolves named ports as `subject` does.
@@ -265,8 +265,8 @@ impl Program {
         subject: &Pod,
     ) -> Self {
         // Collected first and sorted once: rules with the same peers may have tens of thousands of ports.
-        let mut by_peers: BTreeMap<Who, Numbers> = BTreeMap::new();
-        let mut named: BTreeMap<(Protocol, Arc<str>), Who> = BTreeMap::new();
+        let mut by_peers: BTreeMap<MergedPeers, MergedPorts> = BTreeMap::new();
+        let mut named: BTreeMap<(Protocol, Arc<str>), MergedPeers> = BTreeMap::new();
         for rule in policies.into_iter().flat_map(|policy| policy.rules(direction).unwrap_or_default()) {
             let who = who(&rule.peers);
             let (numbered, by_name) = ports(&rule.ports, direction, subject);
@@ -325,9 +325,9 @@ impl Program {
 const MOST_CUTS: usize = 15;
 
 /// Drops what a rule for every peer allows anyway, and joins rules with equal ports.
-fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
+fn merge(mut by_peers: BTreeMap<MergedPeers, PortMatch>) -> BTreeMap<PortMatch, MergedPeers> {
     let for_all = by_peers.remove(&None);
-    let mut by_ports: BTreeMap<PortMatch, Who> = BTreeMap::new();
+    let mut by_ports: BTreeMap<PortMatch, MergedPeers> = BTreeMap::new();
     for (who, ports) in by_peers {
         let ports = match (ports, &for_all) {
             (_, Some(PortMatch::Any)) => continue,
@@ -351,7 +351,7 @@ fn merge(mut by_peers: BTreeMap<Who, PortMatch>) -> BTreeMap<PortMatch, Who> {
 }
 
 /// The peers of a rule, sorted. An empty list stays empty: it must never become every peer.
-fn who(peers: &Peers) -> Who {
+fn who(peers: &Peers) -> MergedPeers {
     let Peers::Of(list) = peers else { return None };
     let mut pods = BTreeSet::new();
     let mut blocks = BTreeSet::new();
@@ -364,7 +364,7 @@ fn who(peers: &Peers) -> Who {
     Some((pods, blocks))
 }
 
-fn join(who: &mut Who, other: Who) {
+fn join(who: &mut MergedPeers, other: MergedPeers) {
     match (who.as_mut(), other) {
         (Some((pods, blocks)), Some((more_pods, more_blocks))) => {
             pods.extend(more_pods);
@@ -377,7 +377,7 @@ fn join(who: &mut Who, other: Who) {
 /// The ports of a rule by number, and those by name that only the receiver can resolve.
 ///
 /// A named port of an ingress rule means the subject's own; one of an egress rule means each receiver's own.
-fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (Numbers, Vec<(Protocol, Arc<str>)>) {
+fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (MergedPorts, Vec<(Protocol, Arc<str>)>) {
     let Ports::Of(list) = ports else { return (None, Vec::new()) };
     let mut ranges = Vec::new();
     let mut names = Vec::new();
@@ -395,7 +395,7 @@ fn ports(ports: &Ports, direction: Direction, subject: &Pod) -> (Numbers, Vec<(P
     (Some(ranges), names)
 }
 
-fn rule(who: Who, ports: PortMatch) -> Rule {
+fn rule(who: MergedPeers, ports: PortMatch) -> Rule {
     let peers = match who {
         None => PeerMatch::Any,
         Some((pods, blocks)) => PeerMatch::Of {
@@ -407,11 +407,11 @@ fn rule(who: Who, ports: PortMatch) -> Rule {
     Rule { peers, ports, action: Action::Allow }
 }
 
-fn named_rule(protocol: Protocol, name: Arc<str>, who: Who) -> Rule {
+fn named_rule(protocol: Protocol, name: Arc<str>, who: MergedPeers) -> Rule {
     let of = match who {
-        None => Owners::Any,
+        None => PortOwners::Any,
         Some((pods, blocks)) => {
-            Owners::Of { pods: pods.into_iter().collect(), blocks: blocks.into_iter().collect() }
+            PortOwners::Of { pods: pods.into_iter().collect(), blocks: blocks.into_iter().collect() }
         }
     };
     let selection = Selection::new(Chosen::NamedPort { protocol, name, of });

@@ -17,7 +17,7 @@ use super::{
     counts::{Counts, index::Index},
     members::{Member, Members},
     moves::{Move, Moves},
-    program::{Chosen, Owners, Program, Selection},
+    program::{Chosen, PortOwners, Program, Selection},
     tenant::{Costs, Subject, Tenant, close},
 };
 use crate::model::{
@@ -365,8 +365,8 @@ fn chosen(selection: &Selection, pods: &[Arc<Pod>], address: IpAddr, by_labels: 
     let is_chosen = by_labels
         || match &selection.chosen {
             Chosen::Pods(_) => false,
-            Chosen::NamedPort { of: Owners::Any, .. } => true,
-            Chosen::NamedPort { of: Owners::Of { .. }, .. } => selection.has_in_blocks(address),
+            Chosen::NamedPort { of: PortOwners::Any, .. } => true,
+            Chosen::NamedPort { of: PortOwners::Of { .. }, .. } => selection.has_in_blocks(address),
         };
     if is_chosen { taken(selection, pods, address) } else { Vec::new() }
 }

@@ -15,11 +15,11 @@ pub(super) struct ResolvedEndpoint<'a> {
     /// addresses. Empty if the end is not a pod.
     pods: Vec<Claimant<'a>>,
     /// Which of them may own the packets.
-    place: Place<'a>,
+    place: Origin<'a>,
 }
 
 /// Where the packets of an end come from.
-enum Place<'a> {
+enum Origin<'a> {
     /// The end was given by its address, which says nothing about a node.
     Anywhere,
     /// The node of the given pod, if it has one yet.
@@ -82,7 +82,7 @@ impl<'a> ResolvedEndpoint<'a> {
             Endpoint::Address(address) => {
                 let addresses = vec![*address];
                 if let [first, ..] = cluster.claimants(*address) {
-                    return Self { addresses, place: Place::Anywhere, ..Self::selectable(cluster, first) };
+                    return Self { addresses, place: Origin::Anywhere, ..Self::selectable(cluster, first) };
                 }
                 Self::outside(Who::Address(*address), addresses, cluster.nodes_at(*address).collect())
             }
@@ -112,12 +112,12 @@ impl<'a> ResolvedEndpoint<'a> {
             addresses: pod.addresses.clone(),
             nodes: Vec::new(),
             pods,
-            place: Place::Node(pod.node.as_ref()),
+            place: Origin::Node(pod.node.as_ref()),
         }
     }
 
     fn outside(who: Who<'a>, addresses: Vec<IpAddr>, nodes: Vec<&'a Arc<str>>) -> Self {
-        Self { who, addresses, nodes, pods: Vec::new(), place: Place::Anywhere }
+        Self { who, addresses, nodes, pods: Vec::new(), place: Origin::Anywhere }
     }
 
     /// The pods that may own its address of `family`: to others it is any of them.
@@ -134,8 +134,8 @@ impl<'a> ResolvedEndpoint<'a> {
     /// is given by name, pods of other nodes are excluded.
     pub(super) fn subjects(&self, family: Option<Family>) -> impl Iterator<Item = &Claimant<'a>> {
         self.pods(family).filter(|known| match self.place {
-            Place::Anywhere => true,
-            Place::Node(node) => known.pod.node.as_ref() == node,
+            Origin::Anywhere => true,
+            Origin::Node(node) => known.pod.node.as_ref() == node,
         })
     }
 

@@ -51,7 +51,7 @@ pub(super) struct Group {
     /// The selections whose sets it looks up.
     pub(super) selections: Vec<Arc<Selection>>,
     /// The places of its blocks. Held so that other programs can share them.
-    _places: Vec<Arc<[Place]>>,
+    _places: Vec<Arc<[AddressLookup]>>,
 }
 
 /// The groups of one family for the programs of the last ruleset.
@@ -62,7 +62,7 @@ pub(super) struct Cache {
     /// Those of the previous ruleset that this one has not used yet.
     before: BTreeMap<ChainName, Arc<Group>>,
     /// The places of blocks, by the blocks' digest.
-    places: BTreeMap<String, Weak<[Place]>>,
+    places: BTreeMap<String, Weak<[AddressLookup]>>,
 }
 
 impl Cache {
@@ -112,7 +112,7 @@ impl Cache {
 
 /// Addresses that one rule can match, as its lookups.
 #[derive(Clone, Debug)]
-struct Place {
+struct AddressLookup {
     within: Within,
     /// The excluded addresses, if any.
     without: Option<(SetName, OrdSet<Member>)>,
@@ -128,7 +128,7 @@ enum Within {
     Set(SetName, OrdSet<Member>),
 }
 
-impl Place {
+impl AddressLookup {
     fn new(family: Family, area: &Area) -> Self {
         let members = |nets: &[IpNet]| nets.iter().copied().map(Member::Network).collect::<OrdSet<_>>();
         let within = match &*area.within {
@@ -166,11 +166,11 @@ struct GroupBuilder<'a> {
     options: &'a Options,
     direction: Direction,
     digest: &'a str,
-    known: &'a mut BTreeMap<String, Weak<[Place]>>,
+    known: &'a mut BTreeMap<String, Weak<[AddressLookup]>>,
     rules: Vec<Rule>,
     sets: BTreeMap<SetName, IpSet>,
     selections: BTreeMap<SetName, Arc<Selection>>,
-    places: Vec<Arc<[Place]>>,
+    places: Vec<Arc<[AddressLookup]>>,
 }
 
 impl GroupBuilder<'_> {
@@ -192,7 +192,7 @@ impl GroupBuilder<'_> {
 
     /// Consecutive rules with one action.
     fn run(&mut self, rules: &[program::Rule]) {
-        let placed: Vec<(&program::Rule, Vec<Arc<[Place]>>)> =
+        let placed: Vec<(&program::Rule, Vec<Arc<[AddressLookup]>>)> =
             rules.iter().map(|rule| (rule, self.places(&rule.peers))).collect();
         let (mut saved, mut members) = (0, Vec::new());
         for (rule, places) in placed.iter().filter(|(rule, _)| rule.action == Action::Allow) {
@@ -256,7 +256,12 @@ impl GroupBuilder<'_> {
 
     /// The alternatives of one rule: it matches a packet for which all matches of one of them hold. Empty if the rule
     /// is for the other family only. With `join`, without those that are joined.
-    fn alternatives(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
+    fn alternatives(
+        &mut self,
+        rule: &program::Rule,
+        places: &[Arc<[AddressLookup]>],
+        join: bool,
+    ) -> Vec<Vec<Match>> {
         let peers = self.peers(rule, places, join);
         if peers.is_empty() {
             return Vec::new();
@@ -267,7 +272,12 @@ impl GroupBuilder<'_> {
     }
 
     /// The alternatives for the other end; an empty one matches every end.
-    fn peers(&mut self, rule: &program::Rule, places: &[Arc<[Place]>], join: bool) -> Vec<Vec<Match>> {
+    fn peers(
+        &mut self,
+        rule: &program::Rule,
+        places: &[Arc<[AddressLookup]>],
+        join: bool,
+    ) -> Vec<Vec<Match>> {
         let (field, other_end): (_, fn(IpNet) -> Match) = match self.direction {
             Direction::Ingress => (Field::Source, Match::Source),
             Direction::Egress => (Field::Destination, Match::Destination),
@@ -280,7 +290,7 @@ impl GroupBuilder<'_> {
             }
             PeerMatch::Of { pods, .. } => {
                 let places = || places.iter().flat_map(|places| places.iter());
-                if places().any(Place::is_everything) {
+                if places().any(AddressLookup::is_everything) {
                     return vec![Vec::new()];
                 }
                 let mut alternatives = Vec::new();
@@ -309,7 +319,7 @@ impl GroupBuilder<'_> {
     }
 
     /// The places of the blocks of `peers`.
-    fn places(&mut self, peers: &PeerMatch) -> Vec<Arc<[Place]>> {
+    fn places(&mut self, peers: &PeerMatch) -> Vec<Arc<[AddressLookup]>> {
         let PeerMatch::Of { blocks, .. } = peers else { return Vec::new() };
         let of_family = blocks.iter().filter(|block| Family::of_net(block.cidr()) == self.family);
         let (alone, together): (Vec<IpBlock>, Vec<IpBlock>) = of_family.cloned().partition(stands_alone);
@@ -319,9 +329,9 @@ impl GroupBuilder<'_> {
     }
 
     /// The places of blocks that are computed together.
-    fn placed(&mut self, blocks: &[IpBlock]) -> Arc<[Place]> {
-        let make = || -> Arc<[Place]> {
-            areas(self.family, blocks).iter().map(|area| Place::new(self.family, area)).collect()
+    fn placed(&mut self, blocks: &[IpBlock]) -> Arc<[AddressLookup]> {
+        let make = || -> Arc<[AddressLookup]> {
+            areas(self.family, blocks).iter().map(|area| AddressLookup::new(self.family, area)).collect()
         };
         if matches!(blocks, [single] if single.except().is_empty()) {
             return make();
@@ -401,7 +411,7 @@ fn protocols(ports: &PortMatch) -> usize {
 }
 
 /// The members of a set of networks with ports for one of a rule's places; `None` if these would be too many.
-fn joined(rule: &program::Rule, place: &Place) -> Option<Vec<Member>> {
+fn joined(rule: &program::Rule, place: &AddressLookup) -> Option<Vec<Member>> {
     let PortMatch::Of(ports) = &rule.ports else { return None };
     let numbers: usize = ports.iter().map(|(_, ranges)| numbers(ranges)).sum();
     if numbers > JOINED_ENTRIES {

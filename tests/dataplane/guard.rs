@@ -26,7 +26,7 @@ use towpath::{
         members::{Member, Members},
         resolve::LocalPod,
     },
-    ruleset::guard::{Bindings, Known, Mac, Veth, bind, render::Guard},
+    ruleset::guard::{Bindings, KnownAddresses, Mac, Veth, bind, render::Guard},
 };
 
 use crate::fixtures::{in_namespace, sh};
@@ -82,7 +82,7 @@ fn guard(veths: &[Veth], pods: &[(&str, &[&str])]) -> Guard {
         })
         .collect();
     let (nodes, host) = (&Members::default(), &BTreeSet::new());
-    let known = Known { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host };
+    let known = KnownAddresses { pods: &pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host };
     Guard::new(&bind(veths, &known, &Bindings::default()))
 }
 
@@ -307,7 +307,7 @@ fn the_next_process_knows_what_each_interface_was_allowed_and_which_ones_were_cl
         let mut closed = veths.iter().filter(|veth| veth.index == b).cloned().collect::<Vec<_>>();
         closed[0].addresses.clear();
         let (nodes, host, none) = (&Members::default(), &BTreeSet::new(), &Members::default());
-        let known = Known { pods: &[], all_pods: none, nodes, pod_cidrs: &[], host };
+        let known = KnownAddresses { pods: &[], all_pods: none, nodes, pod_cidrs: &[], host };
         let bindings = bind(&closed, &known, &Bindings::retired([b]));
         tables.apply(&Guard::new(&bindings)).unwrap();
         let mut next = GuardTables::new(commands).unwrap();

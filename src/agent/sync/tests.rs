@@ -137,7 +137,7 @@ fn guard_receives_changed_owners_and_delays_only_the_first_sync() {
     let mut agent = agent().with_guard(Some(sender));
     apply(&mut agent, pod("web", 1));
     let guard = std::thread::spawn(move || {
-        let first: Owners = received.recv_timeout(GUARD_PATIENCE).unwrap();
+        let first: AddressOwners = received.recv_timeout(GUARD_PATIENCE).unwrap();
         first.done.as_ref().unwrap().send(()).unwrap();
         (first.pods.len(), received)
     });

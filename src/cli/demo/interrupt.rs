@@ -21,13 +21,13 @@ impl Interrupts {
     pub(super) fn listen() -> Result<Self, DemoError> {
         let failed = || DemoError::io("listen for signals");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;
-        let heard = Self::default();
+        let received = Self::default();
         let (mut interrupt, mut terminate, mut hang_up) = {
             let _inside = runtime.enter();
             let open = |kind| signal(kind).map_err(failed());
             (open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?)
         };
-        let hear = heard.clone();
+        let receive = received.clone();
         let listen = move || {
             runtime.block_on(async {
                 loop {
@@ -36,12 +36,12 @@ impl Interrupts {
                         _ = terminate.recv() => SignalKind::terminate(),
                         _ = hang_up.recv() => SignalKind::hangup(),
                     };
-                    hear.0.store(kind.as_raw_value(), Ordering::Relaxed);
+                    receive.0.store(kind.as_raw_value(), Ordering::Relaxed);
                 }
             });
         };
         thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed())?;
-        Ok(heard)
+        Ok(received)
     }
 
     /// Fails once a signal was received.

@@ -28,8 +28,8 @@ pub use error::DemoError;
 
 use interrupt::Interrupts;
 use stage::Stage;
-use story::{SCENES, SHOWN, Scene, Step};
-use table::{Paint, Spot, Table, side_by_side};
+use story::{SCENES, SHOWN, Scene, StoryStep};
+use table::{Paint, ReachTable, Spot, side_by_side};
 
 /// How long a change may take before the demo reports it as not enforced.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -143,7 +143,7 @@ impl Play {
                     stage.families().iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
                 ))?;
             }
-            let mut before: Option<Table> = None;
+            let mut before: Option<ReachTable> = None;
             for step in scene.steps {
                 tally.step += 1;
                 self.wait_for_enter()?;
@@ -159,14 +159,14 @@ impl Play {
         &self,
         stage: &mut Stage,
         scene: &'static Scene,
-        step: &'static Step,
-        before: Option<&Table>,
+        step: &'static StoryStep,
+        before: Option<&ReachTable>,
         entered: Instant,
         tally: &mut Tally,
-    ) -> Result<Table, DemoError> {
+    ) -> Result<ReachTable, DemoError> {
         let total: usize = SCENES.iter().map(|scene| scene.steps.len()).sum();
         self.say(&format!("[{}/{total}] {}", tally.step, self.paint.bold(step.title)))?;
-        let expected = Table::parse(step.expected)?;
+        let expected = ReachTable::parse(step.expected)?;
         let since = if before.is_some() { Instant::now() } else { entered };
         for (name, text) in step.adds {
             stage.put(name, text)?;
@@ -184,10 +184,10 @@ impl Play {
                 None => self.say(&format!("  {}; {}", written(step), self.paint.red("NOT enforced")))?,
             }
         }
-        let mut seen = stage.look(scene, &expected, DEFAULT_TIMEOUT)?;
+        let mut seen = stage.probe(scene, &expected, DEFAULT_TIMEOUT)?;
         while seen != expected && since.elapsed() < SETTLING {
             stage.check()?;
-            seen = stage.look(scene, &expected, DEFAULT_TIMEOUT)?;
+            seen = stage.probe(scene, &expected, DEFAULT_TIMEOUT)?;
         }
         stage.check()?;
         let wrong = expected.differences(&seen).len();
@@ -286,7 +286,7 @@ fn sentinels(changed: &[Spot]) -> Vec<Spot> {
 }
 
 /// What a step wrote, in words.
-fn written(step: &Step) -> String {
+fn written(step: &StoryStep) -> String {
     let added = step.adds.iter().map(|(name, _)| (*name).to_owned());
     let relabelled = step.relabels.iter().map(|(name, _)| stage::pod_file(name));
     format!("wrote {}", added.chain(relabelled).collect::<Vec<_>>().join(" and "))
@@ -303,9 +303,9 @@ mod tests {
     #[test]
     fn every_step_has_a_table_for_its_scene() {
         for scene in SCENES {
-            let mut before: Option<Table> = None;
+            let mut before: Option<ReachTable> = None;
             for step in scene.steps {
-                let table = Table::parse(step.expected).unwrap();
+                let table = ReachTable::parse(step.expected).unwrap();
                 let names: Vec<&str> = scene.cast.iter().map(|actor| actor.name).collect();
                 let outside: Vec<&str> = scene.outsiders.iter().map(|outsider| outsider.name).collect();
                 for (row, _) in &table.rows {

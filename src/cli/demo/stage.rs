@@ -26,7 +26,7 @@ use super::{
     folder::Folder,
     interrupt::Interrupts,
     story::{Labels, Scene},
-    table::{Mark, Spot, Table},
+    table::{Mark, ReachTable, Spot},
 };
 
 /// The second TCP port on which all ends listen, and which no policy of the story names.
@@ -187,7 +187,12 @@ impl Stage {
     }
 
     /// Probes every pair of a table in every family both ends have, and fills in the results.
-    pub(super) fn look(&self, scene: &Scene, table: &Table, timeout: Duration) -> Result<Table, DemoError> {
+    pub(super) fn probe(
+        &self,
+        scene: &Scene,
+        table: &ReachTable,
+        timeout: Duration,
+    ) -> Result<ReachTable, DemoError> {
         let asked = self.questions(scene, table)?;
         let probes: Vec<Probe> = asked.iter().map(|(_, probe)| *probe).collect();
         let outcomes = self.lab.probe_all(&probes, timeout)?;
@@ -199,7 +204,7 @@ impl Stage {
     }
 
     /// The ports below the columns of a table.
-    pub(super) fn ports(&self, scene: &Scene, table: &Table) -> Result<Vec<u16>, DemoError> {
+    pub(super) fn ports(&self, scene: &Scene, table: &ReachTable) -> Result<Vec<u16>, DemoError> {
         table.columns.iter().map(|column| Ok(self.party(scene, column)?.port)).collect()
     }
 
@@ -208,7 +213,7 @@ impl Stage {
     pub(super) fn time_until(
         &mut self,
         scene: &Scene,
-        table: &Table,
+        table: &ReachTable,
         spots: &[Spot],
         since: Instant,
         at_most: Duration,
@@ -271,7 +276,7 @@ impl Stage {
     }
 
     /// Every mark of a table with the probes that decide it.
-    fn questions(&self, scene: &Scene, table: &Table) -> Result<Vec<(Spot, Probe)>, DemoError> {
+    fn questions(&self, scene: &Scene, table: &ReachTable) -> Result<Vec<(Spot, Probe)>, DemoError> {
         let receivers: Vec<Party> =
             table.columns.iter().map(|name| self.party(scene, name)).collect::<Result<_, _>>()?;
         let senders: Vec<Party> =

@@ -16,7 +16,7 @@ pub(super) struct Scene {
     /// The hosts outside of the cluster that take part.
     pub(super) outsiders: &'static [Outsider],
     /// What happens.
-    pub(super) steps: &'static [Step],
+    pub(super) steps: &'static [StoryStep],
 }
 
 /// Label keys and values.
@@ -48,7 +48,7 @@ pub(super) struct Outsider {
 
 /// One change, and what is expected then.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct StoryStep {
     /// What changes.
     pub(super) title: &'static str,
     /// The manifests that are added: their names and texts.
@@ -69,8 +69,8 @@ const fn step(
     title: &'static str,
     adds: &'static [(&'static str, &'static str)],
     expected: &'static str,
-) -> Step {
-    Step { title, adds, relabels: &[], expected }
+) -> StoryStep {
+    StoryStep { title, adds, relabels: &[], expected }
 }
 
 const fn actor(name: &'static str, node: usize, labels: Labels, port: u16) -> Actor {
@@ -181,7 +181,7 @@ const DATABASE: Scene = Scene {
              172.17.0.10        t..  txu     txu     -
              172.17.1.10        ...  txu     txu     -",
         ),
-        Step {
+        StoryStep {
             title: "the client gets the label role=frontend",
             adds: &[],
             relabels: &[("default/client", &[("role", "frontend")])],

@@ -49,7 +49,7 @@ const LETTERS: [char; 3] = ['t', 'x', 'u'];
 
 /// Rows are senders, columns receivers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Table {
+pub(super) struct ReachTable {
     pub(super) columns: Vec<String>,
     pub(super) rows: Vec<(String, Vec<Cell>)>,
 }
@@ -62,7 +62,7 @@ pub(super) struct TableError {
     text: String,
 }
 
-impl Table {
+impl ReachTable {
     /// Parses the notation of the story.
     pub(super) fn parse(text: &str) -> Result<Self, TableError> {
         let mut lines = text.lines().enumerate();
@@ -160,7 +160,7 @@ impl Paint {
 
 /// Both tables side by side; `ports` are below the names of the columns. A mark that differs is red, and its cell is
 /// followed by a `!`.
-pub(super) fn side_by_side(expected: &Table, seen: &Table, ports: &[u16], paint: Paint) -> String {
+pub(super) fn side_by_side(expected: &ReachTable, seen: &ReachTable, ports: &[u16], paint: Paint) -> String {
     let name_width = expected.rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 2;
     let ports: Vec<String> = ports.iter().map(|port| format!(":{port}")).collect();
     let widths: Vec<usize> = expected
@@ -183,7 +183,7 @@ pub(super) fn side_by_side(expected: &Table, seen: &Table, ports: &[u16], paint:
         let _infallible = writeln!(text, "  {:<name_width$}{head}  {}", "", head.trim_end());
     }
     for (row, (name, _)) in expected.rows.iter().enumerate() {
-        let half = |table: &Table| -> String {
+        let half = |table: &ReachTable| -> String {
             let cells = widths.iter().enumerate();
             cells.map(|(column, width)| show(expected, table, (row, column), *width, paint)).collect()
         };
@@ -195,8 +195,8 @@ pub(super) fn side_by_side(expected: &Table, seen: &Table, ports: &[u16], paint:
 
 /// One cell of `table`, padded; `expected` says what is right.
 fn show(
-    expected: &Table,
-    table: &Table,
+    expected: &ReachTable,
+    table: &ReachTable,
     (row, column): (usize, usize),
     width: usize,
     paint: Paint,
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn table_survives_formatting_and_parsing() {
-        let table = Table::parse(TEXT).unwrap();
+        let table = ReachTable::parse(TEXT).unwrap();
         assert_eq!(table.columns, ["web", "db"]);
         let marks: Vec<_> = table.spots().map(|spot| (spot, table.mark(spot).unwrap())).collect();
         let expected = [
@@ -274,13 +274,13 @@ mod tests {
             " web\n a/web t.",
             " web\n a/web t.u.",
         ] {
-            assert_eq!(Table::parse(bad).map_err(|error| error.line), Err(2), "{bad:?}");
+            assert_eq!(ReachTable::parse(bad).map_err(|error| error.line), Err(2), "{bad:?}");
         }
     }
 
     #[test]
     fn all_differences_are_found_and_shown() {
-        let expected = Table::parse(TEXT).unwrap();
+        let expected = ReachTable::parse(TEXT).unwrap();
         let seen = expected.filled(|at| match (at.row, at.column, at.place) {
             (0, 1, 2) => Mark::Closed,
             (1, 0, 0) => Mark::Mixed,

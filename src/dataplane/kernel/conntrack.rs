@@ -81,7 +81,7 @@ pub struct Tuple {
 
 /// A tracked connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ConntrackEntry {
     /// Its family.
     pub family: Family,
     /// Its IP protocol number.
@@ -113,7 +113,7 @@ pub struct EstablishedFlow {
     pub destination_port: u16,
 }
 
-impl Entry {
+impl ConntrackEntry {
     fn parse(message: &Message<'_>) -> Option<Self> {
         let mut original = None;
         let mut reply = None;
@@ -243,10 +243,10 @@ impl Conntrack {
     ///
     /// # Errors
     /// If the table cannot be read: the module `nf_conntrack_netlink` may be missing.
-    pub fn each(&mut self, mut visit: impl FnMut(Entry)) -> Result<(), DataplaneError> {
+    pub fn each(&mut self, mut visit: impl FnMut(ConntrackEntry)) -> Result<(), DataplaneError> {
         self.netlink
             .request(GET, FLAG_DUMP, EITHER, &[], |message| {
-                if let Some(entry) = Entry::parse(message) {
+                if let Some(entry) = ConntrackEntry::parse(message) {
                     visit(entry);
                 }
             })
@@ -257,7 +257,7 @@ impl Conntrack {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn delete(&mut self, entry: &Entry) -> Result<bool, DataplaneError> {
+    pub fn delete(&mut self, entry: &ConntrackEntry) -> Result<bool, DataplaneError> {
         self.delete_by(entry.family, &[entry.key.as_slice(), &entry.id].concat())
     }
 
@@ -270,7 +270,7 @@ impl Conntrack {
     }
 
     /// Keeps an open TCP connection, whose entry was deleted, from coming back through packets of the answering end.
-    fn keep_out(&mut self, entry: &Entry) -> Result<(), DataplaneError> {
+    fn keep_out(&mut self, entry: &ConntrackEntry) -> Result<(), DataplaneError> {
         let flags = FLAG_CREATE | FLAG_EXCLUSIVE | FLAG_ACK;
         let unanswered = entry.unanswered();
         for _ in 0..ATTEMPTS {
@@ -323,7 +323,7 @@ impl Conntrack {
     }
 
     /// Cuts one connection. Returns whether it still existed.
-    fn cut_one(&mut self, entry: &Entry) -> Result<bool, DataplaneError> {
+    fn cut_one(&mut self, entry: &ConntrackEntry) -> Result<bool, DataplaneError> {
         let is_there = self.delete(entry)?;
         if is_there && entry.is_open_tcp() && !entry.is_translated() {
             self.keep_out(entry)?;
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn flow_destination_is_the_backend_pod_of_a_service() {
         let bytes = through_a_service();
-        let entry = Entry::parse(&messages(&bytes).next().unwrap()).unwrap();
+        let entry = ConntrackEntry::parse(&messages(&bytes).next().unwrap()).unwrap();
         let flow = EstablishedFlow {
             source: "10.244.0.7".parse().unwrap(),
             destination: "10.244.1.9".parse().unwrap(),
@@ -397,7 +397,7 @@ mod tests {
     }
 
     /// The entry of that connection in this TCP state, if it has one, and with these further attributes.
-    fn entry(state: Option<u8>, more: &[(u16, &[u8])]) -> Entry {
+    fn entry(state: Option<u8>, more: &[(u16, &[u8])]) -> ConntrackEntry {
         let bytes = through_a_service();
         let mut attributes = Vec::new();
         for (kind, payload) in messages(&bytes).next().unwrap().attributes() {
@@ -416,7 +416,7 @@ mod tests {
             put(&mut attributes, *kind, payload);
         }
         let bytes = encode(NEW, 0, 1, 2, &attributes);
-        Entry::parse(&messages(&bytes).next().unwrap()).unwrap()
+        ConntrackEntry::parse(&messages(&bytes).next().unwrap()).unwrap()
     }
 
     #[test]
@@ -478,7 +478,7 @@ mod tests {
         for length in 20..bytes.len() - 40 {
             let mut short = bytes[..length].to_vec();
             short[..4].copy_from_slice(&u32::try_from(length).unwrap().to_ne_bytes());
-            assert!(messages(&short).next().is_none_or(|message| Entry::parse(&message).is_none()));
+            assert!(messages(&short).next().is_none_or(|message| ConntrackEntry::parse(&message).is_none()));
         }
     }
 }

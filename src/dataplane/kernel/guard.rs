@@ -44,7 +44,7 @@ pub struct Changes(Arc<Journal>);
 
 /// What a previous process let an interface use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Former {
+pub struct PreviousBinding {
     /// The hardware address.
     pub mac: Mac,
     /// The addresses.
@@ -52,7 +52,7 @@ pub struct Former {
 }
 
 /// What nft printed.
-struct Listing {
+struct NftListing {
     text: String,
     /// Whether no transaction fell into it: if one does, nft may leave out rules and elements, without an error.
     is_whole: bool,
@@ -96,7 +96,7 @@ impl GuardTables {
     ///
     /// # Errors
     /// If `nft` cannot be run, or other programs change rules all the time.
-    pub fn former(&self) -> Result<BTreeMap<String, Former>, DataplaneError> {
+    pub fn former(&self) -> Result<BTreeMap<String, PreviousBinding>, DataplaneError> {
         let mut found = BTreeMap::new();
         for family in FAMILIES {
             for set in ["sources4", "sources6"] {
@@ -210,17 +210,17 @@ impl GuardTables {
     }
 
     /// Both tables as nft prints them, without counters; empty if they do not exist.
-    fn list(&self, table: &str) -> Result<[Listing; 2], DataplaneError> {
+    fn list(&self, table: &str) -> Result<[NftListing; 2], DataplaneError> {
         let [bridge, netdev] =
             FAMILIES.map(|family| self.read(&["-n", "-s", "list", "table", family, table]));
         Ok([bridge?, netdev?])
     }
 
-    fn read(&self, arguments: &[&str]) -> Result<Listing, DataplaneError> {
+    fn read(&self, arguments: &[&str]) -> Result<NftListing, DataplaneError> {
         let before = self.changes.0.generation();
         let output = self.commands.run("nft", arguments, "")?;
         let is_whole = before.is_some() && before == self.changes.0.generation();
-        Ok(Listing { text: if output.success { output.stdout } else { String::new() }, is_whole })
+        Ok(NftListing { text: if output.success { output.stdout } else { String::new() }, is_whole })
     }
 
     /// Reads something again and again until no transaction falls into it.
@@ -309,7 +309,7 @@ fn elements(line: &str) -> Vec<String> {
 }
 
 /// Parses the elements that `nft list set` prints: `"veth" . 02:00:00:00:00:01 . 10.244.1.2`.
-fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
+fn bindings(text: &str, found: &mut BTreeMap<String, PreviousBinding>) {
     for element in text.lines().flat_map(elements) {
         let mut parts = element.split(" . ");
         let (Some(name), Some(mac), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
@@ -317,7 +317,7 @@ fn bindings(text: &str, found: &mut BTreeMap<String, Former>) {
         };
         let (Some(mac), Ok(address)) = (mac_of(mac), address.parse::<IpAddr>()) else { continue };
         let name = name.trim_matches('"').to_owned();
-        let former = found.entry(name).or_insert_with(|| Former { mac, addresses: BTreeSet::new() });
+        let former = found.entry(name).or_insert_with(|| PreviousBinding { mac, addresses: BTreeSet::new() });
         former.addresses.insert(address);
     }
 }
@@ -402,7 +402,7 @@ mod tests {
                     \t\t\t     9 . 8a:c2:4c:69:52:9a . 10.244.1.3 }\n\t}\n}\n";
         let mut found = BTreeMap::new();
         bindings(text, &mut found);
-        let expected = Former {
+        let expected = PreviousBinding {
             mac: Mac([0x56, 0xae, 0x7a, 0x82, 0xdc, 0x6f]),
             addresses: BTreeSet::from(["10.244.1.2".parse().unwrap()]),
         };

@@ -82,17 +82,17 @@ impl FileSource {
         }
         let (messages, inbox) = channel();
         let outbox = messages.clone();
-        let watcher = notify::recommended_watcher(move |told: notify::Result<Event>| {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             // Ignore the events of our own reads.
             let of_a_reader = |event: &Event| {
                 let written = EventKind::Access(AccessKind::Close(AccessMode::Write));
                 matches!(event.kind, EventKind::Access(_)) && event.kind != written
             };
-            if told.as_ref().is_ok_and(of_a_reader) {
+            if event.as_ref().is_ok_and(of_a_reader) {
                 return;
             }
             // The thread is gone only when the source is being dropped.
-            let _ = outbox.send(Message::Notified(told));
+            let _ = outbox.send(Message::Notified(event));
         })?;
         let worker = Worker::new(roots, rescan, watcher, deliver);
         let thread = thread::Builder::new()

@@ -13,8 +13,8 @@ use crate::{
         fault::Fault,
         intern::Interner,
         manifest::{
-            assemble::{FileContents, Key, Said, assemble},
-            chunk::{Chunk, Known, Placed, TextReader},
+            assemble::{FileContents, Finding, Key, assemble},
+            chunk::{Chunk, ParsedChunks, PlacedChunk, TextReader},
             not_utf8,
             object::{Manifest, Object},
         },
@@ -36,7 +36,7 @@ pub struct Difference {
 pub struct Store {
     files: BTreeMap<PathBuf, File>,
     /// The version of each object that was sent last.
-    told: BTreeMap<Key, Arc<Object>>,
+    delivered: BTreeMap<Key, Arc<Object>>,
     faults: Vec<Fault>,
     names: Interner,
     /// Whether nothing has changed since the last difference, which takes time for every object.
@@ -47,7 +47,7 @@ pub struct Store {
 struct File {
     contents: FileContents,
     /// Pieces that have not changed are not parsed again.
-    known: Known,
+    known: ParsedChunks,
 }
 
 impl Store {
@@ -103,27 +103,27 @@ impl Store {
         }
         let files: Vec<_> = self.files.iter().map(|(path, file)| (path, &file.contents)).collect();
         let assembly = assemble(&files, &mut self.names);
-        let mut told = BTreeMap::new();
+        let mut delivered = BTreeMap::new();
         let mut changes = Vec::new();
-        for (key, said) in assembly.said {
-            let before = self.told.remove(&key);
-            let now = match said {
-                Said::Is(object) => Some(object),
-                Said::Doubtful(fallback) => match &before {
+        for (key, finding) in assembly.findings {
+            let before = self.delivered.remove(&key);
+            let now = match finding {
+                Finding::Valid(object) => Some(object),
+                Finding::Rejected(fallback) => match &before {
                     Some(before) if fallback.is_none() || !is_stand_in(before) => Some(before.clone()),
                     _ => fallback,
                 },
             };
             let Some(now) = now else { continue };
             match before {
-                Some(before) if Arc::ptr_eq(&before, &now) || before == now => told.insert(key, before),
+                Some(before) if Arc::ptr_eq(&before, &now) || before == now => delivered.insert(key, before),
                 _ => {
                     changes.push(now.change());
-                    told.insert(key, now)
+                    delivered.insert(key, now)
                 }
             };
         }
-        changes.extend(std::mem::replace(&mut self.told, told).into_keys().map(Key::removal));
+        changes.extend(std::mem::replace(&mut self.delivered, delivered).into_keys().map(Key::removal));
         let faults = (assembly.faults != self.faults).then(|| {
             self.faults.clone_from(&assembly.faults);
             assembly.faults
@@ -137,7 +137,7 @@ fn is_stand_in(object: &Object) -> bool {
 }
 
 /// The objects of `before` that `now` does not mention, if `now` has parts that cannot be read: they may be in there.
-fn kept(before: &FileContents, now: &FileContents) -> Option<Placed> {
+fn kept(before: &FileContents, now: &FileContents) -> Option<PlacedChunk> {
     fn manifests(contents: &FileContents) -> impl Iterator<Item = &Arc<Manifest>> {
         contents.chunks.iter().flat_map(|piece| &piece.chunk.manifests)
     }
@@ -153,7 +153,7 @@ fn kept(before: &FileContents, now: &FileContents) -> Option<Placed> {
         |manifest: &Arc<Manifest>| Arc::new(Manifest { problems: Vec::new(), ..(**manifest).clone() });
     let manifests: Vec<_> = manifests(before).filter(silent).map(quiet).collect();
     let chunk = Arc::new(Chunk { manifests, ..Chunk::default() });
-    (!chunk.manifests.is_empty()).then_some(Placed { lines: 0, columns: 0, item: None, chunk })
+    (!chunk.manifests.is_empty()).then_some(PlacedChunk { lines: 0, columns: 0, item: None, chunk })
 }
 
 #[cfg(test)]

@@ -94,13 +94,13 @@ pub(super) struct Worker<F> {
 }
 
 /// What was found at a path.
-enum State {
+enum FileState {
     Holds(Vec<u8>, Stamp),
     Gone,
     Unreadable(io::Error),
 }
 
-impl State {
+impl FileState {
     fn without(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::NotFound { Self::Gone } else { Self::Unreadable(error) }
     }
@@ -143,9 +143,9 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
 
     /// Watches until it is stopped.
     pub(super) fn run(mut self, inbox: &Receiver<Message>) {
-        self.look_at_everything(SETTLED);
+        self.read_all(SETTLED);
         self.wait_for_writers();
-        self.tell();
+        self.deliver_difference();
         (self.deliver)(SourceEvent::Synced);
         let mut rescan_at = Instant::now() + self.rescan;
         loop {
@@ -153,7 +153,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             let soon = (!self.later.is_empty()).then_some(now + SETTLED);
             let wake_at = self.leaving.values().copied().chain(soon).fold(rescan_at, Instant::min);
             let mut batch = match inbox.recv_timeout(wake_at.saturating_duration_since(now)) {
-                Ok(Message::Notified(told)) => match self.gather(told, inbox) {
+                Ok(Message::Notified(notified)) => match self.gather(notified, inbox) {
                     Some(batch) => batch,
                     None => return,
                 },
@@ -171,7 +171,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             if !self.take_in(batch, inbox) {
                 return;
             }
-            self.tell();
+            self.deliver_difference();
         }
     }
 
@@ -183,7 +183,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             let settled = if Instant::now() < until { SETTLED } else { Duration::ZERO };
             thread::sleep(SETTLED / 5);
             for path in mem::take(&mut self.later) {
-                if let Some(state) = self.look_at(&path, settled) {
+                if let Some(state) = self.read_file(&path, settled) {
                     self.accept(&path, state);
                 }
             }
@@ -201,7 +201,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match inbox.recv_timeout(left.min(QUIET)) {
-                Ok(Message::Notified(told)) => self.note(told, &mut batch),
+                Ok(Message::Notified(notified)) => self.note(notified, &mut batch),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => return Some(batch),
             }
@@ -235,24 +235,24 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         for _ in 0..ROUNDS {
             let mut read = Vec::new();
             if batch.everything {
-                read.extend(self.look_at_everything_but(&batch.complete));
+                read.extend(self.read_all_but(&batch.complete));
             }
             for path in &batch.complete {
                 self.stamps.remove(path);
             }
             let complete = batch.complete.iter().map(|path| (path, Duration::ZERO));
             for (path, settled) in complete.chain(batch.touched.iter().map(|path| (path, SETTLED))) {
-                read.extend(self.look_at(path, settled).map(|state| (path.clone(), state)));
+                read.extend(self.read_file(path, settled).map(|state| (path.clone(), state)));
             }
             if read.is_empty() {
                 return true;
             }
             // Receive the events for all writes that happened during the read.
-            self.hear();
+            self.receive_pending_events();
             let mut meanwhile = Batch::default();
             loop {
                 match inbox.try_recv() {
-                    Ok(Message::Notified(told)) => self.note(told, &mut meanwhile),
+                    Ok(Message::Notified(notified)) => self.note(notified, &mut meanwhile),
                     Ok(Message::Stop) | Err(TryRecvError::Disconnected) => return false,
                     Err(TryRecvError::Empty) => break,
                 }
@@ -274,14 +274,14 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     /// The notify thread answers one request per iteration of its loop, before or after it takes over the kernel's
     /// events: with the second answer, the iteration of the first has ended. The request itself is to unwatch a path
     /// that cannot be watched.
-    fn hear(&mut self) {
+    fn receive_pending_events(&mut self) {
         for _ in 0..2 {
             let _ = self.watcher.unwatch(Path::new("/dev/null/nothing"));
         }
     }
 
-    fn note(&mut self, told: notify::Result<Event>, batch: &mut Batch) {
-        let Ok(event) = told else {
+    fn note(&mut self, notified: notify::Result<Event>, batch: &mut Batch) {
+        let Ok(event) = notified else {
             batch.everything = true;
             return;
         };
@@ -375,19 +375,19 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     }
 
     /// Checks every file that exists or existed before, and takes in what changed.
-    fn look_at_everything(&mut self, settled: Duration) {
+    fn read_all(&mut self, settled: Duration) {
         for file in self.every_file() {
-            if let Some(state) = self.look_at(&file, settled) {
+            if let Some(state) = self.read_file(&file, settled) {
                 self.accept(&file, state);
             }
         }
     }
 
     /// Checks every file that exists or existed before, except for `others`.
-    fn look_at_everything_but(&mut self, others: &BTreeSet<PathBuf>) -> Vec<(PathBuf, State)> {
+    fn read_all_but(&mut self, others: &BTreeSet<PathBuf>) -> Vec<(PathBuf, FileState)> {
         let files = self.every_file();
         let files = files.into_iter().filter(|file| !others.contains(file));
-        files.filter_map(|file| self.look_at(&file, SETTLED).map(|state| (file, state))).collect()
+        files.filter_map(|file| self.read_file(&file, SETTLED).map(|state| (file, state))).collect()
     }
 
     fn every_file(&mut self) -> BTreeSet<PathBuf> {
@@ -449,14 +449,14 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     }
 
     /// Reads the file at `path` if it is not the version that was read, and nothing writes to it.
-    fn look_at(&mut self, path: &Path, settled: Duration) -> Option<State> {
+    fn read_file(&mut self, path: &Path, settled: Duration) -> Option<FileState> {
         if self.writing.contains(path) {
             return None;
         }
         let file = match fs::metadata(path) {
             Ok(file) if file.is_file() => file,
             Ok(_) => return None,
-            Err(error) => return Some(State::without(error)),
+            Err(error) => return Some(FileState::without(error)),
         };
         let stamp = Stamp::of(&file);
         if self.stamps.get(path) == Some(&stamp) {
@@ -470,23 +470,23 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         }
         match fs::read(path).and_then(|bytes| Ok((bytes, Stamp::of(&fs::metadata(path)?)))) {
             Ok((bytes, after)) if after == stamp && bytes.len() as u64 == file.len() => {
-                Some(State::Holds(bytes, stamp))
+                Some(FileState::Holds(bytes, stamp))
             }
             Ok(_) => {
                 self.later.insert(path.to_owned());
                 None
             }
-            Err(error) => Some(State::without(error)),
+            Err(error) => Some(FileState::without(error)),
         }
     }
 
-    fn accept(&mut self, path: &Path, state: State) {
+    fn accept(&mut self, path: &Path, state: FileState) {
         match state {
-            State::Holds(bytes, stamp) => {
+            FileState::Holds(bytes, stamp) => {
                 self.store.set(path, &bytes);
                 self.stamps.insert(path.to_owned(), stamp);
             }
-            State::Gone => {
+            FileState::Gone => {
                 // If its whole root is gone, it was more likely unmounted than deleted, and its objects stay. An
                 // unmount leaves an empty folder on another device.
                 let unmounted = |(root, was): (&Root, &Option<u64>)| match root {
@@ -498,7 +498,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                 }
                 self.stamps.remove(path);
             }
-            State::Unreadable(error) => {
+            FileState::Unreadable(error) => {
                 self.store.set_unreadable(path, format!("cannot read this file: {error}; its objects stay"));
                 self.stamps.remove(path);
             }
@@ -506,7 +506,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     }
 
     /// Delivers what has changed.
-    fn tell(&mut self) {
+    fn deliver_difference(&mut self) {
         let difference = self.store.difference();
         if !difference.changes.is_empty() {
             (self.deliver)(SourceEvent::Changes(difference.changes));

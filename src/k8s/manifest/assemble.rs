@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    chunk::Placed,
+    chunk::PlacedChunk,
     object::{Manifest, Object},
 };
 use crate::{
@@ -27,7 +27,7 @@ const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kub
 #[derive(Clone, Debug, Default)]
 pub struct FileContents {
     /// Its pieces, in order.
-    pub chunks: Vec<Placed>,
+    pub chunks: Vec<PlacedChunk>,
     /// Why it could not be read at all.
     pub unreadable: Option<String>,
 }
@@ -45,18 +45,18 @@ pub enum Key {
 
 /// What the files say about one object.
 #[derive(Clone, Debug)]
-pub enum Said {
+pub enum Finding {
     /// The object is valid.
-    Is(Arc<Object>),
+    Valid(Arc<Object>),
     /// The object exists, but was refused or is defined more than once; this is what to use instead, if anything.
-    Doubtful(Option<Arc<Object>>),
+    Rejected(Option<Arc<Object>>),
 }
 
 /// Every object of all files.
 #[derive(Debug, Default)]
 pub struct Assembly {
     /// What the files say about each object.
-    pub said: BTreeMap<Key, Said>,
+    pub findings: BTreeMap<Key, Finding>,
     /// What is wrong, by file and position.
     pub faults: Vec<Fault>,
     /// How many objects of other kinds there were, by `apiVersion/kind`.
@@ -99,13 +99,13 @@ impl Object {
 
 /// Where an object is defined.
 #[derive(Clone, Copy)]
-struct Place<'f> {
+struct Definition<'f> {
     file: &'f Path,
-    piece: &'f Placed,
+    piece: &'f PlacedChunk,
     manifest: &'f Manifest,
 }
 
-impl Place<'_> {
+impl Definition<'_> {
     fn fault(self, at: Position, problem: &Problem) -> Fault {
         let at = at.after(self.piece.lines, self.piece.columns);
         let mut fault = Fault::new(self.file.to_owned(), at, problem, self.manifest.id.clone());
@@ -153,17 +153,17 @@ fn refused(policy: &NetworkPolicy) -> NetworkPolicy {
 #[must_use]
 pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> Assembly {
     let mut assembly = Assembly::default();
-    let mut places: Vec<Place<'_>> = Vec::new();
+    let mut places: Vec<Definition<'_>> = Vec::new();
     for (file, contents) in files {
         assembly.take_in(file, contents);
         for piece in &contents.chunks {
             let file = file.as_path();
-            places.extend(piece.chunk.manifests.iter().map(|manifest| Place { file, piece, manifest }));
+            places.extend(piece.chunk.manifests.iter().map(|manifest| Definition { file, piece, manifest }));
         }
     }
     let duplicates = assembly.find_duplicates(&places);
     // Pods before the workloads that stand for one: a real pod has precedence for its name.
-    let is_workload = |place: &&Place<'_>| {
+    let is_workload = |place: &&Definition<'_>| {
         place.manifest.id.as_ref().is_some_and(|id| !["Namespace", "Pod", "NetworkPolicy"].contains(&id.kind))
     };
     for place in places.iter().filter(|place| !is_workload(place)) {
@@ -173,8 +173,8 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
         assembly.say(*place, &duplicates, names);
     }
     for name in ALWAYS {
-        let bare = || Said::Is(Arc::new(Object::Namespace(bare_namespace(name, names))));
-        assembly.said.entry(Key::Namespace(name.into())).or_insert_with(bare);
+        let bare = || Finding::Valid(Arc::new(Object::Namespace(bare_namespace(name, names))));
+        assembly.findings.entry(Key::Namespace(name.into())).or_insert_with(bare);
     }
     assembly.warn_of_undeclared_namespaces(&places);
     assembly.faults.sort_by(|a, b| {
@@ -190,7 +190,7 @@ impl Assembly {
             let problem = Problem::error(FieldPath::root(), text);
             self.faults.push(Fault::new(file.to_owned(), Position::START, &problem, None));
         }
-        for piece @ Placed { lines, columns, chunk, .. } in &contents.chunks {
+        for piece @ PlacedChunk { lines, columns, chunk, .. } in &contents.chunks {
             for kind in &chunk.skipped {
                 *self.skipped.entry(kind.clone()).or_default() += 1;
             }
@@ -204,15 +204,15 @@ impl Assembly {
                 ));
             }
             for manifest in &chunk.manifests {
-                let place = Place { file, piece, manifest };
+                let place = Definition { file, piece, manifest };
                 self.faults.extend(manifest.problems.iter().map(|(at, problem)| place.fault(*at, problem)));
             }
         }
     }
 
     /// The objects that are defined in several places; each place but the first is a fault that names the first.
-    fn find_duplicates<'f>(&mut self, places: &[Place<'f>]) -> BTreeSet<&'f ObjectId> {
-        let mut first: HashMap<&ObjectId, Place<'_>> = HashMap::with_capacity(places.len());
+    fn find_duplicates<'f>(&mut self, places: &[Definition<'f>]) -> BTreeSet<&'f ObjectId> {
+        let mut first: HashMap<&ObjectId, Definition<'_>> = HashMap::with_capacity(places.len());
         let mut duplicates = BTreeSet::new();
         for place in places {
             let Some(id) = &place.manifest.id else { continue };
@@ -229,26 +229,26 @@ impl Assembly {
         duplicates
     }
 
-    fn say(&mut self, place: Place<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
+    fn say(&mut self, place: Definition<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
         let Some(id) = &place.manifest.id else { return };
-        let key = Place::key(id);
+        let key = Definition::key(id);
         if duplicates.contains(id) {
-            let said = self.said.entry(key).or_insert(Said::Doubtful(None));
-            if matches!(said, Said::Doubtful(None)) {
-                *said = Said::Doubtful(place.fallback());
+            let finding = self.findings.entry(key).or_insert(Finding::Rejected(None));
+            if matches!(finding, Finding::Rejected(None)) {
+                *finding = Finding::Rejected(place.fallback());
             }
             return;
         }
-        let said = match &place.manifest.object {
-            Some(object) => Said::Is(object.clone()),
-            None => Said::Doubtful(place.fallback()),
+        let finding = match &place.manifest.object {
+            Some(object) => Finding::Valid(object.clone()),
+            None => Finding::Rejected(place.fallback()),
         };
-        let std::collections::btree_map::Entry::Occupied(taken) = self.said.entry(key.clone()) else {
-            self.said.insert(key, said);
+        let std::collections::btree_map::Entry::Occupied(taken) = self.findings.entry(key.clone()) else {
+            self.findings.insert(key, finding);
             return;
         };
         // A Deployment and a StatefulSet with the same name become two pods with the same name here.
-        let Said::Is(object) = said else { return };
+        let Finding::Valid(object) = finding else { return };
         if let (Key::Pod(key), Object::Pod(pod)) = (taken.key().clone(), &*object) {
             let mut pod = pod.clone();
             let name = format!("{}.{}", id.kind.to_ascii_lowercase(), id.name);
@@ -257,17 +257,17 @@ impl Assembly {
             let problem = Problem::warning(FieldPath::of(&["metadata", "name"]), text);
             self.faults.push(place.fault(place.manifest.name_at, &problem));
             pod.key = ObjectKey { name: names.string(&name), ..key };
-            self.said.insert(Key::Pod(pod.key.clone()), Said::Is(Arc::new(Object::Pod(pod))));
+            self.findings.insert(Key::Pod(pod.key.clone()), Finding::Valid(Arc::new(Object::Pod(pod))));
         }
     }
 
-    fn warn_of_undeclared_namespaces(&mut self, places: &[Place<'_>]) {
+    fn warn_of_undeclared_namespaces(&mut self, places: &[Definition<'_>]) {
         let mut warned: BTreeSet<&str> = BTreeSet::new();
         for place in places {
             let Some(namespace) = place.manifest.id.as_ref().and_then(|id| id.namespace.as_ref()) else {
                 continue;
             };
-            if self.said.contains_key(&Key::Namespace(namespace.clone())) || !warned.insert(namespace) {
+            if self.findings.contains_key(&Key::Namespace(namespace.clone())) || !warned.insert(namespace) {
                 continue;
             }
             let text = format!(

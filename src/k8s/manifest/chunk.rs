@@ -19,7 +19,7 @@ use crate::k8s::{
 
 /// A parsed piece, with its place in the text.
 #[derive(Clone, Debug)]
-pub struct Placed {
+pub struct PlacedChunk {
     /// How many lines of the text come before it.
     pub lines: u32,
     /// How many characters of its first line come before it.
@@ -43,15 +43,15 @@ pub struct Chunk {
 
 /// The pieces of the previous text that were parsed, by a hash of their text.
 #[derive(Debug, Default)]
-pub struct Known {
+pub struct ParsedChunks {
     hasher: RandomState,
     chunks: HashMap<(u64, usize), Arc<Chunk>>,
 }
 
 /// Parses a text, and reuses what is known from the previous text.
 pub struct TextReader<'r> {
-    before: &'r Known,
-    now: Known,
+    before: &'r ParsedChunks,
+    now: ParsedChunks,
     workloads: bool,
     names: &'r mut Interner,
 }
@@ -59,15 +59,17 @@ pub struct TextReader<'r> {
 impl<'r> TextReader<'r> {
     /// Starts to parse a text that may share pieces with the one that `before` was read from.
     #[must_use]
-    pub fn new(before: &'r Known, workloads: bool, names: &'r mut Interner) -> Self {
-        let now =
-            Known { hasher: before.hasher.clone(), chunks: HashMap::with_capacity(before.chunks.len()) };
+    pub fn new(before: &'r ParsedChunks, workloads: bool, names: &'r mut Interner) -> Self {
+        let now = ParsedChunks {
+            hasher: before.hasher.clone(),
+            chunks: HashMap::with_capacity(before.chunks.len()),
+        };
         Self { before, now, workloads, names }
     }
 
     /// Parses `text`; also returns what to know when it is parsed the next time.
     #[must_use]
-    pub fn read(mut self, text: &str) -> (Vec<Placed>, Known) {
+    pub fn read(mut self, text: &str) -> (Vec<PlacedChunk>, ParsedChunks) {
         /// A shorter list is parsed as a whole: splitting it would save nothing.
         const LONG: usize = 32 * 1024;
         let mut placed = Vec::new();
@@ -81,7 +83,7 @@ impl<'r> TextReader<'r> {
         (placed, self.now)
     }
 
-    fn document(&mut self, Piece { lines, columns, text }: Piece<'_>) -> Placed {
+    fn document(&mut self, Piece { lines, columns, text }: Piece<'_>) -> PlacedChunk {
         let chunk = self.known(text, "", "", |text, workloads, names| {
             let (documents, error) = node::parse(text);
             let mut chunk = Chunk { error, ..Chunk::default() };
@@ -91,11 +93,11 @@ impl<'r> TextReader<'r> {
             }
             chunk
         });
-        Placed { lines, columns, item: None, chunk }
+        PlacedChunk { lines, columns, item: None, chunk }
     }
 
     /// The items of a list, each parsed separately; `None` if any of them cannot be.
-    fn items(&mut self, list: &List<'_>, lines_before: u32) -> Option<Vec<Placed>> {
+    fn items(&mut self, list: &List<'_>, lines_before: u32) -> Option<Vec<PlacedChunk>> {
         let kind = (!list.kind.is_empty()).then_some((list.api.as_str(), list.kind.as_str()));
         let mut placed = Vec::with_capacity(list.items.len());
         for (index, Piece { lines, columns, text }) in list.items.iter().copied().enumerate() {
@@ -123,7 +125,7 @@ impl<'r> TextReader<'r> {
             if chunk.error.is_some() {
                 return None;
             }
-            placed.push(Placed { lines: lines_before + lines, columns, item: Some(index), chunk });
+            placed.push(PlacedChunk { lines: lines_before + lines, columns, item: Some(index), chunk });
         }
         Some(placed)
     }
@@ -170,7 +172,7 @@ mod tests {
     fn truncated_chunk_keeps_its_complete_documents() {
         let mut names = Interner::new();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n...\nkind: [\n";
-        let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(text);
+        let (placed, _) = TextReader::new(&ParsedChunks::default(), false, &mut names).read(text);
         assert_eq!(placed[0].chunk.manifests.len(), 1);
         assert!(placed[0].chunk.error.is_some());
     }
@@ -188,13 +190,14 @@ mod tests {
     #[test]
     fn items_of_a_long_list_are_parsed_one_by_one_and_only_once() {
         let mut names = Interner::new();
-        let (before, known) = TextReader::new(&Known::default(), false, &mut names).read(&long_list(""));
+        let (before, known) =
+            TextReader::new(&ParsedChunks::default(), false, &mut names).read(&long_list(""));
         assert_eq!(before.len(), 2000);
         let extra = "    nam: a\n    name: b\n";
         let (after, _) = TextReader::new(&known, false, &mut names).read(&long_list(extra));
         let read = |n: &usize| !Arc::ptr_eq(&before[*n].chunk, &after[*n].chunk);
         assert_eq!((0..2000).filter(read).collect::<Vec<_>>(), [1234]);
-        let Placed { lines, item, chunk, .. } = &after[1234];
+        let PlacedChunk { lines, item, chunk, .. } = &after[1234];
         assert_eq!((*lines, *item), (3 + 2 * 1234, Some(1234)));
         let problems: Vec<String> =
             chunk.manifests[0].problems.iter().map(|(_, p)| p.path.to_string()).collect();
@@ -205,7 +208,7 @@ mod tests {
     fn long_list_with_an_alias_between_items_is_parsed_as_a_whole() {
         let mut names = Interner::new();
         let text = long_list("").replacen("- metadata:", "- metadata: &m", 1) + "- metadata: *m\n";
-        let (placed, _) = TextReader::new(&Known::default(), false, &mut names).read(&text);
+        let (placed, _) = TextReader::new(&ParsedChunks::default(), false, &mut names).read(&text);
         assert_eq!(placed.len(), 1);
         assert_eq!(placed[0].chunk.manifests.len(), 2001);
     }

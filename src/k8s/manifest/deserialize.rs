@@ -18,7 +18,7 @@ use super::mismatch::Error;
 use crate::k8s::{
     fault::Problem,
     yaml::{
-        node::{Entry, Value, YamlNode},
+        node::{MapEntry, Value, YamlNode},
         path::{FieldPath, PathSegment},
         scalar::ScalarKind,
     },
@@ -28,7 +28,7 @@ use crate::k8s::{
 const WRONG_TYPES: usize = 50;
 
 /// The reading of one object: its tree, and the faults found so far.
-pub struct Reading<'t> {
+pub struct ObjectReader<'t> {
     root: &'t YamlNode<'t>,
     /// Entries whose values have the wrong type, by address: they are treated as absent.
     left_out: RefCell<HashSet<usize>>,
@@ -46,7 +46,7 @@ pub struct Unknown {
     pub known: &'static [&'static str],
 }
 
-impl<'t> Reading<'t> {
+impl<'t> ObjectReader<'t> {
     /// Begins to read `root`.
     #[must_use]
     pub fn new(root: &'t YamlNode<'t>) -> Self {
@@ -137,7 +137,7 @@ struct Reader<'t, 'p> {
     known: &'static [&'static str],
     /// Whether a number is accepted where text is expected.
     loose: bool,
-    reading: &'p Reading<'t>,
+    reading: &'p ObjectReader<'t>,
 }
 
 impl<'t> Reader<'t, '_> {
@@ -420,13 +420,13 @@ impl<'t> de::SeqAccess<'t> for Items<'t, '_> {
 }
 
 struct Fields<'t, 'p> {
-    entries: std::slice::Iter<'t, Entry<'t>>,
-    value: Option<&'t Entry<'t>>,
+    entries: std::slice::Iter<'t, MapEntry<'t>>,
+    value: Option<&'t MapEntry<'t>>,
     known: &'static [&'static str],
     reader: Reader<'t, 'p>,
 }
 
-fn address(entry: &Entry<'_>) -> usize {
+fn address(entry: &MapEntry<'_>) -> usize {
     std::ptr::from_ref(entry).addr()
 }
 

@@ -49,7 +49,7 @@ pub fn walk(folder: &Path, mut enter: impl FnMut(&Path)) -> Found {
             continue;
         }
         enter(&folder);
-        let mut look = || -> io::Result<()> {
+        let mut probe = || -> io::Result<()> {
             for entry in fs::read_dir(&folder)? {
                 let path = entry?.path();
                 if is_hidden(&path) {
@@ -63,7 +63,7 @@ pub fn walk(folder: &Path, mut enter: impl FnMut(&Path)) -> Found {
             }
             Ok(())
         };
-        if let Err(error) = look() {
+        if let Err(error) = probe() {
             found.unreadable.push((folder, error));
         }
     }

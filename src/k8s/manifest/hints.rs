@@ -36,11 +36,15 @@ fn hint(name: &str, parent: &FieldPath, known: &[&str], root: &YamlNode<'_>) -> 
 fn home(name: &str, parent: &FieldPath, known: &[&str], root: &YamlNode<'_>) -> Option<String> {
     let inside = |field: &str| Some(format!("it belongs inside {field}: indent it"));
     let beside = |field: &str| root.nearest(parent).get(field).is_some();
-    let place = Place::of(parent);
+    let place = MappingKind::of(parent);
     match (name, place) {
         (
             "matchLabels" | "matchExpressions",
-            Place::Object | Place::Metadata | Place::Spec | Place::Rule(_) | Place::Peer,
+            MappingKind::Object
+            | MappingKind::Metadata
+            | MappingKind::Spec
+            | MappingKind::Rule(_)
+            | MappingKind::Peer,
         ) => {
             let selector =
                 ["podSelector", "namespaceSelector", "selector"].into_iter().find(|field| beside(field));
@@ -49,45 +53,51 @@ fn home(name: &str, parent: &FieldPath, known: &[&str], root: &YamlNode<'_>) -> 
                 None => Some("it belongs inside a podSelector or a namespaceSelector".to_owned()),
             }
         }
-        (_, Place::Selector) if nearest(name, known).is_none() => {
+        (_, MappingKind::Selector) if nearest(name, known).is_none() => {
             Some(format!("labels to match stand inside matchLabels: `matchLabels: {{{name}: ...}}`"))
         }
         ("cidr" | "except", _) => inside("ipBlock"),
-        ("port" | "protocol" | "endPort", Place::Rule(_) | Place::Spec | Place::Peer) => {
+        ("port" | "protocol" | "endPort", MappingKind::Rule(_) | MappingKind::Spec | MappingKind::Peer) => {
             Some("it belongs to an item of ports: `ports: [{protocol: TCP, port: 80}]`".to_owned())
         }
-        ("ingress" | "egress" | "podSelector" | "policyTypes" | "template" | "containers", Place::Object) => {
-            inside("spec")
-        }
-        ("ingress" | "egress" | "policyTypes", Place::Metadata | Place::Rule(_) | Place::Peer) => {
-            Some("it belongs directly inside spec".to_owned())
-        }
-        ("podSelector", Place::Metadata) => Some("it belongs directly inside spec".to_owned()),
-        ("spec", Place::Metadata) => Some("it belongs beside metadata: indent it less".to_owned()),
-        ("podSelector" | "namespaceSelector" | "ipBlock", Place::Rule(list)) => {
+        (
+            "ingress" | "egress" | "podSelector" | "policyTypes" | "template" | "containers",
+            MappingKind::Object,
+        ) => inside("spec"),
+        (
+            "ingress" | "egress" | "policyTypes",
+            MappingKind::Metadata | MappingKind::Rule(_) | MappingKind::Peer,
+        )
+        | ("podSelector", MappingKind::Metadata) => Some("it belongs directly inside spec".to_owned()),
+        ("spec", MappingKind::Metadata) => Some("it belongs beside metadata: indent it less".to_owned()),
+        ("podSelector" | "namespaceSelector" | "ipBlock", MappingKind::Rule(list)) => {
             Some(format!("it belongs to an item of {list}: `{list}: [{{{name}: ...}}]`"))
         }
-        ("namespaceSelector" | "ipBlock", Place::Spec) => {
+        ("namespaceSelector" | "ipBlock", MappingKind::Spec) => {
             Some("it belongs to an item of from or to, in a rule of ingress or egress".to_owned())
         }
-        ("from", Place::Spec) => {
+        ("from", MappingKind::Spec) => {
             Some("it belongs to an item of ingress: `ingress: [{from: [...]}]`".to_owned())
         }
-        ("to", Place::Spec) => Some("it belongs to an item of egress: `egress: [{to: [...]}]`".to_owned()),
-        ("from", Place::Rule("to")) => Some("a rule of egress has `to`".to_owned()),
-        ("to", Place::Rule("from")) => Some("a rule of ingress has `from`".to_owned()),
-        ("ports", Place::Spec) => Some("it belongs to an item of ingress or egress".to_owned()),
-        ("ports" | "from" | "to", Place::Peer) => {
+        ("to", MappingKind::Spec) => {
+            Some("it belongs to an item of egress: `egress: [{to: [...]}]`".to_owned())
+        }
+        ("from", MappingKind::Rule("to")) => Some("a rule of egress has `to`".to_owned()),
+        ("to", MappingKind::Rule("from")) => Some("a rule of ingress has `from`".to_owned()),
+        ("ports", MappingKind::Spec) => Some("it belongs to an item of ingress or egress".to_owned()),
+        ("ports" | "from" | "to", MappingKind::Peer) => {
             Some("it belongs to the rule, beside from or to: indent it less".to_owned())
         }
-        ("labels" | "annotations" | "name" | "namespace", Place::Object | Place::Spec) => inside("metadata"),
+        ("labels" | "annotations" | "name" | "namespace", MappingKind::Object | MappingKind::Spec) => {
+            inside("metadata")
+        }
         _ => None,
     }
 }
 
 /// The kind of mapping that a field is in.
 #[derive(Clone, Copy)]
-enum Place {
+enum MappingKind {
     Object,
     Metadata,
     Spec,
@@ -98,7 +108,7 @@ enum Place {
     Elsewhere,
 }
 
-impl Place {
+impl MappingKind {
     fn of(path: &FieldPath) -> Self {
         let keys: Vec<&str> = path
             .steps()

@@ -25,8 +25,8 @@ use std::{
 };
 
 use self::{
-    assemble::{Assembly, FileContents, Said, assemble},
-    chunk::{Known, TextReader},
+    assemble::{Assembly, FileContents, Finding, assemble},
+    chunk::{ParsedChunks, TextReader},
     folder::walk,
 };
 use crate::{
@@ -118,9 +118,9 @@ pub fn load_text(name: &Path, text: &str, options: Options) -> Loaded {
 
 impl From<Assembly> for Loaded {
     fn from(assembly: Assembly) -> Self {
-        let objects = assembly.said.into_values().filter_map(|said| match said {
-            Said::Is(object) => Some(object),
-            Said::Doubtful(fallback) => fallback,
+        let objects = assembly.findings.into_values().filter_map(|finding| match finding {
+            Finding::Valid(object) => Some(object),
+            Finding::Rejected(fallback) => fallback,
         });
         Self {
             changes: objects.map(|object| object.change()).collect(),
@@ -133,7 +133,7 @@ impl From<Assembly> for Loaded {
 fn read(bytes: &[u8], options: Options, names: &mut Interner) -> FileContents {
     match std::str::from_utf8(bytes) {
         Ok(text) => {
-            let (chunks, _) = TextReader::new(&Known::default(), options.workloads, names).read(text);
+            let (chunks, _) = TextReader::new(&ParsedChunks::default(), options.workloads, names).read(text);
             FileContents { chunks, unreadable: None }
         }
         Err(error) => FileContents { chunks: Vec::new(), unreadable: Some(not_utf8(error)) },

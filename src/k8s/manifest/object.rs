@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{apps, batch, core, networking};
 use serde::de::DeserializeOwned;
 
-use super::{deserialize::Reading, hints};
+use super::{deserialize::ObjectReader, hints};
 use crate::{
     k8s::{
         convert::{self, Conversion, DEFAULT_NAMESPACE, Origin, network_policy},
@@ -115,7 +115,7 @@ struct Reader<'r> {
 
 /// The kind that an object states.
 enum Recognized {
-    Known(&'static str, ManifestKind),
+    ParsedChunks(&'static str, ManifestKind),
     Other(String),
     Wrong(Problem),
 }
@@ -124,12 +124,12 @@ impl Reader<'_> {
     /// Reads `root`, which is at `at` in its document; `item` is the kind of its list's items.
     fn object(&mut self, root: &YamlNode<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
         match tell(root, item) {
-            Recognized::Known(_, ManifestKind::List) => self.list(root, at),
-            Recognized::Known(kind, ManifestKind::Workload) if !self.workloads => {
+            Recognized::ParsedChunks(_, ManifestKind::List) => self.list(root, at),
+            Recognized::ParsedChunks(kind, ManifestKind::Workload) if !self.workloads => {
                 let api = root.get("apiVersion").and_then(YamlNode::as_str).unwrap_or_default();
                 self.contents.skipped.push(format!("{api}/{kind}"));
             }
-            Recognized::Known(name, kind) => {
+            Recognized::ParsedChunks(name, kind) => {
                 let manifest = self.known(root, at, name, kind);
                 self.contents.manifests.push(manifest);
             }
@@ -172,10 +172,15 @@ impl Reader<'_> {
         use apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
         match (name, kind) {
             (_, ManifestKind::Namespace) => self
-                .judge::<core::v1::Namespace, types::Namespace, _>(root, at, name, convert::namespace)
+                .evaluate_object::<core::v1::Namespace, types::Namespace, _>(
+                    root,
+                    at,
+                    name,
+                    convert::namespace,
+                )
                 .into_manifest(Object::Namespace),
             (_, ManifestKind::Pod) => self
-                .judge::<core::v1::Pod, types::Pod, _>(root, at, name, convert::pod)
+                .evaluate_object::<core::v1::Pod, types::Pod, _>(root, at, name, convert::pod)
                 .into_manifest(Object::Pod),
             (_, ManifestKind::NetworkPolicy) => self.policy(root, at, name),
             ("Deployment", _) => self.workload::<Deployment>(root, at, name),
@@ -195,35 +200,39 @@ impl Reader<'_> {
         at: &FieldPath,
         name: &'static str,
     ) -> Manifest {
-        self.judge::<Full, types::Workload, _>(root, at, name, convert::workload).into_manifest(Object::Pod)
+        self.evaluate_object::<Full, types::Workload, _>(root, at, name, convert::workload)
+            .into_manifest(Object::Pod)
     }
 
     fn policy(&mut self, root: &YamlNode<'_>, at: &FieldPath, name: &'static str) -> Manifest {
         use networking::v1::NetworkPolicy;
-        let judged = self.judge::<NetworkPolicy, types::NetworkPolicy, _>(root, at, name, |object, names| {
-            network_policy::network_policy(object, Origin::Manifest, names)
-        });
-        let stand_in = match (&judged.converted, &judged.read) {
+        let parsed = self.evaluate_object::<NetworkPolicy, types::NetworkPolicy, _>(
+            root,
+            at,
+            name,
+            |object, names| network_policy::network_policy(object, Origin::Manifest, names),
+        );
+        let stand_in = match (&parsed.converted, &parsed.read) {
             (None, Some(object)) => {
                 let problems: Vec<Problem> =
-                    judged.problems.iter().map(|(_, problem)| problem.clone()).collect();
+                    parsed.problems.iter().map(|(_, problem)| problem.clone()).collect();
                 network_policy::stand_in(object, Origin::Manifest, &problems, self.names)
             }
             _ => None,
         };
-        Manifest { stand_in, ..judged.into_manifest(Object::Policy) }
+        Manifest { stand_in, ..parsed.into_manifest(Object::Policy) }
     }
 
     /// Reads `root` twice: as the `Full` type of the API to find what that does not know, and as the `Slim` one to get
     /// the fields that are used.
-    fn judge<Full: DeserializeOwned, Slim: DeserializeOwned, T>(
+    fn evaluate_object<Full: DeserializeOwned, Slim: DeserializeOwned, T>(
         &mut self,
         root: &YamlNode<'_>,
         at: &FieldPath,
         kind: &'static str,
         convert: fn(&Slim, &mut Interner) -> Conversion<T>,
-    ) -> Judged<Slim, T> {
-        let reading = Reading::new(root);
+    ) -> ParsedObject<Slim, T> {
+        let reading = ObjectReader::new(root);
         reading.check::<Full>();
         let read = reading.read::<Slim>();
         let (problems, unknown) = reading.finish();
@@ -255,7 +264,7 @@ impl Reader<'_> {
         }
         placed.sort_by_key(|(at, _)| *at);
         let position = |field| root.position(&FieldPath::of(&["metadata", field]));
-        Judged {
+        ParsedObject {
             id: self.identify(root, kind),
             at: root.at,
             name_at: position("name"),
@@ -281,7 +290,7 @@ impl Reader<'_> {
 }
 
 /// An object that was read, before the kinds are handled separately.
-struct Judged<Slim, T> {
+struct ParsedObject<Slim, T> {
     id: Option<ObjectId>,
     at: Position,
     name_at: Position,
@@ -292,7 +301,7 @@ struct Judged<Slim, T> {
     prefix: FieldPath,
 }
 
-impl<Slim, T> Judged<Slim, T> {
+impl<Slim, T> ParsedObject<Slim, T> {
     fn into_manifest(self, wrap: fn(T) -> Object) -> Manifest {
         let prefix = self.prefix;
         let placed = |(at, problem): (Position, Problem)| {
@@ -330,12 +339,12 @@ fn tell(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {
 /// Whether `kind` of `api` is read, is ignored here, or is a typo of one that is read.
 fn classify(api: &str, kind: &str) -> Recognized {
     if let Some((_, name, known)) = KINDS.iter().find(|(a, k, _)| *a == api && *k == kind) {
-        return Recognized::Known(name, *known);
+        return Recognized::ParsedChunks(name, *known);
     }
     // The API server returns a list of pods as a PodList.
     let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
-        return Recognized::Known("List", ManifestKind::List);
+        return Recognized::ParsedChunks("List", ManifestKind::List);
     }
     let home = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(home, ..)| *home);
     if let Some(home) = home.filter(|home| is_slip_of(api, home)) {

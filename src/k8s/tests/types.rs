@@ -2,14 +2,14 @@
 
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 
-use crate::k8s::{manifest::deserialize::Reading, yaml::node::parse};
+use crate::k8s::{manifest::deserialize::ObjectReader, yaml::node::parse};
 use serde::Deserialize;
 
 fn faults<T: for<'t> Deserialize<'t>>(text: &str) -> (Option<T>, Vec<String>) {
     let (documents, error) = parse(text);
     assert_eq!(error, None);
     let root = documents[0].root.as_ref().unwrap();
-    let reading = Reading::new(root);
+    let reading = ObjectReader::new(root);
     reading.check::<T>();
     let value = reading.read::<T>();
     let (problems, unknown) = reading.finish();

@@ -82,7 +82,7 @@ type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
 ///         after an error that lists anew   └─────────┘
 /// ```
 #[derive(Debug)]
-enum State {
+enum FollowState {
     /// Everything must be listed: before the first list, and when a resumed watch could miss something.
     Unlisted,
     /// A list is arriving.
@@ -93,7 +93,7 @@ enum State {
     Watching(String),
 }
 
-impl State {
+impl FollowState {
     /// The version to go on from.
     fn version(&self) -> Option<&str> {
         match self {
@@ -108,7 +108,7 @@ pub(super) struct Follower<S> {
     shared: Arc<Shared>,
     inventory: Inventory<S>,
     client: Option<(Client, Arc<str>)>,
-    state: State,
+    state: FollowState,
     /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
     /// Why the last attempt failed, until one succeeds.
@@ -127,7 +127,7 @@ impl<S: Watched> Follower<S> {
             shared,
             inventory,
             client: None,
-            state: State::Unlisted,
+            state: FollowState::Unlisted,
             streams_lists: true,
             failed: None,
             list_began: Instant::now(),
@@ -168,10 +168,10 @@ impl<S: Watched> Follower<S> {
 
     /// What the end of an attempt means for the next one.
     fn judge(&mut self, mut error: WatchError) -> WatchError {
-        let version = match std::mem::replace(&mut self.state, State::Unlisted) {
-            State::Unlisted | State::Listing => None,
-            State::Resumable(version) => Some(version),
-            State::Watching(version) => {
+        let version = match std::mem::replace(&mut self.state, FollowState::Unlisted) {
+            FollowState::Unlisted | FollowState::Listing => None,
+            FollowState::Resumable(version) => Some(version),
+            FollowState::Watching(version) => {
                 if error.cause == Cause::Silent {
                     error.cause = Cause::Quiet;
                 }
@@ -189,7 +189,7 @@ impl<S: Watched> Follower<S> {
         // A server that was restored from a backup accepts a watch from a version that it has yet to reach, and is
         // silent until then: so after silence a watch is not resumed either.
         if let Some(version) = version.filter(|_| !error.cause.lists_anew()) {
-            self.state = State::Resumable(version);
+            self.state = FollowState::Resumable(version);
         }
         error
     }
@@ -197,7 +197,7 @@ impl<S: Watched> Follower<S> {
     /// Lists, unless there is a version to resume from, and watches until that ends.
     async fn follow(&mut self) -> Result<(), WatchError> {
         let (client, server) = self.client().await?;
-        let is_unlisted = matches!(self.state, State::Unlisted);
+        let is_unlisted = matches!(self.state, FollowState::Unlisted);
         if is_unlisted && !self.streams_lists {
             self.list(&client, &server).await?;
         }
@@ -215,7 +215,7 @@ impl<S: Watched> Follower<S> {
             let event = tokio::select! {
                 event = within(SILENCE, &server, events.try_next()) => event?,
                 () = until(self.relist_at.filter(|_| !self.is_listing())) => {
-                    self.state = State::Unlisted;
+                    self.state = FollowState::Unlisted;
                     return Err(WatchError::relist());
                 }
             };
@@ -228,17 +228,17 @@ impl<S: Watched> Follower<S> {
 
     /// The server accepted a watch: it goes on from the version, or begins with a list.
     fn starts_watching(&mut self) {
-        match std::mem::replace(&mut self.state, State::Unlisted) {
-            State::Unlisted | State::Listing => self.begin_list(),
-            State::Resumable(version) | State::Watching(version) => {
-                self.state = State::Watching(version);
+        match std::mem::replace(&mut self.state, FollowState::Unlisted) {
+            FollowState::Unlisted | FollowState::Listing => self.begin_list(),
+            FollowState::Resumable(version) | FollowState::Watching(version) => {
+                self.state = FollowState::Watching(version);
                 self.recovered();
             }
         }
     }
 
     const fn is_listing(&self) -> bool {
-        matches!(self.state, State::Listing)
+        matches!(self.state, FollowState::Listing)
     }
 
     async fn client(&mut self) -> Result<(Client, Arc<str>), WatchError> {
@@ -289,7 +289,7 @@ impl<S: Watched> Follower<S> {
                 }
             });
         let version = version.await?;
-        self.listed(State::Resumable(version));
+        self.listed(FollowState::Resumable(version));
         Ok(())
     }
 
@@ -309,9 +309,9 @@ impl<S: Watched> Follower<S> {
             ApiEvent::Bookmark(bookmark) => {
                 let version = bookmark.metadata.resource_version;
                 if !self.is_listing() {
-                    self.state = State::Watching(version);
+                    self.state = FollowState::Watching(version);
                 } else if bookmark.metadata.annotations.contains_key(LIST_ENDS) {
-                    self.listed(State::Watching(version));
+                    self.listed(FollowState::Watching(version));
                 }
             }
             ApiEvent::Error(status) => return Err(WatchError::of_error_event(&status, S::KIND, server)),
@@ -320,13 +320,13 @@ impl<S: Watched> Follower<S> {
     }
 
     fn begin_list(&mut self) {
-        self.state = State::Listing;
+        self.state = FollowState::Listing;
         self.list_began = Instant::now();
         self.inventory.begin_list();
     }
 
     /// The list is complete, and leads to this state.
-    fn listed(&mut self, state: State) {
+    fn listed(&mut self, state: FollowState) {
         let update = self.inventory.end_list();
         (self.listed_at, self.relist_at) = (Instant::now(), None);
         self.state = state;
@@ -354,7 +354,7 @@ impl<S: Watched> Follower<S> {
         if let Received::Readable(object) = received
             && let Some(version) = &object.meta().resource_version
         {
-            self.state = State::Watching(version.clone());
+            self.state = FollowState::Watching(version.clone());
         }
         self.deliver(update, Instant::now());
         if S::KIND == Kind::Node {

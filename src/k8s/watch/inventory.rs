@@ -91,7 +91,7 @@ pub(super) struct Inventory<S> {
     names: Interner,
     held: HashMap<Key, Held>,
     refusals: BTreeMap<Key, Vec<Rejection>>,
-    listing: Option<Listing>,
+    listing: Option<PartialList>,
     /// `None` where everything is kept, whatever it takes.
     memory: Option<Memory>,
     kind: PhantomData<fn() -> S>,
@@ -99,7 +99,7 @@ pub(super) struct Inventory<S> {
 
 /// A list that is not complete yet.
 #[derive(Debug, Default)]
-struct Listing {
+struct PartialList {
     held: HashMap<Key, Held>,
     /// What was removed during the list, and has not come back.
     removed: HashSet<Key>,
@@ -111,7 +111,7 @@ struct Listing {
     memory: Option<Memory>,
 }
 
-impl Listing {
+impl PartialList {
     /// Adds the change of an object, in the place of an earlier one of the same object.
     fn change(&mut self, key: &Key, change: Change) {
         if let Some(before) = self.places.get(key).and_then(|place| self.changes.get_mut(*place)) {
@@ -124,7 +124,7 @@ impl Listing {
 }
 
 /// The evaluation of one object.
-struct Judged {
+struct Evaluation {
     key: Key,
     held: Held,
     change: Option<Change>,
@@ -156,12 +156,12 @@ impl<S: Watched> Inventory<S> {
     /// A list begins. An unfinished one is discarded.
     pub(super) fn begin_list(&mut self) {
         let memory = self.memory.as_ref().map(Memory::for_list);
-        self.listing = Some(Listing { memory, ..Listing::default() });
+        self.listing = Some(PartialList { memory, ..PartialList::default() });
     }
 
     /// The list is complete: objects that are not in it are gone.
     pub(super) fn end_list(&mut self) -> Update {
-        let Some(Listing { held, removed: _, refusals, mut changes, places: _, memory }) =
+        let Some(PartialList { held, removed: _, refusals, mut changes, places: _, memory }) =
             self.listing.take()
         else {
             return Update::default();
@@ -187,7 +187,7 @@ impl<S: Watched> Inventory<S> {
 
     /// Adds or updates an object.
     pub(super) fn set(&mut self, received: &Received<S>) -> Update {
-        let Some(Judged { key, held, change, mut refusals }) = self.judge(received) else {
+        let Some(Evaluation { key, held, change, mut refusals }) = self.judge(received) else {
             return Update { relist: self.relist(), ..Update::default() };
         };
         let change = self.trim(&key, change);
@@ -340,7 +340,7 @@ impl<S: Watched> Inventory<S> {
     }
 
     /// Evaluates an object. `None` if there is nothing to identify it by.
-    fn judge(&mut self, received: &Received<S>) -> Option<Judged> {
+    fn judge(&mut self, received: &Received<S>) -> Option<Evaluation> {
         let object = match received {
             Received::Readable(object) => object,
             Received::Unreadable(unreadable) => return self.judge_unreadable(unreadable),
@@ -350,7 +350,7 @@ impl<S: Watched> Inventory<S> {
         let errors: Vec<Problem> =
             problems.into_iter().filter(|problem| problem.severity == Severity::Error).collect();
         if errors.is_empty() {
-            return Some(Judged {
+            return Some(Evaluation {
                 key,
                 held: Held::Good,
                 change: readable.map(S::set),
@@ -369,12 +369,12 @@ impl<S: Watched> Inventory<S> {
         let more = (more > 0).then(|| Problem::error(FieldPath::root(), format!("and {more} more errors")));
         let refusals = errors.into_iter().take(ERRORS).chain(more);
         let refusals = refusals.map(|problem| Rejection { object: Some(id.clone()), problem }).collect();
-        Some(Judged { key, held, change, refusals })
+        Some(Evaluation { key, held, change, refusals })
     }
 
     /// An object that does not have the form of its kind: the last good version stays, and a policy without one is
     /// treated by the same rules as one in a file.
-    fn judge_unreadable(&mut self, unreadable: &Unreadable) -> Option<Judged> {
+    fn judge_unreadable(&mut self, unreadable: &Unreadable) -> Option<Evaluation> {
         let (key, stand_in) = self.read_leniently(unreadable);
         let key = key?;
         let problem = Problem::error(FieldPath::root(), unreadable.error.clone());
@@ -384,7 +384,7 @@ impl<S: Watched> Inventory<S> {
             _ => (before.unwrap_or(Held::Nothing), None),
         };
         let refusals = vec![Rejection { object: Some(id::<S>(&key)), problem }];
-        Some(Judged { key, held, change, refusals })
+        Some(Evaluation { key, held, change, refusals })
     }
 
     /// Which object an unreadable text is about, and its stand-in.

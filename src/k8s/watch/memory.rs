@@ -34,7 +34,7 @@ impl Default for MemoryLimits {
 #[derive(Debug)]
 pub(super) struct Memory {
     limits: MemoryLimits,
-    policies: HashMap<Key, Entry>,
+    policies: HashMap<Key, PolicyMemory>,
     namespaces: BTreeMap<Arc<str>, Usage>,
     /// The namespaces whose rules are dropped.
     closed: BTreeMap<Arc<str>, MemoryExcess>,
@@ -50,7 +50,7 @@ pub(super) struct Memory {
 
 /// A policy.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct PolicyMemory {
     /// Including its rules, whether or not they were dropped.
     bytes: u64,
     has_rules: bool,
@@ -105,7 +105,7 @@ impl Memory {
 
     /// Adds a policy, and returns what is kept of it.
     pub(super) fn set(&mut self, key: &Key, policy: NetworkPolicy) -> NetworkPolicy {
-        self.replace(key, Some(Entry { bytes: policy.bytes(), has_rules: true }));
+        self.replace(key, Some(PolicyMemory { bytes: policy.bytes(), has_rules: true }));
         let Some(excess) = self.closed.get(&policy.key.namespace).copied() else { return policy };
         self.drop_rules(key);
         policy.without_rules(excess)
@@ -114,9 +114,9 @@ impl Memory {
     /// The model keeps the version of a policy that `before` knows. If its rules were dropped then, no list brings them
     /// back, so they do not count as missing.
     pub(super) fn keep(&mut self, key: &Key, before: &Self) {
-        let Some(Entry { bytes, .. }) = before.policies.get(key) else { return };
+        let Some(PolicyMemory { bytes, .. }) = before.policies.get(key) else { return };
         if !self.policies.contains_key(key) {
-            self.replace(key, Some(Entry { bytes: *bytes, has_rules: true }));
+            self.replace(key, Some(PolicyMemory { bytes: *bytes, has_rules: true }));
         }
     }
 
@@ -153,7 +153,7 @@ impl Memory {
     }
 
     /// Replaces the entry of a policy, or removes it.
-    fn replace(&mut self, key: &Key, entry: Option<Entry>) {
+    fn replace(&mut self, key: &Key, entry: Option<PolicyMemory>) {
         // Every policy has a namespace.
         let Some(namespace) = &key.0 else { return };
         let before = match entry {
@@ -162,14 +162,14 @@ impl Memory {
         };
         let usage = self.namespaces.entry(namespace.clone()).or_default();
         let is_closed = self.closed.contains_key(namespace);
-        if let Some(Entry { bytes, has_rules }) = before {
+        if let Some(PolicyMemory { bytes, has_rules }) = before {
             usage.bytes -= bytes;
             usage.policies -= 1;
             usage.without_rules -= usize::from(!has_rules);
             self.without_rules -= usize::from(!has_rules);
             self.open -= if is_closed { 0 } else { bytes };
         }
-        if let Some(Entry { bytes, has_rules }) = entry {
+        if let Some(PolicyMemory { bytes, has_rules }) = entry {
             usage.bytes += bytes;
             usage.policies += 1;
             usage.without_rules += usize::from(!has_rules);

@@ -34,12 +34,12 @@ pub enum Value<'t> {
     /// A list.
     List(Vec<YamlNode<'t>>),
     /// A mapping, in the order of the text; every key once.
-    Map(Vec<Entry<'t>>),
+    Map(Vec<MapEntry<'t>>),
 }
 
 /// A key of a mapping with its value.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry<'t> {
+pub struct MapEntry<'t> {
     /// Where the key is.
     pub at: Position,
     /// The key.
@@ -87,13 +87,13 @@ impl<'t> YamlNode<'t> {
 
     /// The entry of `key`, if this is a mapping that has it.
     #[must_use]
-    pub fn entry(&self, key: &str) -> Option<&Entry<'t>> {
+    pub fn entry(&self, key: &str) -> Option<&MapEntry<'t>> {
         self.entries().iter().find(|entry| entry.key == key)
     }
 
     /// The entries, if this is a mapping.
     #[must_use]
-    pub fn entries(&self) -> &[Entry<'t>] {
+    pub fn entries(&self) -> &[MapEntry<'t>] {
         if let Value::Map(entries) = &self.value { entries } else { &[] }
     }
 
@@ -259,7 +259,7 @@ struct Open<'t> {
 enum Held<'t> {
     List(Vec<YamlNode<'t>>),
     Map {
-        entries: Vec<Entry<'t>>,
+        entries: Vec<MapEntry<'t>>,
         key: Option<(Position, Cow<'t, str>)>,
         merged: Vec<YamlNode<'t>>,
         seen: Seen<'t>,
@@ -307,7 +307,7 @@ impl<'t> Builder<'t> {
                 None => *key = Some((node.at, key_text(node)?)),
                 Some((_, name)) if name == "<<" => merged.push(node),
                 Some((at, name)) => match seen.add(entries, &name) {
-                    None => entries.push(Entry { at, key: name, value: node }),
+                    None => entries.push(MapEntry { at, key: name, value: node }),
                     Some(first) => {
                         let path = self.path().key(&name);
                         self.repeated.push(RepeatedKey { first, again: at, path });
@@ -362,7 +362,7 @@ struct Seen<'t>(HashMap<Cow<'t, str>, Position>);
 
 impl<'t> Seen<'t> {
     /// Where `name` is in `entries`, if it is there already.
-    fn add(&mut self, entries: &[Entry<'t>], name: &str) -> Option<Position> {
+    fn add(&mut self, entries: &[MapEntry<'t>], name: &str) -> Option<Position> {
         const FEW: usize = 16;
         if entries.len() < FEW {
             return entries.iter().find(|entry| entry.key == *name).map(|entry| entry.at);
@@ -388,7 +388,7 @@ fn key_text(node: YamlNode<'_>) -> Result<Cow<'_, str>, SyntaxError> {
 }
 
 /// Merges the value of `<<`: adds the entries whose keys the mapping does not have itself.
-fn merge<'t>(entries: &mut Vec<Entry<'t>>, from: &YamlNode<'t>) -> Result<(), SyntaxError> {
+fn merge<'t>(entries: &mut Vec<MapEntry<'t>>, from: &YamlNode<'t>) -> Result<(), SyntaxError> {
     match &from.value {
         Value::Map(others) => {
             for other in others {

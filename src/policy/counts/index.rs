@@ -12,7 +12,7 @@ use crate::{
     model::{Cluster, LabelSelector, Labels, Operator, Pod, PodPeer, Scope},
     policy::{
         budget::count,
-        program::{Chosen, Owners, Selection, selects},
+        program::{Chosen, PortOwners, Selection, selects},
     },
 };
 
@@ -72,7 +72,7 @@ struct OfKey {
 
 /// Where a peer can be found: every pod that it selects has one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Place<'a> {
+enum IndexKey<'a> {
     Pod(&'a Arc<str>, Option<&'a Arc<str>>),
     Namespace(&'a Arc<str>, Option<&'a Arc<str>>),
     Own(&'a Arc<str>),
@@ -93,8 +93,8 @@ impl Index {
             }
             let anywhere = match &selection.chosen {
                 Chosen::Pods(_) => false,
-                Chosen::NamedPort { of: Owners::Any, .. } => true,
-                Chosen::NamedPort { of: Owners::Of { blocks, .. }, .. } => !blocks.is_empty(),
+                Chosen::NamedPort { of: PortOwners::Any, .. } => true,
+                Chosen::NamedPort { of: PortOwners::Of { blocks, .. }, .. } => !blocks.is_empty(),
             };
             if anywhere {
                 index.everywhere.push(at);
@@ -177,11 +177,11 @@ impl Index {
 }
 
 impl Buckets {
-    fn of(&mut self, place: Place<'_>) -> &mut Vec<usize> {
+    fn of(&mut self, place: IndexKey<'_>) -> &mut Vec<usize> {
         let (labels, key, value) = match place {
-            Place::Own(namespace) => return self.own.entry(namespace.clone()).or_default(),
-            Place::Pod(key, value) => (&mut self.pods, key, value),
-            Place::Namespace(key, value) => (&mut self.namespaces, key, value),
+            IndexKey::Own(namespace) => return self.own.entry(namespace.clone()).or_default(),
+            IndexKey::Pod(key, value) => (&mut self.pods, key, value),
+            IndexKey::Namespace(key, value) => (&mut self.namespaces, key, value),
         };
         let OfKey { any, values } = labels.0.entry(key.clone()).or_default();
         match value {
@@ -207,7 +207,7 @@ pub(in crate::policy) fn comparisons<'a>(selections: impl IntoIterator<Item = &'
     let peers = selections.into_iter().flat_map(|selection| selection.pod_peers());
     let peers: Vec<&PodPeer> = peers.collect::<BTreeSet<_>>().into_iter().collect();
     let mut total = 0_u64;
-    let mut of_places: HashMap<Place<'_>, u64> = HashMap::new();
+    let mut of_places: HashMap<IndexKey<'_>, u64> = HashMap::new();
     for (places, peer) in places(peers.iter().copied()).into_iter().zip(&peers) {
         let weight = weight(peer);
         if places.is_empty() {
@@ -238,22 +238,23 @@ fn weight(peer: &PodPeer) -> u64 {
 }
 
 /// The places of each peer: by the requirement that it shares with the fewest others.
-fn places<'a>(peers: impl Iterator<Item = &'a PodPeer>) -> Vec<Vec<Place<'a>>> {
-    let choices: Vec<Vec<Vec<Place<'_>>>> = peers.map(choices).collect();
-    let mut shared: HashMap<Place<'_>, usize> = HashMap::new();
+fn places<'a>(peers: impl Iterator<Item = &'a PodPeer>) -> Vec<Vec<IndexKey<'a>>> {
+    let choices: Vec<Vec<Vec<IndexKey<'_>>>> = peers.map(choices).collect();
+    let mut shared: HashMap<IndexKey<'_>, usize> = HashMap::new();
     for place in choices.iter().flatten().flatten() {
         *shared.entry(*place).or_default() += 1;
     }
-    let most = |places: &Vec<Place<'_>>| places.iter().filter_map(|place| shared.get(place)).max().copied();
+    let most =
+        |places: &Vec<IndexKey<'_>>| places.iter().filter_map(|place| shared.get(place)).max().copied();
     choices.into_iter().map(|choices| choices.into_iter().min_by_key(most).unwrap_or_default()).collect()
 }
 
 /// Where a peer can be found; each choice alone is enough. An `In` without values matches nothing and is no place.
-fn choices(peer: &PodPeer) -> Vec<Vec<Place<'_>>> {
+fn choices(peer: &PodPeer) -> Vec<Vec<IndexKey<'_>>> {
     fn of<'a>(
         selector: &'a LabelSelector,
-        place: impl Fn(&'a Arc<str>, Option<&'a Arc<str>>) -> Place<'a>,
-    ) -> Vec<Vec<Place<'a>>> {
+        place: impl Fn(&'a Arc<str>, Option<&'a Arc<str>>) -> IndexKey<'a>,
+    ) -> Vec<Vec<IndexKey<'a>>> {
         let requirements = selector.requirements().iter();
         let choices = requirements.filter_map(|one| match &one.operator {
             Operator::In(values) if values.is_empty() => None,
@@ -265,10 +266,10 @@ fn choices(peer: &PodPeer) -> Vec<Vec<Place<'_>>> {
         });
         choices.collect()
     }
-    let mut choices = of(&peer.pods, Place::Pod);
+    let mut choices = of(&peer.pods, IndexKey::Pod);
     match &peer.scope {
-        Scope::Own(namespace) => choices.push(vec![Place::Own(namespace)]),
-        Scope::Matching(selector) => choices.extend(of(selector, Place::Namespace)),
+        Scope::Own(namespace) => choices.push(vec![IndexKey::Own(namespace)]),
+        Scope::Matching(selector) => choices.extend(of(selector, IndexKey::Namespace)),
     }
     choices
 }

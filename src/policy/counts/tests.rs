@@ -246,17 +246,17 @@ fn named_port_counts_each_number_at_each_matching_address() {
         };
         Change::SetPod(Pod { ports: numbers.iter().map(port).collect(), ..pod })
     };
-    let of = |of: Owners| {
+    let of = |of: PortOwners| {
         let chosen = Chosen::NamedPort { protocol: Protocol::Tcp, name: "http".into(), of };
         Arc::new(Selection::new(chosen))
     };
     let called = |name: &str| peers(1, Some(&Requirement::equals("app", name))).collect::<Vec<_>>();
     let block = vec![IpBlock::new("10.244.2.0/30".parse().unwrap(), []).unwrap()];
     let selections = [
-        of(Owners::Any),
-        of(Owners::Of { pods: called("x"), blocks: Vec::new() }),
-        of(Owners::Of { pods: Vec::new(), blocks: block.clone() }),
-        of(Owners::Of { pods: called("y"), blocks: block }),
+        of(PortOwners::Any),
+        of(PortOwners::Of { pods: called("x"), blocks: Vec::new() }),
+        of(PortOwners::Of { pods: Vec::new(), blocks: block.clone() }),
+        of(PortOwners::Of { pods: called("y"), blocks: block }),
     ];
     let changes = [
         with_ports(far("x", &[1]), &[80, 8080]),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::{
     model::Transport,
-    policy::program::{Chosen, Owners, Tier},
+    policy::program::{Chosen, PortOwners, Tier},
     ruleset::{
         BuiltIn, Table,
         trace::{Packet, trace},
@@ -176,7 +176,7 @@ fn first_matching_rule_decides_despite_joined_rules() {
 
 #[test]
 fn block_of_all_addresses_needs_no_match_and_replaces_other_peers() {
-    let owners = Owners::Any;
+    let owners = PortOwners::Any;
     let named = Chosen::NamedPort { protocol: Protocol::Tcp, name: "http".into(), of: owners };
     let everything = IpBlock::new("0.0.0.0/0".parse().unwrap(), []).unwrap();
     let peers = PeerMatch::Of { pods: Some(Arc::new(Selection::new(named))), blocks: vec![everything] };

@@ -18,7 +18,7 @@ use crate::{
 
 /// What is known besides the interfaces.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub struct KnownAddresses<'a> {
     /// The pods of this node that have an address.
     pub pods: &'a [LocalPod],
     /// The addresses of all pods of the cluster.
@@ -31,7 +31,7 @@ pub struct Known<'a> {
     pub host: &'a BTreeSet<IpAddr>,
 }
 
-impl Known<'_> {
+impl KnownAddresses<'_> {
     /// Whether this host, a pod or a node is known to own this address.
     fn is_owned(&self, address: IpAddr) -> bool {
         let family = Family::of(address);
@@ -59,7 +59,7 @@ impl Known<'_> {
 /// has, and interfaces with an address in the blocks of this node's pods. They may use the addresses that they have, as
 /// long as no pod and no node owns them. An interface that was guarded once stays guarded until it is gone.
 #[must_use]
-pub fn bind(veths: &[Veth], known: &Known<'_>, before: &Bindings) -> Bindings {
+pub fn bind(veths: &[Veth], known: &KnownAddresses<'_>, before: &Bindings) -> Bindings {
     let mut owners = keep(veths, known.pods, before);
     let mut ambiguous = BTreeSet::new();
     let mut waiting: Vec<&LocalPod> =
@@ -153,7 +153,7 @@ fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, be
     stays || routed || veths.iter().filter(is_pods).any(|other| shares_bridge(other) || shares_netns(other))
 }
 
-fn port(veth: &Veth, pod: Option<&LocalPod>, known: &Known<'_>, before: Option<&Port>) -> Port {
+fn port(veth: &Veth, pod: Option<&LocalPod>, known: &KnownAddresses<'_>, before: Option<&Port>) -> Port {
     let bound_before = before.filter(|port| pod.is_some_and(|pod| port.pod.as_ref() == Some(&pod.key)));
     let retired = pod.is_none() && before.is_some_and(|port| port.retired || port.pod.is_some());
     let mac = bound_before.and_then(|port| port.mac).or(veth.is_read.then_some(veth.mac));

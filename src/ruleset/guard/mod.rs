@@ -27,7 +27,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-pub use bind::{Known, bind};
+pub use bind::{KnownAddresses, bind};
 
 use crate::model::{Direction, ObjectKey};
 

@@ -62,7 +62,7 @@ fn bound(
     let all_pods = members(&mut own.chain(elsewhere.iter().map(|address| ip(address))));
     let host: BTreeSet<IpAddr> = host.iter().map(|address| ip(address)).collect();
     let nodes = &Members::default();
-    bind(veths, &Known { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host }, before)
+    bind(veths, &KnownAddresses { pods, all_pods: &all_pods, nodes, pod_cidrs: &[], host: &host }, before)
 }
 
 fn fresh(veths: &[Veth], pods: &[LocalPod]) -> Bindings {
@@ -230,7 +230,7 @@ fn routed_link_is_guarded_before_its_pod_is_known() {
 fn first_interface_is_guarded_if_its_address_is_in_the_pod_cidr() {
     let (all_pods, host) = (&Members::default(), &BTreeSet::new());
     let pod_cidrs = &["10.244.1.0/24".parse().unwrap()];
-    let known = Known { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host };
+    let known = KnownAddresses { pods: &[], all_pods, nodes: all_pods, pod_cidrs, host };
     let veths = [veth(3, &["10.244.1.2"]), Veth { bridge: Some(9), ..veth(4, &["10.244.2.2"]) }];
     let bindings = bind(&veths, &known, &Bindings::default());
     assert_eq!(bindings.ports.keys().copied().collect::<Vec<_>>(), [3]);
