@@ -30,12 +30,18 @@ enum Request {
     Page,
     /// A watch that begins with all existing objects.
     StreamingList,
+    /// The same, of whatever time the server's cache is.
+    OldStreamingList,
     /// A resumed watch.
     Watch,
 }
 
-/// The server's response: a page, or events, after which a watch stays open and silent.
+/// The server's response: a page, or events, after which a watch stays open and silent unless the last is an error or
+/// [`BREAKS_OFF`].
 type Response = Vec<String>;
+
+/// At the end of a response: the server closes the connection.
+const BREAKS_OFF: &str = "";
 
 /// An API server and the watches that use it.
 struct Watched {
@@ -125,12 +131,13 @@ impl Watched {
 fn request_of(path: &str) -> Request {
     match (path.contains("watch=true"), path.contains("sendInitialEvents=true")) {
         (false, _) => Request::Page,
+        (true, true) if path.contains("resourceVersion=0") => Request::OldStreamingList,
         (true, true) => Request::StreamingList,
         (true, false) => Request::Watch,
     }
 }
 
-/// Answers one request, and closes the connection only after an error.
+/// Answers one request, and closes the connection only after an error, or if the answer says so.
 fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Response) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
@@ -141,7 +148,8 @@ fn serve(mut stream: TcpStream, answer: impl Fn(&str) -> Response) {
     let body = lines_sent.join("\n") + "\n";
     // The client may be gone.
     let _ = write!(stream, "{head}{body}");
-    let is_over = lines_sent.last().is_some_and(|last| last.starts_with(r#"{"type":"ERROR""#));
+    let is_over =
+        lines_sent.last().is_some_and(|last| last == BREAKS_OFF || last.starts_with(r#"{"type":"ERROR""#));
     if request_of(path) != Request::Page && !is_over {
         // Until the client disconnects.
         lines.map_while(Result::ok).for_each(drop);
@@ -163,6 +171,13 @@ fn list_ends(version: &str) -> String {
     event("BOOKMARK", &json!({ "kind": "Pod", "apiVersion": "v1", "metadata": metadata }))
 }
 
+fn bookmark(version: &str) -> String {
+    event(
+        "BOOKMARK",
+        &json!({ "kind": "Pod", "apiVersion": "v1", "metadata": { "resourceVersion": version } }),
+    )
+}
+
 fn error(code: u16, reason: &str, message: &str) -> String {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -182,7 +197,7 @@ fn failed_streaming_list_falls_back_to_pages() {
     let watched = Watched::new(|request| match request {
         Request::StreamingList => vec![error(500, "InternalError", "RequestWatchProgress is disabled")],
         Request::Page => vec![page(&["a"])],
-        Request::Watch => Vec::new(),
+        _ => Vec::new(),
     });
     assert_eq!(watched.end(), Cause::Failed);
     watched.wait(|event| matches!(event, WatchEvent::Synced).then_some(()));
@@ -298,4 +313,41 @@ fn dropped_rules_are_relisted_once_they_fit_into_memory() {
         a.ingress.as_ref().is_some_and(|rules| rules.len() == 1) && a.standing == Standing::Accepted
     });
     assert_eq!(*watched.requests.lock().unwrap(), [Request::StreamingList; 2]);
+}
+
+#[test]
+fn every_list_is_as_of_now() {
+    let mut lists = 0;
+    let watched = Watched::new(move |request| {
+        lists += usize::from(request != Request::Watch);
+        match lists {
+            1 => vec![list_ends("5"), error(410, "Expired", "too old resource version: 5 (9)")],
+            _ => vec![list_ends("9")],
+        }
+    });
+    assert_eq!(watched.end(), Cause::Gone);
+    watched.wait(|event| matches!(event, WatchEvent::Alive(Kind::Pod)).then_some(()));
+    assert_eq!(*watched.requests.lock().unwrap(), [Request::StreamingList; 2]);
+}
+
+#[test]
+fn every_bookmark_is_a_sign_of_life() {
+    let bookmarks: Vec<String> = (6..36).map(|version| bookmark(&version.to_string())).collect();
+    let watched = Watched::new(move |_| [vec![list_ends("5")], bookmarks.clone()].concat());
+    thread::sleep(Duration::from_secs(5));
+    let alive = watched.events.try_iter().filter(|event| matches!(event, WatchEvent::Alive(Kind::Pod)));
+    let alive = alive.count();
+    assert!(alive >= 30, "{alive} signs of life");
+}
+
+#[test]
+fn broken_off_watches_are_restarted_with_a_pause() {
+    let watched = Watched::new(|request| match request {
+        Request::Watch => vec![BREAKS_OFF.to_owned()],
+        _ => vec![list_ends("5"), BREAKS_OFF.to_owned()],
+    });
+    thread::sleep(Duration::from_secs(5));
+    let requests = watched.requests.lock().unwrap().len();
+    assert!((2..=10).contains(&requests), "{requests} requests");
+    assert_eq!(watched.end(), Cause::Ended);
 }
