@@ -209,11 +209,6 @@ impl Cluster {
         self.pods.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The namespaces that hold a pod, whether or not their own object is known.
-    pub fn namespaces_with_pods(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.pods.keys()
-    }
-
     /// The policy with this key, if it is known.
     #[must_use]
     pub fn policy(&self, key: &ObjectKey) -> Option<&Arc<NetworkPolicy>> {
@@ -248,11 +243,6 @@ impl Cluster {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
         self.nodes.get(name)
-    }
-
-    /// Every node whose object is known, by name.
-    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.nodes.values()
     }
 
     /// The nodes that have `address`, according to them and to the `status.hostIPs` of pods.

@@ -22,5 +22,5 @@ pub mod verdict;
 pub use crate::model::digest;
 
 pub use evaluate::{evaluate, evaluate_families};
-pub use reach::{Difference, FlowChange, Reach, Reachability, difference, known_transports};
+pub use reach::{Reach, Reachability, known_transports};
 pub use verdict::{DirectionVerdict, Reason, RuleRef, Verdict};

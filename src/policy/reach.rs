@@ -1,9 +1,6 @@
-//! Reachability: the verdict of every flow between many ends, and the difference between two such tables.
+//! Reachability: the verdict of every flow between many ends.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::model::{Cluster, Direction, Endpoint, Family, Port, Ports, Protocol, Transport};
 
@@ -155,80 +152,6 @@ pub fn known_transports(cluster: &Cluster) -> Vec<Transport> {
     known.into_iter().map(|(number, protocol)| Transport::Port(protocol, number)).collect()
 }
 
-/// The difference between two tables.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Difference {
-    /// Flows that were denied and now pass.
-    pub opened: Vec<FlowChange>,
-    /// Flows that passed and are now denied.
-    pub closed: Vec<FlowChange>,
-    /// Ends that only the later table has; their flows are not compared.
-    pub appeared: Vec<Endpoint>,
-    /// Ends that only the earlier table has; their flows are not compared.
-    pub vanished: Vec<Endpoint>,
-}
-
-/// A flow whose verdict changed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FlowChange {
-    /// The sender.
-    pub from: Endpoint,
-    /// The receiver.
-    pub to: Endpoint,
-    /// The protocol and port.
-    pub transport: Transport,
-    /// The family in which it changed; `None` if in each that both ends have.
-    pub family: Option<Family>,
-}
-
-impl Difference {
-    /// Whether no verdict changed.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.opened.is_empty() && self.closed.is_empty()
-    }
-}
-
-/// The flows that `after` opens and those that it closes, among the ends and transports that both tables have.
-///
-/// To compare two clusters, build both tables with the transports of both.
-#[must_use]
-pub fn difference(before: &Reachability, after: &Reachability) -> Difference {
-    let positions = |table: &Reachability| -> BTreeMap<Endpoint, usize> {
-        table.endpoints.iter().cloned().enumerate().map(|(at, endpoint)| (endpoint, at)).collect()
-    };
-    let (old, new) = (positions(before), positions(after));
-    let mut difference = Difference {
-        appeared: after.endpoints.iter().filter(|end| !old.contains_key(end)).cloned().collect(),
-        vanished: before.endpoints.iter().filter(|end| !new.contains_key(end)).cloned().collect(),
-        ..Difference::default()
-    };
-    for (from, to, transport, now) in after.flows() {
-        let once = || {
-            let at = before.transports.iter().position(|known| *known == transport)?;
-            before.reach(*old.get(from)?, *old.get(to)?, at)
-        };
-        let Some(once) = once() else { continue };
-        let change = |family| FlowChange { from: from.clone(), to: to.clone(), transport, family };
-        let turned = |allowed: bool| -> Vec<Family> {
-            let turned = |family: &Family| {
-                once.allowed(Some(*family)) != allowed && now.allowed(Some(*family)) == allowed
-            };
-            Family::BOTH.into_iter().filter(turned).collect()
-        };
-        let changes = |allowed: bool| match *turned(allowed) {
-            [] => None,
-            [family] => Some(change(Some(family))),
-            _ => Some(change(None)),
-        };
-        difference.opened.extend(changes(true));
-        difference.closed.extend(changes(false));
-    }
-    difference.opened.sort();
-    difference.closed.sort();
-    difference
-}
-
 fn distinct(transports: &[Transport]) -> Vec<Transport> {
     let mut seen = BTreeSet::new();
     transports.iter().copied().filter(|transport| seen.insert(*transport)).collect()
@@ -272,12 +195,6 @@ mod tests {
         Reachability::new(cluster, &external, &["80".parse().unwrap()])
     }
 
-    fn texts(changes: &[FlowChange]) -> Vec<String> {
-        let family =
-            |change: &FlowChange| change.family.map_or_else(String::new, |family| format!(" {family}"));
-        changes.iter().map(|change| format!("{} {}{}", change.from, change.to, family(change))).collect()
-    }
-
     #[test]
     fn endpoints_are_unfinished_pods_and_requested_addresses() {
         let done = Pod { phase: Phase::Failed, ..mk_pod("done", &["10.0.0.9"]) };
@@ -317,31 +234,5 @@ mod tests {
         assert_eq!(table.reach(0, 1, 0), Some(Reach::Only(Family::V4, false)));
         assert!(table.reach(1, 0, 0).unwrap().allowed(None));
         assert!(!table.reach(0, 1, 0).unwrap().allowed(None));
-    }
-
-    #[test]
-    fn difference_names_changed_flows_and_a_single_changed_family() {
-        let pods = [mk_pod("a", &["10.0.0.1", "fd00::1"]), mk_pod("b", &["10.0.1.1", "fd00::2"])];
-        let at = |blocks: &[&str]| table(&mk_cluster(&pods, Some(mk_policy(blocks, Ports::Any))), &[]);
-        let from_a = at(&["10.0.0.0/24", "fd00::1/128"]);
-        let to_b = difference(&from_a, &at(&["10.0.1.0/24", "fd00::1/128"]));
-        assert_eq!(texts(&to_b.opened), ["shop/b shop/a IPv4"]);
-        assert_eq!(texts(&to_b.closed), ["shop/a shop/b IPv4"]);
-        assert!(!to_b.is_empty());
-        let to_none = difference(&from_a, &at(&[]));
-        assert_eq!(texts(&to_none.closed), ["shop/a shop/b"]);
-        assert!(to_none.opened.is_empty() && !to_none.is_empty());
-        assert!(difference(&from_a, &from_a).is_empty());
-    }
-
-    #[test]
-    fn endpoint_in_only_one_table_is_named_and_not_compared() {
-        let closed = || Some(mk_policy(&[], Ports::Any));
-        let before = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("b", &[])], None), &[]);
-        let after = table(&mk_cluster(&[mk_pod("a", &[]), mk_pod("c", &[])], closed()), &[]);
-        let difference = difference(&before, &after);
-        assert!(difference.is_empty());
-        assert_eq!(difference.appeared, [Endpoint::Pod(ObjectKey::new("shop", "c"))]);
-        assert_eq!(difference.vanished, [Endpoint::Pod(ObjectKey::new("shop", "b"))]);
     }
 }

@@ -88,14 +88,6 @@ pub fn all_chains(family: Family, table: &Table) -> String {
     chains(family, &batch)
 }
 
-/// The rules of one chain, each as its `-A` line.
-#[must_use]
-pub fn chain(family: Family, name: &ChainName, chain: &Chain) -> String {
-    let mut text = String::new();
-    rules(&mut text, family, name, chain);
-    text
-}
-
 fn rules(text: &mut String, family: Family, name: &ChainName, chain: &Chain) {
     for one in &*chain.rules {
         line(text, format_args!("-A {name} {}", rule(family, one)));
@@ -326,7 +318,6 @@ mod tests {
         .collect();
         let text_of_rules = "-A TP-GI-xxxxxxxxxxxxxxxx -m set --match-set tp4-pods-xxxxxxxxxxxxxxxx src -j RETURN\n\
             -A TP-GI-xxxxxxxxxxxxxxxx -j DROP\n";
-        assert_eq!(chain(Family::V4, &group, &rules), text_of_rules);
         let v4 = Table {
             chains: [
                 (forward.clone(), [Rule::new([], Target::Goto(group.clone()))].into_iter().collect()),

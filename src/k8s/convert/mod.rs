@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as ApiSelector
 
 use crate::{
     k8s::{
-        fault::{Problem, Severity},
+        fault::Problem,
         intern::Interner,
         types::{self, Meta},
         yaml::path::FieldPath,
@@ -46,15 +46,6 @@ pub struct Conversion<T> {
     pub readable: Option<T>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
-}
-
-impl<T> Conversion<T> {
-    /// The object, if there is no error among the problems.
-    #[must_use]
-    pub fn object(self) -> Option<T> {
-        let refused = self.problems.iter().any(|problem| problem.severity == Severity::Error);
-        self.readable.filter(|_| !refused)
-    }
 }
 
 /// A Namespace, with [`NAME_LABEL`] added as the API server adds it.

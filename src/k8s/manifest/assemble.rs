@@ -64,16 +64,6 @@ pub struct Assembly {
 }
 
 impl Key {
-    /// The identity of `object`.
-    #[must_use]
-    pub fn of(object: &Object) -> Self {
-        match object {
-            Object::Namespace(namespace) => Self::Namespace(namespace.name.clone()),
-            Object::Pod(pod) => Self::Pod(pod.key.clone()),
-            Object::Policy(policy) => Self::Policy(policy.key.clone()),
-        }
-    }
-
     /// The removal of the object.
     #[must_use]
     pub fn removal(self) -> Change {

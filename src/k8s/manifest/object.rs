@@ -36,8 +36,6 @@ pub enum Object {
 pub struct Manifest {
     /// Which object it is; `None` if that is not known.
     pub id: Option<ObjectId>,
-    /// Where it begins, in its document.
-    pub at: Position,
     /// Where its name is, in its document.
     pub name_at: Position,
     /// Where its namespace is, in its document.
@@ -54,7 +52,7 @@ impl Manifest {
     /// An object that cannot be identified.
     fn unnamed(at: Position, problem: (Position, Problem)) -> Self {
         let (name_at, namespace_at) = (at, at);
-        Self { id: None, at, name_at, namespace_at, object: None, stand_in: None, problems: vec![problem] }
+        Self { id: None, name_at, namespace_at, object: None, stand_in: None, problems: vec![problem] }
     }
 }
 
@@ -266,7 +264,6 @@ impl Reader<'_> {
         let position = |field| root.position(&FieldPath::of(&["metadata", field]));
         ParsedObject {
             id: self.identify(root, kind),
-            at: root.at,
             name_at: position("name"),
             namespace_at: position("namespace"),
             read,
@@ -292,7 +289,6 @@ impl Reader<'_> {
 /// An object that was read, before the kinds are handled separately.
 struct ParsedObject<Slim, T> {
     id: Option<ObjectId>,
-    at: Position,
     name_at: Position,
     namespace_at: Position,
     read: Option<Slim>,
@@ -310,7 +306,6 @@ impl<Slim, T> ParsedObject<Slim, T> {
         };
         Manifest {
             id: self.id,
-            at: self.at,
             name_at: self.name_at,
             namespace_at: self.namespace_at,
             object: self.converted.map(|object| Arc::new(wrap(object))),

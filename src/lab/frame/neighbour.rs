@@ -25,8 +25,6 @@ pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> 
 pub mod kind {
     /// A multicast listener query.
     pub const LISTENER_QUERY: u8 = 130;
-    /// A multicast listener report of the first version.
-    pub const LISTENER_REPORT: u8 = 131;
     /// Asks for routers.
     pub const ROUTER_SOLICITATION: u8 = 133;
     /// Announces its sender as a router.
