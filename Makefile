@@ -20,7 +20,7 @@ demo: packages ## A demo on two simulated nodes with real packets (root)
 	$(CARGO) build --release --locked --features lab
 	$(TARGET)/release/towpath demo $(DEMO_ARGS)
 
-test: packages fmt-check clippy doc unit ## All checks: fmt, clippy, docs, all tests (as root also the kernel tests)
+test: packages fmt-check clippy doc deny unit ## All checks: fmt, clippy, docs, dependencies, all tests (as root also the kernel tests)
 
 fmt: ## Formats the source
 	$(CARGO) fmt --all
@@ -57,9 +57,8 @@ control-plane: ## Builds etcd, kube-apiserver and kubectl once (Go), unless KUBE
 scenarios: ## Only the truth tables of the standard's clauses
 	$(CARGO) test --locked --test scenarios -- --nocapture
 
-deny: ## Licences, sources and bans of dependencies (needs cargo-deny)
-	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
-	$(CARGO) deny --locked check licenses bans sources
+deny: ## Licences, sources and bans of dependencies; known vulnerabilities, if their database can be fetched
+	@./scripts/deny
 
 bench: ## Criterion benches of the core: three sizes, and the worst policies
 	$(CARGO) bench --locked --bench core --bench hostile
