@@ -297,6 +297,17 @@ mod tests {
     }
 
     #[test]
+    fn only_runs_with_the_xtables_lock_are_counted() {
+        let commands = Commands::default();
+        commands.run("true", &[], "").unwrap();
+        assert_eq!(*commands.lock_runs(), 0);
+        for count in 1..=3 {
+            commands.run_with_lock("true", &[], "").unwrap();
+            assert_eq!(*commands.lock_runs(), count);
+        }
+    }
+
+    #[test]
     fn programs_are_named_with_their_debian_package() {
         for (program, from) in [
             ("ipset", "ipset"),

@@ -138,19 +138,19 @@ mod tests {
             members: last.iter().map(|last| Member::Address([192, 168, 0, *last].into())).collect(),
         };
         let mut expected = ObservedTable::default();
-        expected.sets.insert(name.clone(), of(SetKind::Addresses, &[1, 2, 3]));
+        expected.sets.insert(name.clone(), of(SetKind::Addresses, &[1, 2, 3, 4, 5]));
         let found = |set: Option<IpSet>| {
             members(&expected, &set.map(|set| (name.clone(), set)).into_iter().collect())
         };
         let none: [String; 0] = [];
         assert_eq!(found(None), ["the set tp4-nodes is gone"]);
-        assert_eq!(found(Some(of(SetKind::Addresses, &[1, 2, 3]))), none);
+        assert_eq!(found(Some(of(SetKind::Addresses, &[1, 2, 3, 4, 5]))), none);
         assert_eq!(
-            found(Some(of(SetKind::Addresses, &[1, 8]))),
-            ["the set tp4-nodes lacks 2 members and has 1 others"]
+            found(Some(of(SetKind::Addresses, &[1, 2, 8]))),
+            ["the set tp4-nodes lacks 3 members and has 1 others"]
         );
         assert_eq!(
-            found(Some(of(SetKind::CountedAddresses, &[1, 2, 3]))),
+            found(Some(of(SetKind::CountedAddresses, &[1, 2, 3, 4, 5]))),
             ["the set tp4-nodes is of another kind"]
         );
     }

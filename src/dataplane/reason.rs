@@ -90,6 +90,7 @@ mod tests {
         assert_eq!(command(refused).reason(), FailureReason::Permission);
         assert_eq!(command("Segmentation fault").reason(), FailureReason::Command);
         assert_eq!(system(ErrorKind::TimedOut).reason(), FailureReason::Timeout);
+        assert_eq!(system(ErrorKind::PermissionDenied).reason(), FailureReason::Permission);
         assert_eq!(system(ErrorKind::NotFound).reason(), FailureReason::System);
         let locked = DataplaneError::Locked { command: "iptables-restore".to_owned() };
         assert_eq!(locked.reason().label(), "lock");

@@ -9,6 +9,7 @@ use towpath::{
         kernel::{
             Backend, Kernel, Variant,
             cleanup::{Removed, cleanup},
+            survey::survey,
         },
     },
     model::Family,
@@ -198,6 +199,22 @@ fn rules_in_the_other_variant_are_removed_once_everything_is_written() {
         kernel.settled();
         let chains = other.observe().unwrap();
         assert!(Family::BOTH.iter().all(|family| chains.table(*family).chains.is_empty()));
+    });
+}
+
+#[test]
+fn survey_shows_the_rules_in_use_and_creates_no_tables() {
+    in_namespace(|| {
+        let rules = |variant: Variant| {
+            let name = format!("iptables-{variant}-filter.txt");
+            let sheets = survey(&Commands::default());
+            sheets.into_iter().find(|sheet| sheet.name == name).unwrap().found.unwrap()
+        };
+        apply_all(&mut kernel(Variant::Nft), &every_kind());
+        assert!(rules(Variant::Nft).contains("-A TOWPATH-FORWARD"));
+        assert_eq!(rules(Variant::Legacy), "this table is not in use\n");
+        apply_all(&mut kernel(Variant::Legacy), &every_kind());
+        assert!(rules(Variant::Legacy).contains("-A TOWPATH-FORWARD"));
     });
 }
 

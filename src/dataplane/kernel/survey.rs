@@ -1,6 +1,9 @@
 //! What a bug report needs from this node: read, never changed.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::variant::{Tools, installed, usable_families};
 use crate::{
@@ -46,7 +49,7 @@ const BRIDGE: &str = "/proc/sys/net/bridge";
 #[must_use]
 pub fn survey(commands: &Commands) -> Vec<Sheet> {
     let mut sheets: Vec<Sheet> = FILES.iter().map(|(name, file)| Sheet::new(*name, read(file))).collect();
-    sheets.push(Sheet::new("bridge-switches.txt", switches()));
+    sheets.push(Sheet::new("bridge-switches.txt", switches(Path::new(BRIDGE))));
     sheets.push(Sheet::new("versions.txt", Ok(versions(commands))));
     match installed(commands) {
         Ok(variants) => variants.iter().for_each(|tools| sheets.extend(tables(commands, tools))),
@@ -64,11 +67,11 @@ fn read(file: &str) -> Result<String, String> {
     fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))
 }
 
-fn switches() -> Result<String, String> {
-    let folder = fs::read_dir(BRIDGE).map_err(|error| format!("{BRIDGE}: {error}"))?;
+fn switches(folder: &Path) -> Result<String, String> {
+    let folder = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut files: Vec<_> = folder.flatten().map(|entry| entry.path()).collect();
     files.sort();
-    let line = |file: &std::path::PathBuf| {
+    let line = |file: &PathBuf| {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let value =
             fs::read_to_string(file).map_or_else(|error| error.to_string(), |value| value.trim().to_owned());
@@ -99,7 +102,7 @@ fn tables(commands: &Commands, tools: &Tools) -> Vec<Sheet> {
         let found = if tools.may_hold(family, "filter") {
             said(commands, &program, &["-c", "-t", "filter"])
         } else {
-            Ok("nobody has used this table\n".to_owned())
+            Ok("this table is not in use\n".to_owned())
         };
         let family = match family {
             Family::V4 => "iptables",
@@ -144,5 +147,16 @@ mod tests {
         assert!(found("iptables.txt").as_ref().unwrap_err().contains("iptables was not found"));
         assert!(found("kernel.txt").as_ref().unwrap().contains("Linux"));
         assert!(found("versions.txt").as_ref().unwrap().contains("ipset was not found"));
+    }
+
+    #[test]
+    fn each_switch_of_the_bridge_module_is_shown_with_its_value() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("bridge-nf-call-iptables"), "1\n").unwrap();
+        fs::write(folder.path().join("bridge-nf-call-arptables"), "0\n").unwrap();
+        let shown = "bridge-nf-call-arptables = 0\nbridge-nf-call-iptables = 1\n";
+        assert_eq!(switches(folder.path()), Ok(shown.to_owned()));
+        let missing = switches(&folder.path().join("none")).unwrap_err();
+        assert!(missing.contains("none: No such file"), "{missing}");
     }
 }

@@ -151,4 +151,36 @@ mod tests {
         assert!(error.contains("modprobe br_netfilter"), "{error}");
         assert_eq!(bridge.check(), ["the kernel module br_netfilter is not loaded"]);
     }
+
+    /// A `modprobe` that runs this line of shell.
+    fn modprobe(folder: &Path, line: &str) -> Commands {
+        use std::os::unix::fs::PermissionsExt as _;
+        let program = folder.join("modprobe");
+        fs::write(&program, format!("#!/bin/sh\ncd {}\n{line}\n", folder.display())).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Commands::new(folder.into())
+    }
+
+    #[test]
+    fn a_module_that_is_not_there_is_loaded_before_its_switches_are_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let bridge = bridge(&folder.path().join("bridge"));
+        let loads = "mkdir bridge && cd bridge && echo 0 > bridge-nf-call-iptables && echo 1 > bridge-nf-call-ip6tables";
+        let commands = modprobe(folder.path(), loads);
+        let changes =
+            ["loaded the kernel module br_netfilter", "set net.bridge.bridge-nf-call-iptables to 1"];
+        assert_eq!(bridge.ensure(&commands).unwrap(), changes);
+        assert!(bridge.ensure(&commands).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_module_that_does_not_load_or_brings_no_switches_is_an_error_that_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let bridge = bridge(&folder.path().join("bridge"));
+        let error = |line: &str| bridge.ensure(&modprobe(folder.path(), line)).unwrap_err().to_string();
+        let fails = error("echo no such module >&2; exit 1");
+        assert!(fails.contains("no such module"), "{fails}");
+        let does_nothing = error("exit 0");
+        assert!(does_nothing.contains("entity not found"), "{does_nothing}");
+    }
 }

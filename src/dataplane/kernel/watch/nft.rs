@@ -96,10 +96,14 @@ impl Journal {
     fn are_ours_since(&self, last: Option<u32>) -> (bool, Option<u32>) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = entries.generation();
-        let (Some(last), Some(now)) = (last, now) else { return (false, now) };
-        let ours = (last.wrapping_add(1)..=now).all(|generation| entries.ours.contains(&generation));
-        (ours, Some(now))
+        (are_all_after(&entries.ours, last, now), now)
     }
+}
+
+/// Whether all generations after `last` until `now` are among ours; if either is not known, they may not be.
+fn are_all_after(ours: &BTreeSet<u32>, last: Option<u32>, now: Option<u32>) -> bool {
+    let (Some(last), Some(now)) = (last, now) else { return false };
+    (last.wrapping_add(1)..=now).all(|generation| ours.contains(&generation))
 }
 
 impl Entries {
@@ -246,5 +250,15 @@ mod tests {
         let of = |attributes: &[(u16, &[u8])]| message_with(NEW_GENERATION, 0, attributes, generation);
         assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9]), (GENERATION_ID, &[0, 0, 1, 2])]), Some(258));
         assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9])]), None);
+    }
+
+    #[test]
+    fn generations_are_ours_if_each_since_the_last_known_one_is() {
+        let ours = BTreeSet::from([4, 5, 6]);
+        assert!(are_all_after(&ours, Some(3), Some(6)));
+        assert!(are_all_after(&ours, Some(6), Some(6)), "there was none since");
+        assert!(!are_all_after(&ours, Some(2), Some(6)));
+        assert!(!are_all_after(&ours, Some(3), Some(7)));
+        assert!(!are_all_after(&ours, None, Some(6)) && !are_all_after(&ours, Some(3), None));
     }
 }
