@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_check_is_repeated_after_five_seconds_or_after_the_usual_time_if_that_is_shorter() {
+    fn failed_check_is_repeated_after_at_most_five_seconds() {
         for (check, wait) in [(seconds(60), seconds(5)), (seconds(2), seconds(2))] {
             let mut agent = agent(Pace { check, ..Pace::default() });
             agent.dataplane.is_blind = true;

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_written_at_once_but_no_sooner_than_the_debounce_after_the_last_sync() {
+    fn change_is_due_at_once_but_not_within_the_debounce() {
         let (mut schedule, now) = synced();
         assert_eq!((schedule.due(now + GC), schedule.next(), schedule.may_split()), (None, None, false));
         schedule.changed();

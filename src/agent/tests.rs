@@ -87,7 +87,7 @@ fn inputs_that_have_arrived_are_taken_in_together_until_the_deadline() {
 }
 
 #[test]
-fn the_loop_sleeps_until_the_heartbeat_or_the_next_due_time() {
+fn loop_sleeps_until_the_heartbeat_or_the_next_due_time() {
     let mut agent = agent();
     let rest = |agent: &Agent<Fake>| {
         let before = Instant::now();
@@ -129,7 +129,7 @@ fn changes_of_one_input_close_first_and_a_single_change_does_not() {
 }
 
 #[test]
-fn a_sync_separates_inputs_that_move_members_from_those_that_change_chains() {
+fn sync_separates_member_moves_from_chain_changes() {
     let mut agent = agent();
     agent.batch.begin();
     take(&mut agent, member(1));
@@ -149,7 +149,7 @@ fn a_sync_separates_inputs_that_move_members_from_those_that_change_chains() {
 }
 
 #[test]
-fn a_batch_is_split_four_times_at_most() {
+fn batch_is_split_at_most_four_times() {
     let (sender, inbox) = channel();
     let mut agent = agent();
     for turn in 1..10 {
@@ -188,7 +188,7 @@ fn namespace(name: &str) -> Change {
 }
 
 #[test]
-fn a_sync_runs_once_it_is_due_and_something_is_pending() {
+fn sync_runs_when_due_and_something_is_pending() {
     let mut agent = agent();
     let early = Instant::now();
     let late = early + HOUR;

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_the_same_in_every_version() {
+    fn digest_is_stable_across_versions() {
         let names = [digest(&("a", 1_u8)), digest(&ObjectKey::new("shop", "db"))];
         assert_eq!(names, ["5h4hyob4ydfr3zsi", "osnkkwqexwci5itt"]);
         assert!(names.iter().all(|name| is_digest(name, DIGITS)));

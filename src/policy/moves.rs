@@ -223,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_enters_before_it_leaves_and_addresses_move_in_turn() {
+    fn address_enters_new_sets_before_it_leaves_old_ones() {
         assert_eq!(order(&[one(2), one(1)], &[-1, -2, 1, 2]), [2, -2, 1, -1]);
     }
 
     #[test]
-    fn addresses_that_move_together_all_leave_before_any_enters() {
+    fn addresses_of_one_move_all_leave_before_any_enters() {
         assert_eq!(order(&[one(3), together(&[1, 2])], &[1, -1, 2, -2, 3, -3]), [3, -3, -1, -2, 1, 2]);
     }
 
@@ -238,12 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_moved_twice_makes_all_moves_close_first() {
+    fn address_that_moved_twice_makes_all_moves_close_first() {
         assert_eq!(order(&[one(1), one(2), one(1)], &[1, -1, 2, -2]), [-1, -2, 1, 2]);
     }
 
     #[test]
-    fn a_sync_splits_inputs_of_different_scopes_at_most_four_times() {
+    fn batch_splits_between_scopes_at_most_four_times() {
         use ChangeScope::{Chains, Members};
         let mut batch = Batch::default();
         batch.begin();

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_pods_that_may_be_one_end_a_denial_decides_and_otherwise_the_rules_that_allow() {
+    fn of_two_pods_with_one_address_a_denial_decides() {
         let rule = |name| RuleRef { policy: key(name), rule: 0 };
         let of = |reason: Reason| {
             let allowed_by = match &reason {

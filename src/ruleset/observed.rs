@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_a_set_or_a_hook_of_either_family_is_something_of_ours() {
+    fn ruleset_with_any_chain_set_or_hook_is_not_empty() {
         let chain = names::dispatch(Direction::Ingress);
         let with_chain =
             Table { chains: [(chain.clone(), [].into_iter().collect())].into(), ..Table::default() };

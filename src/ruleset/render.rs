@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_ruleset_is_its_sets_with_their_members_and_its_chains_with_their_hooks() {
+    fn whole_ruleset_renders_sets_chains_and_hooks() {
         let set = SetName::new("tp4-pods-xxxxxxxxxxxxxxxx").unwrap();
         let group = ChainName::new("TP-GI-xxxxxxxxxxxxxxxx").unwrap();
         let forward = ChainName::new("TOWPATH-FORWARD").unwrap();

@@ -50,7 +50,7 @@ fn left(rules: &[Rule], broken: &[Object]) -> Vec<Rule> {
 }
 
 #[test]
-fn without_a_set_the_rules_that_allow_by_it_are_gone_and_all_others_stay() {
+fn closing_a_set_removes_only_the_rules_that_use_it() {
     let (broken, other) = (names::pods(Family::V4, SOME), names::pods(Family::V4, OTHER));
     let excepts = names::excepts(Family::V4, SOME);
     let not_in = |set: &SetName| Match::NotInSet { set: set.clone(), field: Field::Source };
@@ -79,7 +79,7 @@ fn without_a_set_the_rules_that_allow_by_it_are_gone_and_all_others_stay() {
 }
 
 #[test]
-fn without_the_set_that_counts_drops_only_the_rules_that_count_are_gone() {
+fn closing_the_drop_counter_set_removes_only_counting_rules() {
     let drops = names::drops(Family::V4);
     let isolated = names::isolated(Family::V4, Direction::Ingress, &OrdSet::new());
     let rules = [
@@ -107,7 +107,7 @@ fn without_a_chain_every_way_to_it_drops_and_every_other_way_stays() {
 }
 
 #[test]
-fn what_is_broken_in_one_family_closes_nothing_in_the_other() {
+fn broken_set_of_one_family_leaves_the_other_family_open() {
     let table = |family| Table {
         sets: [(names::pods(family, SOME), empty(SetKind::Addresses))].into(),
         chains: [

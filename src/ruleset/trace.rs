@@ -189,7 +189,7 @@ mod tests {
     };
 
     #[test]
-    fn the_cost_of_a_packet_is_every_rule_and_every_set_that_was_asked_and_the_jump_of_the_hook() {
+    fn packet_cost_counts_rules_set_lookups_and_the_hook() {
         let (set, group) = (names::all_pods(Family::V4), names::dispatch(Direction::Ingress));
         let field = Field::Source;
         let is_pod = Match::Set { set: set.clone(), field };

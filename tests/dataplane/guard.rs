@@ -169,7 +169,7 @@ fn act_until_told(notified: &Receiver<()>, act: impl Fn()) {
 }
 
 #[test]
-fn a_veth_that_is_gone_is_no_error_and_the_addresses_of_this_host_are_its_own() {
+fn deleted_veth_is_no_error_and_host_addresses_are_read() {
     in_namespace(|| {
         let _a = pod("vetha", "02:00:00:00:00:0a", None, &["10.244.1.2/32"]);
         sh("ip link set lo up && ip addr add 192.0.2.1/32 dev lo && ip addr add 10.244.1.1/32 dev vetha");
@@ -190,7 +190,7 @@ fn a_veth_that_is_gone_is_no_error_and_the_addresses_of_this_host_are_its_own() 
 }
 
 #[test]
-fn only_the_addresses_of_a_veths_own_other_end_are_behind_it() {
+fn veth_has_only_the_addresses_of_its_own_peer() {
     in_namespace(|| {
         let a = pod("vetha", "02:00:00:00:00:0a", None, &["10.244.1.2/32"]);
         let path = a.path();
@@ -208,7 +208,7 @@ fn only_the_addresses_of_a_veths_own_other_end_are_behind_it() {
 }
 
 #[test]
-fn the_tunnels_of_this_node_are_read_with_their_ports_and_known_ends() {
+fn tunnels_are_read_with_their_ports_and_remote_ends() {
     in_namespace(|| {
         sh("ip link add known type vxlan id 1 dstport 8472 nolearning local 192.0.2.1");
         sh("ip link add learning type vxlan id 2 dstport 4789 local 192.0.2.1");
@@ -234,7 +234,7 @@ fn the_tunnels_of_this_node_are_read_with_their_ports_and_known_ends() {
 }
 
 #[test]
-fn a_link_that_comes_or_changes_is_told_until_nobody_wants_to_know() {
+fn link_changes_are_reported_until_the_receiver_is_gone() {
     in_namespace(|| {
         let (sender, told) = channel();
         let count = AtomicUsize::new(0);
@@ -254,7 +254,7 @@ fn a_link_that_comes_or_changes_is_told_until_nobody_wants_to_know() {
 }
 
 #[test]
-fn what_another_program_does_to_the_tables_is_told_and_what_the_guard_does_is_not() {
+fn only_changes_by_other_programs_are_reported() {
     in_namespace(|| {
         let mut tables = GuardTables::new(Arc::new(Commands::default())).unwrap();
         tables.apply(&Guard::default()).unwrap();
@@ -286,7 +286,7 @@ fn nft_that_refuses_the_tables_is_noticed_before_anything_is_written() {
 }
 
 #[test]
-fn the_next_process_knows_what_each_interface_was_allowed_and_which_ones_were_closed() {
+fn next_process_reads_the_bindings_and_closed_interfaces() {
     in_namespace(|| {
         let commands = Arc::new(Commands::default());
         sh("ip link add br0 type bridge && ip link set br0 up");

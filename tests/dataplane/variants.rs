@@ -109,7 +109,7 @@ fn with_failing(variant: Variant, failing: &str) -> (tempfile::TempDir, Arc<Comm
 }
 
 #[test]
-fn a_filter_table_that_cannot_be_used_is_an_error_that_says_what_to_load() {
+fn unusable_filter_table_is_reported_with_the_module_to_load() {
     in_namespace(|| {
         for variant in Variant::BOTH {
             let error = |family| {

@@ -210,7 +210,7 @@ fn bridge_netfilter_switches_of_the_namespace_are_set() {
 }
 
 #[test]
-fn of_the_chains_that_a_rule_goes_to_those_that_will_be_there_are_no_fault() {
+fn goto_a_chain_of_the_same_batch_is_no_fault() {
     for_both_variants(|variant| {
         let mut kernel = kernel(variant);
         let goes = |to: &str| -> Chain { [Rule::new([], Target::Goto(chain(to)))].into_iter().collect() };

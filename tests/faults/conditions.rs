@@ -143,7 +143,9 @@ fn invalid_policy_keeps_its_last_valid_version_or_else_isolates() {
         assert_eq!(bed.reaches("shop/far", "shop/web"), [true; 2]);
         bed.write("never.yaml", &[never]);
         bed.wait_until_reachable("shop/far", "shop/web", false, Duration::from_secs(3));
-        assert!(daemon.metric("towpath_refused_objects") >= 2.0);
+        wait_until("both refused objects are counted", Duration::from_secs(3), || {
+            daemon.metric("towpath_refused_objects") >= 2.0
+        });
         bed.objects().remove("never.yaml");
         bed.wait_until_reachable("shop/far", "shop/web", true, Duration::from_secs(3));
         bed.write("db.yaml", &[db_admits("far")]);

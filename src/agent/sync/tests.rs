@@ -115,7 +115,7 @@ fn table((name, set): (SetName, IpSet)) -> crate::ruleset::Table {
 }
 
 #[test]
-fn a_failed_sync_is_retried_after_a_backoff_that_ends_with_a_success() {
+fn failed_sync_is_retried_with_a_backoff_that_success_resets() {
     let mut agent = agent();
     for hours in [1, 2] {
         let before = Instant::now();

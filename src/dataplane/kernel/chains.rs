@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_to_a_chain_of_ours_that_asks_for_anything_is_of_another_program() {
+    fn conditional_jump_to_our_chain_is_foreign() {
         let rule = "-A FORWARD -i eth0 -j TOWPATH-FORWARD";
         let saved = Saved::parse(&format!("*filter\n:TOWPATH-FORWARD - [0:0]\n{rule}\nCOMMIT\n"));
         assert!(saved.hooks.is_empty());

@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_finds_a_connection_by_its_original_direction_and_zone_and_knows_it_by_its_id() {
+    fn connection_is_addressed_by_tuple_zone_and_id() {
         let kinds = |bytes: &[u8]| attributes(bytes).map(|(kind, _)| kind).collect::<Vec<_>>();
         let entry = entry(None, &[(ZONE, &[0, 9])]);
         assert_eq!(kinds(&entry.key), [TUPLE_ORIGINAL, ZONE]);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_connection_is_open_until_both_ends_have_closed_it() {
+    fn tcp_connection_is_open_until_both_ends_close_it() {
         let established = 3;
         for (state, is_open) in [
             (Some(SYN_SENT), true),
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_replaces_a_connection_has_its_ends_and_was_never_answered() {
+    fn replacement_entry_has_the_same_ends_and_no_reply() {
         let entry = entry(Some(3), &[]);
         let bytes = entry.unanswered();
         let tuple_of = |kind| inner(&bytes, kind).and_then(tuple).map(|(_, tuple)| tuple);
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_to_delete_is_an_error_and_not_a_connection_that_is_gone() {
+    fn refused_delete_is_an_error() {
         let mut key = Vec::new();
         // No tuple has a direction without addresses. Without the privilege the kernel refuses it as well.
         put(&mut key, TUPLE_ORIGINAL | NESTED, &[]);

@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_of_our_tables_by_their_family_and_name() {
+    fn our_tables_are_recognised_by_family_and_name() {
         let concerns = |family: u8, kind: u16, name: &[u8]| {
             let mut attributes = Vec::new();
             put(&mut attributes, kind, name);

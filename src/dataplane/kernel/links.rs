@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_has_the_index_name_bridge_and_state_of_its_message() {
+    fn link_is_parsed_with_index_name_bridge_and_state() {
         let bridge = 3_u32.to_ne_bytes();
         let attributes: [(u16, &[u8]); 2] = [(LINK_NAME, b"eth0\0"), (LINK_MASTER, &bridge)];
         let read = link(&link_message(UP, &attributes)).unwrap();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_veth_has_a_peer_and_only_in_a_namespace_that_the_kernel_numbers() {
+    fn only_a_veth_with_a_namespace_id_has_a_peer() {
         let of = |kind: &str, netns: Option<i32>| {
             let (peer, number) = (2_u32.to_ne_bytes(), netns.unwrap_or_default().to_ne_bytes());
             let info = encoded(&[(INFO_KIND, kind.as_bytes())]);
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vxlan_interface_has_known_ends_unless_it_may_receive_from_any() {
+    fn vxlan_ends_are_known_unless_it_accepts_any_sender() {
         let port: (u16, &[u8]) = (VXLAN_PORT, &8472_u16.to_be_bytes());
         let quiet: (u16, &[u8]) = (VXLAN_LEARNING, &[0]);
         let known = of_kind("vxlan", &[port, quiet]);
@@ -506,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_route_leads_to_one_address_from_the_main_table() {
+    fn host_routes_are_single_addresses_of_the_main_table() {
         let route = |length: u8, table: u8, kind: u8, destination: &[u8]| {
             let mut body = vec![0, length, 0, 0, table, 0, 0, kind, 0, 0, 0, 0];
             let interface = 5_u32.to_ne_bytes();
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_gone_if_the_kernel_knows_no_such_link_or_namespace() {
+    fn missing_link_or_namespace_counts_as_gone() {
         let error = |code: Errno| io::Error::from_raw_os_error(code as i32);
         assert!(is_gone(&error(Errno::ENODEV)) && is_gone(&error(Errno::EINVAL)));
         assert!(!is_gone(&error(Errno::EPERM)) && !is_gone(&io::Error::other("else")));

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_answer_has_the_result_of_the_request() {
+    fn last_message_has_the_result_of_the_request() {
         let end = |kind: u16, flags: u16, payload: &[u8]| {
             let bytes = encode_body(kind, 0, 1, payload);
             let end = messages(&bytes).next().unwrap().end(flags);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_ends_after_its_last_answer_and_a_single_request_after_the_first() {
+    fn dump_ends_after_its_last_message_and_request_after_the_first() {
         let mut netlink = Netlink::open_route().unwrap();
         let all = links(&mut netlink, FLAG_DUMP, 0).unwrap();
         assert!(all.contains(&1), "the loopback interface: {all:?}");
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_its_error() {
+    fn refused_request_returns_the_kernels_error() {
         let mut netlink = Netlink::open_route().unwrap();
         let error = links(&mut netlink, 0, u32::MAX >> 1).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::ENODEV as i32));

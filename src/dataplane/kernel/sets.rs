@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_with_options_that_we_never_use_is_not_ours() {
+    fn set_with_unknown_options_is_not_ours() {
         for option in ["timeout 60", "comment", "skbinfo"] {
             assert!(
                 parse(&format!("create tp4-nodes hash:ip family inet hashsize 1024 {option}\n")).is_empty()
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_last_try_sets_that_are_there_are_given_up_as_well() {
+    fn sets_still_in_use_are_given_up_after_the_last_try() {
         let folder = tempfile::tempdir().unwrap();
         let commands = refusing(folder.path(), "\"add \"*\" 10.0.0.66\"");
         let bad = (1..=100).map(|at| add(&numbered(at), 66));
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_in_a_line_that_was_not_written_is_a_failure_of_everything() {
+    fn error_in_an_unknown_line_fails_the_whole_batch() {
         let folder = tempfile::tempdir().unwrap();
         // It refuses the line after the last one.
         let commands = refusing(
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_is_released_a_moment_later_is_destroyed() {
+    fn set_released_late_is_destroyed() {
         let folder = tempfile::tempdir().unwrap();
         let set = numbered(0);
         // The kernel refuses it while it is in use, which it is the first time that it is listed.

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_not_there_is_loaded_before_its_switches_are_set() {
+    fn missing_module_is_loaded_before_its_sysctls_are_set() {
         let folder = tempfile::tempdir().unwrap();
         let bridge = bridge(&folder.path().join("bridge"));
         let loads = "mkdir bridge && cd bridge && echo 0 > bridge-nf-call-iptables && echo 1 > bridge-nf-call-ip6tables";
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_does_not_load_or_brings_no_switches_is_an_error_that_says_why() {
+    fn module_that_fails_to_load_or_has_no_sysctls_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let bridge = bridge(&folder.path().join("bridge"));
         let error = |line: &str| bridge.ensure(&modprobe(folder.path(), line)).unwrap_err().to_string();

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn only_rules_that_are_printed_with_other_options_are_looked_at_more_closely() {
+    fn only_rules_with_unknown_options_need_a_closer_comparison() {
         let (commands, tools) = (Commands::default(), Tools::of(Variant::Nft));
         let filter = Filter { commands: &commands, tools: &tools, journal: None, family: Family::V4 };
         let chain = ChainName::new("TOWPATH-FORWARD").unwrap();

@@ -346,7 +346,7 @@ fn truncated_listing_lacks_rules() {
 }
 
 #[test]
-fn only_addresses_that_were_read_and_are_good_beyond_the_link_say_which_pod_is_behind_an_interface() {
+fn only_routable_addresses_that_were_read_identify_the_pod() {
     let mut veth = veth(3, &["127.0.0.1", "169.254.1.1", "10.244.1.2", "::1", "fe80::3", "fd00::2"]);
     veth.routed = vec![ip("169.254.1.2"), ip("10.244.1.3")];
     assert_eq!(veth.evidence().collect::<Vec<_>>(), ["10.244.1.2", "fd00::2", "10.244.1.3"].map(ip));
@@ -355,7 +355,7 @@ fn only_addresses_that_were_read_and_are_good_beyond_the_link_say_which_pod_is_b
 }
 
 #[test]
-fn an_interface_is_isolated_in_the_directions_in_which_its_pod_is() {
+fn interface_is_isolated_in_the_directions_of_its_pod() {
     let program = || {
         let (tiers, default) = (Vec::new(), crate::policy::program::Action::Deny);
         Some(Arc::new(Program { tiers, default, digest: "x".into() }))
@@ -375,7 +375,7 @@ fn an_interface_is_isolated_in_the_directions_in_which_its_pod_is() {
 }
 
 #[test]
-fn the_bridges_frames_are_checked_before_its_own_filtering_and_before_iptables() {
+fn bridge_chains_run_before_ebtables_and_iptables() {
     let text = Guard::default().whole();
     for hook in ["prerouting", "forward"] {
         assert!(text.contains(&format!("type filter hook {hook} priority -300; policy accept;")), "{text}");
@@ -456,7 +456,7 @@ fn printed(text: &str, interfaces: &BTreeMap<String, u32>) -> [String; 2] {
 }
 
 #[test]
-fn what_nft_prints_of_a_guard_is_read_as_that_guard() {
+fn printed_guard_is_read_back() {
     let (guard, interfaces) = three();
     let [bridge, netdev] = printed(&guard.whole(), &interfaces);
     assert!(bridge.contains("elements = { \"veth3\" . 0x20000000003,\n"), "{bridge}");
@@ -508,7 +508,7 @@ fn hardware_addresses_and_quoted_addresses_are_numbers_as_wide_as_their_field() 
 }
 
 #[test]
-fn a_trial_has_the_same_rules_and_no_packet_passes_it() {
+fn trial_has_the_same_rules_and_no_hook() {
     let text = trial("towpath-trial");
     assert!(!text.contains("hook") && !text.contains("elements"), "{text}");
     let whole = Guard::default().whole().replace("table bridge towpath {", "table bridge towpath-trial {");

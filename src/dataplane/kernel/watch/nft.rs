@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_the_filter_table_of_our_chains_and_of_those_that_we_hook_concern_us() {
+    fn changes_of_the_filter_table_our_chains_and_hooked_chains_are_relevant() {
         let concerns = |kind, family, table: &[u8], name: (u16, &[u8])| {
             message_with(kind, family, &[(TABLE, table), name], concerns_us)
         };
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_is_announced_by_its_number() {
+    fn generation_number_is_parsed() {
         let of = |attributes: &[(u16, &[u8])]| message_with(NEW_GENERATION, 0, attributes, generation);
         assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9]), (GENERATION_ID, &[0, 0, 1, 2])]), Some(258));
         assert_eq!(of(&[(GENERATION_ID + 1, &[0, 0, 0, 9])]), None);
