@@ -16,12 +16,58 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use towpath::{
-    k8s::watch::{Access, ApiSource, Cause, Kind, MemoryLimits, SILENCE, WatchEvent},
+    k8s::watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, Sink, WatchError},
     model::{Change, NetworkPolicy, Standing},
 };
 
 /// How long an event may take, on a busy machine: the timeout for silence, and more.
 const PATIENCE: Duration = SILENCE.saturating_add(Duration::from_mins(1));
+
+/// What the watches report, as far as these tests need it.
+#[derive(Debug)]
+enum WatchEvent {
+    Changes(Vec<Change>),
+    Synced,
+    Alive(Kind),
+    Ended(Kind, WatchError),
+    Recovered(Kind),
+}
+
+/// Sends on what the watches report.
+struct Recorder(mpsc::Sender<WatchEvent>);
+
+impl Recorder {
+    fn record(&self, event: WatchEvent) {
+        // The test may be over.
+        let _ = self.0.send(event);
+    }
+}
+
+impl Sink for Recorder {
+    fn changes(&self, _: Instant, changes: Vec<Change>) {
+        self.record(WatchEvent::Changes(changes));
+    }
+
+    fn rejected(&self, _: Kind, _: Vec<Rejection>) {}
+
+    fn synced(&self) {
+        self.record(WatchEvent::Synced);
+    }
+
+    fn alive(&self, kind: Kind) {
+        self.record(WatchEvent::Alive(kind));
+    }
+
+    fn ended(&self, kind: Kind, error: WatchError) {
+        self.record(WatchEvent::Ended(kind, error));
+    }
+
+    fn recovered(&self, kind: Kind) {
+        self.record(WatchEvent::Recovered(kind));
+    }
+
+    fn no_such_node(&self, _: &str) {}
+}
 
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +144,8 @@ impl Watched {
         let runtime = Runtime::new().unwrap();
         let source = {
             let _inside = runtime.enter();
-            let deliver = Arc::new(move |event| drop(sender.send(event)));
-            ApiSource::start(Access::new(Some(kubeconfig), None), "n1".into(), limits, deliver)
+            let access = Access::new(Some(kubeconfig), None);
+            ApiSource::start(access, "n1".into(), limits, Arc::new(Recorder(sender)))
         };
         Self { events, requests, _source: source, _runtime: runtime, _folder: folder }
     }
@@ -225,7 +271,7 @@ fn watch_that_fails_with_an_error_is_followed_by_a_relist() {
         }
     });
     let gone = watched.wait(|event| match event {
-        WatchEvent::Changes { changes, .. } => changes.into_iter().find_map(|change| match change {
+        WatchEvent::Changes(changes) => changes.into_iter().find_map(|change| match change {
             Change::RemovePod(key) => Some(key.to_string()),
             _ => None,
         }),
@@ -261,7 +307,7 @@ fn stalled_list_is_silent_and_watch_without_events_is_quiet() {
     assert_eq!(stalled.end(), Cause::Silent, "it was never complete");
     assert_eq!(quiet.end(), Cause::Quiet);
     let missed = |event| match event {
-        WatchEvent::Changes { changes, .. } => {
+        WatchEvent::Changes(changes) => {
             changes.iter().any(|change| matches!(change, Change::SetPod(_))).then_some(())
         }
         _ => None,
@@ -275,7 +321,7 @@ fn stalled_list_is_silent_and_watch_without_events_is_quiet() {
 #[track_caller]
 fn wait_for_a(watched: &Watched, is: impl Fn(&NetworkPolicy) -> bool) {
     watched.wait(|event| {
-        let WatchEvent::Changes { changes, .. } = event else { return None };
+        let WatchEvent::Changes(changes) = event else { return None };
         changes.into_iter().find_map(|change| match change {
             Change::SetPolicy(policy) if &*policy.key.name == "a" && is(&policy) => Some(()),
             _ => None,

@@ -14,7 +14,7 @@ use crate::{
     k8s::{
         fault::{Fault, ObjectId},
         files::{FileSource, RESCAN, SourceError, SourceEvent},
-        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, WatchError, WatchEvent},
+        watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, Sink, WatchError},
     },
     metrics::Metrics,
     model::Change,
@@ -76,15 +76,14 @@ impl Outputs {
         for kind in Kind::ALL {
             self.metrics.received(kind.name());
         }
-        let health = WatchHealth { ends: self, state: Mutex::default() };
-        let deliver = Arc::new(move |event| health.take(event));
-        Source::Api { _watches: ApiSource::start(access, node, limits, deliver) }
+        let health = WatchHealth { outputs: self, state: Mutex::default() };
+        Source::Api { _watches: ApiSource::start(access, node, limits, Arc::new(health)) }
     }
 }
 
 /// Connects the watches to the rest.
 struct WatchHealth {
-    ends: Outputs,
+    outputs: Outputs,
     state: Mutex<WatchState>,
 }
 
@@ -96,70 +95,74 @@ struct WatchState {
     /// The watches that run again, and since when they had been down. A server that accepts a watch and breaks it off
     /// at once is still down: only what is received shows that it is over.
     unproven: BTreeMap<Kind, Instant>,
-    /// The refusals that were reported.
-    refused: BTreeMap<Kind, Vec<Rejection>>,
+    /// The rejections that were reported.
+    rejected: BTreeMap<Kind, Vec<Rejection>>,
 }
 
-impl WatchHealth {
-    fn take(&self, event: WatchEvent) {
-        let Outputs { inputs, metrics, status } = &self.ends;
-        match event {
-            WatchEvent::Changes { received, changes } => {
-                if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
-                    status.set_condition(NODE, None);
-                }
-                self.ends.send(received, changes);
-            }
-            WatchEvent::Refused(kind, refusals) => {
-                let known = self.state().refused.insert(kind, refusals.clone()).unwrap_or_default();
-                for refusal in refusals.iter().filter(|refusal| !known.contains(refusal)) {
-                    error!(%refusal, "cannot read an object; what can be read, or its last good version, stays enforced");
-                }
-                let refused =
-                    refusals.iter().map(|refusal| refused(refusal.object.as_ref(), refusal.to_string()));
-                status.set_refused(kind.name(), refused.collect(), metrics);
-            }
-            WatchEvent::Synced => {
-                info!("initial lists complete");
-                self.state().synced = true;
-                drop(inputs.send(Input::Synced));
-            }
-            WatchEvent::Alive(kind) => {
-                metrics.received(kind.name());
-                self.state().unproven.remove(&kind);
-            }
-            WatchEvent::Ended(kind, error) => {
-                metrics.watch_restarts.with_label_values(&[kind.name(), error.cause.name()]).inc();
-                match error.cause {
-                    Cause::Quiet => self.quiet(kind, &error),
-                    cause if cause.is_routine() => {}
-                    _ => self.error(kind, error),
-                }
-            }
-            WatchEvent::Recovered(kind) => {
-                let mut state = self.state();
-                if let Some((since, _)) = state.errors.remove(&kind) {
-                    info!(%kind, after = ?since.elapsed(), "watch recovered");
-                    state.unproven.insert(kind, since);
-                }
-                self.say(&state);
-            }
-            WatchEvent::NoSuchNode(node) => {
-                let text = if self.state().synced {
-                    format!(
-                        "the API server has no node {node:?} any more; its pods are policed as long as it has these"
-                    )
-                } else {
-                    format!(
-                        "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
-                    )
-                };
-                warn!(%node, reason = text, "no Node object for this node");
-                status.set_condition(NODE, Some(text));
-            }
+impl Sink for WatchHealth {
+    fn changes(&self, received: Instant, changes: Vec<Change>) {
+        if changes.iter().any(|change| matches!(change, Change::SetNode(_))) {
+            self.outputs.status.set_condition(NODE, None);
+        }
+        self.outputs.send(received, changes);
+    }
+
+    fn rejected(&self, kind: Kind, rejections: Vec<Rejection>) {
+        let known = self.state().rejected.insert(kind, rejections.clone()).unwrap_or_default();
+        for rejection in rejections.iter().filter(|rejection| !known.contains(rejection)) {
+            error!(%rejection, "cannot read an object; what can be read, or its last good version, stays enforced");
+        }
+        let refused =
+            rejections.iter().map(|rejection| refused(rejection.object.as_ref(), rejection.to_string()));
+        self.outputs.status.set_refused(kind.name(), refused.collect(), &self.outputs.metrics);
+    }
+
+    fn synced(&self) {
+        info!("initial lists complete");
+        self.state().synced = true;
+        drop(self.outputs.inputs.send(Input::Synced));
+    }
+
+    fn alive(&self, kind: Kind) {
+        self.outputs.metrics.received(kind.name());
+        self.state().unproven.remove(&kind);
+    }
+
+    fn ended(&self, kind: Kind, error: WatchError) {
+        let restarts = &self.outputs.metrics.watch_restarts;
+        restarts.with_label_values(&[kind.name(), error.cause.name()]).inc();
+        match error.cause {
+            Cause::Quiet => self.quiet(kind, &error),
+            cause if cause.is_routine() => {}
+            _ => self.error(kind, error),
         }
     }
 
+    fn recovered(&self, kind: Kind) {
+        let mut state = self.state();
+        if let Some((since, _)) = state.errors.remove(&kind) {
+            info!(%kind, after = ?since.elapsed(), "watch recovered");
+            state.unproven.insert(kind, since);
+        }
+        self.report(&state);
+    }
+
+    fn no_such_node(&self, node: &str) {
+        let text = if self.state().synced {
+            format!(
+                "the API server has no node {node:?} any more; its pods are policed as long as it has these"
+            )
+        } else {
+            format!(
+                "the API server has no node {node:?}: is --node-name right? Waiting for it; what the kernel holds stays"
+            )
+        };
+        warn!(%node, reason = text, "no Node object for this node");
+        self.outputs.status.set_condition(NODE, Some(text));
+    }
+}
+
+impl WatchHealth {
     /// A running watch was silent, which need not mean anything: the next list will show. If it does mean something,
     /// that began when the watch last received something.
     fn quiet(&self, kind: Kind, error: &WatchError) {
@@ -180,11 +183,11 @@ impl WatchHealth {
         let silence = if error.cause == Cause::Silent { SILENCE } else { Duration::ZERO };
         let since = before.unwrap_or_else(|| ago(silence));
         state.errors.insert(kind, (since, error));
-        self.say(&state);
+        self.report(&state);
     }
 
     /// Reports what keeps the watches from running, if it does so for long, or before they ever ran.
-    fn say(&self, state: &WatchState) {
+    fn report(&self, state: &WatchState) {
         let lasting = |(since, _): &&(Instant, WatchError)| !state.synced || since.elapsed() >= PATIENCE;
         let lasting: Vec<&(Instant, WatchError)> = state.errors.values().filter(lasting).collect();
         let since = lasting.iter().map(|(since, _)| since.elapsed().as_secs()).max();
@@ -197,7 +200,7 @@ impl WatchHealth {
                 texts
             }
         });
-        self.ends.status.set_condition(API_SERVER, text);
+        self.outputs.status.set_condition(API_SERVER, text);
     }
 
     fn state(&self) -> MutexGuard<'_, WatchState> {
@@ -227,12 +230,12 @@ mod tests {
     use crate::k8s::watch::Cause;
 
     fn health() -> WatchHealth {
-        let ends = Outputs {
+        let outputs = Outputs {
             inputs: mpsc::channel().0,
             metrics: Arc::new(Metrics::new().unwrap()),
             status: Arc::new(Status::starting("the objects")),
         };
-        WatchHealth { ends, state: Mutex::default() }
+        WatchHealth { outputs, state: Mutex::default() }
     }
 
     #[test]
@@ -240,18 +243,18 @@ mod tests {
         let health = health();
         let ended = |cause| {
             let error = WatchError { cause, text: "no events".to_owned() };
-            health.take(WatchEvent::Ended(Kind::Pod, error));
+            health.ended(Kind::Pod, error);
         };
-        let reasons = || health.ends.status.view().reasons.join(" ");
-        health.take(WatchEvent::Synced);
+        let reasons = || health.outputs.status.view().reasons.join(" ");
+        health.synced();
         // Whether or not the resumed watch received something before.
         for is_alive in [true, false, true] {
             ended(Cause::Quiet);
             assert!(health.state().errors.is_empty() && !reasons().contains("no events"));
             if is_alive {
-                health.take(WatchEvent::Alive(Kind::Pod));
+                health.alive(Kind::Pod);
             }
-            health.take(WatchEvent::Recovered(Kind::Pod));
+            health.recovered(Kind::Pod);
         }
         ended(Cause::Quiet);
         ended(Cause::Silent);
@@ -264,15 +267,15 @@ mod tests {
         let health = health();
         let fails = || {
             let error = WatchError { cause: Cause::Unreachable, text: "it was reset".to_owned() };
-            health.take(WatchEvent::Ended(Kind::Pod, error));
+            health.ended(Kind::Pod, error);
             health.state().errors[&Kind::Pod].0
         };
         let since = fails();
-        health.take(WatchEvent::Recovered(Kind::Pod));
+        health.recovered(Kind::Pod);
         assert!(health.state().errors.is_empty());
         assert_eq!(fails(), since, "the same outage");
-        health.take(WatchEvent::Recovered(Kind::Pod));
-        health.take(WatchEvent::Alive(Kind::Pod));
+        health.recovered(Kind::Pod);
+        health.alive(Kind::Pod);
         assert!(fails() > since, "another outage");
     }
 }

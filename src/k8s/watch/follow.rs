@@ -25,7 +25,7 @@ use kube::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared, WatchError, WatchEvent,
+    Shared, WatchError,
     error::Cause,
     inventory::{Inventory, Update},
     kinds::{Kind, Watched},
@@ -159,7 +159,7 @@ impl<S: Watched> Follower<S> {
                 // The next attempt reads the token, the certificates and the kubeconfig again.
                 self.client = None;
             }
-            self.send(WatchEvent::Ended(S::KIND, error));
+            self.shared.sink.ended(S::KIND, error);
             if cause != Cause::Ended || lived < TOO_SHORT {
                 tokio::time::sleep(backoff.next().unwrap_or(longest)).await;
             }
@@ -283,7 +283,7 @@ impl<S: Watched> Follower<S> {
         let fields = S::KIND.fields(&shared.node);
         let version =
             pages(client, server, fields, patience, |page: &mut dyn Iterator<Item = Received<S>>| {
-                shared.send(WatchEvent::Alive(S::KIND));
+                shared.sink.alive(S::KIND);
                 for received in page {
                     inventory.set(&received);
                 }
@@ -295,7 +295,7 @@ impl<S: Watched> Follower<S> {
 
     fn take(&mut self, event: ApiEvent<Received<S>>, server: &str) -> Result<(), WatchError> {
         if !matches!(event, ApiEvent::Error(_)) {
-            self.send(WatchEvent::Alive(S::KIND));
+            self.shared.sink.alive(S::KIND);
         }
         match event {
             ApiEvent::Added(received) | ApiEvent::Modified(received) => {
@@ -342,7 +342,7 @@ impl<S: Watched> Follower<S> {
         self.deliver(update, self.list_began);
         self.recovered();
         // A complete list proves that the server is there, whatever comes next.
-        self.send(WatchEvent::Alive(S::KIND));
+        self.shared.sink.alive(S::KIND);
         self.complete();
     }
 
@@ -365,13 +365,13 @@ impl<S: Watched> Follower<S> {
     /// All existing objects were delivered; for this node that means that its object exists.
     fn complete(&self) {
         if S::KIND == Kind::Node && self.inventory.is_empty() {
-            self.send(WatchEvent::NoSuchNode(self.shared.node.clone()));
+            self.shared.sink.no_such_node(&self.shared.node);
         } else {
             self.shared.listed(S::KIND);
         }
     }
 
-    fn deliver(&mut self, Update { changes, refused, closed, relist, .. }: Update, received: Instant) {
+    fn deliver(&mut self, Update { changes, rejected, closed, relist, .. }: Update, received: Instant) {
         for (namespace, MemoryExcess { bytes, budget, is_of_all }) in closed {
             let limit = if is_of_all { "--cluster-memory" } else { "--namespace-memory" };
             warn!(%namespace, bytes, budget, limit, "policies take too much memory; dropping their rules");
@@ -385,21 +385,17 @@ impl<S: Watched> Follower<S> {
             self.relist_at = None;
         }
         if !changes.is_empty() {
-            self.send(WatchEvent::Changes { received, changes });
+            self.shared.sink.changes(received, changes);
         }
-        if let Some(refused) = refused {
-            self.send(WatchEvent::Refused(S::KIND, refused));
+        if let Some(rejected) = rejected {
+            self.shared.sink.rejected(S::KIND, rejected);
         }
     }
 
     fn recovered(&mut self) {
         if self.failed.take().is_some() {
-            self.send(WatchEvent::Recovered(S::KIND));
+            self.shared.sink.recovered(S::KIND);
         }
-    }
-
-    fn send(&self, event: WatchEvent) {
-        self.shared.send(event);
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) struct Update {
     /// How many objects of a list are new, or no longer there.
     pub(super) came_or_went: usize,
     /// All current refusals, if they have changed.
-    pub(super) refused: Option<Vec<Rejection>>,
+    pub(super) rejected: Option<Vec<Rejection>>,
     /// The namespaces whose policies take too much memory from now on.
     pub(super) closed: Vec<(Arc<str>, MemoryExcess)>,
     /// Whether to relist, for rules that were dropped and fit into memory now.
@@ -179,7 +179,7 @@ impl<S: Watched> Inventory<S> {
         Update {
             changes,
             came_or_went,
-            refused: differs.then(|| self.refused()),
+            rejected: differs.then(|| self.rejected()),
             closed,
             relist: self.relist(),
         }
@@ -216,8 +216,8 @@ impl<S: Watched> Inventory<S> {
         };
         let differs = before.as_ref() != self.refusals.get(&key);
         self.held.insert(key, held);
-        let refused = differs.then(|| self.refused());
-        self.update(change, refused)
+        let rejected = differs.then(|| self.rejected());
+        self.update(change, rejected)
     }
 
     /// Removes an object.
@@ -242,16 +242,16 @@ impl<S: Watched> Inventory<S> {
         if let Some(memory) = &mut self.memory {
             memory.remove(&key);
         }
-        let refused = self.refusals.remove(&key).map(|_| self.refused());
-        self.update(Some(S::remove(key)), refused)
+        let rejected = self.refusals.remove(&key).map(|_| self.rejected());
+        self.update(Some(S::remove(key)), rejected)
     }
 
     /// The result of one change, outside of a list. A removal can close a namespace as well: another one than before.
-    fn update(&mut self, change: Option<Change>, refused: Option<Vec<Rejection>>) -> Update {
+    fn update(&mut self, change: Option<Change>, rejected: Option<Vec<Rejection>>) -> Update {
         let closed = self.memory.as_mut().map(Memory::take_new).unwrap_or_default();
         let dropped = closed.iter().map(|(namespace, excess)| Change::DropRules(namespace.clone(), *excess));
         let changes = dropped.chain(change).collect();
-        Update { changes, refused, closed, relist: self.relist(), ..Update::default() }
+        Update { changes, rejected, closed, relist: self.relist(), ..Update::default() }
     }
 
     /// A change without the parts that are not kept.
@@ -335,7 +335,7 @@ impl<S: Watched> Inventory<S> {
         if has_rules || held != Some(Held::Good) { held } else { Some(Held::StandIn) }
     }
 
-    fn refused(&self) -> Vec<Rejection> {
+    fn rejected(&self) -> Vec<Rejection> {
         self.refusals.values().flatten().cloned().collect()
     }
 

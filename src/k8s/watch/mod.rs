@@ -47,32 +47,30 @@ use self::follow::Follower;
 use super::types;
 use crate::model::Change;
 
-/// An event of the source.
-#[derive(Clone, Debug)]
-pub enum WatchEvent {
-    /// Objects that were added, changed or removed. Those of one list come as one.
-    Changes {
-        /// When the first of them was received.
-        received: Instant,
-        /// The changes.
-        changes: Vec<Change>,
-    },
-    /// The objects of a kind that cannot currently be enforced as they are; empty once there are none.
-    Refused(Kind, Vec<Rejection>),
-    /// The first lists of all kinds have been delivered.
-    Synced,
-    /// The API server sent something: an event, or a sign that there was none.
-    Alive(Kind),
-    /// A watch ended, or could not start; it is restarted.
-    Ended(Kind, WatchError),
-    /// A watch that ended for a non-routine reason runs again.
-    Recovered(Kind),
-    /// The API server has no node of this name.
-    NoSuchNode(Arc<str>),
-}
+/// What receives the changes, and how the watches fare. It is called from several tasks, and must not block.
+pub trait Sink: Send + Sync {
+    /// Objects were added, changed or removed; those of one list come as one. The first of them was received at
+    /// `received`.
+    fn changes(&self, received: Instant, changes: Vec<Change>);
 
-/// The receiver of events. It is called from several tasks, and must not block.
-pub type Deliver = Arc<dyn Fn(WatchEvent) + Send + Sync>;
+    /// The objects of a kind that cannot currently be enforced as they are; empty once there are none.
+    fn rejected(&self, kind: Kind, rejections: Vec<Rejection>);
+
+    /// The first lists of all kinds have been delivered.
+    fn synced(&self);
+
+    /// The API server sent something: an event, or a sign that there was none.
+    fn alive(&self, kind: Kind);
+
+    /// A watch ended, or could not start; it is restarted.
+    fn ended(&self, kind: Kind, error: WatchError);
+
+    /// A watch that ended for a non-routine reason runs again.
+    fn recovered(&self, kind: Kind);
+
+    /// The API server has no node of this name.
+    fn no_such_node(&self, node: &str);
+}
 
 /// Watches of all kinds. They stop when this is dropped.
 #[derive(Debug)]
@@ -83,11 +81,10 @@ pub struct ApiSource {
 impl ApiSource {
     /// Watches everything that affects the pods of `node`, within the current tokio runtime.
     ///
-    /// [`WatchEvent::Synced`] waits for the object of the node itself: with a wrong node name, no pod would belong to
+    /// [`Sink::synced`] waits for the object of the node itself: with a wrong node name, no pod would belong to
     /// this node, and all rules would be removed.
-    pub fn start(access: Access, node: Arc<str>, limits: MemoryLimits, deliver: Deliver) -> Self {
-        let shared =
-            Arc::new(Shared { access, node, limits, deliver, missing: Mutex::new(Kind::ALL.to_vec()) });
+    pub fn start(access: Access, node: Arc<str>, limits: MemoryLimits, sink: Arc<dyn Sink>) -> Self {
+        let shared = Arc::new(Shared { access, node, limits, sink, missing: Mutex::new(Kind::ALL.to_vec()) });
         let mut watches = JoinSet::new();
         watches.spawn(Follower::<types::Namespace>::new(shared.clone()).run());
         watches.spawn(Follower::<types::Node>::new(shared.clone()).run());
@@ -102,23 +99,19 @@ struct Shared {
     access: Access,
     node: Arc<str>,
     limits: MemoryLimits,
-    deliver: Deliver,
+    sink: Arc<dyn Sink>,
     /// The kinds that have not been listed yet.
     missing: Mutex<Vec<Kind>>,
 }
 
 impl Shared {
-    fn send(&self, event: WatchEvent) {
-        (self.deliver)(event);
-    }
-
     /// All objects of this kind have been delivered. The last kind completes the source.
     fn listed(&self, kind: Kind) {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = missing.len();
         missing.retain(|other| *other != kind);
         if missing.is_empty() && before > 0 {
-            self.send(WatchEvent::Synced);
+            self.sink.synced();
         }
     }
 }

@@ -24,7 +24,7 @@ pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Rejection>), Watc
         for change in update.changes {
             cluster.apply(change);
         }
-        refusals.extend(update.refused.into_iter().flatten());
+        refusals.extend(update.rejected.into_iter().flatten());
     }
     Ok((cluster, refusals))
 }

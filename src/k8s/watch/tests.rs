@@ -106,21 +106,21 @@ fn refused_policy_keeps_its_last_good_version_or_else_isolates() {
 
     let update = policies.set(&policy("p", &bad));
     assert_eq!(standing(&update), Some(Standing::Refused));
-    let refused = update.refused.expect("a refusal");
-    assert!(refused[0].to_string().starts_with("NetworkPolicy shop/p: error: "), "{}", refused[0]);
-    assert!(refused[0].to_string().ends_with("(spec.ingress[0].from[0].ipBlock.cidr)"), "{}", refused[0]);
+    let rejected = update.rejected.expect("a refusal");
+    assert!(rejected[0].to_string().starts_with("NetworkPolicy shop/p: error: "), "{}", rejected[0]);
+    assert!(rejected[0].to_string().ends_with("(spec.ingress[0].from[0].ipBlock.cidr)"), "{}", rejected[0]);
 
     let update = policies.set(&policy("p", &good));
     assert_eq!(standing(&update), Some(Standing::Accepted));
-    assert_eq!(update.refused, Some(Vec::new()));
+    assert_eq!(update.rejected, Some(Vec::new()));
 
     let update = policies.set(&policy("p", &bad));
     assert_eq!(standing(&update), None, "the good version stays");
-    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
+    assert_eq!(update.rejected.map(|rejected| rejected.len()), Some(1));
 
-    assert_eq!(policies.set(&policy("p", &bad)).refused, None, "an equal refusal is not reported again");
+    assert_eq!(policies.set(&policy("p", &bad)).rejected, None, "an equal refusal is not reported again");
     let update = policies.remove(&policy("p", &bad));
-    assert_eq!((removed(&update), update.refused), (vec!["shop/p".to_owned()], Some(Vec::new())));
+    assert_eq!((removed(&update), update.rejected), (vec!["shop/p".to_owned()], Some(Vec::new())));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn refused_policy_keeps_its_last_good_version_across_a_relist() {
     policies.set(&policy("p", &bad));
     let update = policies.end_list();
     assert!(update.changes.is_empty(), "{update:?}");
-    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
+    assert_eq!(update.rejected.map(|rejected| rejected.len()), Some(1));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn good_version_in_a_list_survives_a_later_refused_one() {
     policies.set(&policy("p", &bad));
     let update = policies.end_list();
     assert_eq!(standing(&update), Some(Standing::Accepted));
-    assert_eq!(update.refused.map(|refused| refused.len()), Some(1));
+    assert_eq!(update.rejected.map(|rejected| rejected.len()), Some(1));
 }
 
 #[test]
@@ -192,10 +192,10 @@ fn malformed_object_is_refused_by_name_and_others_are_read() {
         standings,
         [("shop/odd".to_owned(), Standing::Refused), ("shop/fine".to_owned(), Standing::Accepted)]
     );
-    let refused = update.refused.expect("a refusal");
-    assert_eq!(refused.len(), 1);
+    let rejected = update.rejected.expect("a refusal");
+    assert_eq!(rejected.len(), 1);
     assert_eq!(
-        refused[0].object.as_ref().map(ToString::to_string).as_deref(),
+        rejected[0].object.as_ref().map(ToString::to_string).as_deref(),
         Some("NetworkPolicy shop/odd")
     );
 
@@ -211,7 +211,7 @@ fn invalid_label_value_in_a_stored_selector_is_accepted() {
     let mut policies = Inventory::<types::NetworkPolicy>::new();
     let update = policies.set(&policy("old", &spec));
     let [Change::SetPolicy(policy)] = &*update.changes else { panic!("{update:?}") };
-    assert_eq!((policy.standing, update.refused.as_deref()), (Standing::Accepted, None));
+    assert_eq!((policy.standing, update.rejected.as_deref()), (Standing::Accepted, None));
     let [requirement] = policy.subject.requirements() else { panic!("one requirement") };
     assert!(matches!(&requirement.operator, Operator::NotIn(values) if &*values[0] == "not a value!"));
 }
@@ -226,7 +226,7 @@ fn valid_fields_of_a_partly_invalid_pod_are_used() {
     let update = pods.set(&pod("a", &invalid));
     let [Change::SetPod(pod)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!((pod.addresses.len(), pod.ports.len(), pod.node.as_deref()), (1, 1, Some("n1")));
-    assert_eq!(update.refused.map(|refused| refused.len()), Some(2));
+    assert_eq!(update.rejected.map(|rejected| rejected.len()), Some(2));
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn ten_errors_of_an_object_and_the_number_of_others_are_reported() {
     policies.end_list();
     let update = policies.set(&policy("odd", &json!({"podSelector": {}, "ingress": [{"from": blocks}]})));
     assert_eq!(standing(&update), Some(Standing::Refused));
-    let texts: Vec<String> = update.refused.unwrap().iter().map(ToString::to_string).collect();
+    let texts: Vec<String> = update.rejected.unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(texts.len(), 11);
     assert!(texts[9].contains("ingress[0].from[9]"), "{texts:?}");
     assert!(texts[10].contains("and 4990 more errors"), "{texts:?}");
@@ -276,11 +276,11 @@ fn many_rejected_objects_of_one_namespace_do_not_hide_those_of_another() {
         policies.set(&policy("evil", &format!("odd-{at}")));
     }
     let listed = policies.end_list();
-    assert_eq!((listed.changes.len(), listed.refused.map(|refused| refused.len())), (500, Some(20)));
-    let refused = policies.set(&policy("shop", "mistake")).refused.expect("it is new");
-    assert_eq!(refused.len(), 21);
+    assert_eq!((listed.changes.len(), listed.rejected.map(|rejected| rejected.len())), (500, Some(20)));
+    let rejected = policies.set(&policy("shop", "mistake")).rejected.expect("it is new");
+    assert_eq!(rejected.len(), 21);
     assert!(
-        refused.iter().any(|one| one.to_string().starts_with("NetworkPolicy shop/mistake: ")),
-        "{refused:?}"
+        rejected.iter().any(|one| one.to_string().starts_with("NetworkPolicy shop/mistake: ")),
+        "{rejected:?}"
     );
 }

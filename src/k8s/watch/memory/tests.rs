@@ -140,7 +140,7 @@ fn size_equal_to_a_limit_is_within_it() {
 }
 
 /// A version of a policy that cannot be read.
-fn refused(key: &str) -> Received<types::NetworkPolicy> {
+fn rejected(key: &str) -> Received<types::NetworkPolicy> {
     let (namespace, name) = key.split_once('/').unwrap();
     let peer = json!({ "ipBlock": { "cidr": "10.0.0.0/33" } });
     let spec = json!({ "podSelector": {}, "ingress": [{ "from": [peer] }] });
@@ -153,7 +153,7 @@ fn last_good_version_loses_its_rules_with_its_namespace() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 40)]);
     policies.begin_list();
-    policies.set(&refused("evil/a"));
+    policies.set(&rejected("evil/a"));
     policies.set(&policy("evil/b", 80));
     let update = policies.end_list();
     assert_eq!(without_rules(&update), closed(&["evil/b"], false));
@@ -165,7 +165,7 @@ fn last_good_version_loses_its_rules_with_its_namespace() {
 fn refused_version_replaces_a_version_without_rules() {
     let mut policies = policies();
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
-    let update = policies.set(&refused("evil/a"));
+    let update = policies.set(&rejected("evil/a"));
     let [Change::SetPolicy(stand_in)] = &*update.changes else { panic!("{update:?}") };
     assert_eq!(stand_in.standing, Standing::Refused);
     assert!(update.relist, "the other policy fits now");
@@ -173,7 +173,7 @@ fn refused_version_replaces_a_version_without_rules() {
     list(&mut policies, &[("evil/a", 60), ("evil/b", 60)]);
     let mut list_again = || {
         policies.begin_list();
-        policies.set(&refused("evil/a"));
+        policies.set(&rejected("evil/a"));
         policies.set(&policy("evil/b", 60));
         policies.end_list()
     };
@@ -197,7 +197,7 @@ fn listed_version_counts_although_a_later_one_is_refused() {
     list(&mut policies, &[("evil/a", 1), ("evil/b", 60)]);
     policies.begin_list();
     policies.set(&policy("evil/a", 60));
-    policies.set(&refused("evil/a"));
+    policies.set(&rejected("evil/a"));
     policies.set(&policy("evil/b", 60));
     assert_eq!(without_rules(&policies.end_list()), closed(&["evil/a", "evil/b"], false));
     // One list shows that they fit again, the next one has the rules.
