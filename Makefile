@@ -106,6 +106,8 @@ image: ## The container image (needs docker or a compatible tool: DOCKER=podman)
 
 image-rootfs: build ## The image's root filesystem in target/image/root, without docker; its size must be under 40 MiB
 	./deploy/rootfs $(TARGET)/image/root $(TARGET)/release/towpath
+	@$(TARGET)/image/root/usr/bin/towpath demo 2>&1 | grep -q "this build has no demo" || \
+		{ echo "image: the program is built with the feature lab" >&2; exit 1; }
 	@bytes=$$(du -s --apparent-size --block-size=1 $(TARGET)/image/root | cut -f1); \
 	packed=$$(tar -C $(TARGET)/image/root -c . | gzip -9 | wc -c); \
 	echo "image: $$bytes bytes, packed $$packed bytes"; \

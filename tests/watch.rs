@@ -380,10 +380,9 @@ fn every_list_is_as_of_now() {
 fn every_bookmark_is_a_sign_of_life() {
     let bookmarks: Vec<String> = (6..36).map(|version| bookmark(&version.to_string())).collect();
     let watched = Watched::new(move |_| [vec![list_ends("5")], bookmarks.clone()].concat());
-    thread::sleep(Duration::from_secs(5));
-    let alive = watched.events.try_iter().filter(|event| matches!(event, WatchEvent::Alive(Kind::Pod)));
-    let alive = alive.count();
-    assert!(alive >= 30, "{alive} signs of life");
+    for _ in 0..30 {
+        watched.wait(|event| matches!(event, WatchEvent::Alive(Kind::Pod)).then_some(()));
+    }
 }
 
 #[test]
@@ -392,6 +391,7 @@ fn broken_off_watches_are_restarted_with_a_pause() {
         Request::Watch => vec![BREAKS_OFF.to_owned()],
         _ => vec![list_ends("5"), BREAKS_OFF.to_owned()],
     });
+    watched.wait(|event| matches!(event, WatchEvent::Synced).then_some(()));
     thread::sleep(Duration::from_secs(5));
     let requests = watched.requests.lock().unwrap().len();
     assert!((2..=10).contains(&requests), "{requests} requests");

@@ -163,6 +163,7 @@ pub struct Agent<D> {
     deferred: Deferred,
     /// What was last found to be over its budget.
     over_budget: Arc<[OverBudget]>,
+    /// The moves since the last successful sync.
     moves: Vec<Move>,
     /// Whether a sync has succeeded and all sets that it deferred are filled.
     settled: bool,

@@ -2,7 +2,7 @@
 //!
 //! | event | changes pending | no sync before | retry at | collect unused sets at |
 //! |---|---|---|---|---|
-//! | an object, the tunnels or the initial lists changed | yes | | | |
+//! | an object or the tunnels changed, the initial lists or deferred sets are complete | yes | | | |
 //! | a sync starts | no | start + debounce | | never, if it collects them |
 //! | everything was written | | | never; failures = 0 | |
 //! | the kernel refused an object | | | unless set: now + backoff; one more failure | |

@@ -79,7 +79,8 @@ impl<D: Dataplane> Agent<D> {
         self.metrics.syncs.with_label_values(&["failure"]).inc();
         self.status.set(Readiness::Failing(error.to_string()));
         self.kernel = None;
-        // Members without a recorded move close first, which is always safe; kept moves would only accumulate.
+        // Kept moves would accumulate for as long as syncs fail. The next sync needs none: it observes the kernel, and
+        // so writes all chains again, and with chains all members close first.
         self.moves.clear();
         self.schedule.failed(Instant::now());
     }
@@ -250,7 +251,7 @@ impl<D: Dataplane> Agent<D> {
             set(&self.metrics.isolated_pods, &direction.to_string(), isolated);
         }
         self.status.show(resolved.pods.clone(), resolved.over_budget.clone());
-        self.tell_over_budget(&resolved.over_budget);
+        self.log_over_budget(&resolved.over_budget);
         self.metrics.deferred_sets.set(i64::try_from(self.deferred.len()).unwrap_or(i64::MAX));
         if let Some(applied) = &self.applied
             && !steps.is_empty()
@@ -261,7 +262,7 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// Logs what is closed for being over budget, when that begins and when it ends.
-    fn tell_over_budget(&mut self, now: &Arc<[OverBudget]>) {
+    fn log_over_budget(&mut self, now: &Arc<[OverBudget]>) {
         if Arc::ptr_eq(now, &self.over_budget) {
             return;
         }

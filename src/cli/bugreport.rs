@@ -60,7 +60,7 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
             "{output} is neither a folder nor a file name that ends with .tar.gz, nor -"
         )));
     }
-    let mut sheets = asked(&args.daemon);
+    let mut sheets = requested(&args.daemon);
     sheets.extend(survey(&Commands::default()));
     let failed: Vec<String> = sheets
         .iter()
@@ -87,7 +87,7 @@ pub(super) fn bugreport(args: &BugreportArgs) -> Result<(), Ended> {
 }
 
 /// The daemon's answers.
-fn asked(daemon: &DaemonArgs) -> Vec<Sheet> {
+fn requested(daemon: &DaemonArgs) -> Vec<Sheet> {
     let ask =
         |path: &str| daemon.get(path).map(|answer| answer.body).map_err(|error| super::with_causes(&error));
     let report = ask("/status");

@@ -398,7 +398,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
 }
 
 fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::asked(&args.objects, verbose)?;
+    let cluster = objects::queried(&args.objects, verbose)?;
     let transports = if args.port.is_empty() { known_transports(&cluster) } else { args.port.clone() };
     let reachability = Reachability::new(&cluster, &args.external, &transports);
     match args.output {
@@ -408,7 +408,7 @@ fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
 }
 
 fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::asked(&args.objects, verbose)?;
+    let cluster = objects::queried(&args.objects, verbose)?;
     for end in [&args.from, &args.to] {
         if let Endpoint::Pod(key) = end
             && cluster.pod(key).is_none()

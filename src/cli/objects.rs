@@ -34,7 +34,7 @@ pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<
 
 /// The objects that a question is about: from files, or from the cluster. Faults of single objects of the cluster go to
 /// standard error; the answer is what the daemon would enforce.
-pub(super) fn asked(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
+pub(super) fn queried(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
     if !args.file.is_empty() {
         return read(&args.file, true, verbose);
     }

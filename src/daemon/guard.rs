@@ -128,8 +128,10 @@ impl UnstartedGuard {
             }
         };
         let interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
-        let former = self.tables.take_over(&interfaces).and_then(|()| self.tables.former());
-        let former = former.unwrap_or_else(|error| {
+        if let Err(error) = self.tables.take_over(&interfaces) {
+            warn!(%error, "cannot take over the interface guard of the previous process; rewriting it");
+        }
+        let former = self.tables.former().unwrap_or_else(|error| {
             warn!(%error, "cannot read the interface guard of the previous process");
             BTreeMap::new()
         });

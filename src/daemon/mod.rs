@@ -224,7 +224,7 @@ impl Daemon {
         let files = if self.settings.files.is_empty() {
             None
         } else {
-            Some(self.ends().files(&self.settings.files)?)
+            Some(self.outputs().files(&self.settings.files)?)
         };
         let applied = if self.settings.cuts_connections {
             Some(conntrack_cleaner::start(self.metrics.clone())?)
@@ -252,12 +252,12 @@ impl Daemon {
         inbox: &Receiver<Input>,
     ) {
         let Some(_lock) = writer_lock(&self.settings.run_dir, &self.status) else { return };
-        let ends = self.ends();
+        let outputs = self.outputs();
         let Self { settings, commands, metrics, status, inputs } = self;
         // A daemon that waits for another one watches nothing: nothing would take in its changes.
         let source = files.unwrap_or_else(|| {
             let _runtime = runtime.enter();
-            ends.api(settings.access, settings.node.clone(), settings.memory)
+            outputs.api(settings.access, settings.node.clone(), settings.memory)
         });
         let options = without_unsupported_log(settings.options, &mut kernel);
         // Only now, since another daemon may have written the guard until just before.
@@ -297,7 +297,7 @@ impl Daemon {
     }
 
     /// What a source of objects is connected to.
-    fn ends(&self) -> Outputs {
+    fn outputs(&self) -> Outputs {
         Outputs { inputs: self.inputs.clone(), metrics: self.metrics.clone(), status: self.status.clone() }
     }
 }

@@ -340,7 +340,7 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).unwrap();
         let path = std::env::join_paths([folder.path(), "/bin".as_ref(), "/usr/bin".as_ref()]).unwrap();
-        let commands = Commands { patience: Duration::from_secs(1), ..Commands::new(path) };
+        let commands = Commands { patience: Duration::from_secs(2), ..Commands::new(path) };
         let error = commands.run_with_lock("iptables-legacy-restore", &[], "*filter\n").unwrap_err();
         assert!(matches!(error, DataplaneError::Locked { .. }), "{error}");
         let runs = std::fs::read_to_string(folder.path().join("iptables-legacy-restore.runs")).unwrap();

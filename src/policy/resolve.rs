@@ -251,7 +251,9 @@ impl Resolver {
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         if self.pods.is_some() || !self.selections.is_empty() {
-            self.moves.of_pod(addresses.into_iter().collect());
+            let is_shared = addresses.iter().any(|address| cluster.claimants(*address).len() > 1)
+                || handovers.iter().any(|handover| handover.before.len() > 1);
+            self.moves.of_pod(addresses.into_iter().collect(), is_shared);
         }
     }
 

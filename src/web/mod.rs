@@ -143,7 +143,7 @@ async fn status(State(web): State<Web>) -> impl IntoResponse {
 
 /// 403: pods and strangers must not learn which pods and policies there are.
 async fn status_from_afar() -> impl IntoResponse {
-    (StatusCode::FORBIDDEN, "only processes on this node's network are told: towpath status\n")
+    (StatusCode::FORBIDDEN, "only processes on this node's network may read this: use towpath status\n")
 }
 
 /// 200 while the loop runs.

@@ -160,12 +160,12 @@ fn guard_tables_are_updated_by_differences_taken_over_and_removed() {
 
 /// Repeats `act` until `notified` has received something: what follows changes may not listen yet.
 #[track_caller]
-fn act_until_told(notified: &Receiver<()>, act: impl Fn()) {
-    let told = (0..200).any(|_| {
+fn repeat_until_reported(notified: &Receiver<()>, act: impl Fn()) {
+    let reported = (0..200).any(|_| {
         act();
         notified.recv_timeout(Duration::from_millis(100)).is_ok()
     });
-    assert!(told, "nothing was told");
+    assert!(reported, "nothing was reported");
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn tunnels_are_read_with_their_ports_and_remote_ends() {
 #[test]
 fn link_changes_are_reported_until_the_receiver_is_gone() {
     in_namespace(|| {
-        let (sender, told) = channel();
+        let (sender, reports) = channel();
         let count = AtomicUsize::new(0);
         let follow = move || {
             links::follow(&|| {
@@ -246,10 +246,10 @@ fn link_changes_are_reported_until_the_receiver_is_gone() {
         };
         let thread = thread::spawn(follow);
         let turn = || drop(sh("ip link set lo up && ip link set lo down"));
-        act_until_told(&told, turn);
-        act_until_told(&told, turn);
+        repeat_until_reported(&reports, turn);
+        repeat_until_reported(&reports, turn);
         thread.join().unwrap().unwrap();
-        assert!(told.recv().is_err(), "it ended after the second time");
+        assert!(reports.recv().is_err(), "it ended after the second time");
     });
 }
 
@@ -258,22 +258,25 @@ fn only_changes_by_other_programs_are_reported() {
     in_namespace(|| {
         let mut tables = GuardTables::new(Arc::new(Commands::default())).unwrap();
         tables.apply(&Guard::default()).unwrap();
-        let (changes, (sender, told)) = (tables.changes(), channel());
+        let (changes, (sender, reports)) = (tables.changes(), channel());
         let enough = Arc::new(AtomicBool::new(false));
         let is_enough = enough.clone();
         let notify = move || sender.send(()).is_ok() && !is_enough.load(Ordering::Relaxed);
         let thread = thread::spawn(move || follow(&changes, &notify));
-        act_until_told(&told, || drop(sh("nft add counter bridge towpath strange")));
-        // Its own writes, and tables of others. What is told comes in the order of the changes.
+        // Adding what is there already would be no change.
+        let turn = "nft add counter bridge towpath strange && nft delete counter bridge towpath strange";
+        repeat_until_reported(&reports, || drop(sh(turn)));
+        while reports.recv_timeout(Duration::from_secs(1)).is_ok() {}
+        // Its own writes, and tables of others. Reports come in the order of the changes.
         tables.distrust();
         tables.apply(&Guard::default()).unwrap();
         sh("nft add table bridge other && nft add table ip towpath && nft add chain bridge other towpath");
         sh("nft add counter netdev towpath strange");
-        told.recv_timeout(Duration::from_secs(20)).unwrap();
+        reports.recv_timeout(Duration::from_secs(20)).unwrap();
         enough.store(true, Ordering::Relaxed);
         sh("nft add counter bridge towpath stranger");
         thread.join().unwrap().unwrap();
-        assert_eq!(told.iter().count(), 1, "the last change, and nothing before it");
+        assert_eq!(reports.iter().count(), 1, "the last change, and nothing before it");
     });
 }
 

@@ -94,13 +94,21 @@ impl GuardTables {
 
     /// What a previous process let each interface use, by the interface's name. Empty if nothing exists or can be read.
     ///
+    /// Each set is read until no transaction falls into it; if that does not succeed, all that was read counts.
+    ///
     /// # Errors
-    /// If `nft` cannot be run, or other programs change rules all the time.
+    /// If `nft` cannot be run.
     pub fn former(&self) -> Result<BTreeMap<String, PreviousBinding>, DataplaneError> {
         let mut found = BTreeMap::new();
         for family in FAMILIES {
             for set in ["sources4", "sources6"] {
-                bindings(&self.read_whole(&["list", "set", family, TABLE, set])?, &mut found);
+                for _ in 0..LISTINGS {
+                    let listing = self.read(&["list", "set", family, TABLE, set])?;
+                    bindings(&listing.text, &mut found);
+                    if listing.is_whole {
+                        break;
+                    }
+                }
             }
         }
         Ok(found)
@@ -162,23 +170,24 @@ impl GuardTables {
     /// If `nft` cannot be run.
     pub fn check(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<bool, DataplaneError> {
         let Some(written) = &self.written else { return Ok(false) };
-        let reference = match self.rules.take() {
-            Some(reference) => reference,
-            None => self.reference()?,
-        };
-        let is_same = |bridge: &str, netdev: &str| {
-            Guard::read(bridge, netdev, interfaces).as_ref() == Some(written)
-                && reference == rules(bridge) + &rules(netdev)
-        };
+        let mut reference = self.rules.clone();
         let mut same = false;
         for _ in 0..LISTINGS {
             let [bridge, netdev] = self.list(TABLE)?;
-            same = is_same(&bridge.text, &netdev.text);
+            same = Guard::read(&bridge.text, &netdev.text, interfaces).as_ref() == Some(written);
+            if same && reference.is_none() {
+                // Without one, the elements and the numbers of rules are compared.
+                match self.reference() {
+                    Ok(rules) => reference = Some(rules),
+                    Err(error) => tracing::debug!(%error, "cannot read how nft prints the guard's rules"),
+                }
+            }
+            same &= reference.as_ref().is_none_or(|all| *all == rules(&bridge.text) + &rules(&netdev.text));
             if same || bridge.is_whole && netdev.is_whole {
                 break;
             }
         }
-        self.rules = Some(reference);
+        self.rules = reference;
         Ok(same)
     }
 

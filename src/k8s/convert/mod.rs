@@ -32,7 +32,7 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 /// Who has validated an object before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody: it comes from a file.
+    /// It comes from a file and was not validated.
     Manifest,
     /// The API server, when the object was stored. Old objects that it still serves but would refuse as new ones are
     /// accepted: selectors with label values that no object can have.

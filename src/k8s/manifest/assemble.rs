@@ -43,7 +43,7 @@ pub enum Key {
     Policy(ObjectKey),
 }
 
-/// What the files say about one object.
+/// What the files record about one object.
 #[derive(Clone, Debug)]
 pub enum Finding {
     /// The object is valid.
@@ -55,7 +55,7 @@ pub enum Finding {
 /// Every object of all files.
 #[derive(Debug, Default)]
 pub struct Assembly {
-    /// What the files say about each object.
+    /// What the files record about each object.
     pub findings: BTreeMap<Key, Finding>,
     /// What is wrong, by file and position.
     pub faults: Vec<Fault>,
@@ -157,10 +157,10 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
         place.manifest.id.as_ref().is_some_and(|id| !["Namespace", "Pod", "NetworkPolicy"].contains(&id.kind))
     };
     for place in places.iter().filter(|place| !is_workload(place)) {
-        assembly.say(*place, &duplicates, names);
+        assembly.record(*place, &duplicates, names);
     }
     for place in places.iter().filter(is_workload) {
-        assembly.say(*place, &duplicates, names);
+        assembly.record(*place, &duplicates, names);
     }
     for name in ALWAYS {
         let bare = || Finding::Valid(Arc::new(Object::Namespace(bare_namespace(name, names))));
@@ -219,7 +219,7 @@ impl Assembly {
         duplicates
     }
 
-    fn say(&mut self, place: Definition<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
+    fn record(&mut self, place: Definition<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
         let Some(id) = &place.manifest.id else { return };
         let key = Definition::key(id);
         if duplicates.contains(id) {

@@ -113,7 +113,7 @@ struct Reader<'r> {
 
 /// The kind that an object states.
 enum Recognized {
-    ParsedChunks(&'static str, ManifestKind),
+    Known(&'static str, ManifestKind),
     Other(String),
     Wrong(Problem),
 }
@@ -121,13 +121,13 @@ enum Recognized {
 impl Reader<'_> {
     /// Reads `root`, which is at `at` in its document; `item` is the kind of its list's items.
     fn object(&mut self, root: &YamlNode<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
-        match tell(root, item) {
-            Recognized::ParsedChunks(_, ManifestKind::List) => self.list(root, at),
-            Recognized::ParsedChunks(kind, ManifestKind::Workload) if !self.workloads => {
+        match report(root, item) {
+            Recognized::Known(_, ManifestKind::List) => self.list(root, at),
+            Recognized::Known(kind, ManifestKind::Workload) if !self.workloads => {
                 let api = root.get("apiVersion").and_then(YamlNode::as_str).unwrap_or_default();
                 self.contents.skipped.push(format!("{api}/{kind}"));
             }
-            Recognized::ParsedChunks(name, kind) => {
+            Recognized::Known(name, kind) => {
                 let manifest = self.known(root, at, name, kind);
                 self.contents.manifests.push(manifest);
             }
@@ -315,7 +315,7 @@ impl<Slim, T> ParsedObject<Slim, T> {
     }
 }
 
-fn tell(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {
+fn report(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {
     let text = |field: &str, default: Option<&str>| match root.get(field) {
         None => default.map(str::to_owned).ok_or_else(|| hints::missing(field, root)),
         Some(node) => match node.as_str() {
@@ -334,12 +334,12 @@ fn tell(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {
 /// Whether `kind` of `api` is read, is ignored here, or is a typo of one that is read.
 fn classify(api: &str, kind: &str) -> Recognized {
     if let Some((_, name, known)) = KINDS.iter().find(|(a, k, _)| *a == api && *k == kind) {
-        return Recognized::ParsedChunks(name, *known);
+        return Recognized::Known(name, *known);
     }
     // The API server returns a list of pods as a PodList.
     let item = kind.strip_suffix("List").filter(|item| !item.is_empty());
     if item.is_some_and(|item| KINDS.iter().any(|(a, k, _)| *a == api && *k == item)) {
-        return Recognized::ParsedChunks("List", ManifestKind::List);
+        return Recognized::Known("List", ManifestKind::List);
     }
     let home = KINDS.iter().find(|(_, k, _)| *k == kind).map(|(home, ..)| *home);
     if let Some(home) = home.filter(|home| is_slip_of(api, home)) {

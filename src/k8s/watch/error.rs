@@ -103,7 +103,7 @@ impl WatchError {
     }
 
     pub(super) fn silent(server: &str, seconds: u64) -> Self {
-        let text = format!("nothing was heard from the API server at {server} for {seconds} s");
+        let text = format!("received nothing from the API server at {server} for {seconds} s");
         Self { cause: Cause::Silent, text }
     }
 

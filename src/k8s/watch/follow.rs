@@ -71,15 +71,18 @@ type Events<S> = BoxStream<'static, kube::Result<ApiEvent<Received<S>>>>;
 /// What is known, and from where to go on.
 ///
 /// ```text
-///              a list begins             it is complete, streamed
+///     a list begins, paged       it is complete, streamed
+///     or as a watch
 ///  ┌────────┐ ──────────────▶ ┌───────┐ ──────────────────────────▶ ┌────────┐
 ///  │Unlisted│                 │Listing│                             │Watching│ ──┐ an event or a
-///  └────────┘ ◀────────────── └───────┘ ────────┐  the watch starts └────────┘ ◀─┘ bookmark
-///       ▲       it breaks off                   │            ▲          │
-///       │                it is complete, paged  ▼            │          │ the watch ends
-///       │                                  ┌─────────┐ ──────┘          │
-///       └───────────────────────────────── │Resumable│ ◀────────────────┘
-///         after an error that lists anew   └─────────┘
+///  └────────┘ ◀────────────── └───────┘ ────────┐  a watch starts   └────────┘ ◀─┘ bookmark
+///    ▲    ▲     it breaks off                   │            ▲        │    │
+///    │    │              it is complete, paged  ▼            │        │    │ the watch ends, and what
+///    │    │   a watch cannot start, and    ┌─────────┐ ──────┘        │    │ failed needs no new list
+///    │    └──────────────────────────────  │Resumable│ ◀──────────────┼────┘
+///    │        a new list is needed         └─────────┘                │
+///    └────────────────────────────────────────────────────────────────┘
+///                     the watch ends, and a new list is needed
 /// ```
 #[derive(Debug)]
 enum FollowState {

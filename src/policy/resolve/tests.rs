@@ -151,3 +151,20 @@ fn later_selection_receives_later_pods() {
         assert!(now.values().any(|members| members.v4.contains(&Member::Address(address(last)))), "{friend}");
     }
 }
+
+#[test]
+fn shared_address_closes_first_as_long_as_it_is_shared_and_once_more_when_it_no_longer_is() {
+    let mut world = World::new();
+    world.resolve();
+    world.apply(pod("n2", "one", 1));
+    world.apply(pod("n2", "two", 1));
+    world.apply(Change::RemovePod(ObjectKey::new("a", "two")));
+    world.apply(pod("n2", "one", 2));
+    let expected = [
+        (vec![address(1)], false),
+        (vec![address(1)], true),
+        (vec![address(1)], true),
+        (vec![address(1), address(2)], false),
+    ];
+    assert_eq!(world.moves(), expected);
+}
