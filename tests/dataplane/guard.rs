@@ -261,7 +261,11 @@ fn only_changes_by_other_programs_are_reported() {
         let (changes, (sender, reports)) = (tables.changes(), channel());
         let enough = Arc::new(AtomicBool::new(false));
         let is_enough = enough.clone();
-        let notify = move || sender.send(()).is_ok() && !is_enough.load(Ordering::Relaxed);
+        let notify = move || {
+            // Before the report: the main thread sets it when it has received one.
+            let goes_on = !is_enough.load(Ordering::Relaxed);
+            sender.send(()).is_ok() && goes_on
+        };
         let thread = thread::spawn(move || follow(&changes, &notify));
         // Adding what is there already would be no change.
         let turn = "nft add counter bridge towpath strange && nft delete counter bridge towpath strange";
