@@ -341,6 +341,16 @@ fn move_of_a_namespace_closes_before_it_opens() {
 }
 
 #[test]
+fn move_of_a_namespace_comes_after_the_moves_before_it() {
+    // `a` stops being round, and only then the namespace gets the label of those that `a` may send to.
+    let start = vec![may_send_to("a", [anywhere("team=new")]), admits("b", [peer("shape=round")])];
+    let mut world = World::new([a_is_round(), start].concat());
+    let sync = world.sync(vec![pod("a", HERE, A, "app=a"), namespace("team=new")]);
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, B, WEB), |effect| usize::from(!effect.adds_to(allows)));
+}
+
+#[test]
 fn changes_of_one_input_close_before_they_open() {
     // A list after an outage has its own order: here `b` becomes red before `a` stops being round, a state that never
     // existed between the last one and this one.
