@@ -11,7 +11,7 @@ use std::{
 use towpath::{
     lab::{
         DEFAULT_TIMEOUT, End, Families, FlannelRules, FloodFlow, Lab, LabOptions, Outcome, PodId, PodSpec,
-        Probe, Pulse, Refusal, Topology, Transport, Variant,
+        Probe, Pulse, RefusalKind, Topology, Transport, Variant,
     },
     model::{Family, Protocol},
 };
@@ -155,7 +155,7 @@ fn reject_rules_yield_the_matching_refusal() {
     let (lab, [a, b, c]) = three_pods(options(Topology::Vxlan, Families::Dual, 2));
     for family in Family::BOTH {
         let to = address(&lab, b, family);
-        let expect = |with: &str, transports: &[Transport], refusal: Refusal| {
+        let expect = |with: &str, transports: &[Transport], refusal: RefusalKind| {
             let mut command = Command::new(Variant::Nft.program(family, ""));
             let only = if with == "tcp-reset" { "tcp" } else { "all" };
             command.args(["-w", "-I", "FORWARD", "-p", only, "-d", &to.to_string(), "-j", "REJECT"]);
@@ -172,19 +172,19 @@ fn reject_rules_yield_the_matching_refusal() {
         expect(
             if v4 { "icmp-port-unreachable" } else { "icmp6-port-unreachable" },
             &TRANSPORTS,
-            Refusal::PortUnreachable,
+            RefusalKind::PortUnreachable,
         );
         expect(
             if v4 { "icmp-admin-prohibited" } else { "icmp6-adm-prohibited" },
             &TRANSPORTS,
-            Refusal::Prohibited,
+            RefusalKind::Prohibited,
         );
         expect(
             if v4 { "icmp-host-unreachable" } else { "icmp6-addr-unreachable" },
             &TRANSPORTS,
-            Refusal::Unreachable,
+            RefusalKind::Unreachable,
         );
-        expect("tcp-reset", &TRANSPORTS[..1], Refusal::Reset);
+        expect("tcp-reset", &TRANSPORTS[..1], RefusalKind::Reset);
     }
 }
 
@@ -198,8 +198,9 @@ fn port_without_listener_is_refused_by_the_pod() {
         let to = address(&lab, b, family);
         let probes =
             [Transport::Tcp(81), Transport::Udp(54), Transport::Sctp(9998)].map(|it| Probe::new(a, to, it));
-        let refused =
-            [Refusal::Reset, Refusal::PortUnreachable, Refusal::Reset].map(Outcome::Refused).to_vec();
+        let refused = [RefusalKind::Reset, RefusalKind::PortUnreachable, RefusalKind::Reset]
+            .map(Outcome::Refused)
+            .to_vec();
         assert_eq!(lab.probe_all(&probes, DEFAULT_TIMEOUT).unwrap(), refused, "{family}");
     }
 }

@@ -59,7 +59,7 @@ pub use host::Host;
 pub use netns::{Netns, Pending};
 pub use node::{Node, Process};
 pub use pod::{Pod, PodId, PodSpec};
-pub use probe::{DEFAULT_TIMEOUT, Outcome, Probe, Refusal, Reply, Transport};
+pub use probe::{DEFAULT_TIMEOUT, Outcome, Probe, RefusalKind, Reply, Transport};
 pub use raw::{Capture, RawSocket, Tap, mac_of};
 pub use stream::{Pulse, Stream};
 pub use topology::{Families, MAX_NODES, Topology};

@@ -86,7 +86,7 @@ pub enum Outcome {
     /// It was answered: packets pass both ways.
     Open,
     /// An error came back.
-    Refused(Refusal),
+    Refused(RefusalKind),
     /// Nothing came back in time. A TCP connection without a banner is silent too.
     Silent,
 }
@@ -101,7 +101,7 @@ impl Outcome {
 
 /// The kind of refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum RefusalKind {
     /// TCP RST or SCTP ABORT: no listener, or `REJECT --reject-with tcp-reset`.
     Reset,
     /// ICMP port unreachable: no UDP listener, or REJECT with its default.
@@ -124,7 +124,7 @@ pub struct Reply {
 impl Reply {
     const SILENT: Self = Self { outcome: Outcome::Silent, answered_by: None };
 
-    const fn refused(refusal: Refusal) -> Self {
+    const fn refused(refusal: RefusalKind) -> Self {
         Self { outcome: Outcome::Refused(refusal), answered_by: None }
     }
 
@@ -322,7 +322,7 @@ impl<'a> Round<'a> {
             match (reader.read(buffer), asked) {
                 (Err(error), _) => refusal_of_error(&error).map(Reply::refused),
                 // Closed without a banner: the peer accepted and then refused it.
-                (Ok(0), Asked::Connecting(_)) => Some(Reply::refused(Refusal::Reset)),
+                (Ok(0), Asked::Connecting(_)) => Some(Reply::refused(RefusalKind::Reset)),
                 (Ok(length), Asked::Connecting(_)) => buffer.get(..length).map(Reply::open),
                 (Ok(length), Asked::Sent(_, body)) => {
                     let answer = buffer.get(..length).filter(|answer| answer.ends_with(body));
@@ -360,7 +360,7 @@ impl<'a> Round<'a> {
                 && probe.transport == Transport::Sctp(packet.source);
             match packet.chunk {
                 sctp::Chunk::InitAck { cookie, .. } if expected => answers.push((at, Reply::open(&cookie))),
-                sctp::Chunk::Abort if expected => answers.push((at, Reply::refused(Refusal::Reset))),
+                sctp::Chunk::Abort if expected => answers.push((at, Reply::refused(RefusalKind::Reset))),
                 _ => {}
             }
         }

@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::model::Family;
 
-use super::{Refusal, sctp};
+use super::{RefusalKind, sctp};
 
 /// Room for bursts of small datagrams: the default overflows after some 250.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -135,7 +135,7 @@ pub(super) fn send_from(
 }
 
 /// Takes the next received ICMP error: its meaning, and how much of the refused packet it quotes in `buffer`.
-pub(super) fn next_refusal(socket: &Socket, buffer: &mut [u8]) -> Option<(Refusal, usize)> {
+pub(super) fn next_refusal(socket: &Socket, buffer: &mut [u8]) -> Option<(RefusalKind, usize)> {
     let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
@@ -151,27 +151,31 @@ pub(super) fn next_refusal(socket: &Socket, buffer: &mut [u8]) -> Option<(Refusa
 }
 
 /// What an ICMP error means for the prober.
-fn refusal_of(origin: u8, kind: u8, code: u8, errno: u32) -> Refusal {
+fn refusal_of(origin: u8, kind: u8, code: u8, errno: u32) -> RefusalKind {
     match (origin, kind) {
-        (icmp::ORIGIN_V4, icmp::V4_UNREACHABLE) if icmp::V4_PROHIBITED.contains(&code) => Refusal::Prohibited,
-        (icmp::ORIGIN_V4, icmp::V4_UNREACHABLE) if code == icmp::V4_PORT => Refusal::PortUnreachable,
-        (icmp::ORIGIN_V6, icmp::V6_UNREACHABLE) if icmp::V6_PROHIBITED.contains(&code) => Refusal::Prohibited,
-        (icmp::ORIGIN_V6, icmp::V6_UNREACHABLE) if code == icmp::V6_PORT => Refusal::PortUnreachable,
-        (icmp::ORIGIN_V4 | icmp::ORIGIN_V6, _) => Refusal::Unreachable,
+        (icmp::ORIGIN_V4, icmp::V4_UNREACHABLE) if icmp::V4_PROHIBITED.contains(&code) => {
+            RefusalKind::Prohibited
+        }
+        (icmp::ORIGIN_V4, icmp::V4_UNREACHABLE) if code == icmp::V4_PORT => RefusalKind::PortUnreachable,
+        (icmp::ORIGIN_V6, icmp::V6_UNREACHABLE) if icmp::V6_PROHIBITED.contains(&code) => {
+            RefusalKind::Prohibited
+        }
+        (icmp::ORIGIN_V6, icmp::V6_UNREACHABLE) if code == icmp::V6_PORT => RefusalKind::PortUnreachable,
+        (icmp::ORIGIN_V4 | icmp::ORIGIN_V6, _) => RefusalKind::Unreachable,
         _ => i32::try_from(errno)
             .ok()
             .and_then(|errno| refusal_of_error(&io::Error::from_raw_os_error(errno)))
-            .unwrap_or(Refusal::Unreachable),
+            .unwrap_or(RefusalKind::Unreachable),
     }
 }
 
 /// The refusal that a call's own error means; `None` if it means something else.
-pub(super) fn refusal_of_error(error: &io::Error) -> Option<Refusal> {
+pub(super) fn refusal_of_error(error: &io::Error) -> Option<RefusalKind> {
     match Errno::from_raw(error.raw_os_error()?) {
-        Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE => Some(Refusal::Reset),
-        Errno::EACCES | Errno::EPERM => Some(Refusal::Prohibited),
+        Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::EPIPE => Some(RefusalKind::Reset),
+        Errno::EACCES | Errno::EPERM => Some(RefusalKind::Prohibited),
         Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP => {
-            Some(Refusal::Unreachable)
+            Some(RefusalKind::Unreachable)
         }
         _ => None,
     }

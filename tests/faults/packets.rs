@@ -9,7 +9,7 @@ use std::{
 
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
 use towpath::{
-    lab::{End, Netns, Outcome, Refusal, Topology, Transport, Variant},
+    lab::{End, Netns, Outcome, RefusalKind, Topology, Transport, Variant},
     model::{Family, Protocol},
 };
 
@@ -41,9 +41,9 @@ fn reject_is_answered_immediately() {
                 let to = bed.address("shop/db", family);
                 let start = Instant::now();
                 let tcp = bed.probe(bed.end(from), to, Transport::Tcp(80));
-                assert_eq!(tcp, Outcome::Refused(Refusal::Reset), "{from}, {family}");
+                assert_eq!(tcp, Outcome::Refused(RefusalKind::Reset), "{from}, {family}");
                 let udp = bed.probe(bed.end(from), to, Transport::Udp(53));
-                assert_eq!(udp, Outcome::Refused(Refusal::PortUnreachable), "{from}, {family}");
+                assert_eq!(udp, Outcome::Refused(RefusalKind::PortUnreachable), "{from}, {family}");
                 assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
             }
         }
@@ -144,7 +144,11 @@ fn replies_errors_and_neighbour_discovery_of_allowed_flows_pass() {
             for family in Family::BOTH {
                 // Nothing listens there: the error comes back to a pod to which the other may not send.
                 let refused = bed.probe(bed.end(from), bed.address(to, family), Transport::Udp(9));
-                assert_eq!(refused, Outcome::Refused(Refusal::PortUnreachable), "{from} -> {to}, {family}");
+                assert_eq!(
+                    refused,
+                    Outcome::Refused(RefusalKind::PortUnreachable),
+                    "{from} -> {to}, {family}"
+                );
             }
         }
         // The path to the other node's pods gets a smaller MTU than the sender's own link: only the other node's

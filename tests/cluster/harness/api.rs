@@ -21,7 +21,7 @@ const MERGE_PATCH: &str = "application/merge-patch+json";
 const TOGETHER: usize = 32;
 
 /// The API server's answer to a refused request.
-pub(crate) type Refusal = Box<Status>;
+pub(crate) type RejectedRequest = Box<Status>;
 
 /// A client that connects from the control plane's network namespace.
 #[derive(Clone)]
@@ -71,7 +71,7 @@ impl Api {
         path: &str,
         content: &str,
         body: &Value,
-    ) -> Result<Value, Refusal> {
+    ) -> Result<Value, RejectedRequest> {
         let client = self.client.clone();
         let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
         let (method, path, content) = (method.to_owned(), path.to_owned(), content.to_owned());
@@ -98,7 +98,7 @@ impl Api {
         self.try_create(object).unwrap_or_else(|status| panic!("{status:?}\n{object:#}"))
     }
 
-    pub(crate) fn try_create(&self, object: &Value) -> Result<Value, Refusal> {
+    pub(crate) fn try_create(&self, object: &Value) -> Result<Value, RejectedRequest> {
         let (client, object) = (self.client.clone(), object.clone());
         self.wait(async move { create(&client, &object).await })
     }
@@ -210,7 +210,7 @@ async fn send(
     path: &str,
     content: &str,
     body: &[u8],
-) -> Result<Value, Refusal> {
+) -> Result<Value, RejectedRequest> {
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         let request = Request::builder().method(method).uri(path).header("Content-Type", content);
@@ -226,7 +226,7 @@ async fn send(
     panic!("{method} {path}: {last}")
 }
 
-async fn create(client: &Client, object: &Value) -> Result<Value, Refusal> {
+async fn create(client: &Client, object: &Value) -> Result<Value, RejectedRequest> {
     let collection = collection(object);
     // Managed fields are part of an object's size, and so are the names of their managers.
     let posted = format!("{collection}?fieldManager=kube-controller-manager");
