@@ -19,7 +19,8 @@
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
 //! - [`web`]: `/metrics`, `/status`, `/livez`, `/readyz`.
 //! - [`daemon`]: starts and connects all parts.
-//! - `lab` (with the feature of that name): the test lab. Random and sized clusters, and whole networks of namespaces with real packets.
+//! - `lab` (with the feature of that name): the test lab. Random and sized clusters, and whole networks of namespaces
+//!   with real packets.
 //! - [`cli`]: arguments, and the commands.
 //!
 //! # Glossary

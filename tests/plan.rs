@@ -351,6 +351,22 @@ fn move_of_a_namespace_comes_after_the_moves_before_it() {
 }
 
 #[test]
+fn shared_address_closes_before_it_opens() {
+    // `a` and `c` report one address, which is in a set only if both are chosen: first only as red, then only as blue.
+    let twin = pod("c", HERE, A, "app=c red=yes blue=yes");
+    let start = vec![
+        namespace("team=old"),
+        pod("a", HERE, A, "app=a red=yes"),
+        twin,
+        policy("a", Some(vec![rule(peer("red=yes"))]), Some(vec![rule(peer("blue=yes"))])),
+    ];
+    let mut world = World::new(start);
+    let sync = world.sync(vec![pod("a", HERE, A, "app=a blue=yes")]);
+    assert!(!sync.changes_chains());
+    sync.never_passes((A, A, WEB), |effect| usize::from(!effect.adds_to(allows)));
+}
+
+#[test]
 fn changes_of_one_input_close_before_they_open() {
     // A list after an outage has its own order: here `b` becomes red before `a` stops being round, a state that never
     // existed between the last one and this one.

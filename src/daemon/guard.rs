@@ -128,15 +128,12 @@ impl UnstartedGuard {
             }
         };
         let interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
-        if let Err(error) = self.tables.take_over(&interfaces) {
-            warn!(%error, "cannot take over the interface guard of the previous process; rewriting it");
-        }
-        let former = self.tables.former().unwrap_or_else(|error| {
+        let previous = self.tables.take_over(&interfaces).unwrap_or_else(|error| {
             warn!(%error, "cannot read the interface guard of the previous process");
             BTreeMap::new()
         });
         let reading = |link: &Link| {
-            let PreviousBinding { mac, addresses } = former.get(&link.name)?;
+            let PreviousBinding { mac, addresses } = previous.get(&link.name)?;
             let mut reading = VethReading::unread(link);
             reading.veth.mac = *mac;
             reading.veth.addresses = addresses.iter().copied().collect();

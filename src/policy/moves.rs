@@ -30,11 +30,11 @@
 //!    up what changes. While *p* is in the sets of both states, that program allows the packet if it does so in one of the
 //!    two states, and the program of *p* decides the same in both. So the packet passes only if one of the two states
 //!    allows it; and what both states allow passes all the time. The same holds for an address that passes from one pod to
-//!    another ([`Handover`](crate::model::Handover)), whoever had it before: the sets hold addresses, not pods. If an
+//!    another ([`Handover`](crate::model::Handover)), since the sets hold addresses, not pods. If an
 //!    isolated pod of this node gets it, chains change too: see 5. The addresses of a pod with several move at once, but
 //!    packets between them are those of a pod to itself.
-//! 2. **An address that several pods report leaves its old sets first.** A packet of *p* to itself always passes where *p*
-//!    is one pod. Where it is several, it depends on the sets in both directions, as in 3.
+//! 2. **An address that several pods report leaves its old sets first**, if one of them is of this node. A packet of *p* to
+//!    itself always passes where *p* is one pod. Where it is several, it depends on the sets in both directions, as in 3.
 //! 3. **Several addresses move at once: all leave their old sets first** ([`Move::close_first`]). If *p* and *q* both move,
 //!    the program of *p* could allow the packet by *q*'s new sets, and that of *q* by *p*'s old ones: no state allows it.
 //!    While members are removed, they are a subset of the old state; while members are added, a subset of the new one. That
@@ -75,7 +75,8 @@ pub struct Move {
 pub(super) struct Moves(Vec<Move>);
 
 impl Moves {
-    /// The addresses of one pod moved; `is_shared` says whether another pod reports one of them, or did so before.
+    /// The addresses of one pod moved; `is_shared` says whether several pods, one of them of this node, report one of them,
+    /// or did so before.
     pub(super) fn of_pod(&mut self, addresses: Vec<IpAddr>, is_shared: bool) {
         self.0.push(Move { addresses, close_first: is_shared });
     }

@@ -251,8 +251,18 @@ impl Resolver {
         let pods = [before, after].into_iter().flatten();
         self.node_addresses(cluster, pods.flat_map(|pod| pod.node_addresses.iter().copied()));
         if self.pods.is_some() || !self.selections.is_empty() {
-            let is_shared = addresses.iter().any(|address| cluster.claimants(*address).len() > 1)
-                || handovers.iter().any(|handover| handover.before.len() > 1);
+            let is_shared = |address: &IpAddr| {
+                let pods = cluster.claimants(*address);
+                let had_several =
+                    |handover: &Handover| handover.address == *address && handover.before.len() > 1;
+                (pods.len() > 1 || handovers.iter().any(had_several))
+                    && pods
+                        .iter()
+                        .chain(before)
+                        .chain(after)
+                        .any(|pod| pod.node.as_deref() == Some(&*self.node))
+            };
+            let is_shared = addresses.iter().any(is_shared);
             self.moves.of_pod(addresses.into_iter().collect(), is_shared);
         }
     }

@@ -1,7 +1,8 @@
 //! The steps from the observed to the desired state, in an order of which every prefix is legal.
 //!
-//! "Legal" means: the kernel accepts it, and after any number of its edits no packet passes that every state denies which
-//! the objects went through since the old one, the old and the new state included. A process may be killed after any edit, and another one continues from there.
+//! "Legal" means: the kernel accepts it, and after any number of its edits no packet passes that every state denied which
+//! the objects went through since the old one, the old and the new state included. A process may be killed after any edit,
+//! and another one continues from there.
 //!
 //! ```text
 //! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets

@@ -302,13 +302,13 @@ fn next_process_reads_the_bindings_and_closed_interfaces() {
         let mut links = Links::open().unwrap();
         let (veths, interfaces) = read(&mut links);
         let mut tables = GuardTables::new(commands.clone()).unwrap();
-        assert!(tables.former().unwrap().is_empty());
+        assert!(tables.take_over(&interfaces).unwrap().is_empty());
         tables.apply(&guard(&veths, &[("a", &["10.244.1.2", "fd00::2"]), ("b", &["10.244.1.3"])])).unwrap();
-        let former = GuardTables::new(commands.clone()).unwrap().former().unwrap();
-        let a = &former["vetha"];
+        let previous = GuardTables::new(commands.clone()).unwrap().take_over(&interfaces).unwrap();
+        let a = &previous["vetha"];
         assert_eq!(a.mac, Mac([2, 0, 0, 0, 0, 10]));
         assert!([ip("10.244.1.2"), ip("fd00::2")].iter().all(|address| a.addresses.contains(address)));
-        assert!(former["vethb"].addresses.contains(&ip("10.244.1.3")));
+        assert!(previous["vethb"].addresses.contains(&ip("10.244.1.3")));
 
         let b = interfaces["vethb"];
         let mut closed = veths.iter().filter(|veth| veth.index == b).cloned().collect::<Vec<_>>();

@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::errno::Errno;
+use tracing::debug;
 
 use super::{
     netlink::{Message, Netlink, messages, text},
@@ -92,42 +93,32 @@ impl GuardTables {
         self.commands.run("nft", &["-c", "-f", "-"], &Guard::default().whole())?.checked().map(drop)
     }
 
-    /// What a previous process let each interface use, by the interface's name. Empty if nothing exists or can be read.
-    ///
-    /// Each set is read until no transaction falls into it; if that does not succeed, all that was read counts.
-    ///
-    /// # Errors
-    /// If `nft` cannot be run.
-    pub fn former(&self) -> Result<BTreeMap<String, PreviousBinding>, DataplaneError> {
-        let mut found = BTreeMap::new();
-        for family in FAMILIES {
-            for set in ["sources4", "sources6"] {
-                for _ in 0..LISTINGS {
-                    let listing = self.read(&["list", "set", family, TABLE, set])?;
-                    bindings(&listing.text, &mut found);
-                    if listing.is_whole {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// Takes over what a previous process wrote, if it has the checks that we would write: the next
     /// [`apply`](Self::apply) then writes only the difference. `interfaces` holds interface indices by name.
     ///
+    /// Returns what that process let each interface use, by the interface's name, whether or not its tables could be
+    /// taken over. If transactions of other programs fall into every listing, all that was listed counts.
+    ///
     /// # Errors
-    /// If `nft` cannot be run, or other programs change rules all the time.
-    pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), DataplaneError> {
-        self.rules = Some(self.reference()?);
-        let [bridge, netdev] =
-            FAMILIES.map(|family| self.read_whole(&["-n", "-s", "list", "table", family, TABLE]));
-        let [bridge, netdev] = [bridge?, netdev?];
-        if self.rules == Some(rules(&bridge) + &rules(&netdev)) {
-            self.written = Guard::read(&bridge, &netdev, interfaces);
+    /// If `nft` cannot be run.
+    pub fn take_over(
+        &mut self,
+        interfaces: &BTreeMap<String, u32>,
+    ) -> Result<BTreeMap<String, PreviousBinding>, DataplaneError> {
+        let mut found = BTreeMap::new();
+        for _ in 0..LISTINGS {
+            let [bridge, netdev] = self.list(TABLE)?;
+            bindings(&bridge.text, &mut found);
+            bindings(&netdev.text, &mut found);
+            if bridge.is_whole && netdev.is_whole {
+                self.rules = self.try_reference();
+                if self.rules == Some(rules(&bridge.text) + &rules(&netdev.text)) {
+                    self.written = Guard::read(&bridge.text, &netdev.text, interfaces);
+                }
+                break;
+            }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Makes the kernel hold `guard`. Returns whether it wrote anything.
@@ -177,10 +168,7 @@ impl GuardTables {
             same = Guard::read(&bridge.text, &netdev.text, interfaces).as_ref() == Some(written);
             if same && reference.is_none() {
                 // Without one, the elements and the numbers of rules are compared.
-                match self.reference() {
-                    Ok(rules) => reference = Some(rules),
-                    Err(error) => tracing::debug!(%error, "cannot read how nft prints the guard's rules"),
-                }
+                reference = self.try_reference();
             }
             same &= reference.as_ref().is_none_or(|all| *all == rules(&bridge.text) + &rules(&netdev.text));
             if same || bridge.is_whole && netdev.is_whole {
@@ -189,6 +177,12 @@ impl GuardTables {
         }
         self.rules = reference;
         Ok(same)
+    }
+
+    /// [`Self::reference`], or `None` if it cannot be had now.
+    fn try_reference(&self) -> Option<String> {
+        let reference = self.reference();
+        reference.inspect_err(|error| debug!(%error, "cannot read how nft prints the guard's rules")).ok()
     }
 
     /// How this version of nft prints our rules: those of tables that no packet reaches.
@@ -215,7 +209,8 @@ impl GuardTables {
                 return Ok([bridge.text, netdev.text]);
             }
         }
-        Err(disturbed("listing the tables for a trial"))
+        let source = io::Error::other(format!("nftables rules changed during all {LISTINGS} attempts"));
+        Err(DataplaneError::System { doing: "listing the tables for a trial".to_owned(), source })
     }
 
     /// Both tables as nft prints them, without counters; empty if they do not exist.
@@ -230,17 +225,6 @@ impl GuardTables {
         let output = self.commands.run("nft", arguments, "")?;
         let is_whole = before.is_some() && before == self.changes.0.generation();
         Ok(NftListing { text: if output.success { output.stdout } else { String::new() }, is_whole })
-    }
-
-    /// Reads something again and again until no transaction falls into it.
-    fn read_whole(&self, arguments: &[&str]) -> Result<String, DataplaneError> {
-        for _ in 0..LISTINGS {
-            let listing = self.read(arguments)?;
-            if listing.is_whole {
-                return Ok(listing.text);
-            }
-        }
-        Err(disturbed(&format!("nft {}", arguments.join(" "))))
     }
 
     /// Dropped frames since the tables were last rewritten, by reason.
@@ -264,11 +248,6 @@ impl GuardTables {
         let output = self.changes.0.record(transaction, |output| output.as_ref().is_ok_and(|o| o.success))?;
         Ok(output.checked().map(drop))
     }
-}
-
-fn disturbed(doing: &str) -> DataplaneError {
-    let source = io::Error::other(format!("nftables rules changed during all {LISTINGS} attempts"));
-    DataplaneError::System { doing: doing.to_owned(), source }
 }
 
 /// Removes both tables. Returns how many existed.

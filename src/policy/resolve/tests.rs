@@ -153,18 +153,24 @@ fn later_selection_receives_later_pods() {
 }
 
 #[test]
-fn shared_address_closes_first_as_long_as_it_is_shared_and_once_more_when_it_no_longer_is() {
+fn address_shared_with_a_pod_of_this_node_closes_first() {
     let mut world = World::new();
+    world.apply(policy());
+    world.apply(pod(HERE, "web", 9));
     world.resolve();
-    world.apply(pod("n2", "one", 1));
-    world.apply(pod("n2", "two", 1));
-    world.apply(Change::RemovePod(ObjectKey::new("a", "two")));
-    world.apply(pod("n2", "one", 2));
-    let expected = [
-        (vec![address(1)], false),
-        (vec![address(1)], true),
-        (vec![address(1)], true),
-        (vec![address(1), address(2)], false),
-    ];
-    assert_eq!(world.moves(), expected);
+    for (node, closes_first) in [(HERE, true), ("n2", false)] {
+        world.apply(pod(node, "one", 1));
+        world.apply(pod(node, "two", 1));
+        world.apply(Change::RemovePod(ObjectKey::new("a", "two")));
+        world.apply(pod(node, "one", 2));
+        world.apply(Change::RemovePod(ObjectKey::new("a", "one")));
+        let expected = [
+            (vec![address(1)], false),
+            (vec![address(1)], closes_first),
+            (vec![address(1)], closes_first),
+            (vec![address(1), address(2)], false),
+            (vec![address(2)], false),
+        ];
+        assert_eq!(world.moves(), expected, "{node}");
+    }
 }
