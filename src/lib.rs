@@ -30,24 +30,24 @@
 //! - **selection** ([`policy::program::Selection`]): the pods that one list of peers selects, whatever policy it is
 //!   in. Its members are one set for each family in the kernel.
 //! - **program** ([`policy::program::Program`]): all that the policies of one pod allow in one direction. The rules of
-//!   `web-from-api` and `web-from-monitoring` for the ingress of `web-0` are one program with two rules; what no rule allows is
-//!   dropped. Pods with equal programs share one **group** chain.
+//!   `web-from-api` and `web-from-monitoring` for the ingress of `web-0` are one program with two rules; what no rule
+//!   allows is dropped. Pods with equal programs share one **group** chain.
 //! - **closed**: isolated, with nothing allowed. A policy or namespace **over budget** is closed on this node.
-//! - **deferred set** (`agent/deferred.rs`): a new set too large for one sync. It is filled in pieces, and the rules that
-//!   use it are written afterwards.
+//! - **deferred set** (`agent/deferred.rs`): a new set too large for one sync. It is filled in pieces, and the rules
+//!   that use it are written afterwards.
 //! - **handover** ([`model::Handover`]): an address that passes from one pod to another. If `10.244.1.7` belonged to
 //!   `api-0` and now belongs to `job-3`, it leaves every set that `api-0` was in before it enters those of `job-3`.
 //! - **move** ([`policy::moves::Move`]): the addresses that one change takes out of sets and puts into others.
 //! - **observed** ([`ruleset::observed::Observed`]): our objects that the kernel holds, as opposed to the desired
-//!   [`ruleset::Ruleset`]. A **plan** ([`ruleset::plan`]) is the ordered list of steps from one to the other, each prefix
-//!   of which is safe.
+//!   [`ruleset::Ruleset`]. A **plan** ([`ruleset::plan`]) is the ordered list of steps from one to the other, each
+//!   prefix of which is safe.
 //! - **sync**: one pass of the agent: resolve, compile, plan, apply.
 //! - **binding** ([`ruleset::guard`]): which interface of the node belongs to which pod.
 //!
 //! # The core
 //!
-//! The first three modules are the core: they do no I/O, use no clock and log nothing. docs/ARCHITECTURE.md follows one change
-//! through all modules.
+//! The first three modules are the core: they do no I/O, use no clock and log nothing. docs/ARCHITECTURE.md follows one
+//! change through all modules.
 
 pub mod agent;
 pub mod cli;

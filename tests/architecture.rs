@@ -1,7 +1,7 @@
 //! The architecture rules, checked in the source.
 //!
-//! Modules are the folders and files right below `src/`. Data flows downward through the list of [`MODULES`]; a lower module
-//! never names a higher one. The core does no I/O, and uses no async, clock, log or Kubernetes types.
+//! Modules are the folders and files right below `src/`. Data flows downward through the list of [`MODULES`]; a lower
+//! module never names a higher one. The core does no I/O, and uses no async, clock, log or Kubernetes types.
 
 #![cfg(test)]
 

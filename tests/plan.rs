@@ -96,8 +96,8 @@ impl World {
 }
 
 impl Sync {
-    /// No state allows the packet, and it passes after no effect of the plan; but it passes if the effects are sorted by
-    /// `wrong`, so the order is necessary.
+    /// No state allows the packet, and it passes after no effect of the plan; but it passes if the effects are sorted
+    /// by `wrong`, so the order is necessary.
     fn never_passes(&self, sent: Sent<'_>, wrong: impl Fn(&Effect) -> usize) {
         for (number, state) in self.states.iter().enumerate() {
             assert!(!passes(state, sent), "{sent:?}: the objects allow it in state {number}");

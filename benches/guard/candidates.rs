@@ -1,5 +1,5 @@
-//! Candidates for checking the sender of a bridged packet: the cost of each for a packet of an established flow from the
-//! last pod.
+//! Candidates for checking the sender of a bridged packet: the cost of each for a packet of an established flow from
+//! the last pod.
 //!
 //! Each checks interface, hardware address and source of every IPv4 packet, and drops what does not match. Only the
 //! guard itself also checks other things, such as claims in ARP.

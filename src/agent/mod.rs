@@ -349,9 +349,9 @@ impl<D: Dataplane> Agent<D> {
         self.schedule.changed();
     }
 
-    /// Runs a sync before these changes if they and those before them differ in scope. A sync that only moves members, and
-    /// one that only changes chains, neither opens nor closes anything on the way; one that does both may deny for a
-    /// moment what both states allow.
+    /// Runs a sync before these changes if they and those before them differ in scope. A sync that only moves members,
+    /// and one that only changes chains, neither opens nor closes anything on the way; one that does both may deny for
+    /// a moment what both states allow.
     fn split(&mut self, changes: &[Change]) {
         let scope = ChangeScope::of(changes, &self.node, &self.cluster);
         if self.schedule.may_split() && self.batch.splits_before(scope) {

@@ -46,7 +46,8 @@ const REST_MOST: Duration = Duration::from_millis(500);
 /// How long to wait before a retry after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Starts the conntrack cleaner thread. It receives every sync that wrote something, and stops when the sender is dropped.
+/// Starts the conntrack cleaner thread. It receives every sync that wrote something, and stops when the sender is
+/// dropped.
 ///
 /// # Errors
 /// If no thread can be started.

@@ -1,5 +1,5 @@
-//! Kubernetes Events about what is over budget, for the owners of the namespaces: they see neither the node's log nor its
-//! metrics.
+//! Kubernetes Events about what is over budget, for the owners of the namespaces: they see neither the node's log nor
+//! its metrics.
 
 use std::{
     collections::BTreeMap,

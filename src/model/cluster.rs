@@ -90,8 +90,8 @@ pub enum Delta {
 
 /// An address whose set of claimants changed.
 ///
-/// The address of `api-0`, which has finished, goes to `job-3`. Sets hold addresses, so those that selected `api-0` must
-/// lose this one, and those that select `job-3` get it:
+/// The address of `api-0`, which has finished, goes to `job-3`. Sets hold addresses, so those that selected `api-0`
+/// must lose this one, and those that select `job-3` get it:
 ///
 /// ```
 /// use towpath::model::{Change, Cluster, Delta, ObjectKey, Phase, Pod};

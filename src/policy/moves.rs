@@ -20,36 +20,38 @@
 //!
 //! # Why the order is safe
 //!
-//! A packet from address *p* to address *q* passes if the program of *p* for egress and that of *q* for ingress allow it,
-//! where isolated. The program of *p* looks up *q* in sets, the program of *q* looks up *p*. The rules of a program are
-//! alternatives: more members can only allow more. (That is so for the sets that allow. Sets that close, such as excepts
-//! and isolated pods, are not moved: they grow before everything else and shrink after it, see
+//! A packet from address *p* to address *q* passes if the program of *p* for egress and that of *q* for ingress allow
+//! it, where isolated. The program of *p* looks up *q* in sets, the program of *q* looks up *p*. The rules of a program
+//! are alternatives: more members can only allow more. (That is so for the sets that allow. Sets that close, such as
+//! excepts and isolated pods, are not moved: they grow before everything else and shrink after it, see
 //! [`names::grows_early`](crate::ruleset::names::grows_early).)
 //!
 //! 1. **One address moves: it enters its new sets first.** If *p* moves and *q* does not, only the program of *q* looks
-//!    up what changes. While *p* is in the sets of both states, that program allows the packet if it does so in one of the
-//!    two states, and the program of *p* decides the same in both. So the packet passes only if one of the two states
-//!    allows it; and what both states allow passes all the time. The same holds for an address that passes from one pod to
-//!    another ([`Handover`](crate::model::Handover)), since the sets hold addresses, not pods. If an
-//!    isolated pod of this node gets it, chains change too: see 5. The addresses of a pod with several move at once, but
-//!    packets between them are those of a pod to itself.
-//! 2. **An address that several pods report leaves its old sets first**, if one of them is of this node. A packet of *p* to
-//!    itself always passes where *p* is one pod. Where it is several, it depends on the sets in both directions, as in 3.
-//! 3. **Several addresses move at once: all leave their old sets first** ([`Move::close_first`]). If *p* and *q* both move,
-//!    the program of *p* could allow the packet by *q*'s new sets, and that of *q* by *p*'s old ones: no state allows it.
-//!    While members are removed, they are a subset of the old state; while members are added, a subset of the new one. That
-//!    applies to the pods of a namespace whose labels change, and to changes that arrived as one input (`Moves::join`):
-//!    the states between them never existed.
+//!    up what changes. While *p* is in the sets of both states, that program allows the packet if it does so in one of
+//!    the two states, and the program of *p* decides the same in both. So the packet passes only if one of the two
+//!    states allows it; and what both states allow passes all the time. The same holds for an address that passes from
+//!    one pod to another ([`Handover`](crate::model::Handover)), since the sets hold addresses, not pods. If an
+//!    isolated pod of this node gets it, chains change too: see 5. The addresses of a pod with several move at once,
+//!    but packets between them are those of a pod to itself.
+//! 2. **An address that several pods report leaves its old sets first**, if one of them is of this node. A packet of
+//!    *p* to itself always passes where *p* is one pod. Where it is several, it depends on the sets in both directions,
+//!    as in 3.
+//! 3. **Several addresses move at once: all leave their old sets first** ([`Move::close_first`]). If *p* and *q* both
+//!    move, the program of *p* could allow the packet by *q*'s new sets, and that of *q* by *p*'s old ones: no state
+//!    allows it. While members are removed, they are a subset of the old state; while members are added, a subset of
+//!    the new one. That applies to the pods of a namespace whose labels change, and to changes that arrived as one
+//!    input (`Moves::join`): the states between them never existed.
 //! 4. **An address that moved twice since the last sync: all moves close first.** Only its first and its last sets are
 //!    known by now, and moves of other addresses in between may rely on those that are lost.
 //! 5. **Members and chains change in one sync: members close first, then the chains change, then members open**
-//!    ([`plan`](crate::ruleset::plan)). The old chains must not look up the new members, nor the new chains the old ones.
-//!    That can deny for some milliseconds what both states allow, so the loop tries not to mix the two: it syncs between
-//!    inputs that change different things ([`Batch`]).
-//!    After a failed sync, after drift, and when a process starts, the history is not known. Then the kernel is observed,
-//!    the rules in its chains are not, all chains are written again, and so this order applies.
+//!    ([`plan`](crate::ruleset::plan)). The old chains must not look up the new members, nor the new chains the old
+//!    ones. That can deny for some milliseconds what both states allow, so the loop tries not to mix the two: it syncs
+//!    between inputs that change different things ([`Batch`]). After a failed sync, after drift, and when a process
+//!    starts, the history is not known. Then the kernel is observed, the rules in its chains are not, all chains are
+//!    written again, and so this order applies.
 //!
-//! `tests/plan.rs` breaks each of these rules in turn and shows the packet that leaks. docs/decisions/0005 has the costs.
+//! `tests/plan.rs` breaks each of these rules in turn and shows the packet that leaks. docs/decisions/0005 has the
+//! costs.
 
 use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
@@ -59,9 +61,9 @@ use crate::model::{Change, Cluster, ObjectKey, Pod};
 /// Addresses whose members of sets were moved by one change.
 ///
 /// If a pod at `10.244.1.7` becomes `app: api` instead of `app: web`, this is a move of `[10.244.1.7]`: the address
-/// enters the sets of selections with `app: api`, and then leaves those with `app: web`. If the namespace of ten pods gets
-/// another label, this is one move of their ten addresses with `close_first`: all leave their old sets before any enters a
-/// new one.
+/// enters the sets of selections with `app: api`, and then leaves those with `app: web`. If the namespace of ten pods
+/// gets another label, this is one move of their ten addresses with `close_first`: all leave their old sets before any
+/// enters a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     /// Those of one pod, or of all pods of a namespace.
@@ -75,8 +77,8 @@ pub struct Move {
 pub(super) struct Moves(Vec<Move>);
 
 impl Moves {
-    /// The addresses of one pod moved; `is_shared` says whether several pods, one of them of this node, report one of them,
-    /// or did so before.
+    /// The addresses of one pod moved; `is_shared` says whether several pods, one of them of this node, report one of
+    /// them, or did so before.
     pub(super) fn of_pod(&mut self, addresses: Vec<IpAddr>, is_shared: bool) {
         self.0.push(Move { addresses, close_first: is_shared });
     }

@@ -33,8 +33,8 @@ pub enum Action {
 
 /// The verdict program of one direction.
 ///
-/// Two policies for `web`, one that admits everything to port 80, one that admits a block to every port, are one program with two
-/// rules. What neither allows is denied:
+/// Two policies for `web`, one that admits everything to port 80, one that admits a block to every port, are one
+/// program with two rules. What neither allows is denied:
 ///
 /// ```
 /// # use std::sync::Arc;

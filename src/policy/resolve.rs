@@ -204,8 +204,8 @@ impl Resolver {
         self.moves.take()
     }
 
-    /// Joins the moves of several changes that came as one. `before` is how many moves there were when the first of them
-    /// was applied.
+    /// Joins the moves of several changes that came as one. `before` is how many moves there were when the first of
+    /// them was applied.
     pub fn join_moves(&mut self, before: usize) {
         self.moves.join(before);
     }

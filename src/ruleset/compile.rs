@@ -52,8 +52,8 @@ pub struct Options {
     pub log_group: Option<u16>,
     /// Whether egress policy also applies to packets of a pod to its own node.
     pub enforce_pod_to_node: bool,
-    /// The UDP port of the node's VXLAN endpoint. A pod may send to it only at another pod: else its packets would come out on another
-    /// node as if they came from some other pod.
+    /// The UDP port of the node's VXLAN endpoint. A pod may send to it only at another pod: else its packets would come
+    /// out on another node as if they came from some other pod.
     pub vxlan_port: u16,
     /// Whether these rules must drop traffic between pods over addresses that belong to no pod: broadcast, multicast
     /// and link-local ones. They need not if the interface guard does.

@@ -1,8 +1,8 @@
 //! The steps from the observed to the desired state, in an order of which every prefix is legal.
 //!
-//! "Legal" means: the kernel accepts it, and after any number of its edits no packet passes that every state denied which
-//! the objects went through since the old one, the old and the new state included. A process may be killed after any edit,
-//! and another one continues from there.
+//! "Legal" means: the kernel accepts it, and after any number of its edits no packet passes that every state denied
+//! which the objects went through since the old one, the old and the new state included. A process may be killed after
+//! any edit, and another one continues from there.
 //!
 //! ```text
 //! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets
@@ -16,8 +16,8 @@
 //! which the chains switch.) What remains are members that are added to and removed from existing sets.
 //!
 //! Without a change of chains they move in the order that [`policy::moves`](crate::policy::moves) proves safe. Together
-//! with one, members are first removed from the sets, then the chains change, then members are added: neither the old nor
-//! the new chains see members that only the other needs.
+//! with one, members are first removed from the sets, then the chains change, then members are added: neither the old
+//! nor the new chains see members that only the other needs.
 
 use imbl::ordset::DiffItem;
 

@@ -157,8 +157,8 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
 }
 
 /// 200 once the first full sync is in the kernel, while the last sync did not fail, no change is pending for too long
-/// and no other part of the daemon reports a condition; else 503 and the reasons. It mentions pods that are closed because their interfaces are not known, and stays
-/// 200: a pod could cause that.
+/// and no other part of the daemon reports a condition; else 503 and the reasons. It mentions pods that are closed
+/// because their interfaces are not known, and stays 200: a pod could cause that.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
     let unbound = web.status.unbound();
     let reasons =

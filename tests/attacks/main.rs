@@ -2,8 +2,8 @@
 //!
 //! A pod and its owner are the adversary; the pod has `CAP_NET_RAW`. Each row of the table is a frame, its sender and
 //! receiver, and whether it must arrive: an attack must not, and a control, as similar as possible, must. A frame has
-//! arrived when the victim's interface received it (for a node: when one of its sockets did), whatever addresses it had. Each
-//! carries its own token, so that all are sent at once and checked after one wait.
+//! arrived when the victim's interface received it (for a node: when one of its sockets did), whatever addresses it
+//! had. Each carries its own token, so that all are sent at once and checked after one wait.
 //!
 //! On a bridge, point to point and over VXLAN, with `nf_tables` and legacy, both families. SECURITY.md has a row for
 //! each topic.

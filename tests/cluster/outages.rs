@@ -1,4 +1,5 @@
-//! The API server is unreachable, silent, behind or restored: rules stay in force, and missed changes are enforced later.
+//! The API server is unreachable, silent, behind or restored: rules stay in force, and missed changes are enforced
+//! later.
 
 use std::{thread, time::Duration};
 

@@ -86,8 +86,8 @@ fn requests(world: &World, name: &str) -> BTreeSet<(Right, bool)> {
         .collect()
 }
 
-/// The role has exactly the documented rights. With it, no request of a daemon is refused, and the audit log contains no
-/// request beyond the role. The next test checks which rights are necessary.
+/// The role has exactly the documented rights. With it, no request of a daemon is refused, and the audit log contains
+/// no request beyond the role. The next test checks which rights are necessary.
 #[test]
 fn deployed_role_suffices_with_get_list_and_watch_of_four_kinds() {
     with_control_plane(|plane| {

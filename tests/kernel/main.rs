@@ -66,7 +66,8 @@ fn random_clusters(topology: Topology, variant: Variant) {
     }
 }
 
-/// Policies with very many excepts or ports are compiled to other kinds of sets: of excepts, and of networks with ports.
+/// Policies with very many excepts or ports are compiled to other kinds of sets: of excepts, and of networks with
+/// ports.
 fn hostile_policies(variant: Variant) {
     if !has_root() {
         return;

@@ -1,4 +1,5 @@
-//! Flows that must be denied, and flows that must be allowed, in every state of a churn of objects and between its states.
+//! Flows that must be denied, and flows that must be allowed, in every state of a churn of objects and between its
+//! states.
 
 use std::net::IpAddr;
 

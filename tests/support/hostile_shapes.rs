@@ -1,5 +1,5 @@
-//! Objects that the owner of a namespace can write to harm other namespaces. The API server admits every shape, since it
-//! accepts objects of up to 1.5 MB and any number of them.
+//! Objects that the owner of a namespace can write to harm other namespaces. The API server admits every shape, since
+//! it accepts objects of up to 1.5 MB and any number of them.
 
 use std::{fs, net::IpAddr, path::Path};
 
@@ -261,7 +261,8 @@ pub(crate) fn write(folder: &Path, files: &[File]) {
     }
 }
 
-/// A pod of the lab as a manifest. One of the hostile tenant has an IPv6 address as well, and its namespace comes with it.
+/// A pod of the lab as a manifest. One of the hostile tenant has an IPv6 address as well, and its namespace comes with
+/// it.
 pub(crate) fn local_pod(key: &str, address: IpAddr) -> String {
     let (namespace, name) = key.split_once('/').unwrap_or(("default", key));
     let (mut v6, mut declared) = (String::new(), String::new());

@@ -11,9 +11,9 @@
 //! The pod behind an interface is read from the kernel, not learned from packets: the other end of a veth pair lies in
 //! the pod's network namespace, and the addresses that the network plugin assigned to it there identify the pod. A pod
 //! can change these only with `CAP_NET_ADMIN`, and only once one of its processes runs; the network plugin has finished
-//! before that. So only the first reading counts, 100 ms after the first address: it is not repeated while the interface
-//! exists, whatever the pod does to its end. An interface that is bound to a pod stays with it, and an address or a hardware address that is
-//! bound to one interface is not given to another.
+//! before that. So only the first reading counts, 100 ms after the first address: it is not repeated while the
+//! interface exists, whatever the pod does to its end. An interface that is bound to a pod stays with it, and an
+//! address or a hardware address that is bound to one interface is not given to another.
 
 mod bind;
 pub mod render;

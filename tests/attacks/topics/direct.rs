@@ -75,8 +75,8 @@ pub(super) fn rows(table: &mut Table<'_>) {
                     });
                 }
             }
-            // The destination is allowed: the node's, or that of an open pod. Only the hardware address directs the frame
-            // elsewhere; it is flooded if no host has it.
+            // The destination is allowed: the node's, or that of an open pod. Only the hardware address directs the
+            // frame elsewhere; it is flooded if no host has it.
             let allowed = if from == FREE { bed.address(OPEN, family) } else { bed.address(NODE, family) };
             for (how, mac) in [
                 ("to its hardware address", bed.link(from, to).destination),

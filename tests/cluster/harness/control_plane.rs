@@ -266,8 +266,8 @@ impl ControlPlane {
         self.call_etcd("compaction", &json!({ "revision": revision, "physical": true }));
     }
 
-    /// Writes an object to etcd, bypassing the API server's validation: as an older one may have left it. etcd's gateway
-    /// takes bytes as base64.
+    /// Writes an object to etcd, bypassing the API server's validation: as an older one may have left it. etcd's
+    /// gateway takes bytes as base64.
     pub(crate) fn put(&self, key: &str, object: &Value) {
         let value = BASE64.encode(object.to_string().as_bytes());
         self.call_etcd("put", &json!({ "key": BASE64.encode(key.as_bytes()), "value": value }));

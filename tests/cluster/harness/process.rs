@@ -65,8 +65,8 @@ impl Drop for Served {
     }
 }
 
-/// Removes a folder when this process has ended, however it ends: a control plane that is kept for the next test is never
-/// dropped.
+/// Removes a folder when this process has ended, however it ends: a control plane that is kept for the next test is
+/// never dropped.
 pub(crate) fn remove_at_exit(folder: &Path) {
     let mut command = Command::new("sh");
     // Standard input ends when no process holds its other end, and every process that writes to the folder was killed.

@@ -1,4 +1,5 @@
-//! A cluster of two nodes: network namespaces with pods, their objects at a real API server, `towpath run` on the nodes.
+//! A cluster of two nodes: network namespaces with pods, their objects at a real API server, `towpath run` on the
+//! nodes.
 
 use std::{
     cell::{Cell, RefCell},
@@ -295,8 +296,8 @@ impl Cable {
         plane.netns().succeed("ss", &["-K", "dst", &self.address], "").unwrap();
     }
 
-    /// Drops the packets of existing connections, as a firewall on the path does after a restart; neither end is notified.
-    /// New connections pass.
+    /// Drops the packets of existing connections, as a firewall on the path does after a restart; neither end is
+    /// notified. New connections pass.
     pub(crate) fn drop_connections(&self, plane: &ControlPlane) -> usize {
         let query = ["-Htn", "state", "established", "dst", &self.address];
         let established = plane.netns().succeed("ss", &query, "").unwrap();
