@@ -423,6 +423,7 @@ mod tests {
             ingress: None,
             egress: None,
             policies: [].into(),
+            sandbox: None,
         };
         status.show([pod].into(), [].into());
         let view = status.view();

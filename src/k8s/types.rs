@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::networking::v1::NetworkPolicySpec, apimachinery::pkg::apis::meta::v1::Time};
 use serde::Deserialize;
 
-/// `metadata` of an object. Annotations and managed fields, often most of its text, are skipped.
+/// `metadata` of an object. Most annotations, and managed fields, often most of its text, are skipped.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Meta {
@@ -22,6 +22,19 @@ pub struct Meta {
     pub resource_version: Option<String>,
     /// When its deletion was requested.
     pub deletion_timestamp: Option<Time>,
+    /// What tells it from a later object of the same name.
+    pub uid: Option<String>,
+    /// The annotations that are used.
+    pub annotations: Option<Annotations>,
+}
+
+/// `metadata.annotations`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Annotations {
+    /// The uid that a static pod has for its kubelet and its network plugin; its mirror in the API has another one.
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub mirror: Option<String>,
 }
 
 /// A Namespace.

@@ -5,14 +5,17 @@
 //! often in the standard, is part of the types ([`Peers::Any`] against [`Peers::Of`], [`Ports::Any`] against
 //! [`Ports::Of`], `Option<Vec<PolicyRule>>` for "does not isolate" against "isolates and allows nothing").
 
+pub mod attachment;
 pub mod cluster;
 pub mod digest;
 pub mod flow;
 pub mod labels;
 pub mod net;
 pub mod network_policy;
+pub mod node_pods;
 pub mod pod;
 
+pub use attachment::{Attachment, AttachmentId, Sandbox, SandboxState};
 pub use cluster::{Change, Cluster, Delta, Handover, Namespace, Node};
 pub use flow::{Direction, Endpoint, Flow, Transport};
 pub use labels::{LabelSelector, Labels, Operator, Requirement};
@@ -20,6 +23,7 @@ pub use net::{Family, IpBlock, IpBlockError, PortRange, Protocol};
 pub use network_policy::{
     MemoryExcess, NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, Ports, Scope, Standing,
 };
+pub use node_pods::NodePods;
 pub use pod::{ContainerPort, Phase, Pod};
 
 use std::{fmt, str::FromStr, sync::Arc};

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Family, Labels, ObjectKey, Protocol};
+use super::{
+    Family, Labels, ObjectKey, Protocol,
+    attachment::{Sandbox, SandboxState},
+};
 
 /// A pod, with only the fields that affect packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,10 @@ pub struct Pod {
     pub terminating: bool,
     /// The ports of all containers and init containers, including sidecars.
     pub ports: Vec<ContainerPort>,
+    /// `metadata.uid`; for the mirror of a static pod, the uid of that. Only kept of pods of this node.
+    pub uid: Option<Arc<str>>,
+    /// Its sandbox, if its network plugin reported it. The addresses are those of its attachments then.
+    pub sandbox: Option<Arc<Sandbox>>,
 }
 
 /// `status.phase` of a pod.
@@ -71,6 +78,8 @@ impl Pod {
             phase: Phase::Running,
             terminating: false,
             ports: Vec::new(),
+            uid: None,
+            sandbox: None,
         }
     }
 
@@ -80,13 +89,27 @@ impl Pod {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
 
-    /// Whether policy selects it, as a subject or as a peer.
+    /// Whether selectors select it as a peer, and its addresses are its own.
     ///
     /// The standard does not cover a pod on its node's own network, and a finished one has no packets. A terminating
-    /// pod is still selected: it may be serving its last requests.
+    /// pod is still selected: it may be serving its last requests. One whose object is gone is not.
     #[must_use]
     pub fn is_selectable(&self) -> bool {
-        !self.host_network && !self.is_finished()
+        let exists = self.sandbox_state().is_none_or(|state| state == SandboxState::Current);
+        exists && !self.host_network && !self.is_finished()
+    }
+
+    /// Whether policies isolate it. Those that [are selected](Self::is_selectable), and all that have a sandbox,
+    /// whatever their object says: processes of the pod may still run there.
+    #[must_use]
+    pub fn is_subject(&self) -> bool {
+        !self.host_network && (self.sandbox.is_some() || self.is_selectable())
+    }
+
+    /// What is known of the pod in its sandbox, if that was reported.
+    #[must_use]
+    pub fn sandbox_state(&self) -> Option<SandboxState> {
+        self.sandbox.as_ref().map(|sandbox| sandbox.state)
     }
 
     /// Its first address of `family`.

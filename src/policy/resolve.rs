@@ -21,7 +21,7 @@ use super::{
     tenant::{Costs, Subject, Tenant, close},
 };
 use crate::model::{
-    Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Scope,
+    Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Sandbox, Scope,
 };
 
 /// What this node must enforce: everything that the compiler needs.
@@ -58,6 +58,8 @@ pub struct LocalPod {
     pub egress: Option<Arc<Program>>,
     /// The policies whose podSelector selects it, by name. Programs have their combined meaning; these are for people.
     pub policies: Arc<[Arc<NetworkPolicy>]>,
+    /// Its sandbox, if its network plugin reported it.
+    pub sandbox: Option<Arc<Sandbox>>,
 }
 
 impl LocalPod {
@@ -327,9 +329,9 @@ impl Resolver {
         }
     }
 
-    /// Adds a pod to the subjects if it is selectable and on this node.
+    /// Adds a pod to the subjects if policies can isolate it, and it is on this node.
     fn place(&mut self, pod: &Arc<Pod>) {
-        if pod.is_selectable() && pod.node.as_ref() == Some(&self.node) {
+        if pod.is_subject() && pod.node.as_ref() == Some(&self.node) {
             self.stale.insert(pod.key.namespace.clone());
             self.subjects.insert(pod.key.clone(), Subject::new(pod.clone()));
         }

@@ -15,7 +15,7 @@ use super::{
     program::{Program, Selection},
     resolve::LocalPod,
 };
-use crate::model::{Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, Pod, Port, Ports, Standing};
+use crate::model::{Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, Pod, Port, Ports, Sandbox, SandboxState, Standing};
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
 #[derive(Debug)]
@@ -96,6 +96,7 @@ struct TenantPod {
     /// Those of its addresses that other pods also report.
     shared: Vec<IpAddr>,
     policies: Arc<[Arc<NetworkPolicy>]>,
+    sandbox: Option<Arc<Sandbox>>,
     /// For each of [`Direction::BOTH`].
     isolation: [Isolation; 2],
 }
@@ -181,14 +182,23 @@ impl Tenant {
                 continue;
             }
             bodies.push(subject.pod.clone());
-            let policies: Arc<[Arc<NetworkPolicy>]> = subject.policies(cluster).values().cloned().collect();
+            let is_unknown = subject.pod.sandbox_state() == Some(SandboxState::Unknown);
+            let policies: Arc<[Arc<NetworkPolicy>]> = if is_unknown {
+                Arc::default()
+            } else {
+                subject.policies(cluster).values().cloned().collect()
+            };
             pairs += count(policies.len());
-            let isolates =
-                |direction: Direction| policies.iter().any(|policy| policy.rules(direction).is_some());
+            let isolates = |direction: Direction| {
+                is_unknown || policies.iter().any(|policy| policy.rules(direction).is_some())
+            };
             let isolation = Direction::BOTH
                 .map(|direction| if isolates(direction) { Isolation::Closed } else { Isolation::Open });
-            let shared = addresses.iter().copied().filter(|a| cluster.claimants(*a).len() > 1).collect();
-            tenant.pods.push(TenantPod { key: key.clone(), addresses, shared, policies, isolation });
+            let is_shared = |address: &IpAddr| cluster.claimants(*address).iter().any(|other| other.key != *key);
+            let shared = addresses.iter().copied().filter(is_shared).collect();
+            let sandbox = subject.pod.sandbox.clone();
+            let key = key.clone();
+            tenant.pods.push(TenantPod { key, addresses, shared, policies, sandbox, isolation });
         }
         tenant.cost.units = pairs / PAIRS;
         let mut seen: BTreeSet<*const NetworkPolicy> = BTreeSet::new();
@@ -308,6 +318,7 @@ impl Tenant {
                 ingress: program(Direction::Ingress),
                 egress: program(Direction::Egress),
                 policies: pod.policies.clone(),
+                sandbox: pod.sandbox.clone(),
             }
         })
     }

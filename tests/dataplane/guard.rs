@@ -78,6 +78,7 @@ fn guard(veths: &[Veth], pods: &[(&str, &[&str])]) -> Guard {
                 ingress: None,
                 egress: None,
                 policies: [].into(),
+                sandbox: None,
             }
         })
         .collect();

@@ -60,6 +60,7 @@ impl World {
             ingress: Some(Arc::new(program)),
             egress: None,
             policies: [].into(),
+            sandbox: None,
         };
         self.resolved.pods = self.resolved.pods.iter().cloned().chain([pod]).collect();
     }

@@ -115,9 +115,16 @@ pub fn pod(object: &types::Pod, names: &mut Interner) -> Conversion<Pod> {
         phase,
         terminating: meta.deletion_timestamp.is_some(),
         ports: ports.unwrap_or_default(),
+        uid: uid(meta),
         ..Pod::new(key)
     });
     Conversion { readable: pod, problems }
+}
+
+/// The uid under which the network plugin knows a pod.
+fn uid(meta: &Meta) -> Option<Arc<str>> {
+    let mirror = meta.annotations.as_ref().and_then(|annotations| annotations.mirror.as_deref());
+    mirror.or(meta.uid.as_deref()).filter(|uid| !uid.is_empty()).map(Arc::from)
 }
 
 /// A Node.

@@ -326,3 +326,12 @@ fn folder_is_read_recursively_and_a_missing_path_is_named() {
     let missing = load(&[folder.path().join("nothing")], ALL).unwrap_err().to_string();
     assert!(missing.contains("nothing"), "{missing}");
 }
+
+#[test]
+fn mirror_of_a_static_pod_has_the_uid_of_that() {
+    let uid = |meta: &str| pod_of(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a{meta}}}\n")).uid;
+    assert_eq!(uid(""), None);
+    assert_eq!(uid(", uid: 8f7c").as_deref(), Some("8f7c"));
+    let mirror = ", uid: 8f7c, annotations: {kubernetes.io/config.mirror: 0aa1, other: x}";
+    assert_eq!(uid(mirror).as_deref(), Some("0aa1"));
+}

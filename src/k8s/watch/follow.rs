@@ -125,7 +125,7 @@ pub(super) struct Follower<S> {
 
 impl<S: Watched> Follower<S> {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        let inventory = Inventory::bounded(shared.limits);
+        let inventory = Inventory::bounded(shared.limits, shared.node.clone());
         Self {
             shared,
             inventory,

@@ -94,6 +94,8 @@ pub(super) struct Inventory<S> {
     listing: Option<PartialList>,
     /// `None` where everything is kept, whatever it takes.
     memory: Option<Memory>,
+    /// The node whose pods are kept as they are.
+    node: Option<Arc<str>>,
     kind: PhantomData<fn() -> S>,
 }
 
@@ -139,13 +141,14 @@ impl<S: Watched> Inventory<S> {
             refusals: BTreeMap::new(),
             listing: None,
             memory: None,
+            node: None,
             kind: PhantomData,
         }
     }
 
-    /// An inventory that keeps no more than enforcement needs, and no more rules than there is memory for.
-    pub(super) fn bounded(limits: MemoryLimits) -> Self {
-        Self { memory: Some(Memory::new(limits)), ..Self::new() }
+    /// An inventory that keeps no more than enforcement on `node` needs, and no more rules than there is memory for.
+    pub(super) fn bounded(limits: MemoryLimits, node: Arc<str>) -> Self {
+        Self { memory: Some(Memory::new(limits)), node: Some(node), ..Self::new() }
     }
 
     /// Whether no object is known.
@@ -259,12 +262,16 @@ impl<S: Watched> Inventory<S> {
         let Some(memory) = &mut self.memory else { return change };
         let policy = match change {
             Some(Change::SetPolicy(policy)) => policy,
-            // A pod without an address is not a peer yet, and it gets its address by a change that has everything else
-            // too. Of its ports only the named ones are needed.
-            Some(Change::SetPod(pod)) if pod.addresses.is_empty() => {
-                return Some(Change::SetPod(Pod { labels: Labels::default(), ports: Vec::new(), ..pod }));
+            // A pod of another node without an address is not a peer yet, and it gets its address by a change that has
+            // everything else too; what is known of a pod of this node may come before it. Of its ports only the named
+            // ones are needed.
+            Some(Change::SetPod(pod)) if pod.addresses.is_empty() && pod.node != self.node => {
+                return Some(Change::SetPod(Pod { labels: Labels::default(), ports: Vec::new(), uid: None, ..pod }));
             }
             Some(Change::SetPod(mut pod)) => {
+                if pod.node != self.node {
+                    pod.uid = None;
+                }
                 pod.ports.retain(|port| port.name.is_some());
                 pod.ports.shrink_to_fit();
                 return Some(Change::SetPod(pod));

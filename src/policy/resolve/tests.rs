@@ -1,7 +1,8 @@
 //! State that a resolver keeps, drops and reports while the cluster changes.
 
 use super::*;
-use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Standing};
+use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Sandbox, SandboxState, Standing,
+};
 
 const HERE: &str = "n1";
 
@@ -173,4 +174,38 @@ fn address_shared_with_a_pod_of_this_node_closes_first() {
         ];
         assert_eq!(world.moves(), expected, "{node}");
     }
+}
+
+/// A pod of this node in a sandbox, whose object is in this state.
+fn in_sandbox(name: &str, last: u8, state: SandboxState) -> Change {
+    let Change::SetPod(pod) = pod(HERE, name, last) else { unreachable!("a pod") };
+    let sandbox = Sandbox { attachments: Vec::new(), state };
+    Change::SetPod(Pod { sandbox: Some(Arc::new(sandbox)), ..pod })
+}
+
+#[test]
+fn pod_in_a_sandbox_is_isolated_without_its_object_and_is_nobodys_peer() {
+    let mut world = World::new();
+    world.apply(policy());
+    world.apply(pod(HERE, "web", 9));
+    for (state, peers) in [(SandboxState::Current, 1), (SandboxState::Detached, 0)] {
+        world.apply(in_sandbox("friend", 1, state));
+        let resolved = world.resolve();
+        let friend = resolved.pods.iter().find(|pod| &*pod.key.name == "friend").unwrap();
+        assert!(friend.ingress.is_some() && friend.egress.is_none(), "{state:?}");
+        let members: usize = resolved.selections.values().map(|members| members.v4.len()).sum();
+        assert_eq!((members, resolved.all_pods.v4.len()), (peers, 1 + peers), "{state:?}");
+    }
+}
+
+#[test]
+fn pod_of_which_nothing_is_known_is_allowed_nothing() {
+    let mut world = World::new();
+    world.apply(pod(HERE, "web", 9));
+    world.apply(in_sandbox("unknown", 1, SandboxState::Unknown));
+    let resolved = world.resolve();
+    let unknown = resolved.pods.iter().find(|pod| &*pod.key.name == "unknown").unwrap();
+    let rules = |direction| unknown.program(direction).map(|program| program.tiers.iter().map(|tier| tier.rules.len()).sum::<usize>());
+    assert_eq!((rules(Direction::Ingress), rules(Direction::Egress)), (Some(0), Some(0)));
+    assert!(resolved.pods.iter().all(|pod| &*pod.key.name != "web" || pod.ingress.is_none()));
 }

@@ -39,6 +39,7 @@ fn pod(name: &str, addresses: &[&str]) -> LocalPod {
         ingress: None,
         egress: None,
         policies: [].into(),
+        sandbox: None,
     }
 }
 

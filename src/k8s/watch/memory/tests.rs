@@ -12,6 +12,9 @@ use crate::{
     model::{Change, Standing},
 };
 
+/// The node of the daemon.
+const NODE: &str = "n1";
+
 type Policies = Inventory<types::NetworkPolicy>;
 
 /// A policy whose rules take about this many KiB.
@@ -27,7 +30,7 @@ fn policy(key: &str, kib: usize) -> Received<types::NetworkPolicy> {
 
 /// 100 KiB for a namespace, 250 KiB for all.
 fn policies() -> Policies {
-    Inventory::bounded(MemoryLimits { namespace: 100 << 10, all: 250 << 10 })
+    Inventory::bounded(MemoryLimits { namespace: 100 << 10, all: 250 << 10 }, NODE.into())
 }
 
 fn list(policies: &mut Policies, all: &[(&str, usize)]) -> Update {
@@ -134,7 +137,7 @@ fn size_equal_to_a_limit_is_within_it() {
         (MemoryLimits { namespace: one - 1, ..limits }, closed(&["a/p", "b/p"], false)),
         (MemoryLimits { all: one + two - 1, ..limits }, closed(&["a/p"], true)),
     ] {
-        let update = list(&mut Inventory::bounded(limits), &[("a/p", 10), ("b/p", 10)]);
+        let update = list(&mut Inventory::bounded(limits, NODE.into()), &[("a/p", 10), ("b/p", 10)]);
         assert_eq!(without_rules(&update), expected);
     }
 }
@@ -228,22 +231,30 @@ fn policy_with_a_too_large_pod_selector_isolates_the_namespace() {
 }
 
 #[test]
-fn labels_and_ports_of_a_pod_are_kept_only_with_an_address() {
-    let pod = |address: Option<&str>| -> Received<types::Pod> {
+fn labels_and_ports_of_a_pod_are_kept_only_with_an_address_or_on_this_node() {
+    let pod = |node: &str, address: Option<&str>| -> Received<types::Pod> {
         let ports = json!([{ "name": "http", "containerPort": 80 }, { "containerPort": 81 }]);
         let ips: Vec<Value> = address.iter().map(|ip| json!({ "ip": ip })).collect();
         let object = json!({
-            "metadata": { "namespace": "shop", "name": "web", "labels": { "app": "web" } },
-            "spec": { "containers": [{ "name": "main", "image": "x", "ports": ports }] },
+            "metadata": { "namespace": "shop", "name": "web", "uid": "u", "labels": { "app": "web" } },
+            "spec": { "nodeName": node, "containers": [{ "name": "main", "image": "x", "ports": ports }] },
             "status": { "phase": "Running", "podIPs": ips },
         });
         serde_json::from_str(&object.to_string()).unwrap()
     };
-    let mut pods = Inventory::<types::Pod>::bounded(MemoryLimits::default());
-    for (address, labels, ports) in [(None, 0, 0), (Some("10.244.1.7"), 1, 1), (None, 0, 0)] {
-        let update = pods.set(&pod(address));
+    let mut pods = Inventory::<types::Pod>::bounded(MemoryLimits::default(), NODE.into());
+    let some = Some("10.244.1.7");
+    for (node, address, [labels, ports, uids]) in [
+        ("n2", None, [0, 0, 0]),
+        ("n2", some, [1, 1, 0]),
+        ("n2", None, [0, 0, 0]),
+        (NODE, None, [1, 1, 1]),
+        (NODE, some, [1, 1, 1]),
+    ] {
+        let update = pods.set(&pod(node, address));
         let [Change::SetPod(pod)] = &*update.changes else { panic!("{update:?}") };
-        assert_eq!((pod.labels.iter().count(), pod.ports.len()), (labels, ports), "{address:?}");
+        let kept = [pod.labels.iter().count(), pod.ports.len(), pod.uid.iter().count()];
+        assert_eq!(kept, [labels, ports, uids], "{node} {address:?}");
     }
 }
 

@@ -1,0 +1,433 @@
+//! The pods of this node: their objects and their sandboxes, and what both mean together.
+//!
+//! An object says what a pod is, and its network plugin says where it is. The two come and go at different times: a
+//! pod has addresses before its object reports them, and its processes may run on after its object was deleted. So a
+//! pod of this node is:
+//!
+//! | object | sandbox | the pod |
+//! |---|---|---|
+//! | exists | not reported | as the object says, its addresses included |
+//! | exists | exists | as the object says, with the addresses of the sandbox; a finished one stays isolated |
+//! | exists | is gone | has no address, whatever the object says |
+//! | is gone, or has not arrived | exists | policies apply to what was last known of it; it is nobody's peer |
+//! | was never known | exists | allowed nothing |
+//!
+//! Two pods of one name, an old one that still runs and its successor, are told apart by their uids.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{Attachment, AttachmentId, Change, ObjectKey, Pod, Sandbox, SandboxState};
+
+/// The pods of one node.
+#[derive(Clone, Debug)]
+pub struct NodePods {
+    node: Arc<str>,
+    /// The objects of pods that have a network of their own.
+    objects: BTreeMap<ObjectKey, Pod>,
+    attached: BTreeMap<AttachmentId, Attached>,
+    /// Objects whose sandbox is gone.
+    ended: BTreeMap<ObjectKey, Option<Arc<str>>>,
+    /// The keys under which the pods of each name are in the cluster.
+    shown: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+}
+
+/// An attachment, with what was last known of its pod.
+#[derive(Clone, Debug)]
+struct Attached {
+    attachment: Attachment,
+    object: Option<Pod>,
+}
+
+impl Attached {
+    /// Whether this is the object of its pod. Objects of files have no uid: then the name has to do.
+    fn is_of(&self, object: &Pod) -> bool {
+        let is_same = |uid: &Arc<str>| object.uid.as_ref().is_none_or(|other| other == uid);
+        self.attachment.pod == object.key && self.attachment.uid.as_ref().is_none_or(is_same)
+    }
+}
+
+impl NodePods {
+    /// No pods, on `node`.
+    #[must_use]
+    pub fn new(node: impl Into<Arc<str>>) -> Self {
+        Self {
+            node: node.into(),
+            objects: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            shown: BTreeMap::new(),
+        }
+    }
+
+    /// Replaces the change of an object by what it means for the cluster. Only pods of this node differ.
+    pub fn translate(&mut self, change: Change, into: &mut Vec<Change>) {
+        match change {
+            Change::SetPod(pod) => {
+                let is_local = pod.node.as_ref() == Some(&self.node) && !pod.host_network;
+                let key = pod.key.clone();
+                if !is_local && !self.objects.contains_key(&key) && !self.shown.contains_key(&key) {
+                    into.push(Change::SetPod(pod));
+                } else if is_local {
+                    for attached in self.attached.values_mut().filter(|attached| attached.is_of(&pod)) {
+                        attached.object = Some(pod.clone());
+                    }
+                    self.objects.insert(key.clone(), pod);
+                    self.refresh(&key, into);
+                } else {
+                    self.objects.remove(&key);
+                    self.refresh(&key, into);
+                    into.push(Change::SetPod(pod));
+                }
+            }
+            Change::RemovePod(key) if self.objects.remove(&key).is_some() => self.refresh(&key, into),
+            other => into.push(other),
+        }
+    }
+
+    /// A pod was attached. `object` is its object, if that was read separately. Returns what changes in the cluster.
+    ///
+    /// An address is assigned once: older attachments that have one of these addresses are gone, even if nobody said
+    /// so.
+    pub fn attach(&mut self, attachment: Attachment, object: Option<Pod>) -> Vec<Change> {
+        let mut names = BTreeSet::from([attachment.pod.clone()]);
+        let id = attachment.id.clone();
+        let before = self.attached.remove(&id);
+        let mut ended = Vec::new();
+        for (id, Attached { attachment: other, .. }) in &mut self.attached {
+            let count = other.addresses.len();
+            other.addresses.retain(|address| !attachment.addresses.contains(address));
+            if other.addresses.len() < count {
+                names.insert(other.pod.clone());
+                ended.extend(other.addresses.is_empty().then(|| id.clone()));
+            }
+        }
+        for id in ended {
+            self.end(&id);
+        }
+        names.extend(before.as_ref().map(|before| before.attachment.pod.clone()));
+        let mut attached = Attached { attachment, object: None };
+        let current = self.objects.get(&attached.attachment.pod).filter(|object| attached.is_of(object));
+        let last = before.and_then(|before| before.object).filter(|last| attached.is_of(last));
+        let read = object.filter(|object| attached.is_of(object));
+        attached.object = current.cloned().or(read).or(last);
+        if self.ended.get(&attached.attachment.pod) == Some(&attached.attachment.uid) {
+            self.ended.remove(&attached.attachment.pod);
+        }
+        self.attached.insert(id, attached);
+        self.refresh_all(names)
+    }
+
+    /// An attachment is gone. Returns what changes in the cluster.
+    pub fn detach(&mut self, id: &AttachmentId) -> Vec<Change> {
+        let name = self.end(id);
+        self.refresh_all(name.into_iter().collect())
+    }
+
+    /// Forgets an attachment. Returns the name of its pod.
+    fn end(&mut self, id: &AttachmentId) -> Option<ObjectKey> {
+        let Attached { attachment: Attachment { pod, uid, .. }, .. } = self.attached.remove(id)?;
+        let has_others = self
+            .attached
+            .values()
+            .any(|other| (&other.attachment.pod, &other.attachment.uid) == (&pod, &uid));
+        if !has_others && self.objects.contains_key(&pod) {
+            self.ended.insert(pod.clone(), uid);
+        }
+        Some(pod)
+    }
+
+    /// Whether anything is known of the pod of this attachment.
+    #[must_use]
+    pub fn knows_pod_of(&self, id: &AttachmentId) -> bool {
+        self.attached.get(id).is_some_and(|attached| attached.object.is_some())
+    }
+
+    /// Every attachment, with what was last known of its pod.
+    pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, Option<&Pod>)> {
+        self.attached.values().map(|attached| (&attached.attachment, attached.object.as_ref()))
+    }
+
+    fn refresh_all(&mut self, names: BTreeSet<ObjectKey>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for name in names {
+            self.refresh(&name, &mut changes);
+        }
+        changes
+    }
+
+    /// Updates the cluster's pods of one name.
+    fn refresh(&mut self, name: &ObjectKey, into: &mut Vec<Change>) {
+        let is_ended = |(object, uid): (&Pod, &Option<Arc<str>>)| {
+            uid.is_none() || object.uid.is_none() || object.uid == *uid
+        };
+        if !self.objects.get(name).zip(self.ended.get(name)).is_some_and(is_ended) {
+            self.ended.remove(name);
+        }
+        let pods = self.pods(name);
+        let now: BTreeSet<ObjectKey> = pods.iter().map(|pod| pod.key.clone()).collect();
+        let before = if now.is_empty() {
+            self.shown.remove(name)
+        } else {
+            self.shown.insert(name.clone(), now.clone())
+        };
+        let gone = before.into_iter().flatten().filter(|key| !now.contains(key));
+        into.extend(gone.map(Change::RemovePod));
+        into.extend(pods.into_iter().map(Change::SetPod));
+    }
+
+    /// The pods of one name, as the cluster should have them.
+    fn pods(&self, name: &ObjectKey) -> Vec<Pod> {
+        let object = self.objects.get(name);
+        let mut own = Vec::new();
+        let mut others: BTreeMap<String, Vec<&Attached>> = BTreeMap::new();
+        for attached in self.attached.values().filter(|attached| attached.attachment.pod == *name) {
+            if object.is_some_and(|object| attached.is_of(object)) {
+                own.push(attached);
+            } else {
+                let Attachment { id, uid, .. } = &attached.attachment;
+                let distinction = uid.as_ref().unwrap_or(&id.container);
+                others.entry(distinction.to_string()).or_default().push(attached);
+            }
+        }
+        let others = others.into_iter().map(|(distinction, attached)| self.detached(name, &distinction, &attached));
+        let current = object.map(|object| match (own.as_slice(), self.ended.contains_key(name)) {
+            ([], false) => object.clone(),
+            ([], true) => Pod { addresses: Vec::new(), ..object.clone() },
+            (own, _) => in_sandbox(object.clone(), own, SandboxState::Current),
+        });
+        current.into_iter().chain(others).collect()
+    }
+
+    /// A pod without an object. No object has its name: no name of a pod contains an `@`.
+    fn detached(&self, name: &ObjectKey, distinction: &str, attached: &[&Attached]) -> Pod {
+        let key = ObjectKey::new(name.namespace.clone(), format!("{}@{distinction}", name.name));
+        let last = attached.iter().find_map(|attached| attached.object.clone());
+        let state = if last.is_some() { SandboxState::Detached } else { SandboxState::Unknown };
+        let last = last.unwrap_or_else(|| Pod::new(key.clone()));
+        let pod = Pod { key, node: Some(self.node.clone()), host_network: false, ..last };
+        in_sandbox(pod, attached, state)
+    }
+}
+
+/// The pod in a sandbox with these attachments.
+fn in_sandbox(pod: Pod, attached: &[&Attached], state: SandboxState) -> Pod {
+    let attachments: Vec<Attachment> = attached.iter().map(|attached| attached.attachment.clone()).collect();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for address in attachments.iter().flat_map(|attachment| &attachment.addresses) {
+        if !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
+    Pod { addresses, sandbox: Some(Arc::new(Sandbox { attachments, state })), ..pod }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cluster, Phase};
+
+    const ADDRESS: [u8; 4] = [10, 244, 1, 7];
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("shop", name)
+    }
+
+    fn object(name: &str, uid: &str, address: Option<[u8; 4]>) -> Pod {
+        Pod {
+            node: Some("n1".into()),
+            addresses: address.into_iter().map(IpAddr::from).collect(),
+            labels: [("app", uid)].into_iter().collect(),
+            uid: Some(uid.into()),
+            ..Pod::new(key(name))
+        }
+    }
+
+    fn attachment(name: &str, uid: &str, address: [u8; 4]) -> Attachment {
+        Attachment {
+            id: AttachmentId { container: format!("c-{uid}").into(), interface: "eth0".into() },
+            pod: key(name),
+            uid: Some(uid.into()),
+            host_interfaces: vec!["veth1".into()],
+            mac: None,
+            addresses: vec![address.into()],
+        }
+    }
+
+    /// The node's pods, and the cluster with all changes applied.
+    struct Node(NodePods, Cluster);
+
+    impl Node {
+        fn new() -> Self {
+            Self(NodePods::new("n1"), Cluster::new())
+        }
+
+        fn object(&mut self, change: Change) -> &mut Self {
+            let mut changes = Vec::new();
+            self.0.translate(change, &mut changes);
+            self.apply(changes)
+        }
+
+        fn attach(&mut self, attachment: Attachment) -> &mut Self {
+            let changes = self.0.attach(attachment, None);
+            self.apply(changes)
+        }
+
+        fn detach(&mut self, uid: &str) -> &mut Self {
+            let changes =
+                self.0.detach(&AttachmentId { container: format!("c-{uid}").into(), interface: "eth0".into() });
+            self.apply(changes)
+        }
+
+        fn apply(&mut self, changes: Vec<Change>) -> &mut Self {
+            for change in changes {
+                self.1.apply(change);
+            }
+            self
+        }
+
+        /// Each pod: its name, addresses, `app` label, and its sandbox.
+        fn pods(&self) -> Vec<(String, Vec<String>, String, Option<SandboxState>)> {
+            let text = |pod: &Arc<Pod>| {
+                let addresses = pod.addresses.iter().map(ToString::to_string).collect();
+                let app = pod.labels.get("app").unwrap_or("").to_owned();
+                (pod.key.name.to_string(), addresses, app, pod.sandbox_state())
+            };
+            self.1.pods().map(text).collect()
+        }
+    }
+
+    fn pod(
+        name: &str,
+        address: Option<&str>,
+        app: &str,
+        state: Option<SandboxState>,
+    ) -> (String, Vec<String>, String, Option<SandboxState>) {
+        (name.to_owned(), address.into_iter().map(str::to_owned).collect(), app.to_owned(), state)
+    }
+
+    const CURRENT: Option<SandboxState> = Some(SandboxState::Current);
+    const DETACHED: Option<SandboxState> = Some(SandboxState::Detached);
+    const UNKNOWN: Option<SandboxState> = Some(SandboxState::Unknown);
+
+    #[test]
+    fn pod_has_the_addresses_of_its_sandbox_before_its_object_reports_them() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", None))).attach(attachment("db", "a", ADDRESS));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.7"), "a", CURRENT)]);
+        node.object(Change::SetPod(object("db", "a", Some([10, 244, 1, 99]))));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.7"), "a", CURRENT)], "the sandbox counts");
+    }
+
+    #[test]
+    fn order_of_object_and_attachment_does_not_matter() {
+        let (mut one, mut other) = (Node::new(), Node::new());
+        one.object(Change::SetPod(object("db", "a", None))).attach(attachment("db", "a", ADDRESS));
+        other.attach(attachment("db", "a", ADDRESS));
+        assert_eq!(other.pods(), [pod("db@a", Some("10.244.1.7"), "", UNKNOWN)]);
+        other.object(Change::SetPod(object("db", "a", None)));
+        assert_eq!(one.pods(), other.pods());
+        assert_eq!(one.1.pods().collect::<Vec<_>>(), other.1.pods().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pod_whose_object_was_deleted_stays_a_subject_and_is_no_peer_until_its_sandbox_is_gone() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        node.object(Change::RemovePod(key("db")));
+        assert_eq!(node.pods(), [pod("db@a", Some("10.244.1.7"), "a", DETACHED)]);
+        let left = node.1.pods().next().unwrap().clone();
+        assert!(left.is_subject() && !left.is_selectable());
+        assert!(node.1.claimants(ADDRESS.into()).is_empty());
+        node.detach("a");
+        assert_eq!(node.pods(), []);
+    }
+
+    #[test]
+    fn successor_of_the_same_name_and_its_predecessor_are_two_pods() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        node.object(Change::SetPod(object("db", "b", None)));
+        let old = pod("db@a", Some("10.244.1.7"), "a", DETACHED);
+        assert_eq!(node.pods(), [pod("db", None, "b", None), old.clone()]);
+        node.attach(attachment("db", "b", [10, 244, 1, 8]));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.8"), "b", CURRENT), old]);
+        node.detach("a");
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.8"), "b", CURRENT)]);
+    }
+
+    #[test]
+    fn pod_whose_sandbox_is_gone_has_no_address_until_it_has_another_sandbox() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        node.detach("a");
+        assert_eq!(node.pods(), [pod("db", None, "a", None)]);
+        node.object(Change::SetPod(Pod { terminating: true, ..object("db", "a", Some(ADDRESS)) }));
+        assert_eq!(node.pods(), [pod("db", None, "a", None)], "the object still reports the old address");
+        node.attach(attachment("db", "a", [10, 244, 1, 8]));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.8"), "a", CURRENT)]);
+        node.detach("a").object(Change::SetPod(object("db", "b", Some([10, 244, 1, 9]))));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.9"), "b", None)], "another pod, never reported");
+    }
+
+    #[test]
+    fn finished_pod_stays_a_subject_while_it_has_a_sandbox() {
+        let finished = Pod { phase: Phase::Failed, ..object("db", "a", Some(ADDRESS)) };
+        let mut node = Node::new();
+        node.object(Change::SetPod(finished.clone()));
+        assert!(!node.1.pods().next().unwrap().is_subject());
+        node.attach(attachment("db", "a", ADDRESS));
+        let pod = node.1.pods().next().unwrap();
+        assert!(pod.is_subject() && !pod.is_selectable());
+    }
+
+    #[test]
+    fn address_that_is_assigned_again_leaves_its_old_attachment() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        node.object(Change::SetPod(object("web", "b", None))).attach(attachment("web", "b", ADDRESS));
+        assert_eq!(node.pods(), [pod("db", None, "a", None), pod("web", Some("10.244.1.7"), "b", CURRENT)]);
+        let both = Attachment { addresses: vec![[10, 244, 1, 8].into(), [10, 244, 1, 9].into()], ..attachment("x", "x", ADDRESS) };
+        node.attach(both).attach(attachment("y", "y", [10, 244, 1, 9]));
+        let others = [pod("x@x", Some("10.244.1.8"), "", UNKNOWN), pod("y@y", Some("10.244.1.9"), "", UNKNOWN)];
+        assert_eq!(node.pods()[2..], others);
+    }
+
+    #[test]
+    fn objects_of_files_have_no_uid_and_are_found_by_name() {
+        let mut node = Node::new();
+        let from_file = Pod { uid: None, ..object("db", "a", Some(ADDRESS)) };
+        node.object(Change::SetPod(from_file)).attach(attachment("db", "a", [10, 244, 1, 8]));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.8"), "a", CURRENT)]);
+    }
+
+    #[test]
+    fn pods_of_other_nodes_and_of_the_nodes_network_pass_unchanged() {
+        let mut node = Node::new();
+        let remote = Pod { node: Some("n2".into()), ..object("far", "a", Some(ADDRESS)) };
+        let host = Pod { host_network: true, ..object("host", "b", Some([192, 168, 0, 1])) };
+        for pod in [remote, host] {
+            let mut changes = Vec::new();
+            node.0.translate(Change::SetPod(pod.clone()), &mut changes);
+            assert_eq!(changes, [Change::SetPod(pod)]);
+        }
+        let mut changes = Vec::new();
+        node.0.translate(Change::RemovePod(key("far")), &mut changes);
+        assert_eq!(changes, [Change::RemovePod(key("far"))]);
+    }
+
+    #[test]
+    fn pod_that_moves_to_another_node_in_name_leaves_its_sandbox_policed() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        let moved = Pod { node: Some("n2".into()), ..object("db", "b", Some([10, 244, 2, 7])) };
+        node.object(Change::SetPod(moved));
+        let old = pod("db@a", Some("10.244.1.7"), "a", DETACHED);
+        assert_eq!(node.pods(), [pod("db", Some("10.244.2.7"), "b", None), old.clone()]);
+        node.object(Change::RemovePod(key("db")));
+        assert_eq!(node.pods(), [old]);
+    }
+}
