@@ -86,6 +86,12 @@ pub struct Metrics {
     received: Mutex<BTreeMap<&'static str, Instant>>,
     /// `towpath_connections_cut_total`.
     pub connections_cut: IntCounter,
+    /// `towpath_attachments`.
+    pub attachments: IntGauge,
+    /// `towpath_gate_requests_total`, by command and outcome.
+    pub gate_requests: IntCounterVec,
+    /// `towpath_gate_duration_seconds`, by command.
+    pub gate_duration: HistogramVec,
     /// `towpath_guarded_interfaces`.
     pub guarded_interfaces: IntGauge,
     /// `towpath_unknown_interfaces`.
@@ -232,6 +238,25 @@ impl Metrics {
             connections_cut: int_counter(
                 "towpath_connections_cut_total",
                 "Established connections cut because policy no longer allows them.",
+            )?,
+            attachments: int_gauge(
+                "towpath_attachments",
+                "Attachments of this node's pods to the network, as the CNI plugin reported them.",
+            )?,
+            gate_requests: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_gate_requests_total",
+                        "Requests of the CNI plugin, by command and outcome.",
+                    ),
+                    &["command", "outcome"],
+                ),
+            )?,
+            gate_duration: seconds(
+                "towpath_gate_duration_seconds",
+                "Time from a request of the CNI plugin to its answer, by command.",
+                "command",
             )?,
             guarded_interfaces: int_gauge(
                 "towpath_guarded_interfaces",

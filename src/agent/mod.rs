@@ -43,7 +43,7 @@ use waiting::Waiting;
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
-    model::{Change, Cluster, Delta, Pod},
+    model::{Attachment, AttachmentId, Change, Cluster, Delta, NodePods, Pod},
     policy::{
         budget::{Budgets, OverBudget},
         members::Members,
@@ -73,6 +73,10 @@ pub enum Input {
     Recheck,
     /// The tunnels that end on this node.
     Tunnels(Tunnels),
+    /// A pod was attached to the network.
+    Attached(Attached),
+    /// Attachments are gone. Sent to once what this means is in the kernel.
+    Detached(Vec<AttachmentId>, SyncSender<()>),
     /// Stop; what is in the kernel stays.
     Stop,
 }
@@ -83,6 +87,63 @@ impl Input {
     pub fn changes(changes: Vec<Change>) -> Self {
         Self::Changes { received: Instant::now(), changes }
     }
+}
+
+/// A pod that waits for its rules.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its attachment.
+    pub attachment: Attachment,
+    /// Its object, if it was read separately from the source of objects.
+    pub object: Option<Pod>,
+    /// Sent to once its rules are in the kernel.
+    pub written: SyncSender<PodRules>,
+}
+
+/// The rules of an attached pod, once they are in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodRules {
+    /// Those of the policies that apply to it.
+    Policies,
+    /// Nothing is known of the pod yet: nothing is allowed.
+    Closed,
+}
+
+/// An attachment that has to be remembered across restarts of the daemon, or forgotten.
+#[derive(Clone, Debug)]
+pub enum AttachmentRecord {
+    /// It exists; with what is last known of its pod.
+    Keep(Attachment, Option<Pod>),
+    /// It is gone.
+    Forget(AttachmentId),
+}
+
+/// An answer for the gate, due once both the rules and the interface guard are in the kernel.
+#[derive(Debug)]
+pub enum Answer {
+    /// To a pod that was attached.
+    Attached(SyncSender<PodRules>, PodRules),
+    /// To attachments that are gone.
+    Detached(SyncSender<()>),
+}
+
+impl Answer {
+    /// Gives it. The asker may have stopped waiting.
+    pub fn give(self) {
+        match self {
+            Self::Attached(to, rules) => drop(to.try_send(rules)),
+            Self::Detached(to) => drop(to.try_send(())),
+        }
+    }
+}
+
+/// What the agent sends to the interface guard.
+#[derive(Debug)]
+pub enum GuardInput {
+    /// The owners of addresses have changed.
+    Owners(AddressOwners),
+    /// To be given once what was sent before is in the kernel.
+    Answers(Vec<Answer>),
 }
 
 /// The loop's intervals.
@@ -152,9 +213,17 @@ pub struct Agent<D> {
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     applied: Option<Sender<Applied>>,
-    guard: Option<Sender<AddressOwners>>,
+    guard: Option<Sender<GuardInput>>,
     /// What was last sent to the guard.
     guarded: Option<(Arc<[LocalPod]>, Members, Members)>,
+    /// The pods of this node, before they are in the cluster.
+    node_pods: NodePods,
+    /// Where the attachments are remembered.
+    records: Option<Sender<AttachmentRecord>>,
+    /// Attached pods whose rules are not written yet.
+    attaching: Vec<(AttachmentId, SyncSender<PodRules>)>,
+    /// Attachments that are gone, not written yet.
+    detaching: Vec<SyncSender<()>>,
     cluster: Cluster,
     resolver: Resolver,
     kernel: Option<Observed>,
@@ -198,6 +267,10 @@ impl<D: Dataplane> Agent<D> {
             applied,
             guard: None,
             guarded: None,
+            node_pods: NodePods::new(node),
+            records: None,
+            attaching: Vec::new(),
+            detaching: Vec::new(),
             cluster: Cluster::new(),
             resolver: Resolver::new(node),
             kernel: None,
@@ -215,8 +288,26 @@ impl<D: Dataplane> Agent<D> {
 
     /// The same loop, which sends the owner of each address to the interface guard before it writes rules for it.
     #[must_use]
-    pub fn with_guard(self, guard: Option<Sender<AddressOwners>>) -> Self {
+    pub fn with_guard(self, guard: Option<Sender<GuardInput>>) -> Self {
         Self { guard, ..self }
+    }
+
+    /// The same with the attachments that a former process has recorded. What changes in them is sent to `records`.
+    #[must_use]
+    pub fn with_attachments(
+        mut self,
+        known: Vec<(Attachment, Option<Pod>)>,
+        records: Option<Sender<AttachmentRecord>>,
+    ) -> Self {
+        let now = Instant::now();
+        for (attachment, object) in known {
+            for change in self.node_pods.attach(attachment, object) {
+                self.change(change, now);
+            }
+        }
+        self.node_pods.take_changed();
+        self.metrics.attachments.set(i64::try_from(self.node_pods.attachments()).unwrap_or(i64::MAX));
+        Self { records, ..self }
     }
 
     /// The same on a node with these tunnels.
@@ -284,22 +375,24 @@ impl<D: Dataplane> Agent<D> {
     fn take(&mut self, input: Input) -> bool {
         match input {
             Input::Changes { received, changes } => {
-                self.split(&changes);
-                let (together, before) = (changes.len() > 1, self.resolver.moves());
+                let mut translated = Vec::with_capacity(changes.len());
                 for change in changes {
-                    match change {
-                        Change::DropRules(namespace, excess) => {
-                            for change in self.cluster.without_rules(&namespace, excess) {
-                                self.change(change, received);
-                            }
-                        }
-                        change => self.change(change, received),
-                    }
+                    self.node_pods.translate(change, &mut translated);
                 }
+                self.take_changes(translated, received);
                 self.status.taken(self.oldest());
-                if together {
-                    self.resolver.join_moves(before);
-                }
+            }
+            Input::Attached(Attached { attachment, object, written }) => {
+                self.attaching.push((attachment.id.clone(), written));
+                let changes = self.node_pods.attach(attachment, object);
+                self.take_changes(changes, Instant::now());
+                self.schedule.changed_urgently(Instant::now());
+            }
+            Input::Detached(ids, written) => {
+                self.detaching.push(written);
+                let changes = ids.iter().flat_map(|id| self.node_pods.detach(id)).collect();
+                self.take_changes(changes, Instant::now());
+                self.schedule.changed_urgently(Instant::now());
             }
             Input::Synced => {
                 self.status.wait_for("the first sync has not finished");
@@ -313,6 +406,61 @@ impl<D: Dataplane> Agent<D> {
             Input::Stop => return false,
         }
         true
+    }
+
+    /// Takes in changes that are one state.
+    fn take_changes(&mut self, changes: Vec<Change>, received: Instant) {
+        self.split(&changes);
+        let (together, before) = (changes.len() > 1, self.resolver.moves());
+        for change in changes {
+            match change {
+                Change::DropRules(namespace, excess) => {
+                    for change in self.cluster.without_rules(&namespace, excess) {
+                        self.change(change, received);
+                    }
+                }
+                change => self.change(change, received),
+            }
+        }
+        if together {
+            self.resolver.join_moves(before);
+        }
+        self.record();
+    }
+
+    /// Sends what changed of the attachments to where they are remembered.
+    fn record(&mut self) {
+        let changed = self.node_pods.take_changed();
+        if changed.is_empty() {
+            return;
+        }
+        self.metrics.attachments.set(i64::try_from(self.node_pods.attachments()).unwrap_or(i64::MAX));
+        let Some(records) = &self.records else { return };
+        for (id, state) in changed {
+            let record = match state {
+                Some((attachment, object)) => AttachmentRecord::Keep(attachment, object),
+                None => AttachmentRecord::Forget(id),
+            };
+            // The receiver is gone only when the process ends.
+            let _ = records.send(record);
+        }
+    }
+
+    /// Answers the gate for what the last sync wrote: at once, or by the interface guard, if its tables matter too.
+    fn answer(&mut self) {
+        let attached = std::mem::take(&mut self.attaching).into_iter().map(|(id, written)| {
+            let is_known = self.node_pods.knows_pod_of(&id);
+            Answer::Attached(written, if is_known { PodRules::Policies } else { PodRules::Closed })
+        });
+        let answers: Vec<Answer> =
+            attached.chain(std::mem::take(&mut self.detaching).into_iter().map(Answer::Detached)).collect();
+        if answers.is_empty() {
+            return;
+        }
+        match &self.guard {
+            Some(guard) => drop(guard.send(GuardInput::Answers(answers))),
+            None => answers.into_iter().for_each(Answer::give),
+        }
     }
 
     /// When the oldest change was received that was taken in and is not in the kernel yet.

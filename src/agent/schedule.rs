@@ -3,6 +3,7 @@
 //! | event | changes pending | no sync before | retry at | collect unused sets at |
 //! |---|---|---|---|---|
 //! | an object or the tunnels changed, the initial lists or deferred sets are complete | yes | | | |
+//! | a pod was attached or detached | yes | now, unless a retry is set | | |
 //! | a sync starts | no | start + debounce | | never, if it collects them |
 //! | everything was written | | | never; failures = 0 | |
 //! | the kernel refused an object | | | unless set: now + backoff; one more failure | |
@@ -64,6 +65,14 @@ impl Schedule {
     /// Something changed.
     pub(super) fn changed(&mut self) {
         self.pending = true;
+    }
+
+    /// Something changed that a pod waits for. Only a retry delays it.
+    pub(super) fn changed_urgently(&mut self, now: Instant) {
+        self.pending = true;
+        if self.retry_at.is_none() {
+            self.not_before = self.not_before.min(now);
+        }
     }
 
     /// Whether the initial lists are complete.
@@ -187,6 +196,17 @@ mod tests {
         assert_eq!(schedule.due(now + DEBOUNCE), Some(SYNC));
         schedule.starts(now + DEBOUNCE, false);
         assert_eq!(schedule.due(now + GC), None);
+    }
+
+    #[test]
+    fn urgent_change_waits_for_no_debounce_but_for_a_retry() {
+        let (mut schedule, now) = synced();
+        schedule.changed_urgently(now);
+        assert_eq!((schedule.due(now), schedule.next()), (Some(SYNC), Some(now)));
+        schedule.starts(now, false);
+        schedule.failed(now);
+        schedule.changed_urgently(now);
+        assert_eq!((schedule.due(now), schedule.next()), (None, Some(now + RETRY)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{debug, error, info, warn};
 
-use super::{AddressOwners, Agent, Applied, Readiness};
+use super::{AddressOwners, Agent, Applied, GuardInput, Readiness};
 use crate::{
     dataplane::{ApplyError, Dataplane, DataplaneError, FailureReason},
     model::{Direction, Family, ObjectKey},
@@ -51,6 +51,7 @@ impl<D: Dataplane> Agent<D> {
             self.dataplane.settled();
         }
         self.waiting.enforced(&self.metrics.enforcement_latency, Instant::now());
+        self.answer();
         self.metrics.broken_objects.set(i64::try_from(self.broken.len()).unwrap_or(i64::MAX));
         if self.broken.is_empty() {
             let failures = self.schedule.wrote_everything();
@@ -145,7 +146,7 @@ impl<D: Dataplane> Agent<D> {
             pod_cidrs: resolved.pod_cidrs.clone(),
             done: (!self.settled).then_some(done),
         };
-        let sent = guard.send(owners).is_ok();
+        let sent = guard.send(GuardInput::Owners(owners)).is_ok();
         if sent && !self.settled && written.recv_timeout(GUARD_PATIENCE).is_err() {
             warn!("interface guard not written in time; writing rules without it");
         }

@@ -18,7 +18,7 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    agent::{AddressOwners, GuardState, Status},
+    agent::{AddressOwners, Answer, GuardInput, GuardState, Status},
     dataplane::{
         DataplaneError,
         command::Commands,
@@ -57,8 +57,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 /// What the guard's thread receives.
 #[derive(Debug)]
 enum Input {
-    /// The owner of each address.
-    Owners(AddressOwners),
+    /// From the agent.
+    Agent(GuardInput),
     /// Links have changed.
     Links,
     /// Another program has changed our tables.
@@ -179,15 +179,15 @@ pub(super) fn start(
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     tunnels: impl Fn(Tunnels) + Send + 'static,
-) -> io::Result<Sender<AddressOwners>> {
-    let (owners, new_owners) = mpsc::channel::<AddressOwners>();
+) -> io::Result<Sender<GuardInput>> {
+    let (owners, new_owners) = mpsc::channel::<GuardInput>();
     let (inputs, inbox) = mpsc::channel::<Input>();
     status.set_condition(PART, Some("the interface guard is not written yet".to_owned()));
     follow_links(inputs.clone())?;
     follow_tables(ready.tables.changes(), inputs.clone())?;
     thread::Builder::new().name("guard-owners".to_owned()).spawn(move || {
         for update in new_owners {
-            if inputs.send(Input::Owners(update)).is_err() {
+            if inputs.send(Input::Agent(update)).is_err() {
                 return;
             }
         }
@@ -261,6 +261,7 @@ impl Worker {
         let mut check_at = Instant::now() + CHECK_INTERVAL;
         let mut foreign = false;
         let mut waiting_for = Vec::new();
+        let mut answers: Vec<Answer> = Vec::new();
         loop {
             let first = match inbox.recv_timeout(self.retry.min(RETRY_MOST)) {
                 Ok(input) => Some(input),
@@ -271,10 +272,11 @@ impl Worker {
             let mut waiting = Vec::new();
             for input in first.into_iter().chain(inbox.try_iter()) {
                 match input {
-                    Input::Owners(mut owners) => {
+                    Input::Agent(GuardInput::Owners(mut owners)) => {
                         waiting.extend(owners.done.take());
                         self.owners = Some(owners);
                     }
+                    Input::Agent(GuardInput::Answers(more)) => answers.extend(more),
                     Input::Links => {}
                     Input::Foreign => foreign = true,
                 }
@@ -292,6 +294,7 @@ impl Worker {
                         // The agent may have stopped waiting.
                         let _ = done.send(());
                     }
+                    answers.drain(..).for_each(Answer::give);
                 }
                 let due = Instant::now() >= check_at;
                 if std::mem::take(&mut foreign) || due {

@@ -33,6 +33,8 @@ pub struct NodePods {
     ended: BTreeMap<ObjectKey, Option<Arc<str>>>,
     /// The keys under which the pods of each name are in the cluster.
     shown: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// The attachments that changed, or whose object did, since they were last taken.
+    changed: BTreeSet<AttachmentId>,
 }
 
 /// An attachment, with what was last known of its pod.
@@ -60,6 +62,7 @@ impl NodePods {
             attached: BTreeMap::new(),
             ended: BTreeMap::new(),
             shown: BTreeMap::new(),
+            changed: BTreeSet::new(),
         }
     }
 
@@ -72,8 +75,11 @@ impl NodePods {
                 if !is_local && !self.objects.contains_key(&key) && !self.shown.contains_key(&key) {
                     into.push(Change::SetPod(pod));
                 } else if is_local {
-                    for attached in self.attached.values_mut().filter(|attached| attached.is_of(&pod)) {
-                        attached.object = Some(pod.clone());
+                    for (id, attached) in self.attached.iter_mut().filter(|(_, attached)| attached.is_of(&pod)) {
+                        if attached.object.as_ref() != Some(&pod) {
+                            attached.object = Some(pod.clone());
+                            self.changed.insert(id.clone());
+                        }
                     }
                     self.objects.insert(key.clone(), pod);
                     self.refresh(&key, into);
@@ -102,6 +108,7 @@ impl NodePods {
             other.addresses.retain(|address| !attachment.addresses.contains(address));
             if other.addresses.len() < count {
                 names.insert(other.pod.clone());
+                self.changed.insert(id.clone());
                 ended.extend(other.addresses.is_empty().then(|| id.clone()));
             }
         }
@@ -117,6 +124,7 @@ impl NodePods {
         if self.ended.get(&attached.attachment.pod) == Some(&attached.attachment.uid) {
             self.ended.remove(&attached.attachment.pod);
         }
+        self.changed.insert(id.clone());
         self.attached.insert(id, attached);
         self.refresh_all(names)
     }
@@ -130,6 +138,7 @@ impl NodePods {
     /// Forgets an attachment. Returns the name of its pod.
     fn end(&mut self, id: &AttachmentId) -> Option<ObjectKey> {
         let Attached { attachment: Attachment { pod, uid, .. }, .. } = self.attached.remove(id)?;
+        self.changed.insert(id.clone());
         let has_others = self
             .attached
             .values()
@@ -146,9 +155,18 @@ impl NodePods {
         self.attached.get(id).is_some_and(|attached| attached.object.is_some())
     }
 
-    /// Every attachment, with what was last known of its pod.
-    pub fn attachments(&self) -> impl Iterator<Item = (&Attachment, Option<&Pod>)> {
-        self.attached.values().map(|attached| (&attached.attachment, attached.object.as_ref()))
+    /// The attachments that changed since the last call, or whose object did: each with what is last known of its pod,
+    /// or `None` if it is gone.
+    pub fn take_changed(&mut self) -> Vec<(AttachmentId, Option<(Attachment, Option<Pod>)>)> {
+        let state = |attached: &Attached| (attached.attachment.clone(), attached.object.clone());
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        changed.map(|id| (id.clone(), self.attached.get(&id).map(state))).collect()
+    }
+
+    /// How many attachments there are.
+    #[must_use]
+    pub fn attachments(&self) -> usize {
+        self.attached.len()
     }
 
     fn refresh_all(&mut self, names: BTreeSet<ObjectKey>) -> Vec<Change> {
@@ -429,5 +447,25 @@ mod tests {
         assert_eq!(node.pods(), [pod("db", Some("10.244.2.7"), "b", None), old.clone()]);
         node.object(Change::RemovePod(key("db")));
         assert_eq!(node.pods(), [old]);
+    }
+
+    #[test]
+    fn attachments_that_changed_are_taken_once() {
+        let mut node = Node::new();
+        let taken = |node: &mut Node| {
+            let app = |pod: Option<Pod>| pod.map(|pod| pod.labels.get("app").unwrap_or("").to_owned());
+            let changed = node.0.take_changed().into_iter();
+            changed.map(|(id, state)| (id.container.to_string(), state.map(|(_, pod)| app(pod)))).collect::<Vec<_>>()
+        };
+        node.attach(attachment("db", "a", ADDRESS));
+        assert_eq!(taken(&mut node), [("c-a".to_owned(), Some(None))]);
+        node.object(Change::SetPod(object("db", "a", None)));
+        assert_eq!(taken(&mut node), [("c-a".to_owned(), Some(Some("a".to_owned())))]);
+        node.object(Change::SetPod(object("db", "a", None)));
+        node.object(Change::SetPod(object("web", "b", None))).object(Change::RemovePod(key("db")));
+        assert_eq!(taken(&mut node), [], "the last object is kept");
+        node.attach(attachment("web", "b", ADDRESS));
+        let [gone, come] = [("c-a".to_owned(), None), ("c-b".to_owned(), Some(Some("b".to_owned())))];
+        assert_eq!(taken(&mut node), [gone, come]);
     }
 }

@@ -322,6 +322,29 @@ impl Conntrack {
         failure.map_or(Ok(cut), Err)
     }
 
+    /// Deletes every connection of these addresses, as either end, and returns their number. For addresses without an
+    /// owner: their next packet is a first one, whoever gets them.
+    ///
+    /// # Errors
+    /// If the table cannot be read or written. The connections that can be deleted are still deleted.
+    pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, DataplaneError> {
+        let mut of_these = Vec::new();
+        self.each(|entry| {
+            let ends = [&entry.original, &entry.reply].map(|tuple| [tuple.source, tuple.destination]);
+            if ends.iter().flatten().any(|end| addresses.contains(end)) {
+                of_these.push(entry);
+            }
+        })?;
+        let (mut deleted, mut failure) = (0, None);
+        for entry in of_these {
+            match self.delete(&entry) {
+                Ok(is_there) => deleted += usize::from(is_there),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(deleted), Err)
+    }
+
     /// Cuts one connection. Returns whether it still existed.
     fn cut_one(&mut self, entry: &ConntrackEntry) -> Result<bool, DataplaneError> {
         let is_there = self.delete(entry)?;

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{Bindings, MOST_ADDRESSES, Mac, Port, Unbound, Veth, is_link_local};
 use crate::{
-    model::{Direction, Family},
+    model::{Attachment, Direction, Family},
     policy::{
         members::{Member, Members},
         resolve::LocalPod,
@@ -49,6 +49,9 @@ impl KnownAddresses<'_> {
 
 /// Binds interfaces to pods. `before` are the bindings until now.
 ///
+/// A pod whose network plugin reported its interfaces is behind these, with the addresses and the hardware address that
+/// the plugin reported, and behind no other. For all others the addresses have to do:
+///
 /// An interface that is bound to a pod stays with it for as long as both exist and the pod's addresses stay the same. A
 /// pod that is not bound yet is bound to the interface that has exactly its addresses, or else to the only one that has
 /// them among others. An interface whose pod's object is gone is retired: it may use no address any more, and is bound
@@ -60,10 +63,13 @@ impl KnownAddresses<'_> {
 /// long as no pod and no node owns them. An interface that was guarded once stays guarded until it is gone.
 #[must_use]
 pub fn bind(veths: &[Veth], known: &KnownAddresses<'_>, before: &Bindings) -> Bindings {
+    let reported = reported(veths, known.pods);
     let mut owners = keep(veths, known.pods, before);
+    owners.extend(reported.iter().map(|(index, (pod, _))| (*index, *pod)));
     let mut ambiguous = BTreeSet::new();
-    let mut waiting: Vec<&LocalPod> =
-        known.pods.iter().filter(|pod| !owners.values().any(|owner| owner.key == pod.key)).collect();
+    let is_bound = |pod: &LocalPod| owners.values().any(|owner| owner.key == pod.key);
+    let (missing, mut waiting): (Vec<&LocalPod>, Vec<&LocalPod>) =
+        known.pods.iter().filter(|pod| !is_bound(pod)).partition(|pod| has_reported_interface(pod));
     let is_retired =
         |index: u32| before.ports.get(&index).is_some_and(|port| port.retired || port.pod.is_some());
     for (exactly, retired) in [(true, false), (false, false), (true, true), (false, true)] {
@@ -98,16 +104,37 @@ pub fn bind(veths: &[Veth], known: &KnownAddresses<'_>, before: &Bindings) -> Bi
     let reason = |pod: &LocalPod| {
         if ambiguous.contains(&pod.key) { Unbound::Ambiguous } else { Unbound::NoInterface }
     };
-    let unbound = waiting.into_iter().map(|pod| (pod.key.clone(), reason(pod))).collect();
+    let unbound = waiting.into_iter().chain(missing).map(|pod| (pod.key.clone(), reason(pod))).collect();
     let mut ports = BTreeMap::new();
     for veth in veths {
         let pod = owners.get(&veth.index).copied();
         if pod.is_some() || is_guarded(veth, veths, &owners, before) || known.is_pods(veth) {
-            ports.insert(veth.index, port(veth, pod, known, before.ports.get(&veth.index)));
+            let attachment = reported.get(&veth.index).map(|(_, attachment)| *attachment);
+            ports.insert(veth.index, port(veth, pod, attachment, known, before.ports.get(&veth.index)));
         }
     }
     part(&mut ports, before);
     Bindings { ports, unbound }
+}
+
+/// The interfaces that network plugins reported, each with its pod and its attachment.
+fn reported<'a>(
+    veths: &[Veth],
+    pods: &'a [LocalPod],
+) -> BTreeMap<u32, (&'a LocalPod, &'a Attachment)> {
+    let mut by_name: BTreeMap<&str, (&LocalPod, &Attachment)> = BTreeMap::new();
+    for pod in pods {
+        for attachment in pod.sandbox.iter().flat_map(|sandbox| &sandbox.attachments) {
+            by_name.extend(attachment.host_interfaces.iter().map(|name| (&**name, (pod, attachment))));
+        }
+    }
+    veths.iter().filter_map(|veth| Some((veth.index, *by_name.get(&*veth.name)?))).collect()
+}
+
+/// Whether a network plugin reported an interface of this pod.
+fn has_reported_interface(pod: &LocalPod) -> bool {
+    let mut attachments = pod.sandbox.iter().flat_map(|sandbox| &sandbox.attachments);
+    attachments.any(|attachment| !attachment.host_interfaces.is_empty())
 }
 
 /// The interfaces that stay with their pods.
@@ -115,7 +142,8 @@ fn keep<'a>(veths: &[Veth], pods: &'a [LocalPod], before: &Bindings) -> BTreeMap
     let stays = |veth: &Veth| {
         let port = before.ports.get(&veth.index)?;
         let key = port.pod.as_ref()?;
-        let pod = pods.iter().find(|pod| pod.key == *key && pod.addresses == port.addresses)?;
+        let is_same = |pod: &&LocalPod| pod.key == *key && pod.addresses == port.addresses;
+        let pod = pods.iter().filter(|pod| !has_reported_interface(pod)).find(is_same)?;
         Some((veth.index, pod))
     };
     veths.iter().filter_map(stays).collect()
@@ -153,10 +181,18 @@ fn is_guarded(veth: &Veth, veths: &[Veth], owners: &BTreeMap<u32, &LocalPod>, be
     stays || routed || veths.iter().filter(is_pods).any(|other| shares_bridge(other) || shares_netns(other))
 }
 
-fn port(veth: &Veth, pod: Option<&LocalPod>, known: &KnownAddresses<'_>, before: Option<&Port>) -> Port {
+fn port(
+    veth: &Veth,
+    pod: Option<&LocalPod>,
+    attachment: Option<&Attachment>,
+    known: &KnownAddresses<'_>,
+    before: Option<&Port>,
+) -> Port {
     let bound_before = before.filter(|port| pod.is_some_and(|pod| port.pod.as_ref() == Some(&pod.key)));
     let retired = pod.is_none() && before.is_some_and(|port| port.retired || port.pod.is_some());
-    let mac = bound_before.and_then(|port| port.mac).or(veth.is_read.then_some(veth.mac));
+    let reported = attachment.and_then(|attachment| attachment.mac).map(Mac);
+    let read = veth.is_read.then_some(veth.mac);
+    let mac = reported.or_else(|| bound_before.and_then(|port| port.mac)).or(read);
     let own = veth.addresses.iter().filter_map(|address| match address {
         IpAddr::V6(address) if address.is_unicast_link_local() => Some(*address),
         _ => None,
@@ -166,10 +202,11 @@ fn port(veth: &Veth, pod: Option<&LocalPod>, known: &KnownAddresses<'_>, before:
     link_local.sort_unstable();
     link_local.dedup();
     link_local.truncate(MOST_ADDRESSES);
-    let addresses = match pod {
-        Some(pod) => pod.addresses.clone(),
-        None if retired || !veth.is_read => Vec::new(),
-        None => {
+    let addresses = match (pod, attachment) {
+        (_, Some(attachment)) => attachment.addresses.clone(),
+        (Some(pod), None) => pod.addresses.clone(),
+        (None, None) if retired || !veth.is_read => Vec::new(),
+        (None, None) => {
             let own = veth.addresses.iter().copied();
             let free = own.filter(|address| !is_link_local(*address) && !known.is_owned(*address));
             free.take(MOST_ADDRESSES).collect()

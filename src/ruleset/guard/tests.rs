@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    model::Pod,
+    model::{Attachment, AttachmentId, Pod, Sandbox, SandboxState},
     policy::{
         members::{Member, Members},
         program::Program,
@@ -526,4 +526,49 @@ fn both_tables_are_removed_whether_or_not_they_are_there() {
         render::removal(),
         "table bridge towpath\ndelete table bridge towpath\ntable netdev towpath\ndelete table netdev towpath\n"
     );
+}
+
+/// The pod with an attachment that its network plugin reported at this interface.
+fn reported(pod: LocalPod, interface: &str, mac: Option<[u8; 6]>) -> LocalPod {
+    let attachment = Attachment {
+        id: AttachmentId { container: "c".into(), interface: "eth0".into() },
+        pod: pod.key.clone(),
+        uid: None,
+        host_interfaces: vec!["cni0".into(), interface.into()],
+        mac,
+        addresses: pod.addresses.clone(),
+    };
+    let sandbox = Sandbox { attachments: vec![attachment], state: SandboxState::Current };
+    LocalPod { sandbox: Some(Arc::new(sandbox)), ..pod }
+}
+
+#[test]
+fn reported_interface_is_bound_whatever_is_behind_it() {
+    let mac = [2, 0, 0, 0, 0, 9];
+    // Another interface has the address, and the pod's own end was not read yet.
+    let unread = Veth { is_read: false, addresses: Vec::new(), ..veth(4, &[]) };
+    let veths = [veth(3, &["10.244.1.2"]), unread];
+    let bindings = fresh(&veths, &[reported(pod("a", &["10.244.1.2"]), "veth4", Some(mac))]);
+    assert_eq!((owner(&bindings, 3), owner(&bindings, 4)), (None, Some("a")));
+    let port = &bindings.ports[&4];
+    assert_eq!((port.mac, &port.addresses), (Some(Mac(mac)), &vec![ip("10.244.1.2")]));
+    assert_eq!(bindings.ports[&3].addresses, [] as [IpAddr; 0], "the address is the pod's");
+}
+
+#[test]
+fn pod_whose_reported_interface_is_missing_is_bound_to_no_other() {
+    let veths = [veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.5"])];
+    let bindings = fresh(&veths, &[reported(pod("a", &["10.244.1.2"]), "veth4", None), pod("b", &["10.244.1.5"])]);
+    assert_eq!((owner(&bindings, 3), owner(&bindings, 5)), (None, Some("b")));
+    assert_eq!(bindings.unbound[&ObjectKey::new("shop", "a")], Unbound::NoInterface);
+}
+
+#[test]
+fn report_replaces_a_binding_by_addresses() {
+    let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.2"])];
+    let before = fresh(&veths[..1], &[pod("a", &["10.244.1.2"])]);
+    assert_eq!(owner(&before, 3), Some("a"));
+    let after = bound(&veths, &[reported(pod("a", &["10.244.1.2"]), "veth4", None)], &[], &[], &before);
+    assert_eq!((owner(&after, 3), owner(&after, 4)), (None, Some("a")));
+    assert!(after.ports[&3].retired && after.ports[&3].mac.is_none());
 }
