@@ -14,6 +14,7 @@
 //! - [`policy`]: what it means. Evaluates one flow with reasons; resolves selectors into programs and members.
 //! - [`ruleset`]: how it is enforced. Chains, rules and sets as data; compile, plan, render, trace.
 //! - [`k8s`]: the input. Watches the API server or files, converts their objects, writes Events.
+//! - [`gate`]: the socket on which the CNI plugin asks, and what is remembered of its reports.
 //! - [`dataplane`]: the output. Observes and changes the kernel; has a fake that can fail on demand.
 //! - [`metrics`]: every name, help text and bucket.
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
@@ -53,6 +54,7 @@ pub mod agent;
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
+pub mod gate;
 pub mod k8s;
 #[cfg(feature = "lab")]
 pub mod lab;

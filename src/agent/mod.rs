@@ -319,6 +319,13 @@ impl<D: Dataplane> Agent<D> {
         self
     }
 
+    /// The same on a node whose pods have addresses of these blocks, whatever the node's object says.
+    #[must_use]
+    pub fn with_pod_cidrs(mut self, blocks: &[IpNet]) -> Self {
+        self.resolver = self.resolver.with_pod_cidrs(blocks.into());
+        self
+    }
+
     /// The same with other budgets.
     #[must_use]
     pub fn with_budgets(mut self, budgets: Budgets) -> Self {

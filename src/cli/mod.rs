@@ -28,6 +28,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::{
     dataplane::kernel::{Backend, Variant},
@@ -162,6 +163,20 @@ struct EnforcementArgs {
     /// node's own VXLAN interfaces are detected.
     #[arg(long, value_name = "PORT", default_value_t = 8472, env = "TOWPATH_VXLAN_PORT")]
     vxlan_port: u16,
+    /// What to do with packets from and to addresses of this node's pod blocks that no known pod holds.
+    #[arg(long, value_enum, default_value_t = UnknownPods::Open, env = "TOWPATH_UNKNOWN_LOCAL_PODS")]
+    unknown_local_pods: UnknownPods,
+    /// A block of this node's pod addresses; may be repeated. Default: `spec.podCIDRs` of its Node.
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "TOWPATH_POD_CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum UnknownPods {
+    /// Drop them: a pod that did not pass the gate has no network until its object reports its address.
+    Closed,
+    /// Let them pass, as no policy is known to apply to them.
+    Open,
 }
 
 impl EnforcementArgs {
@@ -176,6 +191,7 @@ impl EnforcementArgs {
             vxlan_port: self.vxlan_port,
             // The interface guard does the work of these rules; without one, `run` turns them on.
             link_rules: false,
+            close_unknown_pods: self.unknown_local_pods == UnknownPods::Closed,
         }
     }
 }

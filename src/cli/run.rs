@@ -158,6 +158,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         backend: args.iptables_backend.into(),
         listen: args.listen,
         options: args.enforcement.options(),
+        pod_cidrs: args.enforcement.pod_cidrs.clone(),
         budgets: args.budgets.budgets(),
         memory: args.memory.limits(),
         ready_lag: Duration::from_secs(args.ready_lag),

@@ -12,11 +12,13 @@
 //! - `source`: objects out of files or the API server.
 //! - `guard`: the thread of the interface guard.
 //! - `conntrack_cleaner`: the thread that cuts established connections.
+//! - `gate`: the threads that answer the CNI plugin.
 //! - `host`: the thread that checks settings of the host without which packets bypass the rules.
 //! - `events`: Kubernetes Events about what is over budget.
 
 mod conntrack_cleaner;
 mod events;
+mod gate;
 mod guard;
 mod host;
 mod source;
@@ -35,6 +37,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -76,6 +79,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// How rules are written. Whether the link rules are among them depends on the interface guard.
     pub options: Options,
+    /// The blocks of this node's pod addresses; if there are none, those of the node's object.
+    pub pod_cidrs: Vec<IpNet>,
     /// What policies may cost this node.
     pub budgets: Budgets,
     /// How much memory policies may take.
@@ -254,6 +259,11 @@ impl Daemon {
         let Some(_lock) = writer_lock(&self.settings.run_dir, &self.status) else { return };
         let outputs = self.outputs();
         let Self { settings, commands, metrics, status, inputs } = self;
+        let objects = if files.is_some() {
+            gate::ObjectReader::Files
+        } else {
+            gate::ObjectReader::Api(settings.access.clone(), runtime.clone())
+        };
         // A daemon that waits for another one watches nothing: nothing would take in its changes.
         let source = files.unwrap_or_else(|| {
             let _runtime = runtime.enter();
@@ -287,12 +297,28 @@ impl Daemon {
                 return;
             }
         };
+        let gate =
+            match gate::start(&settings.run_dir, inputs.clone(), metrics.clone(), status.clone(), objects) {
+                Ok(gate) => gate,
+                Err(error) => {
+                    error!(%error, "cannot listen for the CNI plugin");
+                    return;
+                }
+            };
         let watch = kernel.watch(move || {
             let _ = inputs.send(Input::Recheck);
         });
         let pace = Pace { check: settings.check_interval, ..Pace::default() };
-        let agent = Agent::new(&settings.node, kernel, options, pace, metrics, status, applied);
-        agent.with_guard(guard).with_tunnels(tunnels).with_budgets(settings.budgets).run(inbox);
+        let mut agent = Agent::new(&settings.node, kernel, options, pace, metrics, status, applied);
+        if !settings.pod_cidrs.is_empty() {
+            agent = agent.with_pod_cidrs(&settings.pod_cidrs);
+        }
+        agent
+            .with_guard(guard)
+            .with_attachments(gate.known, Some(gate.records))
+            .with_tunnels(tunnels)
+            .with_budgets(settings.budgets)
+            .run(inbox);
         drop((watch, source));
     }
 

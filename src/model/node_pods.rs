@@ -75,7 +75,9 @@ impl NodePods {
                 if !is_local && !self.objects.contains_key(&key) && !self.shown.contains_key(&key) {
                     into.push(Change::SetPod(pod));
                 } else if is_local {
-                    for (id, attached) in self.attached.iter_mut().filter(|(_, attached)| attached.is_of(&pod)) {
+                    for (id, attached) in
+                        self.attached.iter_mut().filter(|(_, attached)| attached.is_of(&pod))
+                    {
                         if attached.object.as_ref() != Some(&pod) {
                             attached.object = Some(pod.clone());
                             self.changed.insert(id.clone());
@@ -211,7 +213,8 @@ impl NodePods {
                 others.entry(distinction.to_string()).or_default().push(attached);
             }
         }
-        let others = others.into_iter().map(|(distinction, attached)| self.detached(name, &distinction, &attached));
+        let others =
+            others.into_iter().map(|(distinction, attached)| self.detached(name, &distinction, &attached));
         let current = object.map(|object| match (own.as_slice(), self.ended.contains_key(name)) {
             ([], false) => object.clone(),
             ([], true) => Pod { addresses: Vec::new(), ..object.clone() },
@@ -295,8 +298,9 @@ mod tests {
         }
 
         fn detach(&mut self, uid: &str) -> &mut Self {
-            let changes =
-                self.0.detach(&AttachmentId { container: format!("c-{uid}").into(), interface: "eth0".into() });
+            let changes = self
+                .0
+                .detach(&AttachmentId { container: format!("c-{uid}").into(), interface: "eth0".into() });
             self.apply(changes)
         }
 
@@ -408,9 +412,13 @@ mod tests {
         node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
         node.object(Change::SetPod(object("web", "b", None))).attach(attachment("web", "b", ADDRESS));
         assert_eq!(node.pods(), [pod("db", None, "a", None), pod("web", Some("10.244.1.7"), "b", CURRENT)]);
-        let both = Attachment { addresses: vec![[10, 244, 1, 8].into(), [10, 244, 1, 9].into()], ..attachment("x", "x", ADDRESS) };
+        let both = Attachment {
+            addresses: vec![[10, 244, 1, 8].into(), [10, 244, 1, 9].into()],
+            ..attachment("x", "x", ADDRESS)
+        };
         node.attach(both).attach(attachment("y", "y", [10, 244, 1, 9]));
-        let others = [pod("x@x", Some("10.244.1.8"), "", UNKNOWN), pod("y@y", Some("10.244.1.9"), "", UNKNOWN)];
+        let others =
+            [pod("x@x", Some("10.244.1.8"), "", UNKNOWN), pod("y@y", Some("10.244.1.9"), "", UNKNOWN)];
         assert_eq!(node.pods()[2..], others);
     }
 
@@ -455,7 +463,9 @@ mod tests {
         let taken = |node: &mut Node| {
             let app = |pod: Option<Pod>| pod.map(|pod| pod.labels.get("app").unwrap_or("").to_owned());
             let changed = node.0.take_changed().into_iter();
-            changed.map(|(id, state)| (id.container.to_string(), state.map(|(_, pod)| app(pod)))).collect::<Vec<_>>()
+            changed
+                .map(|(id, state)| (id.container.to_string(), state.map(|(_, pod)| app(pod))))
+                .collect::<Vec<_>>()
         };
         node.attach(attachment("db", "a", ADDRESS));
         assert_eq!(taken(&mut node), [("c-a".to_owned(), Some(None))]);

@@ -21,7 +21,8 @@ use super::{
     tenant::{Costs, Subject, Tenant, close},
 };
 use crate::model::{
-    Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Sandbox, Scope,
+    Cluster, Delta, Direction, Family, Handover, Namespace, NetworkPolicy, ObjectKey, Pod, PodPeer, Sandbox,
+    Scope,
 };
 
 /// What this node must enforce: everything that the compiler needs.
@@ -78,6 +79,8 @@ impl LocalPod {
 pub struct Resolver {
     node: Arc<str>,
     budgets: Budgets,
+    /// The blocks of this node's pod addresses, instead of those of the node's object.
+    pod_cidrs: Option<Arc<[IpNet]>>,
     subjects: BTreeMap<ObjectKey, Subject>,
     selections: BTreeMap<Arc<Selection>, Members>,
     /// The state of each namespace with pods of this node. A change in one of them recomputes only its own.
@@ -101,6 +104,7 @@ impl Resolver {
         Self {
             node: node.into(),
             budgets: Budgets::default(),
+            pod_cidrs: None,
             subjects: BTreeMap::new(),
             selections: BTreeMap::new(),
             tenants: BTreeMap::new(),
@@ -133,6 +137,13 @@ impl Resolver {
     pub fn with_budgets(mut self, budgets: Budgets) -> Self {
         self.budgets = budgets;
         self.pods = None;
+        self
+    }
+
+    /// The same resolver on a node whose pods have addresses of these blocks, whatever the node's object says.
+    #[must_use]
+    pub fn with_pod_cidrs(mut self, blocks: Arc<[IpNet]>) -> Self {
+        self.pod_cidrs = Some(blocks);
         self
     }
 
@@ -169,10 +180,10 @@ impl Resolver {
             selections: self.selections.clone(),
             nodes: self.nodes.clone(),
             all_pods: self.all_pods.clone(),
-            pod_cidrs: cluster
-                .node(&self.node)
-                .map(|node| node.pod_cidrs.iter().copied().collect())
-                .unwrap_or_default(),
+            pod_cidrs: self.pod_cidrs.clone().unwrap_or_else(|| {
+                let of_object = cluster.node(&self.node).map(|node| node.pod_cidrs.iter().copied().collect());
+                of_object.unwrap_or_default()
+            }),
             over_budget: self.over_budget.clone(),
         }
     }

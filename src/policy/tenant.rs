@@ -15,7 +15,10 @@ use super::{
     program::{Program, Selection},
     resolve::LocalPod,
 };
-use crate::model::{Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, Pod, Port, Ports, Sandbox, SandboxState, Standing};
+use crate::model::{
+    Cluster, Direction, MemoryExcess, NetworkPolicy, ObjectKey, Pod, Port, Ports, Sandbox, SandboxState,
+    Standing,
+};
 
 /// A pod of this node, and the policies whose podSelector selects it, by name.
 #[derive(Debug)]
@@ -194,7 +197,8 @@ impl Tenant {
             };
             let isolation = Direction::BOTH
                 .map(|direction| if isolates(direction) { Isolation::Closed } else { Isolation::Open });
-            let is_shared = |address: &IpAddr| cluster.claimants(*address).iter().any(|other| other.key != *key);
+            let is_shared =
+                |address: &IpAddr| cluster.claimants(*address).iter().any(|other| other.key != *key);
             let shared = addresses.iter().copied().filter(is_shared).collect();
             let sandbox = subject.pod.sandbox.clone();
             let key = key.clone();

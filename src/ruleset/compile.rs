@@ -58,6 +58,8 @@ pub struct Options {
     /// Whether these rules must drop traffic between pods over addresses that belong to no pod: broadcast, multicast
     /// and link-local ones. They need not if the interface guard does.
     pub link_rules: bool,
+    /// Whether to drop packets from and to addresses of this node's pod blocks that no known pod holds.
+    pub close_unknown_pods: bool,
 }
 
 /// The tunnels that end on a node.
@@ -81,6 +83,7 @@ impl Default for Options {
             enforce_pod_to_node: false,
             vxlan_port: 8472,
             link_rules: true,
+            close_unknown_pods: false,
         }
     }
 }
@@ -117,7 +120,7 @@ pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
 pub struct Compiler {
     options: Options,
     tunnels: Option<Tunnels>,
-    last: Option<(Arc<[LocalPod]>, Ruleset)>,
+    last: Option<(Arc<[LocalPod]>, Arc<[IpNet]>, Ruleset)>,
     /// The groups of the programs of the last ruleset.
     v4: Cache,
     v6: Cache,
@@ -155,7 +158,11 @@ impl Compiler {
     /// case for most changes in a large cluster. Otherwise the chains and covers of unchanged programs are reused.
     pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
         let mut ruleset = match self.last.take() {
-            Some((pods, ruleset)) if Arc::ptr_eq(&pods, &resolved.pods) => ruleset,
+            Some((pods, blocks, ruleset))
+                if Arc::ptr_eq(&pods, &resolved.pods) && blocks == resolved.pod_cidrs =>
+            {
+                ruleset
+            }
             _ => self.whole(resolved),
         };
         for family in Family::BOTH {
@@ -176,7 +183,7 @@ impl Compiler {
                 set.members = hooks::tunnel_ends(family, tunnels, resolved);
             }
         }
-        self.last = Some((resolved.pods.clone(), ruleset.clone()));
+        self.last = Some((resolved.pods.clone(), resolved.pod_cidrs.clone(), ruleset.clone()));
         ruleset
     }
 }
@@ -211,7 +218,10 @@ impl TableBuilder<'_> {
             .collect();
         let address_set =
             |addresses: &mut dyn Iterator<Item = IpAddr>| addresses.map(Member::Address).collect();
-        let all = address_set(&mut local.iter().map(|(_, address)| *address));
+        let all: OrdSet<Member> = address_set(&mut local.iter().map(|(_, address)| *address));
+        if self.options.close_unknown_pods {
+            self.set(names::known_pods(self.family), SetKind::Addresses, all.clone());
+        }
         self.set(names::local_pods(self.family), SetKind::Addresses, all);
         let all_pods = self.resolved.all_pods.of(self.family).clone();
         self.set(names::all_pods(self.family), SetKind::Addresses, all_pods);

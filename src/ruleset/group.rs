@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Copies of denied packets per second, for each program.
-const LOGS_PER_SECOND: u32 = 10;
+pub(super) const LOGS_PER_SECOND: u32 = 10;
 
 /// From this many rules on, those with one block and few ports each are combined into one lookup of address and port.
 /// It costs a packet as much as that many rules.

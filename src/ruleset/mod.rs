@@ -256,8 +256,10 @@ impl fmt::Display for SetName {
 pub enum SetRole {
     /// Counts dropped packets, by isolated pod.
     Drops,
-    /// The pods of this node.
+    /// The pods of this node, in rules about what they may not do.
     LocalPods,
+    /// The pods of this node, in rules about what only they may do.
+    KnownPods,
     /// The addresses of nodes.
     Nodes,
     /// The addresses of all pods of the cluster.

@@ -21,13 +21,14 @@ use crate::{
 };
 
 /// The chains with fixed names. No name is ever removed from this list: the last one is of former versions.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "TOWPATH-FORWARD",
     "TOWPATH-FORWARD-ND",
     "TOWPATH-INPUT",
     "TOWPATH-INPUT-ND",
     "TOWPATH-INGRESS",
     "TOWPATH-EGRESS",
+    "TOWPATH-UNKNOWN",
     // Chains that no packet passes: rules are written into them as a trial.
     "TOWPATH-PROBE",
     "TOWPATH-TRIAL",
@@ -38,9 +39,10 @@ const WORDS: [&str; 9] = [
 const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
 
 /// Every role of sets, with its word, and the number of digits of a digest that follow.
-const ROLES: [(SetRole, &str, usize); 13] = [
+const ROLES: [(SetRole, &str, usize); 14] = [
     (SetRole::Drops, "drops", 0),
     (SetRole::LocalPods, "local-pods", 0),
+    (SetRole::KnownPods, "known-pods", 0),
     (SetRole::Nodes, "nodes", 0),
     (SetRole::AllPods, "all-pods", 0),
     (SetRole::TunnelEnds, "tunnel-ends", 0),
@@ -89,6 +91,7 @@ pub const fn kind(role: SetRole) -> SetKind {
     match role {
         SetRole::Drops => SetKind::CountedAddresses,
         SetRole::LocalPods
+        | SetRole::KnownPods
         | SetRole::Nodes
         | SetRole::AllPods
         | SetRole::TunnelEnds
@@ -165,7 +168,9 @@ pub const fn grows_early(name: &SetName) -> bool {
         | SetRole::Excepts
         | SetRole::NetworkPorts
         | SetRole::Ports => true,
-        SetRole::AllPods | SetRole::TunnelEnds | SetRole::Pods | SetRole::NamedPorts => false,
+        SetRole::KnownPods | SetRole::AllPods | SetRole::TunnelEnds | SetRole::Pods | SetRole::NamedPorts => {
+            false
+        }
     }
 }
 
@@ -180,6 +185,7 @@ pub const fn is_named_after_members(name: &SetName) -> bool {
         | SetRole::Ports => true,
         SetRole::Drops
         | SetRole::LocalPods
+        | SetRole::KnownPods
         | SetRole::Nodes
         | SetRole::AllPods
         | SetRole::TunnelEnds
@@ -194,6 +200,7 @@ pub const fn is_named_after_members(name: &SetName) -> bool {
 pub const fn may_break(name: &SetName) -> bool {
     match name.role() {
         SetRole::LocalPods
+        | SetRole::KnownPods
         | SetRole::Nodes
         | SetRole::AllPods
         | SetRole::TunnelEnds
@@ -214,7 +221,8 @@ pub const fn may_break(name: &SetName) -> bool {
 pub const fn closes(name: &SetName) -> bool {
     match name.role() {
         SetRole::LocalPods | SetRole::Nodes | SetRole::Isolated(_) | SetRole::Excepts => true,
-        SetRole::AllPods
+        SetRole::KnownPods
+        | SetRole::AllPods
         | SetRole::TunnelEnds
         | SetRole::Drops
         | SetRole::Pods
@@ -235,6 +243,18 @@ pub fn drops(family: Family) -> SetName {
 #[must_use]
 pub fn local_pods(family: Family) -> SetName {
     set(family, SetRole::LocalPods, "")
+}
+
+/// The chain that packets from and to unknown pods of this node end in.
+#[must_use]
+pub fn unknown() -> ChainName {
+    chain("TOWPATH-UNKNOWN")
+}
+
+/// All pods of this node: those of its addresses that may be used.
+#[must_use]
+pub fn known_pods(family: Family) -> SetName {
+    set(family, SetRole::KnownPods, "")
 }
 
 /// The addresses of all pods of the cluster.
@@ -318,6 +338,7 @@ mod tests {
         for (set, [closing, early, breakable, after_members]) in [
             (drops(family), [false, true, true, false]),
             (local_pods(family), [true, true, false, false]),
+            (known_pods(family), [false, false, false, false]),
             (set(family, SetRole::Nodes, ""), [true, true, false, false]),
             (all_pods(family), [false, false, false, false]),
             (tunnel_ends(family), [false, false, false, false]),
@@ -458,6 +479,7 @@ mod tests {
             let made = [
                 drops(family),
                 local_pods(family),
+                known_pods(family),
                 set(family, SetRole::Nodes, ""),
                 all_pods(family),
                 tunnel_ends(family),

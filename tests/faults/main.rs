@@ -4,11 +4,16 @@
 
 #[path = "../support/churn_flows.rs"]
 mod churn_flows;
+#[path = "../support/cni.rs"]
+mod cni;
 mod conditions;
 mod connections;
 #[path = "../support/daemon_command.rs"]
 mod daemon_command;
+#[path = "../support/env.rs"]
+mod env;
 mod foreign;
+mod gate;
 mod handover;
 #[path = "../support/http.rs"]
 mod http;

@@ -144,8 +144,12 @@ fn guard_receives_changed_owners_and_delays_only_the_first_sync() {
     let (sender, received) = channel();
     let mut agent = agent().with_guard(Some(sender));
     apply(&mut agent, pod("web", 1));
+    let owners = |input: GuardInput| match input {
+        GuardInput::Owners(owners) => owners,
+        GuardInput::Answers(answers) => panic!("nobody asked: {answers:?}"),
+    };
     let guard = std::thread::spawn(move || {
-        let first: AddressOwners = received.recv_timeout(GUARD_PATIENCE).unwrap();
+        let first = owners(received.recv_timeout(GUARD_PATIENCE).unwrap());
         first.done.as_ref().unwrap().send(()).unwrap();
         (first.pods.len(), received)
     });
@@ -156,16 +160,16 @@ fn guard_receives_changed_owners_and_delays_only_the_first_sync() {
     assert!(received.try_recv().is_err(), "nothing changed");
     apply(&mut agent, pod("db", 2));
     agent.sync(false);
-    let next = received.try_recv().unwrap();
+    let next = owners(received.try_recv().unwrap());
     assert_eq!((next.pods.len(), next.done.is_none()), (2, true));
     // A pod elsewhere, and a node.
     let elsewhere = Pod { node: Some("n2".into()), ..Pod::new(ObjectKey::new("shop", "far")) };
     apply(&mut agent, Change::SetPod(Pod { addresses: vec![[10, 244, 2, 1].into()], ..elsewhere.clone() }));
     agent.sync(false);
-    assert_eq!(received.try_recv().unwrap().all_pods.v4.len(), 3);
+    assert_eq!(owners(received.try_recv().unwrap()).all_pods.v4.len(), 3);
     apply(&mut agent, Change::SetPod(Pod { node_addresses: vec![[192, 168, 0, 2].into()], ..elsewhere }));
     agent.sync(false);
-    assert_eq!(received.try_recv().unwrap().nodes.v4.len(), 1);
+    assert_eq!(owners(received.try_recv().unwrap()).nodes.v4.len(), 1);
 }
 
 #[test]

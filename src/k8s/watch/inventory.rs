@@ -266,7 +266,12 @@ impl<S: Watched> Inventory<S> {
             // everything else too; what is known of a pod of this node may come before it. Of its ports only the named
             // ones are needed.
             Some(Change::SetPod(pod)) if pod.addresses.is_empty() && pod.node != self.node => {
-                return Some(Change::SetPod(Pod { labels: Labels::default(), ports: Vec::new(), uid: None, ..pod }));
+                return Some(Change::SetPod(Pod {
+                    labels: Labels::default(),
+                    ports: Vec::new(),
+                    uid: None,
+                    ..pod
+                }));
             }
             Some(Change::SetPod(mut pod)) => {
                 if pod.node != self.node {

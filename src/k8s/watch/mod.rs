@@ -41,7 +41,7 @@ pub use follow::SILENCE;
 pub use inventory::Rejection;
 pub use kinds::Kind;
 pub use memory::MemoryLimits;
-pub use snapshot::snapshot;
+pub use snapshot::{pod, snapshot};
 
 use self::follow::Follower;
 use super::types;

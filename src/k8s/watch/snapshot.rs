@@ -7,7 +7,15 @@ use super::{
     kinds::Watched,
     received::Received,
 };
-use crate::{k8s::types, model::Cluster};
+use std::time::Duration;
+
+use crate::{
+    k8s::types,
+    model::{Change, Cluster, ObjectKey, Pod},
+};
+
+/// How long to wait for the object of one pod.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Every namespace, pod and policy of the cluster as the daemon would enforce it, and what is wrong with single ones.
 ///
@@ -41,4 +49,32 @@ async fn list<S: Watched>(access: &Access) -> Result<Update, WatchError> {
     })
     .await?;
     Ok(inventory.end_list())
+}
+
+/// The pod of this name, read once; `None` if there is none, or it cannot be read. For a pod of which the watch has not
+/// told yet: that takes the right to list pods, which the watch has, and no other.
+///
+/// # Errors
+/// If the API server cannot be asked.
+pub async fn pod(access: &Access, key: &ObjectKey) -> Result<Option<Pod>, WatchError> {
+    let (client, server) = access.client().await.map_err(|error| WatchError::of_access(&error))?;
+    let mut inventory = Inventory::<types::Pod>::new();
+    inventory.begin_list();
+    let fields = format!("metadata.namespace={},metadata.name={}", key.namespace, key.name);
+    pages(
+        &client,
+        &server,
+        Some(fields),
+        PATIENCE,
+        |page: &mut dyn Iterator<Item = Received<types::Pod>>| {
+            for received in page {
+                inventory.set(&received);
+            }
+        },
+    )
+    .await?;
+    Ok(inventory.end_list().changes.into_iter().find_map(|change| match change {
+        Change::SetPod(pod) if pod.key == *key => Some(pod),
+        _ => None,
+    }))
 }

@@ -1,7 +1,8 @@
 //! State that a resolver keeps, drops and reports while the cluster changes.
 
 use super::*;
-use crate::model::{Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Sandbox, SandboxState, Standing,
+use crate::model::{
+    Change, LabelSelector, Node, Peer, Peers, PolicyRule, Ports, Requirement, Sandbox, SandboxState, Standing,
 };
 
 const HERE: &str = "n1";
@@ -205,7 +206,11 @@ fn pod_of_which_nothing_is_known_is_allowed_nothing() {
     world.apply(in_sandbox("unknown", 1, SandboxState::Unknown));
     let resolved = world.resolve();
     let unknown = resolved.pods.iter().find(|pod| &*pod.key.name == "unknown").unwrap();
-    let rules = |direction| unknown.program(direction).map(|program| program.tiers.iter().map(|tier| tier.rules.len()).sum::<usize>());
+    let rules = |direction| {
+        unknown
+            .program(direction)
+            .map(|program| program.tiers.iter().map(|tier| tier.rules.len()).sum::<usize>())
+    };
     assert_eq!((rules(Direction::Ingress), rules(Direction::Egress)), (Some(0), Some(0)));
     assert!(resolved.pods.iter().all(|pod| &*pod.key.name != "web" || pod.ingress.is_none()));
 }

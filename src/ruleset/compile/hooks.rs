@@ -12,7 +12,10 @@ use super::{TableBuilder, Tunnels};
 use crate::{
     model::{Direction, Family, PortRange, Protocol},
     policy::resolve::{LocalPod, Resolved},
-    ruleset::{BuiltIn, Chain, ChainName, Field, Match, Member, PORT_SLOTS, Rule, SetKind, Target, names},
+    ruleset::{
+        BuiltIn, Chain, ChainName, Field, Match, Member, PORT_SLOTS, Rule, SetKind, Target,
+        group::LOGS_PER_SECOND, names,
+    },
 };
 
 /// ICMPv6 types without which IPv6 does not work on a link: router solicitation and advertisement, neighbour
@@ -50,12 +53,14 @@ impl TableBuilder<'_> {
     /// The chains that the built-in ones jump to.
     pub(super) fn hooked_chains(&mut self) {
         let established = Rule::new([Match::Established], Target::Return);
+        self.unknown_chain();
         let forward = [
             vec![established.clone()],
             self.errors(),
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
             self.link_wide(),
             self.ask(&Direction::BOTH),
+            self.unknown_pods(&Direction::BOTH),
             self.forwarded_tunnels(),
         ];
         let mut input = self.received_tunnels();
@@ -65,6 +70,7 @@ impl TableBuilder<'_> {
             input.extend(self.errors());
             input.extend(self.discovery("TOWPATH-INPUT-ND", &own_egress));
             input.extend(self.ask(&own_egress));
+            input.extend(self.unknown_pods(&own_egress));
         }
         for (at, name, chain) in [
             (BuiltIn::Forward, names::forward(), forward.into_iter().flatten().collect::<Chain>()),
@@ -88,6 +94,39 @@ impl TableBuilder<'_> {
                 Rule::new([Match::Set { set: set.clone(), field }], Target::Jump(names::dispatch(direction)))
             })
             .collect()
+    }
+
+    /// Drops what an address of this node's pod blocks sends, or is sent, unless a known pod holds it. Known pods may
+    /// be isolated; that was checked before.
+    fn unknown_pods(&self, directions: &[Direction]) -> Vec<Rule> {
+        let blocks = self.resolved.pod_cidrs.iter().filter(|block| Family::of(block.addr()) == self.family);
+        let blocks = blocks.filter(|_| self.options.close_unknown_pods);
+        let set = names::known_pods(self.family);
+        blocks
+            .flat_map(|block| {
+                directions.iter().map(|direction| {
+                    let (matches, field) = match direction {
+                        Direction::Egress => (Match::Source(*block), Field::Source),
+                        Direction::Ingress => (Match::Destination(*block), Field::Destination),
+                    };
+                    let stranger = Match::NotInSet { set: set.clone(), field };
+                    Rule::new([matches, stranger], Target::Goto(names::unknown()))
+                })
+            })
+            .collect()
+    }
+
+    /// Where packets from and to unknown pods end: logged and dropped.
+    fn unknown_chain(&mut self) {
+        if !self.options.close_unknown_pods {
+            return;
+        }
+        let log = self.options.log_group.map(|group| {
+            let target = Target::Log { group, prefix: "towpath unknown ".into() };
+            Rule::new([Match::Limit { per_second: LOGS_PER_SECOND }], target)
+        });
+        let chain = log.into_iter().chain([Rule::new([], Target::Drop)]).collect();
+        self.table.chains.insert(names::unknown(), chain);
     }
 
     /// Lets ICMP errors about connections pass. For IPv6 the chain for ICMPv6 does this.
@@ -115,7 +154,8 @@ impl TableBuilder<'_> {
         });
         let related = Rule::new([Match::Related], Target::Return);
         let pass = std::iter::once(related).chain(neighbours).chain(listeners);
-        let chain = pass.chain(self.link_wide()).chain(self.ask(directions)).collect();
+        let ask = self.ask(directions).into_iter().chain(self.unknown_pods(directions));
+        let chain = pass.chain(self.link_wide()).chain(ask).collect();
         self.table.chains.insert(name.clone(), chain);
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
     }

@@ -118,10 +118,7 @@ pub fn bind(veths: &[Veth], known: &KnownAddresses<'_>, before: &Bindings) -> Bi
 }
 
 /// The interfaces that network plugins reported, each with its pod and its attachment.
-fn reported<'a>(
-    veths: &[Veth],
-    pods: &'a [LocalPod],
-) -> BTreeMap<u32, (&'a LocalPod, &'a Attachment)> {
+fn reported<'a>(veths: &[Veth], pods: &'a [LocalPod]) -> BTreeMap<u32, (&'a LocalPod, &'a Attachment)> {
     let mut by_name: BTreeMap<&str, (&LocalPod, &Attachment)> = BTreeMap::new();
     for pod in pods {
         for attachment in pod.sandbox.iter().flat_map(|sandbox| &sandbox.attachments) {

@@ -558,7 +558,8 @@ fn reported_interface_is_bound_whatever_is_behind_it() {
 #[test]
 fn pod_whose_reported_interface_is_missing_is_bound_to_no_other() {
     let veths = [veth(3, &["10.244.1.2"]), veth(5, &["10.244.1.5"])];
-    let bindings = fresh(&veths, &[reported(pod("a", &["10.244.1.2"]), "veth4", None), pod("b", &["10.244.1.5"])]);
+    let bindings =
+        fresh(&veths, &[reported(pod("a", &["10.244.1.2"]), "veth4", None), pod("b", &["10.244.1.5"])]);
     assert_eq!((owner(&bindings, 3), owner(&bindings, 5)), (None, Some("b")));
     assert_eq!(bindings.unbound[&ObjectKey::new("shop", "a")], Unbound::NoInterface);
 }

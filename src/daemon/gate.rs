@@ -1,0 +1,388 @@
+//! Answers the CNI plugin: a pod starts once its rules are in the kernel, and is policed until its sandbox is gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, Sender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::net::if_::if_nametoindex;
+use tokio::runtime::Handle;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
+    dataplane::kernel::conntrack::Conntrack,
+    gate::{
+        records::{Known, Records},
+        server,
+    },
+    k8s::{
+        convert::validate,
+        watch::{self, Access},
+    },
+    metrics::Metrics,
+    model::{Attachment, AttachmentId, ObjectKey, Pod},
+};
+use towpath_cni::protocol::{self, Request, Response};
+
+/// The name of the socket in the run directory.
+pub(super) const SOCKET: &str = "gate.sock";
+
+/// How long a pod's rules may take to be written. The plugin gives up before.
+const WRITING: Duration = Duration::from_mins(1);
+
+/// How long to wait for what the removal of a pod changes in the kernel. The plugin does not wait longer, and a pod must
+/// not be kept from ending.
+const REMOVING: Duration = Duration::from_millis(1500);
+
+/// How long to look for the object of a new pod. A pod without one starts closed.
+const LOOKING: Duration = Duration::from_secs(3);
+
+/// The wait before the object is looked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often to look for attachments that ended without a message.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Where the object of a pod is read, if the source of objects has not delivered it.
+#[derive(Debug)]
+pub(super) enum ObjectReader {
+    /// From nowhere: it comes from a file or not at all.
+    Files,
+    /// From the API server.
+    Api(Access, Handle),
+}
+
+/// What was started.
+pub(super) struct Started {
+    /// The attachments that a former process knew.
+    pub(super) known: Vec<(Attachment, Option<Pod>)>,
+    /// Where the agent sends what has to be remembered.
+    pub(super) records: Sender<AttachmentRecord>,
+}
+
+/// Addresses that have no owner, and whom to tell when their connections are forgotten.
+type Forget = (BTreeSet<IpAddr>, mpsc::SyncSender<()>);
+
+struct Gate {
+    inputs: Sender<Input>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    records: Records,
+    objects: ObjectReader,
+    connections: Sender<Forget>,
+    entries: Mutex<BTreeMap<AttachmentId, Entry>>,
+}
+
+/// An attachment that the plugin reported.
+struct Entry {
+    network: String,
+    attachment: Attachment,
+    /// Tells a repeated report from an earlier one.
+    reported: Instant,
+    /// Whether its rules were in the kernel.
+    is_written: bool,
+}
+
+/// Reads the records of a former process and answers the plugin from now on.
+///
+/// # Errors
+/// If the records cannot be read, the socket cannot be made, or no thread can be started.
+pub(super) fn start(
+    run_dir: &Path,
+    inputs: Sender<Input>,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    objects: ObjectReader,
+) -> io::Result<Started> {
+    let socket = run_dir.join(SOCKET);
+    let records = Records::open(protocol::records(&socket))?;
+    let (connections, forgotten) = mpsc::channel::<Forget>();
+    let counted = metrics.clone();
+    thread::Builder::new()
+        .name("gate-conntrack".to_owned())
+        .spawn(move || forget_connections(&forgotten, &counted))?;
+    let gate =
+        Arc::new(Gate { inputs, metrics, status, records, objects, connections, entries: Mutex::default() });
+    let known = gate.recover()?;
+    let (sender, changes) = mpsc::channel();
+    let keeper = gate.clone();
+    thread::Builder::new().name("gate-records".to_owned()).spawn(move || keeper.keep_records(&changes))?;
+    let pruner = gate.clone();
+    thread::Builder::new().name("gate-prune".to_owned()).spawn(move || {
+        loop {
+            thread::sleep(PRUNE_INTERVAL);
+            pruner.prune();
+        }
+    })?;
+    server::serve(&socket, move |request| gate.answer(request))?;
+    Ok(Started { known, records: sender })
+}
+
+impl Gate {
+    fn answer(&self, request: Request) -> Response {
+        let start = Instant::now();
+        let (command, result) = match request {
+            Request::Add(attachment) => ("add", self.add(&attachment)),
+            Request::Check(attachment) => ("check", self.check(&attachment)),
+            Request::Del(id) => ("del", self.del(&id)),
+            Request::Gc { network, valid } => ("gc", self.gc(&network, &valid)),
+            Request::Status => ("status", self.ready()),
+        };
+        let outcome = if result.is_ok() { "done" } else { "failed" };
+        self.metrics.gate_requests.with_label_values(&[command, outcome]).inc();
+        self.metrics.gate_duration.with_label_values(&[command]).observe(start.elapsed().as_secs_f64());
+        match result {
+            Ok(()) => Response::Done,
+            Err(reason) => {
+                warn!(command, reason, "CNI request failed");
+                Response::Failed { reason }
+            }
+        }
+    }
+
+    /// A new pod: returns once its rules are in the kernel and no connection of a former owner of its addresses is left.
+    fn add(&self, reported: &protocol::Attachment) -> Result<(), String> {
+        let attachment = attachment(reported)?;
+        let (id, pod, start) = (attachment.id.clone(), attachment.pod.clone(), Instant::now());
+        let known = Known { network: reported.network.clone(), attachment, object: None };
+        self.records.keep(&known).map_err(|error| format!("cannot record the attachment: {error}"))?;
+        let attachment = known.attachment.clone();
+        let addresses: BTreeSet<IpAddr> = attachment.addresses.iter().copied().collect();
+        let entry = Entry { network: known.network, attachment, reported: start, is_written: false };
+        self.entries().insert(id.clone(), entry);
+        let mut rules = self.attach(&id, start, None)?;
+        while rules == PodRules::Closed && start.elapsed() < LOOKING {
+            let object = self.read(&pod);
+            if object.is_none() {
+                thread::sleep(LOOK_AGAIN);
+            }
+            rules = self.attach(&id, start, object)?;
+        }
+        if rules == PodRules::Closed {
+            warn!(%pod, "object of a new pod not found; the pod is closed until it is");
+        }
+        self.forget(addresses, WRITING);
+        if let Some(entry) = self.entries().get_mut(&id).filter(|entry| entry.reported == start) {
+            entry.is_written = true;
+        }
+        debug!(%pod, attachment = %id, after = ?start.elapsed(), "pod may start");
+        Ok(())
+    }
+
+    /// Tells the agent of an attachment, and waits for its rules.
+    fn attach(&self, id: &AttachmentId, reported: Instant, object: Option<Pod>) -> Result<PodRules, String> {
+        let (written, rules) = sync_channel(1);
+        {
+            // Under the lock, so that a removal comes either before or after it.
+            let entries = self.entries();
+            let entry = entries.get(id).filter(|entry| entry.reported == reported);
+            let Some(entry) = entry else { return Err("the attachment was removed meanwhile".to_owned()) };
+            let attached = Attached { attachment: entry.attachment.clone(), object, written };
+            self.inputs.send(Input::Attached(attached)).map_err(|_| "the sync loop has ended".to_owned())?;
+        }
+        rules.recv_timeout(WRITING).map_err(|_| {
+            let reasons = self.status.view().reasons.join("; ");
+            let reasons = if reasons.is_empty() { "no reason is known".to_owned() } else { reasons };
+            format!("the rules of the pod were not written within {} s: {reasons}", WRITING.as_secs())
+        })
+    }
+
+    /// The object of a pod, as the API server has it.
+    fn read(&self, pod: &ObjectKey) -> Option<Pod> {
+        let ObjectReader::Api(access, runtime) = &self.objects else { return None };
+        runtime
+            .block_on(watch::pod(access, pod))
+            .inspect_err(|error| warn!(%pod, %error, "cannot read the object of a new pod"))
+            .ok()
+            .flatten()
+    }
+
+    /// The sandbox is about to be removed: ends the pod, and the connections of its addresses before another pod can
+    /// have them.
+    fn del(&self, id: &protocol::AttachmentId) -> Result<(), String> {
+        self.remove(&[model_id(id)]);
+        Ok(())
+    }
+
+    fn gc(&self, network: &str, valid: &[protocol::AttachmentId]) -> Result<(), String> {
+        let valid: BTreeSet<AttachmentId> = valid.iter().map(model_id).collect();
+        let is_gone =
+            |(id, entry): &(&AttachmentId, &Entry)| entry.network == network && !valid.contains(*id);
+        let gone: Vec<AttachmentId> =
+            self.entries().iter().filter(is_gone).map(|(id, _)| id.clone()).collect();
+        self.remove(&gone);
+        Ok(())
+    }
+
+    fn remove(&self, ids: &[AttachmentId]) {
+        let (written, done) = sync_channel(1);
+        let mut addresses = BTreeSet::new();
+        {
+            let mut entries = self.entries();
+            for entry in ids.iter().filter_map(|id| entries.remove(id)) {
+                addresses.extend(entry.attachment.addresses);
+            }
+            // The loop is gone only when the process ends.
+            let _ = self.inputs.send(Input::Detached(ids.to_vec(), written));
+        }
+        for id in ids {
+            if let Err(error) = self.records.forget(id) {
+                warn!(attachment = %id, %error, "cannot remove the record of an attachment");
+            }
+        }
+        if done.recv_timeout(REMOVING).is_err() {
+            warn!(attachments = ids.len(), "removal of attachments not written in time; it is retried");
+        }
+        if !addresses.is_empty() {
+            self.forget(addresses, REMOVING);
+        }
+    }
+
+    fn check(&self, reported: &protocol::Attachment) -> Result<(), String> {
+        match self.entries().get(&model_id(&reported.id)) {
+            Some(entry) if entry.is_written => Ok(()),
+            Some(_) => Err("the rules of the pod are not written yet".to_owned()),
+            None => Err("this attachment was never reported, or is gone".to_owned()),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.status.readiness() {
+            Readiness::Starting(reason) => Err(reason),
+            Readiness::Ready | Readiness::Degraded(_) | Readiness::Failing(_) => Ok(()),
+        }
+    }
+
+    /// Removes what is tracked of connections of these addresses, and waits for that up to `patience`.
+    fn forget(&self, addresses: BTreeSet<IpAddr>, patience: Duration) {
+        let (done, forgotten) = sync_channel(1);
+        if self.connections.send((addresses, done)).is_err() || forgotten.recv_timeout(patience).is_err() {
+            warn!("connections of the former owner of an address may still be tracked");
+        }
+    }
+
+    /// The attachments that a former process recorded and that still exist.
+    fn recover(&self) -> io::Result<Vec<(Attachment, Option<Pod>)>> {
+        let (there, gone): (Vec<Known>, Vec<Known>) =
+            self.records.read()?.into_iter().partition(|known| exists(&known.attachment));
+        for Known { attachment, .. } in &gone {
+            info!(pod = %attachment.pod, attachment = %attachment.id, "interface of a recorded attachment is gone");
+            self.records.forget(&attachment.id)?;
+        }
+        let mut entries = self.entries();
+        let known = there.into_iter().map(|Known { network, attachment, object }| {
+            let entry =
+                Entry { network, attachment: attachment.clone(), reported: Instant::now(), is_written: true };
+            entries.insert(attachment.id.clone(), entry);
+            (attachment, object)
+        });
+        Ok(known.collect())
+    }
+
+    /// Removes attachments that ended without a message: their interfaces are gone, or the plugin removed their records
+    /// while the daemon did not answer.
+    fn prune(&self) {
+        let gone: Vec<AttachmentId> = {
+            let entries = self.entries();
+            let is_gone = |(id, entry): &(&AttachmentId, &Entry)| {
+                entry.is_written && (!exists(&entry.attachment) || !self.records.has(id))
+            };
+            entries.iter().filter(is_gone).map(|(id, _)| id.clone()).collect()
+        };
+        if !gone.is_empty() {
+            info!(count = gone.len(), "attachments ended without a message");
+            self.remove(&gone);
+        }
+    }
+
+    /// Keeps the records as the agent knows the pods.
+    fn keep_records(&self, changes: &Receiver<AttachmentRecord>) {
+        for change in changes {
+            let result = match change {
+                AttachmentRecord::Keep(attachment, object) => {
+                    // Under the lock, so that no record of a removed attachment comes back.
+                    let entries = self.entries();
+                    entries.get(&attachment.id).map_or(Ok(()), |entry| {
+                        let network = entry.network.clone();
+                        self.records.keep(&Known { network, attachment, object })
+                    })
+                }
+                AttachmentRecord::Forget(id) => {
+                    self.entries().remove(&id);
+                    self.records.forget(&id)
+                }
+            };
+            if let Err(error) = result {
+                error!(%error, "cannot record an attachment");
+                self.metrics.failed("gate", "io");
+            }
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<AttachmentId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether one of its interfaces on the node exists. Without any nothing shows that it is gone.
+fn exists(attachment: &Attachment) -> bool {
+    let names = &attachment.host_interfaces;
+    // The bridge exists on, so all have to.
+    names.is_empty() || names.iter().all(|name| if_nametoindex(&**name).is_ok())
+}
+
+/// Deletes tracked connections. Pods that start together wait for one walk through the table.
+fn forget_connections(requests: &Receiver<Forget>, metrics: &Metrics) {
+    while let Ok((mut addresses, first)) = requests.recv() {
+        let mut waiting = vec![first];
+        for (more, done) in requests.try_iter() {
+            addresses.extend(more);
+            waiting.push(done);
+        }
+        match Conntrack::open().and_then(|mut conntrack| conntrack.forget(&addresses)) {
+            Ok(0) => {}
+            Ok(count) => info!(count, "removed tracked connections of addresses without an owner"),
+            Err(error) => {
+                error!(%error, "cannot remove tracked connections of addresses without an owner");
+                metrics.failed("conntrack", error.reason().label());
+            }
+        }
+        for done in waiting {
+            // The plugin may have given up.
+            let _ = done.try_send(());
+        }
+    }
+}
+
+fn model_id(id: &protocol::AttachmentId) -> AttachmentId {
+    AttachmentId { container: id.container_id.as_str().into(), interface: id.ifname.as_str().into() }
+}
+
+/// The attachment as the model has it.
+fn attachment(reported: &protocol::Attachment) -> Result<Attachment, String> {
+    let pod = &reported.pod;
+    validate::dns_label(&pod.namespace).map_err(|error| format!("namespace of the pod: {error}"))?;
+    validate::dns_subdomain(&pod.name).map_err(|error| format!("name of the pod: {error}"))?;
+    let mac = reported.mac.as_deref().map(|text| {
+        let octets: Result<Vec<u8>, _> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect();
+        let octets = octets.ok().and_then(|octets| <[u8; 6]>::try_from(octets).ok());
+        octets.ok_or_else(|| format!("hardware address of the pod: {text:?} is none"))
+    });
+    Ok(Attachment {
+        id: model_id(&reported.id),
+        pod: ObjectKey::new(pod.namespace.as_str(), pod.name.as_str()),
+        uid: pod.uid.as_deref().filter(|uid| !uid.is_empty()).map(Arc::from),
+        host_interfaces: reported.host_interfaces.iter().map(|name| name.as_str().into()).collect(),
+        mac: mac.transpose()?,
+        addresses: reported.addresses.clone(),
+    })
+}

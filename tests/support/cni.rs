@@ -1,0 +1,150 @@
+//! A container runtime's part of CNI: runs the plugins of a network in order, as libcni does.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use serde_json::{Value, json};
+use towpath::lab::Netns;
+
+/// Where Debian's package containernetworking-plugins has its programs.
+pub(crate) const PLUGINS: &str = "/usr/lib/cni";
+
+/// The CNI plugin of this tree, built once.
+pub(crate) fn plugin() -> &'static Path {
+    static PLUGIN: OnceLock<PathBuf> = OnceLock::new();
+    PLUGIN.get_or_init(|| {
+        let target = Path::new(env!("CARGO_BIN_EXE_towpath")).parent().unwrap();
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--locked", "--quiet", "--package", "towpath-cni"]);
+        build.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        build.arg("--target-dir").arg(target.parent().unwrap());
+        if target.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the plugin cannot be built");
+        target.join("towpath-cni")
+    })
+}
+
+/// A network: the plugins that attach a container to it.
+#[derive(Clone)]
+pub(crate) struct Network {
+    name: String,
+    plugins: Vec<Value>,
+}
+
+/// A container: its identifier, the pod's namespace, name and uid, and the path of its network namespace.
+#[derive(Clone)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) netns: String,
+}
+
+impl Network {
+    /// What flannel's plugin delegates to: a bridge with addresses of these blocks, kept in `data`; then the gate.
+    pub(crate) fn bridge(bridge: &str, blocks: &[String], data: &Path, socket: Option<&Path>) -> Self {
+        let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
+        let bridge = json!({
+            "type": "bridge", "bridge": bridge, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
+            "mtu": 1450, "forceAddress": false,
+            "ipam": { "type": "host-local", "ranges": ranges, "dataDir": data },
+        });
+        Self::chained(bridge, socket)
+    }
+
+    /// Links of the ptp plugin; then the gate.
+    pub(crate) fn ptp(blocks: &[String], data: &Path, socket: Option<&Path>) -> Self {
+        let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
+        let routes: Vec<Value> = blocks
+            .iter()
+            .map(|block| json!({ "dst": if block.contains(':') { "::/0" } else { "0.0.0.0/0" } }))
+            .collect();
+        let ptp = json!({
+            "type": "ptp", "ipMasq": false,
+            "ipam": { "type": "host-local", "ranges": ranges, "routes": routes, "dataDir": data },
+        });
+        Self::chained(ptp, socket)
+    }
+
+    fn chained(first: Value, socket: Option<&Path>) -> Self {
+        let gate =
+            socket.map(|socket| json!({ "type": "towpath-cni", "socket": socket, "timeoutSeconds": 60 }));
+        Self { name: "cbr0".to_owned(), plugins: [first].into_iter().chain(gate).collect() }
+    }
+
+    /// The same with other fields in the gate's entry.
+    pub(crate) fn with_gate(mut self, fields: &Value) -> Self {
+        let gate = self.plugins.last_mut().and_then(Value::as_object_mut).unwrap();
+        gate.extend(fields.as_object().unwrap().clone());
+        self
+    }
+
+    /// Attaches a container, on this node, with these addresses of its blocks.
+    ///
+    /// # Errors
+    /// What the first plugin that failed printed. As for a container runtime, what came before it stays.
+    pub(crate) fn add(
+        &self,
+        node: &Netns,
+        container: &Container,
+        addresses: &[IpAddr],
+    ) -> Result<Value, String> {
+        let mut result = None;
+        for plugin in &self.plugins {
+            let answer = self.run(node, "ADD", container, plugin, result.as_ref(), addresses)?;
+            result = Some(serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?);
+        }
+        Ok(result.unwrap_or_default())
+    }
+
+    /// Detaches a container: all plugins in the reverse order.
+    ///
+    /// # Errors
+    /// What the first plugin that failed printed.
+    pub(crate) fn del(&self, node: &Netns, container: &Container) -> Result<(), String> {
+        self.plugins
+            .iter()
+            .rev()
+            .try_for_each(|plugin| self.run(node, "DEL", container, plugin, None, &[]).map(drop))
+    }
+
+    fn run(
+        &self,
+        node: &Netns,
+        command: &str,
+        container: &Container,
+        entry: &Value,
+        previous: Option<&Value>,
+        addresses: &[IpAddr],
+    ) -> Result<String, String> {
+        let mut configuration = entry.clone();
+        let fields = configuration.as_object_mut().unwrap();
+        fields.insert("cniVersion".to_owned(), "1.0.0".into());
+        fields.insert("name".to_owned(), self.name.clone().into());
+        if !addresses.is_empty() {
+            fields.insert("args".to_owned(), json!({ "cni": { "ips": addresses } }));
+        }
+        if let Some(previous) = previous {
+            fields.insert("prevResult".to_owned(), previous.clone());
+        }
+        let kind = entry["type"].as_str().unwrap();
+        let program = if kind == "towpath-cni" { plugin().to_owned() } else { Path::new(PLUGINS).join(kind) };
+        let Container { id, namespace, name, uid, netns } = container;
+        let arguments = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={uid}"
+        );
+        let mut process = Command::new(program);
+        process.env("CNI_COMMAND", command).env("CNI_CONTAINERID", id).env("CNI_NETNS", netns);
+        process.env("CNI_IFNAME", "eth0").env("CNI_PATH", PLUGINS).env("CNI_ARGS", arguments);
+        let output = node.output(process, &configuration.to_string()).map_err(|error| error.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() { Ok(text) } else { Err(format!("{kind} {command}: {text}")) }
+    }
+}
