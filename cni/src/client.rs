@@ -15,6 +15,9 @@ use crate::protocol::{MessageError, Request, Response, read_message, to_line};
 /// How long to wait before the next attempt.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// What is cut off sooner than this says nothing about the daemon.
+const TOO_SHORT: Duration = Duration::from_millis(500);
+
 /// A client of the daemon.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -61,6 +64,17 @@ impl fmt::Display for AskError {
 
 impl std::error::Error for AskError {}
 
+impl AskError {
+    fn is_late(&self) -> bool {
+        match self {
+            Self::Connect(error) | Self::Answer(MessageError::Io(error)) => {
+                error.kind() == io::ErrorKind::TimedOut
+            }
+            Self::Request(_) | Self::Answer(_) => false,
+        }
+    }
+}
+
 impl Client {
     /// A client of the daemon that listens on this socket. Does not connect.
     #[must_use]
@@ -73,19 +87,24 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Why the last attempt failed, once `patience` is at its end.
+    /// Why the last attempt failed that was not cut off, once `patience` is at its end.
     pub fn ask(&self, request: &Request, patience: Patience) -> Result<Response, AskError> {
         let line = to_line(request).map_err(AskError::Request)?;
         let started = Instant::now();
         let (reach, answer) = (started + patience.reach, started + patience.answer);
+        let mut before = None;
         loop {
+            let began = Instant::now();
             let error = match self.attempt(&line, reach.min(answer), answer) {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
+            let says_nothing = error.is_late() && began.elapsed() < TOO_SHORT;
+            let error = before.take().filter(|_| says_nothing).unwrap_or(error);
             if Instant::now() + RETRY >= reach {
                 return Err(error);
             }
+            before = Some(error);
             thread::sleep(RETRY);
         }
     }

@@ -273,3 +273,99 @@ pub fn read_message<T: DeserializeOwned>(stream: impl Read) -> Result<T, Message
         _ => Err(MessageError::Incomplete),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn id() -> AttachmentId {
+        AttachmentId::new("c0ffee", "eth0").unwrap()
+    }
+
+    fn attachment() -> Attachment {
+        Attachment {
+            id: id(),
+            network: "pods".to_owned(),
+            pod: PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: None },
+            netns: "/run/netns/pod".to_owned(),
+            host_interfaces: vec!["cni0".to_owned()],
+            mac: None,
+            addresses: vec!["10.244.1.5".parse().unwrap(), "fd00::5".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn messages_are_read_as_they_were_written() {
+        let gc = Request::Gc { network: "pods".to_owned(), valid: vec![id()] };
+        let requests = [
+            Request::Add(attachment()),
+            Request::Check(attachment()),
+            Request::Del(id()),
+            gc,
+            Request::Status,
+        ];
+        for request in requests {
+            let mut line = Vec::new();
+            write_message(&mut line, &request).unwrap();
+            assert_eq!(line, to_line(&request).unwrap());
+            assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
+            assert_eq!(read_message::<Request>(&*line).unwrap(), request);
+        }
+        for response in [Response::Done, Response::Failed { reason: "two\nlines".to_owned() }] {
+            assert_eq!(read_message::<Response>(&*to_line(&response).unwrap()).unwrap(), response);
+        }
+    }
+
+    #[test]
+    fn fields_of_a_later_plugin_are_ignored() {
+        let mut value = serde_json::to_value(Request::Add(attachment())).unwrap();
+        value["later"] = json!(1);
+        value["pod"]["later"] = json!(1);
+        assert_eq!(serde_json::from_value::<Request>(value).unwrap(), Request::Add(attachment()));
+    }
+
+    #[test]
+    fn identifiers_that_could_name_another_file_are_not_read() {
+        let request = |container_id: &str, ifname: &str| {
+            let fields = json!({"command": "del", "container_id": container_id, "ifname": ifname});
+            serde_json::from_value::<Request>(fields).map_err(|error| error.to_string())
+        };
+        assert_eq!(request("c0ffee", "eth0"), Ok(Request::Del(id())));
+        assert!(request("../c0ffee", "eth0").unwrap_err().contains("no identifier of a container"));
+        assert!(request("c0ffee", "../eth0").unwrap_err().contains("no name of an interface"));
+        assert!(request("c0ffee", "a\0b").unwrap_err().contains("no name of an interface"));
+    }
+
+    #[test]
+    fn records_are_beside_the_socket() {
+        let file = records(Path::new(SOCKET)).join(id().file_name());
+        assert_eq!(file, Path::new("/run/towpath/attachments/c0ffee-eth0.json"));
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_message_may_have() {
+        let mut endless = io::repeat(b' ');
+        assert!(matches!(read_message::<Response>(&mut endless), Err(MessageError::TooLong)));
+        let mut longest = vec![b' '; MAX_MESSAGE];
+        longest[..17].copy_from_slice(br#"{"result":"done"}"#);
+        longest[MAX_MESSAGE - 1] = b'\n';
+        assert_eq!(read_message::<Response>(&*longest).unwrap(), Response::Done);
+        longest.insert(17, b' ');
+        assert!(matches!(read_message::<Response>(&*longest), Err(MessageError::TooLong)));
+        assert!(matches!(
+            read_message::<Response>(&br#"{"result":"done"}"#[..]),
+            Err(MessageError::Incomplete)
+        ));
+    }
+
+    #[test]
+    fn no_more_is_written_than_a_message_may_have() {
+        let failed = |length: usize| Response::Failed { reason: "x".repeat(length) };
+        let around = to_line(&failed(0)).unwrap().len();
+        assert_eq!(to_line(&failed(MAX_MESSAGE - around)).unwrap().len(), MAX_MESSAGE);
+        let beyond = write_message(io::sink(), &failed(MAX_MESSAGE - around + 1));
+        assert!(matches!(beyond, Err(MessageError::TooLong)));
+    }
+}
