@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
+.PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
         bench-cluster bench-tenants bench-guard bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
         clean
 
@@ -15,6 +15,9 @@ help: ## This list
 
 build: ## The release binary: target/release/towpath
 	$(CARGO) build --release --locked
+
+cni-plugin: ## The CNI plugin, one static file (Rust's musl target, which rustup installs); prints its path
+	@./scripts/cni-plugin
 
 demo: packages ## A demo on two simulated nodes with real packets (root)
 	$(CARGO) build --release --locked --features lab
@@ -29,15 +32,15 @@ fmt-check: ## Checks that the source is formatted
 	$(CARGO) fmt --all --check
 
 clippy: ## Lints, warnings denied: the program as it is released, and everything with the lab
-	$(CARGO) clippy --locked -- -D warnings
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 doc: ## Checks that the documentation builds without warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --features lab --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --features lab --no-deps --document-private-items
 
 unit: packages ## All tests; those that need root or a control plane report when they are skipped
 	@./scripts/control-plane --optional >/dev/null
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
 kernel: packages ## Only the tests with real packets and the real kernel (root)
 	$(CARGO) test --locked --test dataplane --test lab --test kernel --test faults -- --nocapture
@@ -105,7 +108,7 @@ image: ## The container image (needs docker or a compatible tool: DOCKER=podman)
 	$(or $(DOCKER),docker) build -f deploy/Dockerfile -t $(IMAGE) .
 
 image-rootfs: build ## The image's root filesystem in target/image/root, without docker; its size must be under 40 MiB
-	./deploy/rootfs $(TARGET)/image/root $(TARGET)/release/towpath
+	plugin=$$(./scripts/cni-plugin) && ./deploy/rootfs $(TARGET)/image/root $(TARGET)/release/towpath "$$plugin"
 	@$(TARGET)/image/root/usr/bin/towpath demo 2>&1 | grep -q "this build has no demo" || \
 		{ echo "image: the program is built with the feature lab" >&2; exit 1; }
 	@bytes=$$(du -s --apparent-size --block-size=1 $(TARGET)/image/root | cut -f1); \

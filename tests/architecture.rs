@@ -52,12 +52,21 @@ const FORBIDDEN_IN_CORE: &[&str] = &[
     "k8s_openapi",
     "serde",
     "prometheus",
+    "towpath_cni",
 ];
+
+/// What the CNI plugin may depend on: a runtime starts it for every pod, and it must be small and start fast.
+const PLUGIN_DEPENDENCIES: [&str; 2] = ["serde", "serde_json"];
 
 /// Where processes may be started: the kernel edge, and the lab with the demo that uses it.
 const STARTS_PROCESSES: [&str; 3] = ["src/dataplane/command.rs", "src/lab/", "src/cli/demo/"];
 
 fn sources() -> Vec<(PathBuf, String)> {
+    sources_in("src")
+}
+
+/// The source below a folder, without comments and tests.
+fn sources_in(folder: &str) -> Vec<(PathBuf, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -70,7 +79,7 @@ fn sources() -> Vec<(PathBuf, String)> {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    walk(&root.join("src"), &mut found);
+    walk(&root.join(folder), &mut found);
     found.sort();
     let relative = |path: &Path| path.strip_prefix(root).unwrap().to_owned();
     found.iter().map(|path| (relative(path), code(&fs::read_to_string(path).unwrap()))).collect()
@@ -154,6 +163,23 @@ fn processes_are_started_only_in_the_listed_files() {
         if !STARTS_PROCESSES.iter().any(|place| path.starts_with(place)) {
             assert!(!text.contains("Command::new("), "{path} starts a process");
             assert!(!text.contains("iptables::"), "{path} uses a crate that starts processes");
+        }
+    }
+}
+
+#[test]
+fn plugin_knows_nothing_of_the_daemon_and_depends_on_little() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("cni/Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let lines = dependencies.lines().take_while(|line| !line.is_empty());
+    let named: Vec<&str> = lines.filter_map(|line| line.split([' ', '=', '.']).next()).collect();
+    assert_eq!(named, PLUGIN_DEPENDENCIES);
+
+    let sources = sources_in("cni/src");
+    assert!(sources.len() > 5, "{} files", sources.len());
+    for (path, text) in sources {
+        for forbidden in ["towpath::", "async ", ".await", "Command::new("] {
+            assert!(!text.contains(forbidden), "{}: the plugin names {forbidden:?}", path.display());
         }
     }
 }

@@ -92,6 +92,11 @@ enum Command {
     /// root.
     #[command(after_help = "Example: towpath prepare --best-effort")]
     Prepare(prepare::PrepareArgs),
+    /// The CNI plugin `towpath-cni`, in this program. For container runtimes, not for people: it takes its command from
+    /// the environment and the network's configuration from standard input. Exit status: 0 success, 1 failure, 2 no
+    /// command.
+    #[command(after_help = "Example: towpath cni < configuration.json")]
+    Cni,
     /// Runs a scripted demo with real packets on two simulated nodes, and shows after each step what is expected and
     /// what is seen. Needs root.
     #[cfg(feature = "lab")]
@@ -336,6 +341,8 @@ enum Ended {
     WrongUse(anyhow::Error),
     /// It could not be done.
     Failed(anyhow::Error),
+    /// The command has an exit status of its own, and has said everything.
+    Status(ExitCode),
     /// This signal ended the command before the work was done; everything is cleaned up.
     #[cfg(feature = "lab")]
     Interrupted(i32),
@@ -364,6 +371,7 @@ pub fn main() -> ExitCode {
     let (status, error) = match result {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Ended::No) => return ExitCode::from(1),
+        Err(Ended::Status(status)) => return status,
         // As a shell reports it: 130 for Ctrl-C.
         #[cfg(feature = "lab")]
         Err(Ended::Interrupted(signal)) => {
@@ -400,6 +408,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Prepare(args) => prepare::prepare(args),
         Command::Status(args) => status::status(args),
         Command::Bugreport(args) => bugreport::bugreport(args),
+        Command::Cni => Err(Ended::Status(towpath_cni::main())),
         #[cfg(feature = "lab")]
         Command::Demo(args) => match demo::run(args)? {
             demo::DemoEnd::AsExpected => Ok(()),

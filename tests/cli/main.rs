@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod answers;
+mod cni;
 mod daemon;
 mod documents;
 mod help;

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
     thread,
     time::{Duration, Instant},
@@ -38,7 +38,11 @@ use crate::{
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The exit status of `deploy/rootfs` if packages cannot be downloaded.
+/// Where the CNI plugin is in the image.
+const PLUGIN: &str = "usr/libexec/towpath/towpath-cni";
+
+/// The exit status of `deploy/rootfs` if packages cannot be downloaded, and of `scripts/cni-plugin` if there is no
+/// standard library to build it with.
 const UNAVAILABLE: i32 = 69;
 
 const SWITCHES: [&str; 4] = [
@@ -55,17 +59,25 @@ fn image() -> Result<&'static Path, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("needs root".to_owned());
         }
+        let plugin = run(&mut Command::new(root().join("scripts/cni-plugin")))?;
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
         let mut script = Command::new(root().join("deploy/rootfs"));
-        let output = script.arg(&folder).arg(env!("CARGO_BIN_EXE_towpath")).output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.code() == Some(UNAVAILABLE) {
-            return Err(errors);
-        }
-        assert!(output.status.success(), "{errors}");
+        script.arg(&folder).arg(env!("CARGO_BIN_EXE_towpath")).arg(root().join(plugin.trim_end()));
+        run(&mut script)?;
         Ok(folder)
     });
     built.as_deref().map_err(Clone::clone)
+}
+
+/// The output of a script; or why it cannot do its work here.
+fn run(script: &mut Command) -> Result<String, String> {
+    let output = script.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.code() == Some(UNAVAILABLE) {
+        return Err(errors);
+    }
+    assert!(output.status.success(), "{script:?}: {errors}");
+    Ok(String::from_utf8(output.stdout).unwrap())
 }
 
 /// Runs `test` with the image, on a thread with its own `/run`.
@@ -123,6 +135,7 @@ fn image_contains_the_programs_of_the_daemon_their_libraries_and_little_else() {
             if metadata.is_symlink()
                 || !(is_program || is_module)
                 || path.to_string_lossy().contains("ld-linux")
+                || path == Path::new(PLUGIN)
             {
                 continue;
             }
@@ -139,6 +152,20 @@ fn image_contains_the_programs_of_the_daemon_their_libraries_and_little_else() {
         let others = found.iter().filter(|(path, _)| !path.ends_with("usr/bin/towpath"));
         let bytes: u64 = others.map(|(_, metadata)| metadata.len()).sum();
         assert!(bytes < 20 << 20, "{bytes} bytes beside the program, of 40 MiB for the whole");
+    });
+}
+
+#[test]
+fn plugin_in_the_image_runs_where_there_is_nothing_else() {
+    with_image(|image| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(image.join(PLUGIN), folder.path().join("towpath-cni")).unwrap();
+        let mut command = Command::new("chroot");
+        command.arg(folder.path()).arg("/towpath-cni").env("CNI_COMMAND", "VERSION");
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let versions: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(versions["cniVersion"], "1.1.0");
     });
 }
 

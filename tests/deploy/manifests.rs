@@ -413,7 +413,9 @@ fn image_is_built_with_the_tested_toolchain_and_debian() {
     assert_eq!(line("ENV RUSTUP_TOOLCHAIN="), version);
     assert!(version.starts_with(&format!("{}.", env!("CARGO_PKG_RUST_VERSION"))), "{tag}");
     assert!(text("deploy/rootfs").lines().any(|line| line == format!("release={release}")), "{release}");
-    assert!(file.contains("RUN deploy/rootfs /image target/release/towpath\n"));
+    let rootfs =
+        "RUN plugin=$(scripts/cni-plugin) && deploy/rootfs /image target/release/towpath \"$plugin\"\n";
+    assert!(file.contains(rootfs));
     assert!(file.contains("FROM scratch\nCOPY --from=build /image/ /\n"));
     assert_eq!(line("ENV PATH="), crate::container::PATH);
     assert_eq!(line("ENTRYPOINT "), "[\"/usr/bin/towpath\"]");
