@@ -14,8 +14,9 @@
 //! - [`policy`]: what it means. Evaluates one flow with reasons; resolves selectors into programs and members.
 //! - [`ruleset`]: how it is enforced. Chains, rules and sets as data; compile, plan, render, trace.
 //! - [`k8s`]: the input. Watches the API server or files, converts their objects, writes Events.
-//! - [`gate`]: the socket on which the CNI plugin asks, and what is remembered of its reports.
 //! - [`dataplane`]: the output. Observes and changes the kernel; has a fake that can fail on demand.
+//! - [`gate`]: the gate for new pods. The socket on which the CNI plugin asks, what is remembered of its reports, and the
+//!   plugin's installation on the node.
 //! - [`metrics`]: every name, help text and bucket.
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
 //! - [`web`]: `/metrics`, `/status`, `/livez`, `/readyz`.

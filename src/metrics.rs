@@ -112,6 +112,8 @@ pub struct Metrics {
     pub deferred_sets: IntGauge,
     /// `towpath_connections_unjudged`.
     pub connections_unjudged: IntGauge,
+    /// `towpath_gate_installed`.
+    pub gate_installed: IntGauge,
 }
 
 impl Metrics {
@@ -300,6 +302,10 @@ impl Metrics {
             connections_unjudged: int_gauge(
                 "towpath_connections_unjudged",
                 "Tracked connections not yet checked against the current rules.",
+            )?,
+            gate_installed: int_gauge(
+                "towpath_gate_installed",
+                "1 while the gate for new pods is in the CNI configuration of this node, else 0.",
             )?,
             commands: int_counter("towpath_commands_total", "Commands started by this process.")?,
             registry,

@@ -19,11 +19,12 @@ const MODULES: &[(&str, &[&str])] = &[
     ("metrics", &[]),
     ("k8s", &["model"]),
     ("dataplane", &["model", "ruleset"]),
+    ("gate", &["model"]),
     ("agent", &["dataplane", "metrics", "model", "policy", "ruleset"]),
-    ("web", &["agent", "metrics", "model", "policy"]),
-    ("daemon", &["agent", "dataplane", "k8s", "metrics", "model", "policy", "ruleset", "web"]),
+    ("web", &["agent", "gate", "metrics", "model", "policy"]),
+    ("daemon", &["agent", "dataplane", "gate", "k8s", "metrics", "model", "policy", "ruleset", "web"]),
     ("lab", &["model"]),
-    ("cli", &["agent", "daemon", "dataplane", "k8s", "lab", "model", "policy", "ruleset", "web"]),
+    ("cli", &["agent", "daemon", "dataplane", "gate", "k8s", "lab", "model", "policy", "ruleset", "web"]),
 ];
 
 /// The modules that only compute.

@@ -56,7 +56,10 @@ impl Daemon {
         let about = About { node: NODES[0].into(), iptables: "nft".to_owned() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(Web { about, metrics: metrics.clone(), status: status.clone() }.serve(listener));
+        runtime.spawn(
+            Web { about, metrics: metrics.clone(), status: status.clone(), gate: Arc::default() }
+                .serve(listener),
+        );
         let daemon = Self { metrics, status, inputs, address, turn: 0, thread, _runtime: runtime };
         let shape = Shape { stack: Stack::V4, namespaces: 2, pods: 8, policies: 8, oddities: false };
         daemon.inputs.send(Input::changes(Generator::new(7, shape).cluster())).unwrap();

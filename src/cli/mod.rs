@@ -59,7 +59,7 @@ enum Command {
     /// Runs the daemon, which enforces NetworkPolicy for the pods of this node. Needs root.
     #[command(after_help = "Example: towpath run --node-name n1 --kubeconfig /etc/towpath/kubeconfig\n\
                       Example: towpath run --node-name n1 -f /etc/towpath/objects --listen 127.0.0.1:9586")]
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Prints the rules that `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
     #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
     Compile(compile::CompileArgs),
@@ -84,8 +84,10 @@ enum Command {
     /// versions and settings. Prints the file's name. Needs root for the tables and sets.
     #[command(after_help = "Example: towpath bugreport --output /tmp")]
     Bugreport(bugreport::BugreportArgs),
-    /// Removes every chain, rule, set and table of towpath in this network namespace, and nothing else. Needs root.
-    #[command(after_help = "Example: towpath cleanup")]
+    /// Removes every chain, rule, set and table of towpath in this network namespace, and with `--cni-conf-dir` the gate
+    /// for new pods; nothing else. Needs root.
+    #[command(after_help = "Example: towpath cleanup\n\
+                      Example: towpath cleanup --cni-conf-dir /etc/cni/net.d --cni-bin-dir /opt/cni/bin")]
     Cleanup(cleanup::CleanupArgs),
     /// Loads the kernel module `br_netfilter`, which makes bridged packets pass through iptables. `run` loads it too if
     /// it may; this command is for an init container, so that the daemon itself needs no right to load modules. Needs

@@ -10,8 +10,12 @@ use super::{
 };
 use crate::{
     agent::LAG_LIMIT,
-    daemon::{self, HostChecks, Settings},
+    daemon::{self, GateInstall, HostChecks, Settings},
     dataplane::kernel::{lock, sysctl},
+    gate::{
+        conflist::{Entry, WhenAway},
+        install,
+    },
     k8s::watch::MemoryLimits,
 };
 
@@ -38,6 +42,8 @@ pub(super) struct RunArgs {
     budgets: BudgetArgs,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    gate: GateArgs,
     /// The node is not ready while a change has been pending for longer than this, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = LAG_LIMIT.as_secs(), env = "TOWPATH_READY_LAG")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
@@ -102,6 +108,68 @@ const MIB: u64 = 1024 * 1024;
 impl MemoryArgs {
     fn limits(&self) -> MemoryLimits {
         MemoryLimits { namespace: self.namespace_memory * MIB, all: self.cluster_memory * MIB }
+    }
+}
+
+/// Where to install the gate for new pods, and how it works.
+#[derive(Debug, Args)]
+struct GateArgs {
+    /// Whether new pods wait for their rules. Only with --cni-conf-dir and --cni-bin-dir.
+    #[arg(long, value_enum, default_value_t = Gate::On, env = "TOWPATH_GATE")]
+    gate: Gate,
+    /// The folder of the CNI configuration that the container runtime reads. The gate's entry is added to it.
+    #[arg(long, value_name = "DIR", env = "TOWPATH_CNI_CONF_DIR", requires = "cni_bin_dir")]
+    cni_conf_dir: Option<PathBuf>,
+    /// The folder of CNI plugins that the container runtime starts. The gate's plugin is copied to it.
+    #[arg(long, value_name = "DIR", env = "TOWPATH_CNI_BIN_DIR", requires = "cni_conf_dir")]
+    cni_bin_dir: Option<PathBuf>,
+    /// The gate's plugin.
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/usr/libexec/towpath/towpath-cni",
+        env = "TOWPATH_CNI_PLUGIN"
+    )]
+    cni_plugin: PathBuf,
+    /// What the plugin does with a new pod while the daemon does not answer.
+    #[arg(long, value_enum, default_value_t = GateWhenAway::Wait, env = "TOWPATH_GATE_WHEN_AWAY")]
+    gate_when_away: GateWhenAway,
+    /// The path on the node at which the plugin asks the daemon, which is gate.sock in its --run-dir.
+    #[arg(long, value_name = "PATH", default_value = "/run/towpath/gate.sock", env = "TOWPATH_GATE_SOCKET")]
+    gate_socket: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Gate {
+    /// Install the gate, and keep it installed.
+    On,
+    /// Remove the gate of a previous run from these folders.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GateWhenAway {
+    /// The pod does not start; kubelet tries again.
+    Wait,
+    /// The pod starts.
+    Open,
+}
+
+impl GateArgs {
+    fn install(&self) -> GateInstall {
+        let (Some(conf_dir), Some(bin_dir)) = (self.cni_conf_dir.clone(), self.cni_bin_dir.clone()) else {
+            return GateInstall::NotWanted;
+        };
+        let when_away = match self.gate_when_away {
+            GateWhenAway::Wait => WhenAway::Wait,
+            GateWhenAway::Open => WhenAway::Open,
+        };
+        let entry = Entry::new(&self.gate_socket, when_away);
+        let settings = install::Settings { conf_dir, bin_dir, plugin: self.cni_plugin.clone(), entry };
+        match self.gate {
+            Gate::On => GateInstall::Keep(settings),
+            Gate::Off => GateInstall::Remove(settings),
+        }
     }
 }
 
@@ -171,6 +239,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
             proc_sys_net: args.proc_sys_net.clone(),
         },
         interface_guard: args.interface_guard.into(),
+        gate_install: args.gate.install(),
         run_dir: args.run_dir.clone(),
     })?;
     Ok(())

@@ -63,6 +63,7 @@ pub(super) fn text(report: &Report) -> String {
         field(family, &amounts);
     }
     field("interfaces", &interfaces(report));
+    field("new pods", &gate(report));
     field("repairs", &format!("{} after changes by other programs", report.drift_repairs));
     field("failed rounds", &report.failed_rounds.to_string());
     if report.oldest_pending_seconds > 0 {
@@ -109,6 +110,15 @@ fn interfaces(report: &Report) -> String {
         let _ = write!(text, ", {} pods without a known interface", guard.pods_without_interface.len());
     }
     text
+}
+
+/// One line about the gate for new pods.
+fn gate(report: &Report) -> String {
+    match (&report.gate.file, &report.gate.reason) {
+        (Some(file), _) => format!("wait for their rules: the gate is in {file}"),
+        (None, Some(_)) => format!("do not wait for their rules: the gate is {}", report.gate.state),
+        (None, None) => "do not wait for their rules".to_owned(),
+    }
 }
 
 fn line(text: &mut String, line: &str) {

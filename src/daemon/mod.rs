@@ -13,16 +13,19 @@
 //! - `guard`: the thread of the interface guard.
 //! - `conntrack_cleaner`: the thread that cuts established connections.
 //! - `gate`: the threads that answer the CNI plugin.
+//! - `gate_install`: the thread that installs the gate for new pods.
 //! - `host`: the thread that checks settings of the host without which packets bypass the rules.
 //! - `events`: Kubernetes Events about what is over budget.
 
 mod conntrack_cleaner;
 mod events;
 mod gate;
+mod gate_install;
 mod guard;
 mod host;
 mod source;
 
+pub use gate_install::GateInstall;
 pub use host::HostChecks;
 
 use std::{
@@ -53,6 +56,7 @@ use crate::{
         command::Commands,
         kernel::{self, Backend, Kernel, lock::WriterLock},
     },
+    gate::install::Installation,
     k8s::{
         events::EventWriter,
         watch::{Access, MemoryLimits},
@@ -97,6 +101,8 @@ pub struct Settings {
     pub host: HostChecks,
     /// Whether to check what pods send.
     pub interface_guard: InterfaceGuard,
+    /// Whether to install the gate for new pods.
+    pub gate_install: GateInstall,
     /// The folder of the writer lock.
     pub run_dir: PathBuf,
 }
@@ -145,7 +151,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .block_on(TcpListener::bind(settings.listen))
         .with_context(|| format!("listening on {}", settings.listen))?;
     let about = About { node: settings.node.clone(), iptables: kernel.variant().to_string() };
-    let web = Web { about, metrics: metrics.clone(), status: status.clone() };
+    let gate = Arc::new(Installation::default());
+    let web = Web { about, metrics: metrics.clone(), status: status.clone(), gate: gate.clone() };
     runtime.spawn(web.serve(listener));
     runtime.spawn(warn_of_lag(status.clone()));
     if settings.writes_events && settings.files.is_empty() {
@@ -154,7 +161,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     }
 
     let (inputs, inbox) = mpsc::channel();
-    let daemon = Daemon { settings, commands, metrics, status, inputs: inputs.clone() };
+    let daemon = Daemon { settings, commands, metrics, status, gate, inputs: inputs.clone() };
     let mut ended = {
         // The watches need the context of the runtime.
         let _runtime = runtime.enter();
@@ -220,6 +227,7 @@ struct Daemon {
     commands: Arc<Commands>,
     metrics: Arc<Metrics>,
     status: Arc<Status>,
+    gate: Arc<Installation>,
     inputs: Sender<Input>,
 }
 
@@ -258,7 +266,7 @@ impl Daemon {
     ) {
         let Some(_lock) = writer_lock(&self.settings.run_dir, &self.status) else { return };
         let outputs = self.outputs();
-        let Self { settings, commands, metrics, status, inputs } = self;
+        let Self { settings, commands, metrics, status, gate: installation, inputs } = self;
         let objects = if files.is_some() {
             gate::ObjectReader::Files
         } else {
@@ -305,6 +313,9 @@ impl Daemon {
                     return;
                 }
             };
+        if let Err(error) = gate_install::start(settings.gate_install, metrics.clone(), installation) {
+            error!(%error, "cannot install the gate for new pods");
+        }
         let watch = kernel.watch(move || {
             let _ = inputs.send(Input::Recheck);
         });

@@ -1,10 +1,17 @@
-//! The gate for new pods: the edge to the CNI plugin `towpath-cni`.
+//! The gate for new pods: a plugin behind the network plugin's own, which lets a pod start once its rules are in the
+//! kernel.
 //!
 //! ```text
 //! towpath-cni --Request--> server --> daemon::gate --Attached, Detached--> agent
 //!             <-Response--                         <--once it is in the kernel--
-//!                                     records: the attachments, across restarts of the daemon
 //! ```
+//!
+//! - [`server`]: the socket on which the plugin asks.
+//! - [`records`]: what the plugin reported, across restarts of the daemon.
+//! - [`conflist`]: the plugin's entry in the text of a CNI configuration.
+//! - [`install`]: the plugin and its entry on this node, kept in place and taken out again.
 
+pub mod conflist;
+pub mod install;
 pub mod records;
 pub mod server;

@@ -26,10 +26,11 @@ use tokio::{
     time,
 };
 
-pub use report::{Amounts, Isolation, OverBudgetReport, PodReport, RefusedObject, Report};
+pub use report::{Amounts, GateReport, Isolation, OverBudgetReport, PodReport, RefusedObject, Report};
 
 use crate::{
     agent::{Readiness, Status},
+    gate::install::{Installation, State as GateState},
     metrics::Metrics,
 };
 
@@ -70,6 +71,8 @@ pub struct Web {
     pub metrics: Arc<Metrics>,
     /// The daemon's state.
     pub status: Arc<Status>,
+    /// The state of the gate for new pods.
+    pub gate: Arc<Installation>,
 }
 
 impl Web {
@@ -158,11 +161,12 @@ async fn livez(State(web): State<Web>) -> impl IntoResponse {
 
 /// 200 once the first full sync is in the kernel, while the last sync did not fail, no change is pending for too long
 /// and no other part of the daemon reports a condition; else 503 and the reasons. It mentions pods that are closed
-/// because their interfaces are not known, and stays 200: a pod could cause that.
+/// because their interfaces are not known, and stays 200: a pod could cause that. It mentions that the gate is not
+/// installed, and stays 200: what is written is enforced.
 async fn readyz(State(web): State<Web>) -> impl IntoResponse {
-    let unbound = web.status.unbound();
+    let others = web.status.unbound().into_iter().chain(not_gated(&web.gate.state()).map(str::to_owned));
     let reasons =
-        |degraded: Option<String>| degraded.into_iter().chain(unbound).collect::<Vec<_>>().join("; ");
+        |degraded: Option<String>| degraded.into_iter().chain(others).collect::<Vec<_>>().join("; ");
     let ok = |reasons: String| match &*reasons {
         "" => (StatusCode::OK, "ok\n".to_owned()),
         reasons => (StatusCode::OK, format!("ok, but {reasons}\n")),
@@ -173,6 +177,13 @@ async fn readyz(State(web): State<Web>) -> impl IntoResponse {
         Readiness::Starting(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("starting: {reason}\n")),
         Readiness::Failing(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failing: {reason}\n")),
     }
+}
+
+/// A message if the gate is wanted and not installed. Its reason, with the node's paths, is only for clients that may read
+/// the whole status.
+fn not_gated(gate: &GateState) -> Option<&'static str> {
+    let is_missing = matches!(gate, GateState::Waiting(_) | GateState::Failed(_));
+    is_missing.then_some("new pods do not wait for their rules: the gate is not installed")
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Web;
 use crate::{
     agent::{Readiness, View},
+    gate::install,
     metrics::Metrics,
     model::{Direction, Family},
     policy::{
@@ -62,6 +63,8 @@ pub struct Report {
     pub connections_cut: u64,
     /// The interface guard.
     pub interface_guard: GuardReport,
+    /// The gate for new pods.
+    pub gate: GateReport,
     /// The pods of this node that have an address, by namespace and name, as the last successful sync wrote them.
     pub pods: Vec<PodReport>,
 }
@@ -80,6 +83,18 @@ pub struct GuardReport {
     pub pods_without_interface: BTreeMap<String, String>,
     /// Frames that it dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// The gate for new pods: whether a pod starts only once its rules are written.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GateReport {
+    /// `not wanted`, `waiting`, `installed` or `failed`.
+    pub state: String,
+    /// What it waits for, or what failed; null if nothing is wrong.
+    pub reason: Option<String>,
+    /// The CNI configuration that has its entry; null unless it is installed.
+    pub file: Option<String>,
 }
 
 /// Our objects in the tables of one family.
@@ -176,6 +191,7 @@ impl Default for Report {
             failed_rounds: 0,
             connections_cut: 0,
             interface_guard: GuardReport::default(),
+            gate: GateReport::default(),
             pods: Vec::new(),
         }
     }
@@ -186,6 +202,8 @@ impl Report {
     pub(super) fn of(web: &Web) -> Self {
         let (view, metrics) = (web.status.view(), &web.metrics);
         let (ready, state) = state(&view);
+        let gate = GateReport::of(&web.gate.state());
+        let reasons = view.reasons.iter().chain(&gate.problem()).cloned().collect();
         let last = metrics.last_success.get();
         Self {
             node: web.about.node.to_string(),
@@ -209,8 +227,9 @@ impl Report {
             failed_rounds: metrics.syncs.with_label_values(&["failure"]).get(),
             connections_cut: metrics.connections_cut.get(),
             interface_guard: guard(&view, metrics),
+            gate,
             pods: view.pods.iter().map(|pod| PodReport::of(pod, &view)).collect(),
-            reasons: view.reasons,
+            reasons,
         }
     }
 }
@@ -250,6 +269,21 @@ fn guard(view: &View, metrics: &Metrics) -> GuardReport {
         unknown_interfaces: guard.unknown,
         pods_without_interface: without.collect(),
         drops: metrics.guard_drops_by_reason(),
+    }
+}
+
+impl GateReport {
+    fn of(gate: &install::State) -> Self {
+        let file = match gate {
+            install::State::Installed { file, .. } => Some(file.clone()),
+            _ => None,
+        };
+        Self { state: gate.name().to_owned(), reason: gate.reason(), file }
+    }
+
+    /// What is wrong, if something is.
+    fn problem(&self) -> Option<String> {
+        self.reason.as_ref().map(|reason| format!("gate for new pods: {reason}"))
     }
 }
 
