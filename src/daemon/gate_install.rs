@@ -28,28 +28,33 @@ const FIRST_SYNC_INTERVAL: Duration = Duration::from_millis(50);
 /// The entry is added only after the first sync. Until then the daemon cannot say that a pod's rules are written; if it
 /// never can, since it lacks a permission for example, a node without the entry starts its pods as before.
 pub(super) fn start(wanted: GateInstall, metrics: Arc<Metrics>, state: Arc<Installation>) -> io::Result<()> {
+    let thread = thread::Builder::new().name("gate-install".to_owned());
     let settings = match wanted {
         GateInstall::NotWanted => return Ok(()),
         GateInstall::Remove(settings) => {
-            match install::remove(&settings.conf_dir, Some(&settings.bin_dir)) {
-                Ok(removed) => info!(%removed, "gate for new pods is off"),
-                Err(error) => {
-                    error!(%error, "cannot remove the gate for new pods");
-                    state.set(State::Failed(error));
-                }
-            }
+            thread.spawn(move || remove(&settings, &state))?;
             return Ok(());
         }
         GateInstall::Keep(settings) => settings,
     };
     state.set(State::Waiting(Wait::FirstSync));
-    thread::Builder::new().name("gate-install".to_owned()).spawn(move || {
+    thread.spawn(move || {
         while metrics.last_success.get() <= 0.0 {
             thread::sleep(FIRST_SYNC_INTERVAL);
         }
         Installer::new(settings).run(|now, put_back| report(&now, put_back, &metrics, &state));
     })?;
     Ok(())
+}
+
+fn remove(settings: &install::Settings, state: &Installation) {
+    match install::remove(&settings.conf_dir, Some(&settings.bin_dir)) {
+        Ok(removed) => info!(%removed, "gate for new pods is off"),
+        Err(error) => {
+            error!(%error, "cannot remove the gate for new pods");
+            state.set(State::Failed(error));
+        }
+    }
 }
 
 fn report(now: &State, put_back: bool, metrics: &Metrics, state: &Installation) {

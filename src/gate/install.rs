@@ -53,6 +53,10 @@ const LONG_PAUSE: Duration = Duration::from_secs(2);
 const MANY_REMOVALS: usize = 10;
 const REMOVALS_WITHIN: Duration = Duration::from_mins(1);
 
+/// How long the plugin stays after its entry: a runtime that has just read the entry starts the plugin after those in
+/// front of it. A pod that is later still fails once, and kubelet tries again.
+const READERS_PAUSE: Duration = Duration::from_secs(2);
+
 /// How often to start again if somebody writes at the same time.
 const ATTEMPTS: usize = 5;
 
@@ -213,7 +217,8 @@ impl fmt::Display for Removed {
     }
 }
 
-/// Takes our entry out of every configuration in `conf_dir`, and then the plugin out of `bin_dir`, if it is given.
+/// Takes our entry out of every configuration in `conf_dir`, and then the plugin out of `bin_dir`, if it is given. Between
+/// the two it waits, if there was an entry: a runtime may just have read it.
 ///
 /// # Errors
 /// If an entry cannot be taken out, or that is not known; the plugin then stays.
@@ -231,6 +236,9 @@ pub fn remove(conf_dir: &Path, bin_dir: Option<&Path>) -> Result<Removed, Fault>
     // Of a daemon that was killed.
     let _ = fs::remove_file(conf_dir.join(TEMPORARY));
     let Some(bin_dir) = bin_dir else { return Ok(removed) };
+    if !removed.entries.is_empty() {
+        thread::sleep(READERS_PAUSE);
+    }
     let _ = fs::remove_file(bin_dir.join(TEMPORARY));
     let plugin = bin_dir.join(PLUGIN);
     removed.plugin = match fs::remove_file(&plugin) {

@@ -12,8 +12,10 @@ use crate::{
 
 /// The inputs of `kubectl apply`: the folders of deploy/ that can be applied, and the rendered file.
 fn manifests() -> Vec<[String; 2]> {
-    let overlays = fs::read_dir(root().join("deploy/overlays")).unwrap();
-    let overlays = overlays.map(|entry| format!("deploy/overlays/{}", entry.unwrap().file_name().display()));
+    let overlays = ["deploy/overlays", "deploy/uninstall-overlays"].into_iter().flat_map(|folder| {
+        let entries = fs::read_dir(root().join(folder)).unwrap();
+        entries.map(move |entry| format!("{folder}/{}", entry.unwrap().file_name().display()))
+    });
     let folders = ["deploy", "deploy/uninstall"].map(str::to_owned).into_iter().chain(overlays);
     let folders = folders.map(|folder| ["-k".to_owned(), folder]);
     folders.chain([["-f".to_owned(), "deploy/towpath.yaml".to_owned()]]).collect()

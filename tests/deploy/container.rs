@@ -50,6 +50,8 @@ pub(crate) struct Container<'a> {
     pub(crate) image: &'a Path,
     pub(crate) pod: &'a PodTemplate,
     pub(crate) name: &'a str,
+    /// Where the node's `/etc` and `/opt` are.
+    pub(crate) node: &'a Path,
     /// The values of the fields that the environment refers to.
     pub(crate) fields: BTreeMap<&'static str, String>,
     /// More environment, and more mounts: from where, to where.
@@ -96,7 +98,7 @@ impl Container<'_> {
         let mut mounts: Vec<(PathBuf, &str)> = listed
             .map(|mount| {
                 let volume = mount["name"].as_str().unwrap();
-                (self.pod.host_path(volume).into(), mount["mountPath"].as_str().unwrap())
+                (self.on_node(self.pod.host_path(volume)), mount["mountPath"].as_str().unwrap())
             })
             .collect();
         mounts.extend(self.mounts.iter().cloned());
@@ -114,6 +116,12 @@ impl Container<'_> {
         command.env_clear().env("PATH", PATH);
         command.envs(self.environment(container));
         command
+    }
+
+    /// A path of the node. What a test would leave on this machine is in a folder of its own.
+    fn on_node(&self, path: &str) -> PathBuf {
+        let is_own = path.starts_with("/etc/") || path.starts_with("/opt/");
+        if is_own { self.node.join(path.trim_start_matches('/')) } else { path.into() }
     }
 
     /// Every capability that the kernel knows except those that the container has.

@@ -52,6 +52,10 @@ const SWITCHES: [&str; 4] = [
     "bridge-nf-filter-pppoe-tagged",
 ];
 
+/// The node's CNI configuration.
+const CONFLIST: &str = "etc/cni/net.d/10-bridge.conflist";
+const CONFLIST_TEXT: &str = r#"{"name": "cbr0", "plugins": [{"type": "bridge"}]}"#;
+
 /// The root filesystem of the image, built once; or why there is none.
 fn image() -> Result<&'static Path, String> {
     static IMAGE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
@@ -181,6 +185,8 @@ struct Bed {
     lab: Lab,
     pods: BTreeMap<&'static str, PodId>,
     objects: TempDir,
+    /// The node's `/etc` and `/opt`.
+    files: TempDir,
     image: &'static Path,
     variant: Variant,
 }
@@ -207,7 +213,16 @@ impl Bed {
         let mut documents = vec![namespace("shop", ""), policy("shop/db", spec)];
         documents.extend(pods.iter().map(manifest));
         fs::write(objects.path().join("objects.yaml"), documents.join("---\n")).unwrap();
-        Self { lab, pods, objects, image, variant }
+        let files = tempfile::tempdir().unwrap();
+        let bed = Self { lab, pods, objects, files, image, variant };
+        for (path, text) in [(CONFLIST, CONFLIST_TEXT), ("opt/cni/bin/bridge", "a program")] {
+            let path = bed.files.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        // That of the image takes as long to build as the image.
+        fs::write(bed.objects.path().join("towpath-cni"), "the plugin").unwrap();
+        bed
     }
 
     /// A container of a pod, on the node.
@@ -217,6 +232,7 @@ impl Bed {
             image: self.image,
             pod,
             name,
+            node: self.files.path(),
             fields: BTreeMap::from([("spec.nodeName", "n1".to_owned()), ("status.hostIP", address)]),
             environment: Vec::new(),
             mounts: Vec::new(),
@@ -229,6 +245,7 @@ impl Bed {
         let mut container = self.container(pod, "towpath");
         container.mounts.push((self.objects.path().to_owned(), "/objects"));
         container.environment.push(("TOWPATH_FILE", "/objects".to_owned()));
+        container.environment.push(("TOWPATH_CNI_PLUGIN", "/objects/towpath-cni".to_owned()));
         container.environment.push(("TOWPATH_IPTABLES_BACKEND", self.variant.name().to_owned()));
         container
     }
@@ -266,6 +283,12 @@ impl Bed {
         (output.status.code(), output.stdout)
     }
 
+    /// The node's CNI configuration, and whether the plugin of the gate is among its plugins.
+    fn gate(&self) -> (String, bool) {
+        let files = self.files.path();
+        (fs::read_to_string(files.join(CONFLIST)).unwrap(), files.join("opt/cni/bin/towpath-cni").exists())
+    }
+
     fn address(&self) -> IpAddr {
         self.lab.node(0).unwrap().address(Family::V4).unwrap()
     }
@@ -283,7 +306,9 @@ impl Bed {
     }
 
     fn is_ready(&self) -> bool {
-        self.get("/readyz").as_deref() == Some("ok\n")
+        // The gate is installed a moment later.
+        self.get("/readyz")
+            .is_some_and(|text| text == "ok\n" || text.ends_with("the gate is not installed\n"))
     }
 
     /// Whether the database answers, in both families.
@@ -366,6 +391,8 @@ fn run_and_uninstall(image: &'static Path, variant: Variant) {
     wait_until("readiness", &mut daemon, || bed.is_ready());
     assert_eq!(bed.switches(), "1\n1\n1\n1\n");
     assert_eq!((bed.reaches_db("web"), bed.reaches_db("api")), ([false; 2], [true; 2]));
+    wait_until("the gate", &mut daemon, || bed.gate().0.contains("towpath-cni"));
+    assert!(bed.gate().1);
     assert!(bed.get("/livez").is_some() && bed.get("/metrics").unwrap().contains("towpath_build_info"));
 
     let (status, output) = bed.exec(&daemon, &["towpath", "status"]);
@@ -393,7 +420,10 @@ fn run_and_uninstall(image: &'static Path, variant: Variant) {
 
     let cleanup = cleanup_pod();
     let (status, output) = bed.run(&bed.container(&cleanup, "cleanup"));
-    assert!(status == Some(0) && output.starts_with("removed 4 jumps, "), "{status:?} {output}");
+    let gate = "removed the entry for towpath-cni from 10-bridge.conflist, and the plugin\n";
+    let rules = output.strip_prefix(gate).unwrap_or_else(|| panic!("{output}"));
+    assert!(status == Some(0) && rules.starts_with("removed 4 jumps, "), "{status:?} {output}");
+    assert_eq!(bed.gate(), (CONFLIST_TEXT.to_owned(), false));
     assert_eq!(bed.rules(), before);
     assert_eq!(bed.reaches_db("web"), [true; 2]);
 

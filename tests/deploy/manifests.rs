@@ -271,7 +271,9 @@ fn containers_have_no_unneeded_privileges() {
         mounts.iter().map(|it| it["mountPath"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(mounted("prepare"), ["/lib/modules"]);
-    assert_eq!(mounted("towpath"), ["/run/xtables.lock", "/run/towpath", "/host/proc/sys/net"]);
+    let of_the_gate = ["/host/etc/cni/net.d", "/host/opt/cni/bin"];
+    let others = ["/run/xtables.lock", "/run/towpath", "/host/proc/sys/net"];
+    assert_eq!(mounted("towpath"), [&others[..], &of_the_gate].concat());
 }
 
 /// Lines that grant something. Below `volumes:`, each volume of the node does.
@@ -381,9 +383,72 @@ fn every_component_has_an_overlay_on_the_base() {
                 assert_eq!((more.len(), less.len()), (1, 1));
                 assert_eq!(listen(&overlay), "[::]:9586");
             }
+            "k3s" | "microk8s" => {
+                assert_eq!((more.len(), less.len()), (1, 1));
+                let (conf_dir, bin_dir) = match component.as_str() {
+                    "k3s" => ("/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"),
+                    _ => (
+                        "/var/snap/microk8s/current/args/cni-network",
+                        "/var/snap/microk8s/current/opt/cni/bin",
+                    ),
+                };
+                // A folder that kubelet creates is not the runtime's.
+                let folder = |path: &str| json!({"path": path, "type": "Directory"});
+                let expected = [Some(folder(conf_dir)), Some(folder(bin_dir))];
+                assert_eq!(gate_folders(&overlay, "towpath"), expected);
+                assert_eq!(daemon(&overlay), daemon(&base));
+                let uninstall = rendered(&format!("deploy/uninstall-overlays/{component}")).unwrap();
+                assert_eq!(gate_folders(&uninstall, "cleanup"), expected);
+                assert_eq!(gate_folders(&uninstall, "done"), expected);
+            }
+            "no-gate" => {
+                assert_eq!((more.len(), less.len()), (1, 1));
+                assert_eq!(gate_folders(&overlay, "towpath"), [None, None]);
+                assert!(!overlay.iter().any(|object| object.to_string().contains("cni")), "{overlay:?}");
+                let uninstall = rendered("deploy/uninstall-overlays/no-gate").unwrap();
+                assert!(!uninstall.iter().any(|object| object.to_string().contains("cni")), "{uninstall:?}");
+            }
             other => panic!("{other} is not tested here"),
         }
     }
+}
+
+/// The node's folders in which a container installs the gate, or removes it: of configurations, and of plugins.
+fn gate_folders(objects: &[Value], container: &str) -> [Option<Value>; 2] {
+    let pod = pod(one(objects, "DaemonSet"));
+    let all = containers(pod);
+    let container = all.iter().find(|it| it["name"] == container).unwrap();
+    let none = Vec::new();
+    let entries = |list: &Value| list.as_array().unwrap_or(&none).clone();
+    ["TOWPATH_CNI_CONF_DIR", "TOWPATH_CNI_BIN_DIR"].map(|variable| {
+        let variable = entries(&container["env"]).into_iter().find(|it| it["name"] == variable)?;
+        let mounts = entries(&container["volumeMounts"]);
+        let mount = mounts.iter().find(|it| it["mountPath"] == variable["value"]).unwrap();
+        assert!(mount["readOnly"].is_null());
+        let volumes = entries(&pod["volumes"]);
+        Some(volumes.iter().find(|it| it["name"] == mount["name"]).unwrap()["hostPath"].clone())
+    })
+}
+
+#[test]
+fn gate_is_removed_from_the_folders_in_which_it_is_installed() {
+    let cleanup = documents(&text("deploy/uninstall/daemonset.yaml"));
+    let folder = |path: &str| Some(json!({"path": path, "type": "DirectoryOrCreate"}));
+    let expected = [folder("/etc/cni/net.d"), folder("/opt/cni/bin")];
+    assert_eq!(gate_folders(&base(), "towpath"), expected);
+    assert_eq!(gate_folders(&cleanup, "cleanup"), expected);
+    assert_eq!(gate_folders(&cleanup, "done"), expected);
+    // The daemon's folder of sockets is where the plugin looks for it on the node.
+    let objects = base();
+    let volumes = pod(one(&objects, "DaemonSet"))["volumes"].as_array().unwrap();
+    let run = volumes.iter().find(|it| it["name"] == "run").unwrap();
+    assert_eq!(run["hostPath"]["path"], "/run/towpath");
+    let help = help(&["run"]);
+    assert!(help.contains("[default: /run/towpath/gate.sock]") && help.contains("[default: /run/towpath]"));
+    assert!(help.contains("[default: /usr/libexec/towpath/towpath-cni]"));
+
+    let with_folders = ["k3s", "microk8s", "no-gate"].map(str::to_owned);
+    assert_eq!(folders("deploy/uninstall-overlays"), with_folders.into());
 }
 
 #[test]
