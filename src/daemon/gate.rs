@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
-    dataplane::kernel::conntrack::Conntrack,
+    dataplane::kernel::{conntrack::Conntrack, neighbours},
     gate::{
         records::{Known, Records},
         server,
@@ -108,8 +108,8 @@ pub(super) fn start(
     let (connections, forgotten) = mpsc::channel::<Forget>();
     let counted = metrics.clone();
     thread::Builder::new()
-        .name("gate-conntrack".to_owned())
-        .spawn(move || forget_connections(&forgotten, &counted))?;
+        .name("gate-forget".to_owned())
+        .spawn(move || forget_traffic(&forgotten, &counted))?;
     let gate =
         Arc::new(Gate { inputs, metrics, status, records, objects, connections, entries: Mutex::default() });
     let known = gate.recover()?;
@@ -340,8 +340,9 @@ fn exists(attachment: &Attachment) -> bool {
     names.is_empty() || names.iter().all(|name| if_nametoindex(&**name).is_ok())
 }
 
-/// Deletes tracked connections. Pods that start together wait for one walk through the table.
-fn forget_connections(requests: &Receiver<Forget>, metrics: &Metrics) {
+/// Deletes tracked connections, and packets that wait for the hardware addresses. Pods that start together wait for one
+/// walk through the tables.
+fn forget_traffic(requests: &Receiver<Forget>, metrics: &Metrics) {
     while let Ok((mut addresses, first)) = requests.recv() {
         let mut waiting = vec![first];
         for (more, done) in requests.try_iter() {
@@ -355,6 +356,10 @@ fn forget_connections(requests: &Receiver<Forget>, metrics: &Metrics) {
                 error!(%error, "cannot remove tracked connections of addresses without an owner");
                 metrics.failed("conntrack", error.reason().label());
             }
+        }
+        if let Err(error) = neighbours::forget(&addresses) {
+            error!(%error, "cannot drop packets that wait for a new pod");
+            metrics.failed("gate", "neighbours");
         }
         for done in waiting {
             // The plugin may have given up.

@@ -9,7 +9,10 @@
 #[path = "../support/churn_flows.rs"]
 mod churn_flows;
 mod clock;
+#[path = "../support/cni.rs"]
+mod cni;
 mod events;
+mod gate;
 mod harness;
 #[path = "../support/http.rs"]
 mod http;
@@ -40,5 +43,7 @@ mod scale;
 mod stored;
 mod tenants;
 mod tokens;
+#[path = "../support/traffic.rs"]
+mod traffic;
 #[path = "../support/wait.rs"]
 mod wait;

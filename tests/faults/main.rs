@@ -37,6 +37,8 @@ mod ready;
 #[path = "../support/root.rs"]
 mod root;
 mod testbed;
+#[path = "../support/traffic.rs"]
+mod traffic;
 #[path = "../support/wait.rs"]
 mod wait;
 #[path = "../support/yaml_objects.rs"]

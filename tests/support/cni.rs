@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use towpath::lab::Netns;
+use towpath::{
+    lab::{Netns, Node},
+    model::Family,
+};
 
 /// Where Debian's package containernetworking-plugins has its programs.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
@@ -37,6 +40,15 @@ pub(crate) struct Network {
     plugins: Vec<Value>,
 }
 
+/// The plugin that flannel's delegates to: a bridge with addresses of these blocks, which are kept in `data`.
+pub(crate) fn bridge(blocks: &[String], data: &Path) -> Value {
+    let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
+    json!({
+        "type": "bridge", "bridge": "cni0", "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
+        "mtu": 1450, "ipam": { "type": "host-local", "ranges": ranges, "dataDir": data },
+    })
+}
+
 /// A container: its identifier, the pod's namespace, name and uid, and the path of its network namespace.
 #[derive(Clone)]
 pub(crate) struct Container {
@@ -48,42 +60,13 @@ pub(crate) struct Container {
 }
 
 impl Network {
-    /// What flannel's plugin delegates to: a bridge with addresses of these blocks, kept in `data`; then the gate.
-    pub(crate) fn bridge(bridge: &str, blocks: &[String], data: &Path, socket: Option<&Path>) -> Self {
-        let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
-        let bridge = json!({
-            "type": "bridge", "bridge": bridge, "isGateway": true, "isDefaultGateway": true, "hairpinMode": true,
-            "mtu": 1450, "forceAddress": false,
-            "ipam": { "type": "host-local", "ranges": ranges, "dataDir": data },
+    /// This plugin, and the gate with these fields behind it.
+    pub(crate) fn new(first: Value, gate: Option<Value>) -> Self {
+        let gate = gate.map(|mut gate| {
+            gate["type"] = "towpath-cni".into();
+            gate
         });
-        Self::chained(bridge, socket)
-    }
-
-    /// Links of the ptp plugin; then the gate.
-    pub(crate) fn ptp(blocks: &[String], data: &Path, socket: Option<&Path>) -> Self {
-        let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
-        let routes: Vec<Value> = blocks
-            .iter()
-            .map(|block| json!({ "dst": if block.contains(':') { "::/0" } else { "0.0.0.0/0" } }))
-            .collect();
-        let ptp = json!({
-            "type": "ptp", "ipMasq": false,
-            "ipam": { "type": "host-local", "ranges": ranges, "routes": routes, "dataDir": data },
-        });
-        Self::chained(ptp, socket)
-    }
-
-    fn chained(first: Value, socket: Option<&Path>) -> Self {
-        let gate =
-            socket.map(|socket| json!({ "type": "towpath-cni", "socket": socket, "timeoutSeconds": 60 }));
         Self { name: "cbr0".to_owned(), plugins: [first].into_iter().chain(gate).collect() }
-    }
-
-    /// The same with other fields in the gate's entry.
-    pub(crate) fn with_gate(mut self, fields: &Value) -> Self {
-        let gate = self.plugins.last_mut().and_then(Value::as_object_mut).unwrap();
-        gate.extend(fields.as_object().unwrap().clone());
-        self
     }
 
     /// Attaches a container, on this node, with these addresses of its blocks.
@@ -146,5 +129,34 @@ impl Network {
         let output = node.output(process, &configuration.to_string()).map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if output.status.success() { Ok(text) } else { Err(format!("{kind} {command}: {text}")) }
+    }
+}
+
+/// A pod whose sandbox exists and that is not attached yet.
+pub(crate) struct NewPod {
+    pub(crate) container: Container,
+    pub(crate) netns: Netns,
+    pub(crate) addresses: [IpAddr; 2],
+}
+
+impl NewPod {
+    /// On this node; `name` is `namespace/name`, `host` the last part of its addresses.
+    pub(crate) fn new(node: &Node, name: &str, host: usize) -> Self {
+        let netns = Netns::new(name).unwrap();
+        netns.sysctl(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]).unwrap();
+        let (namespace, pod) = name.split_once('/').unwrap();
+        let addresses = Family::BOTH.map(|family| node.pod_cidr(family).hosts().nth(host).unwrap());
+        let container = Container {
+            id: format!("sandbox-{pod}-{host}"),
+            namespace: namespace.to_owned(),
+            name: pod.to_owned(),
+            uid: format!("uid-{pod}-{host}"),
+            netns: netns.path(),
+        };
+        Self { container, netns, addresses }
+    }
+
+    pub(crate) fn address(&self, family: Family) -> IpAddr {
+        self.addresses.into_iter().find(|address| Family::of(*address) == family).unwrap()
     }
 }

@@ -16,7 +16,9 @@ use nix::sched::CloneFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use towpath::{
-    lab::{End, Families, FlannelRules, Lab, LabOptions, Node, PodId, PodSpec, Process, Topology, Variant},
+    lab::{
+        End, Families, FlannelRules, Lab, LabOptions, Netns, Node, PodId, PodSpec, Process, Topology, Variant,
+    },
     model::{Family, Protocol},
 };
 
@@ -209,6 +211,24 @@ impl World {
         let daemon = self.start(node);
         daemon.wait_ready();
         daemon
+    }
+
+    /// The same with additional arguments.
+    #[track_caller]
+    pub(crate) fn run_with(&self, node: usize, more: &[&str]) -> Daemon<'_> {
+        let daemon = Daemon::start(self, node, self.command(node, more));
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// The daemons' run directory.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    /// The network namespace of a pod that is in the lab.
+    pub(crate) fn netns(&self, pod: &str) -> &Netns {
+        self.lab.pod(self.pods[pod]).unwrap().netns()
     }
 
     /// A kubeconfig with a token in its own file, for a server at this port.

@@ -2,7 +2,6 @@
 //! flow from before a pod has its address.
 
 mod pods;
-mod traffic;
 
 use std::{
     net::IpAddr,
@@ -10,18 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pods::{NewPod, PodObject, Stage};
+use pods::{PodObject, Stage};
 use serde_json::json;
 use towpath::{
     dataplane::kernel::conntrack::{Conntrack, ConntrackEntry},
     lab::{Topology, Variant},
     model::Family,
 };
-use traffic::{Sender, Sink};
 
 use crate::{
+    cni::NewPod,
     env::number,
     testbed::{for_both_variants, with_own_run},
+    traffic::{Sender, Sink},
     wait::wait_until,
 };
 
@@ -38,7 +38,7 @@ const STRANGERS: [&str; 2] = ["shop/server", "far/peer"];
 /// Starts one pod while strangers send to it and it sends to them, from before it has an address. Returns how long the
 /// gate took.
 fn start_one(stage: &Stage<'_>, name: &str, object: PodObject, address: usize) -> Duration {
-    let pod = NewPod::new(stage, name, address);
+    let pod = NewPod::new(stage.bed.node(), name, address);
     let [denied, allowed] = [DENIED, ALLOWED].map(|port| Sink::open(&pod.netns, port));
     let sinks = STRANGERS
         .map(|stranger| Sink::open(stage.netns(stranger), DENIED + 1 + u16::try_from(address).unwrap()));
@@ -123,7 +123,7 @@ fn pod_whose_object_was_deleted_is_policed_until_its_sandbox_is_gone() {
         let stage = Stage::new(variant, Topology::Bridge);
         let mut daemon = Some(stage.run());
         for at in 0..count {
-            let pod = NewPod::new(&stage, "shop/forced", 40 + at);
+            let pod = NewPod::new(stage.bed.node(), "shop/forced", 40 + at);
             stage.write_pod(&pod);
             stage.network.add(stage.bed.node().netns(), &pod.container, &pod.addresses).unwrap();
             let denied = Sink::open(&pod.netns, DENIED);
@@ -159,7 +159,7 @@ fn pod_that_was_never_heard_of_starts_closed_and_opens_when_its_object_arrives()
         let stage = Stage::new(Variant::Nft, Topology::Bridge);
         let _daemon = stage.run();
         // No policy selects a pod of this namespace.
-        let pod = NewPod::new(&stage, "free/late", 40);
+        let pod = NewPod::new(stage.bed.node(), "free/late", 40);
         stage.network.add(stage.bed.node().netns(), &pod.container, &pod.addresses).unwrap();
         let sink = Sink::open(&pod.netns, DENIED);
         let sender = Sender::start(stage.netns("far/peer"), pod.address(Family::V4), DENIED);
@@ -175,14 +175,14 @@ fn pod_that_was_never_heard_of_starts_closed_and_opens_when_its_object_arrives()
 fn new_pod_waits_for_a_daemon_that_is_away() {
     for_both_variants(|variant| {
         let stage = Stage::new(variant, Topology::Bridge);
-        let pod = NewPod::new(&stage, "shop/early", 40);
+        let pod = NewPod::new(stage.bed.node(), "shop/early", 40);
         stage.write_pod(&pod);
         let node = stage.bed.node().netns();
-        let impatient = stage.network.clone().with_gate(&json!({ "timeoutSeconds": 1 }));
+        let impatient = stage.network_with(json!({ "timeoutSeconds": 1 }));
         let error = impatient.add(node, &pod.container, &pod.addresses).unwrap_err();
         assert!(error.contains("\"code\":11") || error.contains("\"code\": 11"), "{error}");
         impatient.del(node, &pod.container).unwrap();
-        let open = stage.network.clone().with_gate(&json!({ "whenAway": "open" }));
+        let open = stage.network_with(json!({ "whenAway": "open" }));
         open.add(node, &pod.container, &pod.addresses).unwrap();
         open.del(node, &pod.container).unwrap();
         thread::scope(|scope| {
@@ -213,14 +213,16 @@ fn connections_of_an_address_are_forgotten_before_its_next_owner_has_it() {
             };
             node.run(count).unwrap()
         };
-        let first = NewPod::new(&stage, "free/first", 40);
+        let first = NewPod::new(stage.bed.node(), "free/first", 40);
         stage.write_pod(&first);
         stage.network.add(node, &first.container, &first.addresses).unwrap();
         let sink = Sink::open(&first.netns, DENIED);
         let senders =
             Family::BOTH.map(|family| Sender::start(stage.netns("far/peer"), first.address(family), DENIED));
         wait_until("datagrams", SOON, || sink.arrived() > 20);
-        senders.map(Sender::stop);
+        for sender in senders {
+            sender.stop();
+        }
         for family in Family::BOTH {
             assert!(tracked(first.address(family)) > 0, "{family}");
         }
@@ -228,5 +230,115 @@ fn connections_of_an_address_are_forgotten_before_its_next_owner_has_it() {
         for family in Family::BOTH {
             assert_eq!(tracked(first.address(family)), 0, "{family}");
         }
+    });
+}
+
+/// Sends what is always allowed to a pod that was there before: none of it may be lost.
+struct Always<'a> {
+    sink: Sink,
+    senders: Vec<Sender>,
+    stage: &'a Stage<'a>,
+    pod: NewPod,
+}
+
+impl<'a> Always<'a> {
+    fn start(stage: &'a Stage<'a>) -> Self {
+        let pod = NewPod::new(stage.bed.node(), "shop/always", 30);
+        stage.write_pod(&pod);
+        stage.network.add(stage.bed.node().netns(), &pod.container, &pod.addresses).unwrap();
+        let sink = Sink::open(&pod.netns, ALLOWED);
+        let senders = Family::BOTH
+            .map(|family| Sender::start(stage.netns("far/friend"), pod.address(family), ALLOWED))
+            .into();
+        Self { sink, senders, stage, pod }
+    }
+
+    fn stop(self) -> u64 {
+        let sent = self.senders.into_iter().map(Sender::stop).sum::<u64>();
+        assert_eq!(self.sink.arrived(), sent, "allowed packets were lost");
+        self.stage.network.del(self.stage.bed.node().netns(), &self.pod.container).unwrap();
+        sent
+    }
+}
+
+#[test]
+fn pods_start_closed_while_the_daemon_is_killed_again_and_again() {
+    for_both_variants(|variant| {
+        let count: usize = number("TOWPATH_KILLS", 8);
+        let stage = Stage::new(variant, Topology::Bridge);
+        let first = stage.run();
+        let always = Always::start(&stage);
+        let last = thread::scope(|scope| {
+            let mut daemon = first;
+            let starts = scope.spawn(|| {
+                let mut starts = 0;
+                for at in 0..count {
+                    start_one(&stage, &format!("shop/killed-{at}"), PodObject::Before, 40 + at % 100);
+                    starts += 1;
+                }
+                starts
+            });
+            let mut kills = 0;
+            while kills < count || !starts.is_finished() {
+                thread::sleep(Duration::from_millis(fastrand::u64(50..1500)));
+                daemon.kill();
+                daemon = stage.start();
+                kills += 1;
+            }
+            daemon.wait_ready();
+            println!("{}: {kills} kills, {} starts", variant.name(), starts.join().unwrap());
+            daemon
+        });
+        println!("{} allowed datagrams, all arrived", always.stop());
+        drop(last);
+    });
+}
+
+/// After a restart of the node nothing is left: no rule, no set, no table, no record, no interface of a pod.
+fn empty(stage: &Stage<'_>) {
+    let node = stage.bed.node();
+    let script = "for i in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do $i -F; $i -X; done; \
+                  ipset destroy; nft flush ruleset";
+    node.succeed("sh", &["-c", script]).unwrap();
+    for folder in ["attachments", "gate.sock"] {
+        let path = stage.bed.folder().join("run").join(folder);
+        let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
+    }
+}
+
+#[test]
+fn no_packet_reaches_a_process_of_a_pod_that_starts_after_the_node_and_before_the_daemon() {
+    for_both_variants(|variant| {
+        let count: usize = number("TOWPATH_REBOOTS", 3);
+        let stage = Stage::new(variant, Topology::Bridge);
+        for at in 0..count {
+            stage.run().kill();
+            empty(&stage);
+            let pod = NewPod::new(stage.bed.node(), &format!("shop/boot-{at}"), 40 + at);
+            stage.write_pod(&pod);
+            let strangers =
+                STRANGERS.map(|from| Sender::start(stage.netns(from), pod.address(Family::V4), DENIED));
+            let peer = Sink::open(stage.netns("far/peer"), DENIED);
+            let (sink, back, daemon) = thread::scope(|scope| {
+                let start = scope.spawn(|| {
+                    stage.network.add(stage.bed.node().netns(), &pod.container, &pod.addresses).unwrap();
+                    // Now the first process starts.
+                    let to = stage.bed.address("far/peer", Family::V4);
+                    (Sink::open(&pod.netns, DENIED), Sender::start(&pod.netns, to, DENIED))
+                });
+                thread::sleep(Duration::from_millis(fastrand::u64(100..1500)));
+                assert!(!start.is_finished(), "it waits for the daemon");
+                let daemon = stage.start();
+                let (sink, back) = start.join().unwrap();
+                (sink, back, daemon)
+            });
+            thread::sleep(Duration::from_millis(200));
+            assert!(back.stop() > 50 && strangers.into_iter().all(|sender| sender.stop() > 50));
+            assert_eq!((sink.arrived(), peer.arrived()), (0, 0));
+            stage.network.del(stage.bed.node().netns(), &pod.container).unwrap();
+            stage.remove_pod(&pod);
+            drop(daemon);
+        }
+        println!("{}: {count} restarts of the node", variant.name());
     });
 }

@@ -1,19 +1,19 @@
 //! A node with a network of real CNI plugins, and the pods that are attached to it.
 
 use std::{
-    net::IpAddr,
     path::Path,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use serde_json::{Value, json};
 use towpath::{
     lab::{Netns, Topology, Variant},
     model::Family,
 };
 
 use crate::{
-    cni::{Container, Network},
+    cni::{self, Container, Network, NewPod},
     testbed::{Bed, Daemon},
     yaml_objects,
 };
@@ -29,6 +29,7 @@ pub(crate) enum PodObject {
 pub(crate) struct Stage<'a> {
     pub(crate) bed: &'a Bed,
     pub(crate) network: Network,
+    first: Value,
 }
 
 impl Stage<'static> {
@@ -57,25 +58,42 @@ impl Stage<'static> {
         ];
         bed.write("objects.yaml", &objects);
         let blocks = Family::BOTH.map(|family| bed.node().pod_cidr(family).to_string());
-        let (data, socket) = (bed.folder().join("ipam"), bed.folder().join("run/gate.sock"));
-        let network = network(topology, &blocks, &data, &socket);
-        Self { bed, network }
+        let data = bed.folder().join("ipam");
+        let first = if topology.has_bridge() { cni::bridge(&blocks, &data) } else { ptp(&blocks, &data) };
+        let stage = Self { bed, network: Network::new(first.clone(), None), first };
+        let network = stage.network_with(json!({ "timeoutSeconds": 60 }));
+        Self { network, ..stage }
     }
 }
 
-fn network(topology: Topology, blocks: &[String], data: &Path, socket: &Path) -> Network {
-    if topology.has_bridge() {
-        Network::bridge("cni0", blocks, data, Some(socket))
-    } else {
-        Network::ptp(blocks, data, Some(socket))
-    }
+/// Links of the ptp plugin, with addresses of these blocks.
+fn ptp(blocks: &[String], data: &Path) -> Value {
+    let ranges: Vec<Value> = blocks.iter().map(|block| json!([{ "subnet": block }])).collect();
+    let routes = json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]);
+    json!({
+        "type": "ptp", "ipMasq": false,
+        "ipam": { "type": "host-local", "ranges": ranges, "routes": routes, "dataDir": data },
+    })
 }
 
 impl Stage<'_> {
+    /// The network with these fields of the gate's entry.
+    pub(crate) fn network_with(&self, mut gate: Value) -> Network {
+        gate["socket"] = self.bed.folder().join("run/gate.sock").to_string_lossy().into();
+        Network::new(self.first.clone(), Some(gate))
+    }
+
     /// Starts the daemon, as with the gate installed, and waits until it is ready.
     pub(crate) fn run(&self) -> Daemon<'_> {
+        let daemon = self.start();
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// The same without waiting.
+    pub(crate) fn start(&self) -> Daemon<'_> {
         let blocks = Family::BOTH.map(|family| self.bed.node().pod_cidr(family).to_string()).join(",");
-        self.bed.run(&["--unknown-local-pods", "closed", "--pod-cidr", &blocks])
+        self.bed.start(&["--unknown-local-pods", "closed", "--pod-cidr", &blocks])
     }
 
     pub(crate) fn netns(&self, pod: &str) -> &Netns {
@@ -84,11 +102,11 @@ impl Stage<'_> {
 
     /// Writes the object of a pod that does not report an address yet.
     pub(crate) fn write_pod(&self, pod: &NewPod) {
-        self.bed.write(&pod.file(), &[pod.manifest()]);
+        self.bed.write(&file(pod), &[manifest(pod)]);
     }
 
     pub(crate) fn write_pod_after(&self, pod: &NewPod, delay: Duration) -> JoinHandle<()> {
-        let (objects, file, manifest) = (self.bed.objects(), pod.file(), pod.manifest());
+        let (objects, file, manifest) = (self.bed.objects(), file(pod), manifest(pod));
         thread::spawn(move || {
             thread::sleep(delay);
             objects.write(&file, &[manifest]);
@@ -96,51 +114,21 @@ impl Stage<'_> {
     }
 
     pub(crate) fn remove_pod(&self, pod: &NewPod) {
-        self.bed.objects().remove(&pod.file());
+        self.bed.objects().remove(&file(pod));
     }
 }
 
-/// A pod whose sandbox exists and that is not attached yet.
-pub(crate) struct NewPod {
-    pub(crate) container: Container,
-    pub(crate) netns: Netns,
-    pub(crate) addresses: [IpAddr; 2],
+/// The file of a pod's object.
+fn file(pod: &NewPod) -> String {
+    format!("{}.yaml", pod.container.name)
 }
 
-impl NewPod {
-    /// `name` is `namespace/name`; `host` the last part of its addresses.
-    pub(crate) fn new(stage: &Stage<'_>, name: &str, host: usize) -> Self {
-        let netns = Netns::new(name).unwrap();
-        netns.sysctl(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")]).unwrap();
-        let (namespace, pod) = name.split_once('/').unwrap();
-        let addresses = Family::BOTH.map(|family| {
-            let block = stage.bed.node().pod_cidr(family);
-            block.hosts().nth(host).unwrap()
-        });
-        let container = Container {
-            id: format!("sandbox-{pod}-{host}"),
-            namespace: namespace.to_owned(),
-            name: pod.to_owned(),
-            uid: format!("uid-{pod}-{host}"),
-            netns: netns.path(),
-        };
-        Self { container, netns, addresses }
-    }
-
-    pub(crate) fn address(&self, family: Family) -> IpAddr {
-        self.addresses.into_iter().find(|address| Family::of(*address) == family).unwrap()
-    }
-
-    fn file(&self) -> String {
-        format!("{}.yaml", self.container.name)
-    }
-
-    fn manifest(&self) -> String {
-        let Container { namespace, name, uid, .. } = &self.container;
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, uid: {uid}, labels: {{app: new}}}}\n\
-             spec:\n  nodeName: n1\n  containers: [{{name: main, image: registry.example/main}}]\n\
-             status: {{phase: Pending}}\n"
-        )
-    }
+/// The object of a pod that reports no address.
+fn manifest(pod: &NewPod) -> String {
+    let Container { namespace, name, uid, .. } = &pod.container;
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, uid: {uid}, labels: {{app: new}}}}\n\
+         spec:\n  nodeName: n1\n  containers: [{{name: main, image: registry.example/main}}]\n\
+         status: {{phase: Pending}}\n"
+    )
 }
