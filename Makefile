@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-guard bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
+        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
         clean
 
 help: ## This list
@@ -78,10 +78,13 @@ bench-tenants: packages ## How one tenant's policies can affect another's packet
 bench-guard: packages ## The interface guard's cost per packet, and that of alternatives (root)
 	$(CARGO) bench --locked --bench guard
 
+bench-gate: packages ## What the gate adds to a pod's start (root)
+	$(CARGO) bench --locked --bench gate
+
 bench-smoke: packages ## Runs every bench once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants \
-		--bench guard -- --test
+		--bench guard --bench gate -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"

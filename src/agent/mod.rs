@@ -43,7 +43,7 @@ use waiting::Waiting;
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
-    model::{Attachment, AttachmentId, Change, Cluster, Delta, NodePods, Pod},
+    model::{AttachmentId, Change, Cluster, Delta, KnownAttachment, NodePods, Pod},
     policy::{
         budget::{Budgets, OverBudget},
         members::Members,
@@ -74,7 +74,7 @@ pub enum Input {
     /// The tunnels that end on this node.
     Tunnels(Tunnels),
     /// A pod was attached to the network.
-    Attached(Attached),
+    Attached(Box<Attached>),
     /// Attachments are gone. Sent to once what this means is in the kernel.
     Detached(Vec<AttachmentId>, SyncSender<()>),
     /// Stop; what is in the kernel stays.
@@ -92,10 +92,8 @@ impl Input {
 /// A pod that waits for its rules.
 #[derive(Debug)]
 pub struct Attached {
-    /// Its attachment.
-    pub attachment: Attachment,
-    /// Its object, if it was read separately from the source of objects.
-    pub object: Option<Pod>,
+    /// Its attachment, with its object, if that was read separately from the source of objects.
+    pub known: KnownAttachment,
     /// Sent to once its rules are in the kernel.
     pub written: SyncSender<PodRules>,
 }
@@ -112,8 +110,8 @@ pub enum PodRules {
 /// An attachment that has to be remembered across restarts of the daemon, or forgotten.
 #[derive(Clone, Debug)]
 pub enum AttachmentRecord {
-    /// It exists; with what is last known of its pod.
-    Keep(Attachment, Option<Pod>),
+    /// It exists.
+    Keep(Box<KnownAttachment>),
     /// It is gone.
     Forget(AttachmentId),
 }
@@ -296,12 +294,12 @@ impl<D: Dataplane> Agent<D> {
     #[must_use]
     pub fn with_attachments(
         mut self,
-        known: Vec<(Attachment, Option<Pod>)>,
+        known: Vec<KnownAttachment>,
         records: Option<Sender<AttachmentRecord>>,
     ) -> Self {
         let now = Instant::now();
-        for (attachment, object) in known {
-            for change in self.node_pods.attach(attachment, object) {
+        for known in known {
+            for change in self.node_pods.attach(known) {
                 self.change(change, now);
             }
         }
@@ -389,9 +387,10 @@ impl<D: Dataplane> Agent<D> {
                 self.take_changes(translated, received);
                 self.status.taken(self.oldest());
             }
-            Input::Attached(Attached { attachment, object, written }) => {
-                self.attaching.push((attachment.id.clone(), written));
-                let changes = self.node_pods.attach(attachment, object);
+            Input::Attached(attached) => {
+                let Attached { known, written } = *attached;
+                self.attaching.push((known.attachment.id.clone(), written));
+                let changes = self.node_pods.attach(known);
                 self.take_changes(changes, Instant::now());
                 self.schedule.changed_urgently(Instant::now());
             }
@@ -445,7 +444,7 @@ impl<D: Dataplane> Agent<D> {
         let Some(records) = &self.records else { return };
         for (id, state) in changed {
             let record = match state {
-                Some((attachment, object)) => AttachmentRecord::Keep(attachment, object),
+                Some(known) => AttachmentRecord::Keep(Box::new(known)),
                 None => AttachmentRecord::Forget(id),
             };
             // The receiver is gone only when the process ends.

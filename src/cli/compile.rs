@@ -55,12 +55,12 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     // Both variants read the same text; the flag exists so that scripts may pass the same flags as to `run`.
     let _ = args.backend;
     let cluster = objects::read(&args.objects.file, false, verbose)?;
-    let mut resolver =
+    let mut of_node =
         Resolver::of(args.node.node_name.clone(), &cluster).with_budgets(args.budgets.budgets());
     if !args.enforcement.pod_cidrs.is_empty() {
-        resolver = resolver.with_pod_cidrs(args.enforcement.pod_cidrs.as_slice().into());
+        of_node = of_node.with_pod_cidrs(args.enforcement.pod_cidrs.as_slice().into());
     }
-    let resolved = resolver.resolve(&cluster);
+    let resolved = of_node.resolve(&cluster);
     for over in resolved.over_budget.iter() {
         eprintln!("warning: {over}");
     }

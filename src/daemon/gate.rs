@@ -21,7 +21,7 @@ use crate::{
     agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
     dataplane::kernel::{conntrack::Conntrack, neighbours},
     gate::{
-        records::{Known, Records},
+        records::{Recorded, Records},
         server,
     },
     k8s::{
@@ -29,7 +29,7 @@ use crate::{
         watch::{self, Access},
     },
     metrics::Metrics,
-    model::{Attachment, AttachmentId, ObjectKey, Pod},
+    model::{Attachment, AttachmentId, KnownAttachment, ObjectKey, Pod},
 };
 use towpath_cni::protocol::{self, Request, Response};
 
@@ -64,7 +64,7 @@ pub(super) enum ObjectReader {
 /// What was started.
 pub(super) struct Started {
     /// The attachments that a former process knew.
-    pub(super) known: Vec<(Attachment, Option<Pod>)>,
+    pub(super) known: Vec<KnownAttachment>,
     /// Where the agent sends what has to be remembered.
     pub(super) records: Sender<AttachmentRecord>,
 }
@@ -133,8 +133,14 @@ impl Gate {
         let (command, result) = match request {
             Request::Add(attachment) => ("add", self.add(&attachment)),
             Request::Check(attachment) => ("check", self.check(&attachment)),
-            Request::Del(id) => ("del", self.del(&id)),
-            Request::Gc { network, valid } => ("gc", self.gc(&network, &valid)),
+            Request::Del(id) => {
+                self.del(&id);
+                ("del", Ok(()))
+            }
+            Request::Gc { network, valid } => {
+                self.gc(&network, &valid);
+                ("gc", Ok(()))
+            }
             Request::Status => ("status", self.ready()),
         };
         let outcome = if result.is_ok() { "done" } else { "failed" };
@@ -153,11 +159,11 @@ impl Gate {
     fn add(&self, reported: &protocol::Attachment) -> Result<(), String> {
         let attachment = attachment(reported)?;
         let (id, pod, start) = (attachment.id.clone(), attachment.pod.clone(), Instant::now());
-        let known = Known { network: reported.network.clone(), attachment, object: None };
-        self.records.keep(&known).map_err(|error| format!("cannot record the attachment: {error}"))?;
-        let attachment = known.attachment.clone();
+        let known = KnownAttachment { attachment: attachment.clone(), object: None };
+        let recorded = Recorded { network: reported.network.clone(), known };
+        self.records.keep(&recorded).map_err(|error| format!("cannot record the attachment: {error}"))?;
         let addresses: BTreeSet<IpAddr> = attachment.addresses.iter().copied().collect();
-        let entry = Entry { network: known.network, attachment, reported: start, is_written: false };
+        let entry = Entry { network: recorded.network, attachment, reported: start, is_written: false };
         self.entries().insert(id.clone(), entry);
         let mut rules = self.attach(&id, start, None)?;
         while rules == PodRules::Closed && start.elapsed() < LOOKING {
@@ -186,7 +192,8 @@ impl Gate {
             let entries = self.entries();
             let entry = entries.get(id).filter(|entry| entry.reported == reported);
             let Some(entry) = entry else { return Err("the attachment was removed meanwhile".to_owned()) };
-            let attached = Attached { attachment: entry.attachment.clone(), object, written };
+            let known = KnownAttachment { attachment: entry.attachment.clone(), object };
+            let attached = Box::new(Attached { known, written });
             self.inputs.send(Input::Attached(attached)).map_err(|_| "the sync loop has ended".to_owned())?;
         }
         rules.recv_timeout(WRITING).map_err(|_| {
@@ -208,19 +215,17 @@ impl Gate {
 
     /// The sandbox is about to be removed: ends the pod, and the connections of its addresses before another pod can
     /// have them.
-    fn del(&self, id: &protocol::AttachmentId) -> Result<(), String> {
+    fn del(&self, id: &protocol::AttachmentId) {
         self.remove(&[model_id(id)]);
-        Ok(())
     }
 
-    fn gc(&self, network: &str, valid: &[protocol::AttachmentId]) -> Result<(), String> {
+    fn gc(&self, network: &str, valid: &[protocol::AttachmentId]) {
         let valid: BTreeSet<AttachmentId> = valid.iter().map(model_id).collect();
         let is_gone =
             |(id, entry): &(&AttachmentId, &Entry)| entry.network == network && !valid.contains(*id);
         let gone: Vec<AttachmentId> =
             self.entries().iter().filter(is_gone).map(|(id, _)| id.clone()).collect();
         self.remove(&gone);
-        Ok(())
     }
 
     fn remove(&self, ids: &[AttachmentId]) {
@@ -271,19 +276,20 @@ impl Gate {
     }
 
     /// The attachments that a former process recorded and that still exist.
-    fn recover(&self) -> io::Result<Vec<(Attachment, Option<Pod>)>> {
-        let (there, gone): (Vec<Known>, Vec<Known>) =
-            self.records.read()?.into_iter().partition(|known| exists(&known.attachment));
-        for Known { attachment, .. } in &gone {
+    fn recover(&self) -> io::Result<Vec<KnownAttachment>> {
+        let (there, gone): (Vec<Recorded>, Vec<Recorded>) =
+            self.records.read()?.into_iter().partition(|one| exists(&one.known.attachment));
+        for Recorded { known: KnownAttachment { attachment, .. }, .. } in &gone {
             info!(pod = %attachment.pod, attachment = %attachment.id, "interface of a recorded attachment is gone");
             self.records.forget(&attachment.id)?;
         }
         let mut entries = self.entries();
-        let known = there.into_iter().map(|Known { network, attachment, object }| {
-            let entry =
-                Entry { network, attachment: attachment.clone(), reported: Instant::now(), is_written: true };
-            entries.insert(attachment.id.clone(), entry);
-            (attachment, object)
+        let known = there.into_iter().map(|Recorded { network, known }| {
+            let attachment = known.attachment.clone();
+            let id = attachment.id.clone();
+            let entry = Entry { network, attachment, reported: Instant::now(), is_written: true };
+            entries.insert(id, entry);
+            known
         });
         Ok(known.collect())
     }
@@ -308,12 +314,11 @@ impl Gate {
     fn keep_records(&self, changes: &Receiver<AttachmentRecord>) {
         for change in changes {
             let result = match change {
-                AttachmentRecord::Keep(attachment, object) => {
+                AttachmentRecord::Keep(known) => {
                     // Under the lock, so that no record of a removed attachment comes back.
                     let entries = self.entries();
-                    entries.get(&attachment.id).map_or(Ok(()), |entry| {
-                        let network = entry.network.clone();
-                        self.records.keep(&Known { network, attachment, object })
+                    entries.get(&known.attachment.id).map_or(Ok(()), |entry| {
+                        self.records.keep(&Recorded { network: entry.network.clone(), known: *known })
                     })
                 }
                 AttachmentRecord::Forget(id) => {

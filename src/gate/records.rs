@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use towpath_cni::protocol;
 use tracing::warn;
 
-use crate::model::{Attachment, AttachmentId, ContainerPort, ObjectKey, Pod, Protocol};
+use crate::model::{Attachment, AttachmentId, ContainerPort, KnownAttachment, ObjectKey, Pod, Protocol};
 
 /// The version of the files' contents. Files of others are ignored.
 const VERSION: u32 = 1;
@@ -51,13 +51,11 @@ struct Object {
 
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct Recorded {
     /// The name of the network, for `GC`.
     pub network: String,
     /// The attachment.
-    pub attachment: Attachment,
-    /// What was last known of its pod.
-    pub object: Option<Pod>,
+    pub known: KnownAttachment,
 }
 
 /// The folder of the files.
@@ -80,10 +78,10 @@ impl Records {
     ///
     /// # Errors
     /// If it cannot be written, or the attachment's identifier cannot be a file's name.
-    pub fn keep(&self, known: &Known) -> io::Result<()> {
-        let path = self.path(&known.attachment.id)?;
+    pub fn keep(&self, recorded: &Recorded) -> io::Result<()> {
+        let path = self.path(&recorded.known.attachment.id)?;
         let fresh = path.with_extension("new");
-        let text = serde_json::to_vec(&Record::of(known))?;
+        let text = serde_json::to_vec(&Record::of(recorded))?;
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(&text)?;
@@ -111,7 +109,7 @@ impl Records {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn read(&self) -> io::Result<Vec<Known>> {
+    pub fn read(&self) -> io::Result<Vec<Recorded>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -119,13 +117,13 @@ impl Records {
                 continue;
             }
             match read(&path) {
-                Ok(known) => all.push(known),
+                Ok(recorded) => all.push(recorded),
                 Err(error) => {
-                    warn!(path = %path.display(), %error, "cannot read the record of an attachment")
+                    warn!(path = %path.display(), %error, "cannot read the record of an attachment");
                 }
             }
         }
-        all.sort_by(|a, b| a.attachment.id.cmp(&b.attachment.id));
+        all.sort_by(|a, b| a.known.attachment.id.cmp(&b.known.attachment.id));
         Ok(all)
     }
 
@@ -135,23 +133,23 @@ impl Records {
     }
 }
 
-fn read(path: &Path) -> io::Result<Known> {
+fn read(path: &Path) -> io::Result<Recorded> {
     let mut text = Vec::new();
     fs::File::open(path)?.take(MOST).read_to_end(&mut text)?;
     let record: Record = serde_json::from_slice(&text)?;
     if record.version != VERSION {
         return Err(invalid(format!("it is of version {}, not {VERSION}", record.version)));
     }
-    record.known()
+    record.recorded()
 }
 
-fn invalid(error: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl Record {
-    fn of(known: &Known) -> Self {
-        let Known { network, attachment, object } = known;
+    fn of(recorded: &Recorded) -> Self {
+        let Recorded { network, known: KnownAttachment { attachment, object } } = recorded;
         let text = |text: &Arc<str>| text.to_string();
         Self {
             version: VERSION,
@@ -176,7 +174,7 @@ impl Record {
         }
     }
 
-    fn known(self) -> io::Result<Known> {
+    fn recorded(self) -> io::Result<Recorded> {
         let pod = ObjectKey::new(self.namespace, self.pod);
         let id = AttachmentId { container: self.container_id.into(), interface: self.interface.into() };
         protocol::AttachmentId::new(&*id.container, &*id.interface).map_err(invalid)?;
@@ -189,7 +187,7 @@ impl Record {
             addresses: self.addresses,
         };
         let object = self.object.map(|object| object.pod(pod)).transpose()?;
-        Ok(Known { network: self.network, attachment, object })
+        Ok(Recorded { network: self.network, known: KnownAttachment { attachment, object } })
     }
 }
 
@@ -212,29 +210,31 @@ impl Object {
 mod tests {
     use super::*;
 
-    fn known(container: &str, object: bool) -> Known {
+    fn recorded(container: &str, object: bool) -> Recorded {
         let pod = ObjectKey::new("shop", "db");
         let port = |name: Option<&str>, protocol, number| ContainerPort {
             name: name.map(Arc::from),
             protocol,
             number,
         };
-        Known {
+        Recorded {
             network: "cbr0".to_owned(),
-            attachment: Attachment {
-                id: AttachmentId { container: container.into(), interface: "eth0".into() },
-                pod: pod.clone(),
-                uid: Some("u-1".into()),
-                host_interfaces: vec!["cni0".into(), "veth1".into()],
-                mac: Some([2, 0, 0, 0, 0, 1]),
-                addresses: vec!["10.244.1.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+            known: KnownAttachment {
+                attachment: Attachment {
+                    id: AttachmentId { container: container.into(), interface: "eth0".into() },
+                    pod: pod.clone(),
+                    uid: Some("u-1".into()),
+                    host_interfaces: vec!["cni0".into(), "veth1".into()],
+                    mac: Some([2, 0, 0, 0, 0, 1]),
+                    addresses: vec!["10.244.1.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+                },
+                object: object.then(|| Pod {
+                    labels: [("app", "db"), ("x/y", "")].into_iter().collect(),
+                    ports: vec![port(Some("sql"), Protocol::Tcp, 5432), port(None, Protocol::Sctp, 1)],
+                    uid: Some("u-1".into()),
+                    ..Pod::new(pod)
+                }),
             },
-            object: object.then(|| Pod {
-                labels: [("app", "db"), ("x/y", "")].into_iter().collect(),
-                ports: vec![port(Some("sql"), Protocol::Tcp, 5432), port(None, Protocol::Sctp, 1)],
-                uid: Some("u-1".into()),
-                ..Pod::new(pod)
-            }),
         }
     }
 
@@ -242,15 +242,15 @@ mod tests {
     fn attachments_are_read_as_they_were_written() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path().join("attachments")).unwrap();
-        let [a, b] = [known("a", true), known("b", false)];
-        records.keep(&known("a", false)).unwrap();
-        for known in [&b, &a] {
-            records.keep(known).unwrap();
+        let [a, b] = [recorded("a", true), recorded("b", false)];
+        records.keep(&recorded("a", false)).unwrap();
+        for one in [&b, &a] {
+            records.keep(one).unwrap();
         }
         assert_eq!(records.read().unwrap(), [a.clone(), b.clone()]);
-        records.forget(&a.attachment.id).unwrap();
-        records.forget(&a.attachment.id).unwrap();
-        assert!(!records.has(&a.attachment.id) && records.has(&b.attachment.id));
+        records.forget(&a.known.attachment.id).unwrap();
+        records.forget(&a.known.attachment.id).unwrap();
+        assert!(!records.has(&a.known.attachment.id) && records.has(&b.known.attachment.id));
         assert_eq!(records.read().unwrap(), [b]);
     }
 
@@ -258,7 +258,7 @@ mod tests {
     fn faulty_files_and_those_of_another_version_are_left_out() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path().to_owned()).unwrap();
-        records.keep(&known("a", true)).unwrap();
+        records.keep(&recorded("a", true)).unwrap();
         let text = fs::read_to_string(folder.path().join("a-eth0.json")).unwrap();
         for (name, text) in [
             ("b-eth0.json", text[..text.len() / 2].to_owned()),
@@ -268,14 +268,14 @@ mod tests {
         ] {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        assert_eq!(records.read().unwrap(), [known("a", true)]);
+        assert_eq!(records.read().unwrap(), [recorded("a", true)]);
     }
 
     #[test]
     fn identifier_that_names_another_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path().join("attachments")).unwrap();
-        assert!(records.keep(&known("../a", false)).is_err());
-        assert!(records.forget(&known("/etc/passwd", false).attachment.id).is_err());
+        assert!(records.keep(&recorded("../a", false)).is_err());
+        assert!(records.forget(&recorded("/etc/passwd", false).known.attachment.id).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use super::ObjectKey;
+use super::{ObjectKey, Pod};
 
 /// Identifies an attachment, as in the CNI specification: an interface of a container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +34,15 @@ pub struct Attachment {
     pub mac: Option<[u8; 6]>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+/// An attachment, with what was last known of its pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownAttachment {
+    /// The attachment.
+    pub attachment: Attachment,
+    /// The last version of its pod's object, if there ever was one.
+    pub object: Option<Pod>,
 }
 
 /// What is known of the pod in a sandbox.

@@ -15,7 +15,7 @@ pub mod network_policy;
 pub mod node_pods;
 pub mod pod;
 
-pub use attachment::{Attachment, AttachmentId, Sandbox, SandboxState};
+pub use attachment::{Attachment, AttachmentId, KnownAttachment, Sandbox, SandboxState};
 pub use cluster::{Change, Cluster, Delta, Handover, Namespace, Node};
 pub use flow::{Direction, Endpoint, Flow, Transport};
 pub use labels::{LabelSelector, Labels, Operator, Requirement};

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Attachment, AttachmentId, Change, ObjectKey, Pod, Sandbox, SandboxState};
+use super::{Attachment, AttachmentId, Change, KnownAttachment, ObjectKey, Pod, Sandbox, SandboxState};
 
 /// The pods of one node.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct NodePods {
     node: Arc<str>,
     /// The objects of pods that have a network of their own.
     objects: BTreeMap<ObjectKey, Pod>,
-    attached: BTreeMap<AttachmentId, Attached>,
+    attached: BTreeMap<AttachmentId, KnownAttachment>,
     /// Objects whose sandbox is gone.
     ended: BTreeMap<ObjectKey, Option<Arc<str>>>,
     /// The keys under which the pods of each name are in the cluster.
@@ -37,14 +37,7 @@ pub struct NodePods {
     changed: BTreeSet<AttachmentId>,
 }
 
-/// An attachment, with what was last known of its pod.
-#[derive(Clone, Debug)]
-struct Attached {
-    attachment: Attachment,
-    object: Option<Pod>,
-}
-
-impl Attached {
+impl KnownAttachment {
     /// Whether this is the object of its pod. Objects of files have no uid: then the name has to do.
     fn is_of(&self, object: &Pod) -> bool {
         let is_same = |uid: &Arc<str>| object.uid.as_ref().is_none_or(|other| other == uid);
@@ -96,16 +89,18 @@ impl NodePods {
         }
     }
 
-    /// A pod was attached. `object` is its object, if that was read separately. Returns what changes in the cluster.
+    /// A pod was attached; its object is that of the source of objects, if that has one. Returns what changes in the
+    /// cluster.
     ///
     /// An address is assigned once: older attachments that have one of these addresses are gone, even if nobody said
     /// so.
-    pub fn attach(&mut self, attachment: Attachment, object: Option<Pod>) -> Vec<Change> {
+    pub fn attach(&mut self, new: KnownAttachment) -> Vec<Change> {
+        let KnownAttachment { attachment, object } = new;
         let mut names = BTreeSet::from([attachment.pod.clone()]);
         let id = attachment.id.clone();
         let before = self.attached.remove(&id);
         let mut ended = Vec::new();
-        for (id, Attached { attachment: other, .. }) in &mut self.attached {
+        for (id, KnownAttachment { attachment: other, .. }) in &mut self.attached {
             let count = other.addresses.len();
             other.addresses.retain(|address| !attachment.addresses.contains(address));
             if other.addresses.len() < count {
@@ -118,7 +113,7 @@ impl NodePods {
             self.end(&id);
         }
         names.extend(before.as_ref().map(|before| before.attachment.pod.clone()));
-        let mut attached = Attached { attachment, object: None };
+        let mut attached = KnownAttachment { attachment, object: None };
         let current = self.objects.get(&attached.attachment.pod).filter(|object| attached.is_of(object));
         let last = before.and_then(|before| before.object).filter(|last| attached.is_of(last));
         let read = object.filter(|object| attached.is_of(object));
@@ -139,7 +134,7 @@ impl NodePods {
 
     /// Forgets an attachment. Returns the name of its pod.
     fn end(&mut self, id: &AttachmentId) -> Option<ObjectKey> {
-        let Attached { attachment: Attachment { pod, uid, .. }, .. } = self.attached.remove(id)?;
+        let KnownAttachment { attachment: Attachment { pod, uid, .. }, .. } = self.attached.remove(id)?;
         self.changed.insert(id.clone());
         let has_others = self
             .attached
@@ -159,10 +154,9 @@ impl NodePods {
 
     /// The attachments that changed since the last call, or whose object did: each with what is last known of its pod,
     /// or `None` if it is gone.
-    pub fn take_changed(&mut self) -> Vec<(AttachmentId, Option<(Attachment, Option<Pod>)>)> {
-        let state = |attached: &Attached| (attached.attachment.clone(), attached.object.clone());
+    pub fn take_changed(&mut self) -> Vec<(AttachmentId, Option<KnownAttachment>)> {
         let changed = std::mem::take(&mut self.changed).into_iter();
-        changed.map(|id| (id.clone(), self.attached.get(&id).map(state))).collect()
+        changed.map(|id| (id.clone(), self.attached.get(&id).cloned())).collect()
     }
 
     /// How many attachments there are.
@@ -203,7 +197,7 @@ impl NodePods {
     fn pods(&self, name: &ObjectKey) -> Vec<Pod> {
         let object = self.objects.get(name);
         let mut own = Vec::new();
-        let mut others: BTreeMap<String, Vec<&Attached>> = BTreeMap::new();
+        let mut others: BTreeMap<String, Vec<&KnownAttachment>> = BTreeMap::new();
         for attached in self.attached.values().filter(|attached| attached.attachment.pod == *name) {
             if object.is_some_and(|object| attached.is_of(object)) {
                 own.push(attached);
@@ -224,7 +218,7 @@ impl NodePods {
     }
 
     /// A pod without an object. No object has its name: no name of a pod contains an `@`.
-    fn detached(&self, name: &ObjectKey, distinction: &str, attached: &[&Attached]) -> Pod {
+    fn detached(&self, name: &ObjectKey, distinction: &str, attached: &[&KnownAttachment]) -> Pod {
         let key = ObjectKey::new(name.namespace.clone(), format!("{}@{distinction}", name.name));
         let last = attached.iter().find_map(|attached| attached.object.clone());
         let state = if last.is_some() { SandboxState::Detached } else { SandboxState::Unknown };
@@ -235,7 +229,7 @@ impl NodePods {
 }
 
 /// The pod in a sandbox with these attachments.
-fn in_sandbox(pod: Pod, attached: &[&Attached], state: SandboxState) -> Pod {
+fn in_sandbox(pod: Pod, attached: &[&KnownAttachment], state: SandboxState) -> Pod {
     let attachments: Vec<Attachment> = attached.iter().map(|attached| attached.attachment.clone()).collect();
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in attachments.iter().flat_map(|attachment| &attachment.addresses) {
@@ -293,7 +287,7 @@ mod tests {
         }
 
         fn attach(&mut self, attachment: Attachment) -> &mut Self {
-            let changes = self.0.attach(attachment, None);
+            let changes = self.0.attach(KnownAttachment { attachment, object: None });
             self.apply(changes)
         }
 
@@ -464,7 +458,7 @@ mod tests {
             let app = |pod: Option<Pod>| pod.map(|pod| pod.labels.get("app").unwrap_or("").to_owned());
             let changed = node.0.take_changed().into_iter();
             changed
-                .map(|(id, state)| (id.container.to_string(), state.map(|(_, pod)| app(pod))))
+                .map(|(id, state)| (id.container.to_string(), state.map(|known| app(known.object))))
                 .collect::<Vec<_>>()
         };
         node.attach(attachment("db", "a", ADDRESS));

@@ -120,10 +120,18 @@ pub fn compile(resolved: &Resolved, options: &Options) -> Ruleset {
 pub struct Compiler {
     options: Options,
     tunnels: Option<Tunnels>,
-    last: Option<(Arc<[LocalPod]>, Arc<[IpNet]>, Ruleset)>,
+    last: Option<Compiled>,
     /// The groups of the programs of the last ruleset.
     v4: Cache,
     v6: Cache,
+}
+
+/// The last ruleset, and what its chains depend on.
+#[derive(Clone, Debug)]
+struct Compiled {
+    pods: Arc<[LocalPod]>,
+    pod_cidrs: Arc<[IpNet]>,
+    ruleset: Ruleset,
 }
 
 impl Compiler {
@@ -158,10 +166,8 @@ impl Compiler {
     /// case for most changes in a large cluster. Otherwise the chains and covers of unchanged programs are reused.
     pub fn compile(&mut self, resolved: &Resolved) -> Ruleset {
         let mut ruleset = match self.last.take() {
-            Some((pods, blocks, ruleset))
-                if Arc::ptr_eq(&pods, &resolved.pods) && blocks == resolved.pod_cidrs =>
-            {
-                ruleset
+            Some(last) if Arc::ptr_eq(&last.pods, &resolved.pods) && last.pod_cidrs == resolved.pod_cidrs => {
+                last.ruleset
             }
             _ => self.whole(resolved),
         };
@@ -183,7 +189,11 @@ impl Compiler {
                 set.members = hooks::tunnel_ends(family, tunnels, resolved);
             }
         }
-        self.last = Some((resolved.pods.clone(), resolved.pod_cidrs.clone(), ruleset.clone()));
+        self.last = Some(Compiled {
+            pods: resolved.pods.clone(),
+            pod_cidrs: resolved.pod_cidrs.clone(),
+            ruleset: ruleset.clone(),
+        });
         ruleset
     }
 }

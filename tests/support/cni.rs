@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -79,12 +80,27 @@ impl Network {
         container: &Container,
         addresses: &[IpAddr],
     ) -> Result<Value, String> {
-        let mut result = None;
+        self.add_timed(node, container, addresses).map(|(result, _)| result)
+    }
+
+    /// The same, with the time that each plugin took.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn add_timed(
+        &self,
+        node: &Netns,
+        container: &Container,
+        addresses: &[IpAddr],
+    ) -> Result<(Value, Vec<Duration>), String> {
+        let (mut result, mut times) = (None, Vec::new());
         for plugin in &self.plugins {
+            let start = Instant::now();
             let answer = self.run(node, "ADD", container, plugin, result.as_ref(), addresses)?;
+            times.push(start.elapsed());
             result = Some(serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))?);
         }
-        Ok(result.unwrap_or_default())
+        Ok((result.unwrap_or_default(), times))
     }
 
     /// Detaches a container: all plugins in the reverse order.
