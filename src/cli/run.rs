@@ -165,7 +165,8 @@ impl GateArgs {
             GateWhenAway::Open => WhenAway::Open,
         };
         let entry = Entry::new(&self.gate_socket, when_away);
-        let settings = install::Settings { conf_dir, bin_dir, plugin: self.cni_plugin.clone(), entry };
+        let (plugin, check_interval) = (self.cni_plugin.clone(), install::CHECK_INTERVAL);
+        let settings = install::Settings { conf_dir, bin_dir, plugin, entry, check_interval };
         match self.gate {
             Gate::On => GateInstall::Keep(settings),
             Gate::Off => GateInstall::Remove(settings),

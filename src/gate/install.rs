@@ -41,8 +41,8 @@ pub use state::{Fault, Installation, State, Wait};
 use super::conflist::{self, Entry, PLUGIN};
 use folder::{Chosen, SETTLED, TEMPORARY, candidates, choose, is_there, read, replace, sync, write_beside};
 
-/// How often to check without an event.
-const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often to check without an event, unless a test says otherwise.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long to do nothing after an edit, so that two programs that undo each other's edits do little else.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -71,6 +71,8 @@ pub struct Settings {
     pub plugin: PathBuf,
     /// The entry to add.
     pub entry: Entry,
+    /// How often to check without an event.
+    pub check_interval: Duration,
 }
 
 /// Installs, and keeps installed.
@@ -119,7 +121,7 @@ impl Installer {
             if put_back {
                 thread::sleep(if self.removals.len() >= MANY_REMOVALS { LONG_PAUSE } else { PAUSE });
             }
-            watch.wait(if is_busy { SETTLED } else { CHECK_INTERVAL });
+            watch.wait(if is_busy { SETTLED } else { self.settings.check_interval });
             self.removals.retain(|removal| removal.elapsed() < REMOVALS_WITHIN);
         }
     }

@@ -226,7 +226,7 @@ impl Bed {
     }
 
     /// A container of a pod, on the node.
-    fn container<'a>(&self, pod: &'a PodTemplate, name: &'a str) -> Container<'a> {
+    fn container<'a>(&'a self, pod: &'a PodTemplate, name: &'a str) -> Container<'a> {
         let address = self.address().to_string();
         Container {
             image: self.image,
@@ -241,7 +241,7 @@ impl Bed {
     }
 
     /// The daemon's container, which reads its objects from a folder.
-    fn daemon<'a>(&self, pod: &'a PodTemplate) -> Container<'a> {
+    fn daemon<'a>(&'a self, pod: &'a PodTemplate) -> Container<'a> {
         let mut container = self.container(pod, "towpath");
         container.mounts.push((self.objects.path().to_owned(), "/objects"));
         container.environment.push(("TOWPATH_FILE", "/objects".to_owned()));

@@ -4,11 +4,11 @@ use std::{
     fs,
     io::Read as _,
     net::TcpStream,
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
     path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::{
     http::{self, LISTEN},
     isolated::isolated,
-    node::{FLANNEL, FLANNEL_TEXT, Node},
+    node::{FLANNEL, FLANNEL_TEXT, Node, program},
     root::has_root,
     wait::wait_until,
 };
@@ -177,6 +177,37 @@ fn gate_that_is_turned_off_is_removed_at_the_next_start() {
 }
 
 #[test]
+fn entry_waits_for_the_first_sync() {
+    in_namespace(|| {
+        let node = Node::with_flannel();
+        // Everything that the daemon starts, except an ipset that works: no sync succeeds.
+        let programs = node.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        for folder in ["/usr/sbin", "/usr/bin", "/sbin", "/bin"] {
+            for program in fs::read_dir(folder).into_iter().flatten().map(Result::unwrap) {
+                let name = program.file_name();
+                if name != "ipset" && !programs.join(&name).exists() {
+                    symlink(program.path(), programs.join(&name)).unwrap();
+                }
+            }
+        }
+        program(&programs.join("ipset"), "#!/bin/sh\necho the kernel has no sets >&2\nexit 1\n");
+        let mut command = Command::new(TOWPATH);
+        command.env("PATH", &programs);
+        let daemon = Daemon::start_as(command, &node, &["--interface-guard", "off"]);
+        wait_until("a failed sync", SOON, || {
+            get("/readyz").is_some_and(|(_, text)| text.contains("no sets"))
+        });
+        assert_eq!(gate()["reason"], "waiting for the first sync");
+        assert_eq!(node.read(FLANNEL), FLANNEL_TEXT);
+        symlink("/usr/sbin/ipset", programs.join("working")).unwrap();
+        fs::rename(programs.join("working"), programs.join("ipset")).unwrap();
+        wait_for_state("installed");
+        drop(daemon);
+    });
+}
+
+#[test]
 fn gate_that_cannot_be_installed_is_named_and_policy_is_enforced() {
     in_namespace(|| {
         let node = Node::with_flannel();
@@ -290,21 +321,24 @@ fn capabilities_of_the_pod_suffice_for_folders_of_root() {
 fn daemon_that_is_killed_at_any_moment_leaves_a_node_that_starts_pods() {
     in_namespace(|| {
         let node = Node::with_flannel();
-        let mut gated = 0;
-        for round in 0..30_u64 {
-            if round % 2 == 0 {
-                cleanup_quickly(&node);
-            }
+        for round in 0..20_u64 {
+            cleanup_quickly(&node);
             let daemon = Daemon::start(&node, &[]);
-            let until = Duration::from_millis(40 + round * 12);
-            let start = std::time::Instant::now();
-            while start.elapsed() < until {
+            // The last ones are killed as soon as the plugin is there, or the entry.
+            let is_time = |since: Instant| match round {
+                0..14 => since.elapsed() > Duration::from_millis(100 + round * 60),
+                14..17 => node.plugin().exists(),
+                _ => node.is_gated(FLANNEL),
+            };
+            let start = Instant::now();
+            while !is_time(start) {
                 node.types();
+                assert!(start.elapsed() < SOON, "not installed, round {round}");
             }
             daemon.end(Signal::SIGKILL);
-            gated += usize::from(node.types().contains(&"towpath-cni".to_owned()));
+            let types = node.types();
+            assert!(round < 17 || types.len() == 3, "{types:?}");
         }
-        assert!(gated > 0, "never installed before it was killed");
         let daemon = Daemon::start(&node, &[]);
         wait_for_state("installed");
         assert_eq!(node.files(), [FLANNEL]);

@@ -14,7 +14,7 @@ use std::{
 use serde_json::json;
 use towpath::gate::{
     conflist::WhenAway,
-    install::{Fault, Installer, State, Wait, remove},
+    install::{Fault, Installer, Settings, State, Wait, remove},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     wait::wait_until,
 };
 
-/// Generous: a check without an event comes every ten seconds.
+/// Generous: without an event it would take an hour.
 const SOON: Duration = Duration::from_secs(30);
 
 fn check(node: &Node) -> State {
@@ -31,7 +31,11 @@ fn check(node: &Node) -> State {
 
 /// Keeps a node installed, on a thread that ends with the process. Returns the last reported state.
 fn keep(node: &Node) -> Arc<Mutex<Option<State>>> {
-    let installer = Installer::new(node.settings(WhenAway::Wait));
+    keep_with(node.settings(WhenAway::Wait))
+}
+
+fn keep_with(settings: Settings) -> Arc<Mutex<Option<State>>> {
+    let installer = Installer::new(settings);
     let last = Arc::new(Mutex::new(None));
     let reported = last.clone();
     thread::spawn(move || installer.run(|state, _| *reported.lock().unwrap() = Some(state)));
@@ -170,7 +174,13 @@ fn network_plugin_that_is_installed_later_is_found() {
     let node = Node::new();
     fs::remove_dir(node.conf_dir()).unwrap();
     assert!(matches!(check(&node), State::Waiting(Wait::NoConfiguration(_))));
+    // A folder that does not exist has no events.
+    keep_with(Settings { check_interval: Duration::from_millis(50), ..node.settings(WhenAway::Wait) });
     fs::create_dir(node.conf_dir()).unwrap();
+    node.write(FLANNEL, FLANNEL_TEXT);
+    wait_until("the entry in a new folder", SOON, || node.is_gated(FLANNEL));
+
+    let node = Node::new();
     let state = keep(&node);
     wait_until("the first check", SOON, || state.lock().unwrap().is_some());
     assert!(matches!(&*state.lock().unwrap(), Some(State::Waiting(Wait::NoConfiguration(_)))));

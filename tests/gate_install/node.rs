@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -114,6 +115,8 @@ impl Node {
             bin_dir: self.bin_dir(),
             plugin: self.source(),
             entry: Entry::new(SOCKET, when_away),
+            // What is to be noticed has an event, unless a test is about the rest.
+            check_interval: Duration::from_hours(1),
         }
     }
 
