@@ -349,7 +349,7 @@ fn entry_is_never_there_without_the_plugin() {
         let node = Arc::new(Node::with_flannel());
         let (is_over, watched) = (Arc::new(AtomicBool::new(false)), node.clone());
         let over = is_over.clone();
-        let watcher = thread::spawn(move || {
+        let runtime = thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 watched.load().unwrap_or_else(|error| panic!("no pod can start: {error}"));
             }
@@ -359,7 +359,7 @@ fn entry_is_never_there_without_the_plugin() {
             remove(&node.conf_dir(), Some(&node.bin_dir())).unwrap();
         }
         is_over.store(true, Ordering::Relaxed);
-        watcher.join().unwrap();
+        runtime.join().unwrap();
     }
 }
 

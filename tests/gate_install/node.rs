@@ -19,7 +19,7 @@ pub(crate) const SOCKET: &str = "/run/towpath/gate.sock";
 /// The name under which flannel and k3s write their configuration.
 pub(crate) const FLANNEL: &str = "10-flannel.conflist";
 
-/// In the form of the ConfigMap of flannel's manifest.
+/// In the form of the `ConfigMap` in flannel's manifest.
 pub(crate) const FLANNEL_TEXT: &str = r#"{
   "name": "cbr0",
   "cniVersion": "0.3.1",
