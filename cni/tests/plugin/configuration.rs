@@ -1,8 +1,9 @@
 //! What is wrong on standard input, and how it is said.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::Write as _,
+    path::Path,
     process::Stdio,
 };
 
@@ -48,6 +49,18 @@ fn wrong_value_is_an_error_that_names_the_field() {
         let text = add(&[(field, value)]).failed(7);
         assert!(text.starts_with(&format!("{field}: ")), "{field}: {value}: {text}");
     }
+}
+
+#[test]
+fn longest_path_of_a_socket_is_accepted() {
+    let daemon = Daemon::done();
+    let folder = daemon.folder().display().to_string();
+    let longest = format!("{folder}/{}", "s".repeat(106 - folder.len()));
+    assert_eq!(longest.len(), 107);
+    fs::rename(daemon.socket(), &longest).unwrap();
+    let fields = [("prevResult", PREV_RESULT), ("timeoutSeconds", "1")];
+    let add = Call::new("ADD").input(config("1.1.0", Path::new(&longest), &fields));
+    assert_eq!(add.run().done(), PREV_RESULT);
 }
 
 #[test]

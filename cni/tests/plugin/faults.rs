@@ -2,10 +2,16 @@
 
 use std::{
     io::{Read as _, Write as _},
-    os::{fd::AsRawFd as _, unix::net::UnixStream},
-    sync::atomic::{AtomicUsize, Ordering},
+    os::{
+        fd::AsRawFd as _,
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -153,6 +159,42 @@ fn daemon_that_restarts_while_it_is_asked_is_asked_again() {
     let fields = [("prevResult", PREV_RESULT)];
     let add = Call::new("ADD").input(config("1.1.0", &daemon.socket(), &fields));
     assert_eq!(add.run().done(), PREV_RESULT);
+}
+
+#[test]
+fn reason_is_that_of_the_last_attempt() {
+    let daemon = Daemon::absent();
+    let add = call("ADD", &daemon, r#""wait""#);
+    let waiting = thread::spawn(move || add.run());
+    thread::sleep(Duration::from_millis(100));
+    // A socket whose process is gone: first there is none, and then nobody listens.
+    drop(UnixListener::bind(daemon.socket()).unwrap());
+    let text = waiting.join().unwrap().failed(11);
+    assert!(text.contains("Connection refused"), "{text}");
+
+    let asked = AtomicUsize::new(0);
+    let daemon = behaving(move |connection| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => answer(b"junk\n")(connection),
+        _ => hang(connection),
+    });
+    let fields = [("prevResult", PREV_RESULT), ("timeoutSeconds", "3")];
+    let text = Call::new("ADD").input(config("1.1.0", &daemon.socket(), &fields)).run().failed(11);
+    assert!(text.contains("answer: it took too long"), "{text}");
+}
+
+#[test]
+fn attempt_that_is_cut_off_soon_does_not_hide_the_reason_before() {
+    let first = OnceLock::new();
+    let daemon = behaving(move |connection| {
+        let since = first.get_or_init(Instant::now);
+        if since.elapsed() < Duration::from_millis(700) {
+            answer(b"junk\n")(connection);
+        } else {
+            hang(connection);
+        }
+    });
+    let text = call("ADD", &daemon, r#""wait""#).run().failed(11);
+    assert!(text.contains("the message cannot be read"), "{text}");
 }
 
 #[test]
