@@ -22,8 +22,12 @@ use crate::model::{Attachment, AttachmentId, ContainerPort, KnownAttachment, Obj
 /// The version of the files' contents. Files of others are ignored.
 const VERSION: u32 = 1;
 
-/// The longest file that is read, in bytes: more than an object of the API can have.
-const MOST: u64 = 4 << 20;
+/// The longest file that is read, in bytes.
+const MOST: u64 = 1 << 20;
+
+/// The most that is kept of a pod, in bytes. Its owner may give it megabytes of labels, again and again, and the folder is
+/// in the node's memory. A pod of which nothing is kept is closed until its object arrives.
+const MOST_OF_OBJECT: usize = 64 << 10;
 
 /// A file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -162,7 +166,7 @@ impl Record {
             host_interfaces: attachment.host_interfaces.iter().map(text).collect(),
             mac: attachment.mac,
             addresses: attachment.addresses.clone(),
-            object: object.as_ref().map(|pod| Object {
+            object: object.as_ref().filter(|pod| length(pod) <= MOST_OF_OBJECT).map(|pod| Object {
                 uid: pod.uid.as_ref().map(text),
                 labels: pod.labels.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
                 ports: pod
@@ -189,6 +193,12 @@ impl Record {
         let object = self.object.map(|object| object.pod(pod)).transpose()?;
         Ok(Recorded { network: self.network, known: KnownAttachment { attachment, object } })
     }
+}
+
+/// How much text is kept of a pod, in bytes.
+fn length(pod: &Pod) -> usize {
+    let labels: usize = pod.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    labels + pod.ports.iter().map(|port| port.name.as_ref().map_or(0, |name| name.len()) + 8).sum::<usize>()
 }
 
 impl Object {
@@ -277,5 +287,18 @@ mod tests {
         let records = Records::open(folder.path().join("attachments")).unwrap();
         assert!(records.keep(&recorded("../a", false)).is_err());
         assert!(records.forget(&recorded("/etc/passwd", false).known.attachment.id).is_err());
+    }
+
+    #[test]
+    fn object_with_megabytes_of_labels_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::open(folder.path().to_owned()).unwrap();
+        let mut large = recorded("a", true);
+        let keys: Vec<String> = (0..2000).map(|at| format!("key-{at}")).collect();
+        let value = "v".repeat(63);
+        let object = large.known.object.as_mut().unwrap();
+        object.labels = keys.iter().map(|key| (key.as_str(), value.as_str())).collect();
+        records.keep(&large).unwrap();
+        assert_eq!(records.read().unwrap(), [recorded("a", false)]);
     }
 }
