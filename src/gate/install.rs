@@ -110,6 +110,10 @@ impl Installer {
     /// Checks and installs now, and then whenever something changes, forever. `report` gets the state after each check,
     /// and whether the entry had been removed and was put back.
     pub fn run(mut self, mut report: impl FnMut(State, bool)) {
+        // Of a daemon that was killed while it wrote.
+        for folder in [&self.settings.conf_dir, &self.settings.bin_dir] {
+            let _ = fs::remove_file(folder.join(TEMPORARY));
+        }
         let watch = Watch::new();
         loop {
             watch.look_at([&self.settings.conf_dir, &self.settings.bin_dir]);

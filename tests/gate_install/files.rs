@@ -386,6 +386,19 @@ fn removal_gives_back_the_original_bytes_and_takes_the_plugin_last() {
 }
 
 #[test]
+fn plugin_stays_a_moment_for_runtimes_that_have_just_read_its_entry() {
+    let node = Node::with_flannel();
+    assert_eq!(check(&node), installed(FLANNEL));
+    let (conf_dir, bin_dir) = (node.conf_dir(), node.bin_dir());
+    let removal = thread::spawn(move || remove(&conf_dir, Some(&bin_dir)).unwrap());
+    wait_until("the removal of the entry", SOON, || !node.is_gated(FLANNEL));
+    // A runtime starts flannel first, which takes about so long.
+    thread::sleep(Duration::from_millis(300));
+    assert!(node.plugin().exists());
+    assert!(removal.join().unwrap().plugin && !node.plugin().exists());
+}
+
+#[test]
 fn plugin_stays_while_an_entry_cannot_be_taken_out() {
     let node = Node::with_flannel();
     assert_eq!(check(&node), installed(FLANNEL));
