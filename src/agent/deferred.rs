@@ -5,6 +5,10 @@
 //! those would allow and nothing else. All isolation and all small changes are in the kernel then. Between inputs the
 //! deferred sets are created and filled in pieces. No rule refers to them yet, so the order does not matter, nor where
 //! a process is killed. The sync after the last piece of a set adds its rules.
+//!
+//! A new process may find the rules of another version, whose sets have other names. These rules allow what large sets
+//! allow, and must not be replaced by rules that do not. So the first sync that writes rules waits for the large sets,
+//! but not for long: the old rules know nothing of what has changed since.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +24,7 @@ use crate::{
     policy::resolve::Resolved,
     ruleset::{
         ChainName, IpSet, Object, Ruleset, SetName, names,
-        observed::Observed,
+        observed::{Content, Observed, ObservedTable},
         plan::{SetEdit, Step, missing, piece},
     },
 };
@@ -37,6 +41,9 @@ const OF_A_SET: usize = 100;
 /// While sets are being filled continuously, the rules of complete ones are added this often.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 
+/// How long a new process leaves the rules of the one before it in force while it fills large sets.
+const TAKE_OVER: Duration = Duration::from_secs(20);
+
 /// The sets that wait to be filled.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
@@ -48,6 +55,10 @@ pub(super) struct Deferred {
     complete_since: Option<Instant>,
     /// When the last sync was written.
     last_sync: Option<Instant>,
+    /// When this process found the rules of another one that allow what its large sets will allow.
+    taking_over_since: Option<Instant>,
+    /// Whether this process has begun to write rules.
+    writes_rules: bool,
 }
 
 /// A set that waits.
@@ -122,6 +133,21 @@ impl Deferred {
             self.queue.push(WaitingSet { name: name.clone(), want: want.clone(), turn, since });
         }
         self.queue.sort_by_key(|waits| waits.turn);
+    }
+
+    /// Whether the rules of a former process stay in force until the large sets are filled.
+    pub(super) fn keeps_former_rules(&mut self, observed: &Observed) -> bool {
+        let is_former = |table: &ObservedTable| {
+            let hooked = table.hooks.values().flat_map(|hook| &hook.targets);
+            hooked.into_iter().any(|chain| table.chains.get(chain) == Some(&Content::Unknown))
+        };
+        let finds_rules = || Family::BOTH.iter().any(|family| is_former(observed.table(*family)));
+        let keeps = !self.writes_rules
+            && !self.queue.is_empty()
+            && finds_rules()
+            && self.taking_over_since.get_or_insert_with(Instant::now).elapsed() < TAKE_OVER;
+        self.writes_rules = !keeps;
+        keeps
     }
 
     /// The waiting sets, as objects that a sync leaves out.

@@ -23,6 +23,14 @@ use crate::{
 /// How long the first sync waits for the interface guard.
 const GUARD_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How a sync ended that did not fail.
+enum Synced {
+    /// Everything is written, but for what is deferred or refused.
+    Written,
+    /// Nothing is written: the rules of a former process stay in force while large sets are filled.
+    Filling,
+}
+
 /// Why a sync ended early.
 enum Stopped {
     Refused,
@@ -38,7 +46,11 @@ impl<D: Dataplane> Agent<D> {
         let result = self.try_sync(gc);
         self.metrics.sync_duration.with_label_values(&["total"]).observe(start.elapsed().as_secs_f64());
         match result {
-            Ok(()) => self.succeeded(),
+            Ok(Synced::Written) => self.succeeded(),
+            Ok(Synced::Filling) => self.status.wait_for(&format!(
+                "{} large sets are being filled; the rules of the previous process stay in force until then",
+                self.deferred.len()
+            )),
             Err(error) => self.failed(&error),
         }
         self.publish_age();
@@ -86,10 +98,10 @@ impl<D: Dataplane> Agent<D> {
         self.schedule.failed(Instant::now());
     }
 
-    fn try_sync(&mut self, gc: bool) -> Result<(), DataplaneError> {
+    fn try_sync(&mut self, gc: bool) -> Result<Synced, DataplaneError> {
         let resolved = self.timed("resolve", |agent| agent.resolver.resolve(&agent.cluster));
         self.update_guard(&resolved);
-        let whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
+        let mut whole = self.timed("compile", |agent| agent.compiler.compile(&resolved));
         self.moves.extend(self.resolver.take_moves());
         loop {
             let observed = match self.kernel.take() {
@@ -98,8 +110,13 @@ impl<D: Dataplane> Agent<D> {
                     self.metrics.failed("observe", error.reason().label());
                 })?,
             };
+            whole = whole.beside(&observed);
             let since = self.waiting.oldest().unwrap_or_else(Instant::now);
             self.deferred.choose(&observed, &whole, &resolved, &self.broken, since);
+            if self.deferred.keeps_former_rules(&observed) {
+                self.kernel = Some(observed);
+                return Ok(Synced::Filling);
+            }
             let deferred: BTreeSet<Object> = self.deferred.objects().collect();
             let closed = self.broken.iter().chain(&deferred).cloned().collect();
             let desired = whole.clone().without(&closed);
@@ -118,7 +135,7 @@ impl<D: Dataplane> Agent<D> {
                     self.moves.clear();
                     self.kernel.iter_mut().for_each(|observed| observed.share(&desired));
                     self.publish(&resolved, &desired, whole, &steps);
-                    return Ok(());
+                    return Ok(Synced::Written);
                 }
                 Err(Stopped::Refused) => {}
                 Err(Stopped::Failed(error)) => return Err(error),

@@ -359,6 +359,11 @@ impl<E: Into<anyhow::Error>> From<E> for Ended {
 /// Parses the command line and runs the command.
 #[must_use]
 pub fn main() -> ExitCode {
+    // For tests of upgrades: this process then behaves like one of another version. Not an option, since no user wants it.
+    #[cfg(feature = "lab")]
+    if std::env::var_os("TOWPATH_LAB_OTHER_LAYOUT").is_some() {
+        crate::model::layout::use_other();
+    }
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Run(args) => {

@@ -23,7 +23,7 @@ use crate::{
         DataplaneError,
         command::Commands,
         kernel::{
-            guard::{self, Changes, GuardTables, PreviousBinding},
+            guard::{self, Changes, GuardTables, PreviousBinding, PreviousGuard},
             links::{self, Link, Links},
         },
     },
@@ -118,22 +118,23 @@ impl VethReading {
 
 impl UnstartedGuard {
     /// Takes over the tables of the previous process; if that is not possible, they are rewritten. What that process
-    /// let an interface use stays valid: what its pod has changed at its end since does not count.
-    fn take_over(&mut self) -> BTreeMap<u32, VethReading> {
+    /// let an interface use stays valid: what its pod has changed at its end since does not count. Also returns the
+    /// interfaces that it had closed.
+    fn take_over(&mut self) -> (BTreeMap<u32, VethReading>, BTreeSet<u32>) {
         let all = match self.links.all() {
             Ok(all) => all,
             Err(error) => {
                 warn!(%error, "cannot read the network interfaces");
-                return BTreeMap::new();
+                return Default::default();
             }
         };
         let interfaces = all.iter().map(|link| (link.name.clone(), link.index)).collect();
-        let previous = self.tables.take_over(&interfaces).unwrap_or_else(|error| {
+        let PreviousGuard { bindings, closed } = self.tables.take_over(&interfaces).unwrap_or_else(|error| {
             warn!(%error, "cannot read the interface guard of the previous process");
-            BTreeMap::new()
+            PreviousGuard::default()
         });
         let reading = |link: &Link| {
-            let PreviousBinding { mac, addresses } = previous.get(&link.name)?;
+            let PreviousBinding { mac, addresses } = bindings.get(&link.name)?;
             let mut reading = VethReading::unread(link);
             reading.veth.mac = *mac;
             reading.veth.addresses = addresses.iter().copied().collect();
@@ -142,7 +143,7 @@ impl UnstartedGuard {
             reading.is_final = reading.has_address();
             reading.is_final.then_some((link.index, reading))
         };
-        all.iter().filter(|link| link.peer.is_some()).filter_map(reading).collect()
+        (all.iter().filter(|link| link.peer.is_some()).filter_map(reading).collect(), closed)
     }
 
     /// The tunnels that end on this node now.
@@ -193,8 +194,8 @@ pub(super) fn start(
         }
     })?;
     let mut ready = ready;
-    let readings = ready.take_over();
-    let bindings = Bindings::retired(ready.tables.closed());
+    let (readings, closed) = ready.take_over();
+    let bindings = Bindings::retired(closed);
     let worker = Worker {
         links: ready.links,
         tables: ready.tables,

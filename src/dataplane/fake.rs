@@ -15,7 +15,7 @@ use crate::{
     model::Family,
     ruleset::{
         BuiltIn, Chain, ChainName, Field, IpSet, Match, Member, Object, PORT_SLOTS, Rule, Ruleset, SetKind,
-        SetName, Table, Target,
+        SetName, Table, Target, names,
         observed::{Content, HookState, Observed, ObservedTable},
         plan::{ChainBatch, SetEdit, Step},
     },
@@ -228,11 +228,18 @@ impl Dataplane for Fake {
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
         self.alive()?;
         let mut observed = Observed::default();
+        let is_usual = |(name, set): &(&SetName, &IpSet)| names::is_usual(name, set.kind);
         for family in Family::BOTH {
             let table = self.ruleset.table(family);
             *observed.table_mut(family) = ObservedTable {
                 chains: table.chains.keys().map(|name| (name.clone(), Content::Unknown)).collect(),
-                sets: table.sets.clone(),
+                sets: table.sets.iter().filter(is_usual).map(|(n, set)| (n.clone(), set.clone())).collect(),
+                others: table
+                    .sets
+                    .iter()
+                    .filter(|set| !is_usual(set))
+                    .map(|(name, _)| name.clone())
+                    .collect(),
                 hooks: self.hooks(family),
             };
         }

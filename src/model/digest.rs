@@ -5,8 +5,13 @@ use std::hash::{Hash, Hasher};
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
+use super::layout;
+
 /// Part of every digest: what is compiled differently gets a different name, also across versions of this program.
 const LAYOUT: u32 = 1;
+
+/// The same for the other layout of a build with the lab.
+const OTHER_LAYOUT: u32 = u32::MAX;
 
 /// The number of digits: 80 bits, at 5 bits each. Two of a million names collide with a chance of 1 in 10^12.
 pub const DIGITS: usize = 16;
@@ -15,7 +20,7 @@ pub const DIGITS: usize = 16;
 #[must_use]
 pub fn digest(value: &impl Hash) -> String {
     let mut hasher = Stable(Sha256::new());
-    LAYOUT.hash(&mut hasher);
+    if layout::is_other() { OTHER_LAYOUT } else { LAYOUT }.hash(&mut hasher);
     value.hash(&mut hasher);
     let mut digits = BASE32_NOPAD.encode(&hasher.0.finalize()).to_ascii_lowercase();
     digits.truncate(DIGITS);

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod digest;
 pub mod flow;
 pub mod labels;
+pub mod layout;
 pub mod net;
 pub mod network_policy;
 pub mod node_pods;

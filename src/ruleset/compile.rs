@@ -36,7 +36,7 @@ use super::{
     names,
 };
 use crate::{
-    model::{Direction, Family},
+    model::{Direction, Family, layout},
     policy::{
         program::{self, Chosen, Program},
         resolve::{LocalPod, Resolved},
@@ -99,6 +99,9 @@ pub enum DenyAction {
 
 /// At most this many pods in one chain of the dispatch tree; beyond it the chain is split by prefix.
 const DISPATCH_WIDTH: usize = 16;
+
+/// The same in the other layout.
+const OTHER_DISPATCH_WIDTH: usize = 1;
 
 /// How many address bits one level of the dispatch tree distinguishes: at most 16 branches.
 const DISPATCH_BITS: u8 = 4;
@@ -230,14 +233,21 @@ impl TableBuilder<'_> {
             |addresses: &mut dyn Iterator<Item = IpAddr>| addresses.map(Member::Address).collect();
         let all: OrdSet<Member> = address_set(&mut local.iter().map(|(_, address)| *address));
         if self.options.close_unknown_pods {
-            self.set(names::known_pods(self.family), SetKind::Addresses, all.clone());
+            self.set(names::known_pods(self.family), SetKind::Addresses, all);
         }
-        self.set(names::local_pods(self.family), SetKind::Addresses, all);
+        let local_pods = names::local_pods(self.family);
+        let of_kind = |address| match names::kind(local_pods.role()) {
+            SetKind::Networks => Member::Network(IpNet::from(address)),
+            _ => Member::Address(address),
+        };
+        let all = local.iter().map(|(_, address)| of_kind(*address)).collect();
+        self.set(local_pods.clone(), names::kind(local_pods.role()), all);
         let all_pods = self.resolved.all_pods.of(self.family).clone();
         self.set(names::all_pods(self.family), SetKind::Addresses, all_pods);
         let isolated = local.iter().filter(|(pod, _)| pod.ingress.is_some() || pod.egress.is_some());
         let counted = address_set(&mut isolated.map(|(_, address)| *address));
-        self.set(names::drops(self.family), SetKind::CountedAddresses, counted);
+        let drops = names::drops(self.family);
+        self.set(drops.clone(), names::kind(drops.role()), counted);
         for direction in Direction::BOTH {
             self.direction(direction, &local);
         }
@@ -286,7 +296,8 @@ impl TableBuilder<'_> {
         let goto = |network, to: ChainName| Rule::new([own(network)], Target::Goto(to));
         let leaf = |(address, name): &(IpAddr, ChainName)| goto(IpNet::from(*address), name.clone());
         let end = Rule::new([], Target::Drop);
-        if leaves.len() <= DISPATCH_WIDTH || depth == DISPATCH_DEPTH {
+        let width = if layout::is_other() { OTHER_DISPATCH_WIDTH } else { DISPATCH_WIDTH };
+        if leaves.len() <= width || depth == DISPATCH_DEPTH {
             return leaves.iter().map(leaf).chain([end]).collect();
         }
         let prefix = common_prefix(leaves).saturating_add(DISPATCH_BITS).min(self.family.bits());

@@ -34,6 +34,7 @@ use ipnet::IpNet;
 
 pub use crate::policy::members::Member;
 
+use self::observed::Observed;
 use crate::model::{Direction, Family, PortRange, Protocol};
 
 /// Everything of ours that the kernel of one node should hold.
@@ -61,6 +62,20 @@ impl Ruleset {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,
         }
+    }
+
+    /// Gives another name to each set whose name the kernel has for a set of another type, which another version made:
+    /// its rules may still use that one, and the type of a set cannot change. Once that set is destroyed, the next sync
+    /// returns to the usual name.
+    #[must_use]
+    pub fn beside(mut self, observed: &Observed) -> Self {
+        for family in Family::BOTH {
+            let taken = &observed.table(family).others;
+            if !taken.is_empty() {
+                self.table_mut(family).rename(taken);
+            }
+        }
+        self
     }
 
     /// Closes what cannot be written: for each of `broken`, the allow rules that need that set are removed, and every
@@ -91,6 +106,36 @@ pub struct Table {
 }
 
 impl Table {
+    fn rename(&mut self, taken: &BTreeSet<SetName>) {
+        let is_taken = |name: &&SetName| taken.contains(*name);
+        let names: BTreeMap<SetName, SetName> = self
+            .sets
+            .keys()
+            .filter(is_taken)
+            .map(|name| (name.clone(), names::instead(name, taken)))
+            .collect();
+        for (name, other) in &names {
+            if let Some(set) = self.sets.remove(name) {
+                self.sets.insert(other.clone(), set);
+            }
+        }
+        for chain in self.chains.values_mut() {
+            let uses =
+                |rule: &Rule| rule.matches.iter().filter_map(Match::set).any(|set| names.contains_key(set));
+            if chain.rules.iter().any(uses) {
+                let renamed = chain.rules.iter().cloned().map(|mut rule| {
+                    for set in rule.matches.iter_mut().filter_map(Match::set_mut) {
+                        if let Some(other) = names.get(set) {
+                            set.clone_from(other);
+                        }
+                    }
+                    rule
+                });
+                chain.rules = renamed.collect();
+            }
+        }
+    }
+
     fn close(&mut self, family: Family, broken: &BTreeSet<Object>) {
         self.sets.retain(|name, _| !broken.contains(&Object::Set(name.clone())));
         let any_chain = broken.iter().any(|object| matches!(object, Object::Chain(..)));
@@ -163,18 +208,23 @@ impl fmt::Display for Object {
     }
 }
 
-/// A built-in chain of the filter table that we hook.
+/// A built-in chain of the filter table that this or another version hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BuiltIn {
     /// Packets to the node itself.
     Input,
     /// Packets through the node: between its pods, and between them and the outside world.
     Forward,
+    /// Packets from the node itself. This version has no rules for them.
+    Output,
 }
 
 impl BuiltIn {
-    /// Both.
+    /// Those that we hook.
     pub const ALL: [Self; 2] = [Self::Input, Self::Forward];
+
+    /// Those that any version may hook.
+    pub const OF_ANY_VERSION: [Self; 3] = [Self::Input, Self::Forward, Self::Output];
 
     /// Its name in the kernel.
     #[must_use]
@@ -182,6 +232,7 @@ impl BuiltIn {
         match self {
             Self::Input => "INPUT",
             Self::Forward => "FORWARD",
+            Self::Output => "OUTPUT",
         }
     }
 }
@@ -191,7 +242,7 @@ impl BuiltIn {
 pub struct ChainName(Arc<str>);
 
 impl ChainName {
-    /// The name, if this version or a former one uses it for chains.
+    /// The name, if a version of this program may use it for chains.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         names::is_chain(name).then(|| Self(name.into()))
@@ -219,7 +270,7 @@ pub struct SetName {
 }
 
 impl SetName {
-    /// The name, if this version or a former one uses it for sets.
+    /// The name, if a version of this program may use it for sets.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let (family, role) = names::parse_set(name)?;
@@ -280,6 +331,8 @@ pub enum SetRole {
     NetworkPorts,
     /// Ports; named after its members.
     Ports,
+    /// Known to another version only, which made the set.
+    Unknown,
 }
 
 /// A chain: rules that a packet passes in this order. The end of a chain acts like `Return`.
@@ -374,6 +427,13 @@ impl Match {
     /// The set that it looks up.
     #[must_use]
     pub const fn set(&self) -> Option<&SetName> {
+        match self {
+            Self::Set { set, .. } | Self::NotInSet { set, .. } => Some(set),
+            _ => None,
+        }
+    }
+
+    const fn set_mut(&mut self) -> Option<&mut SetName> {
         match self {
             Self::Set { set, .. } | Self::NotInSet { set, .. } => Some(set),
             _ => None,

@@ -6,49 +6,53 @@
 //! equal name, so that policies share sets and pods share chains; a new meaning is a new object beside the old one,
 //! which makes every replacement atomic.
 //!
-//! A name is ours if it is one of the fixed words, or one of our prefixes with exactly as many digits of a digest as we
-//! use: a chain `TP-LINK` or a set `tp4-mine` belongs to another program. Names that only former versions used are ours
-//! as well, so that an upgrade takes over what it finds, and a cleanup leaves nothing behind.
+//! Which names are ours is a contract between all versions of this program, so that each one finds, replaces and
+//! removes what any other has written, also one that is newer than itself:
 //!
-//! To add a role of sets: a variant of [`SetRole`], its line in `ROLES`, and what the compiler then requires.
+//! ```text
+//! chain  TOWPATH-WORD            upper-case letters, digits and dashes
+//!        TP-KIND-digest          two or three upper-case letters or digits, 16 digits of a digest
+//! set    tp4-word, tp6-word      one of the seven fixed words below; there will be no others
+//!        tp4-word-digest         one of six of these words, 10 digits of a digest
+//!        tp4-word-digest         at most 10 lower-case letters, digits and dashes; 16 digits of a digest
+//! ```
+//!
+//! The name alone decides: a set with one of these names is ours whatever its type. A chain `TP-LINK` or a set
+//! `tp4-mine` belongs to another program.
+//!
+//! To add a role of sets: a variant of [`SetRole`], its line in `ROLES`, and what the compiler then requires. The word
+//! needs a digest behind it. A set with a fixed name keeps its type and its meaning forever; for another one, take
+//! another name.
+
+use std::collections::BTreeSet;
 
 use imbl::OrdSet;
 
 use super::{ChainName, Member, SetKind, SetName, SetRole};
 use crate::{
-    model::{Direction, Family, ObjectKey},
+    model::{Direction, Family, ObjectKey, layout},
     policy::digest::{DIGITS, digest, is_digest},
 };
 
-/// The chains with fixed names. No name is ever removed from this list: the last one is of former versions.
-const WORDS: [&str; 10] = [
-    "TOWPATH-FORWARD",
-    "TOWPATH-FORWARD-ND",
-    "TOWPATH-INPUT",
-    "TOWPATH-INPUT-ND",
-    "TOWPATH-INGRESS",
-    "TOWPATH-EGRESS",
-    "TOWPATH-UNKNOWN",
-    // Chains that no packet passes: rules are written into them as a trial.
-    "TOWPATH-PROBE",
-    "TOWPATH-TRIAL",
-    "TOWPATH-MIDSTREAM",
-];
+/// The longest name of a chain that iptables accepts.
+const LONGEST_CHAIN: usize = 28;
 
-/// The prefixes of chains with a digest: for a pod, a group, a branch of the dispatch tree, and a shared address.
-const DIGESTED: [&str; 8] = ["TP-PI-", "TP-PE-", "TP-GI-", "TP-GE-", "TP-DI-", "TP-DE-", "TP-SI-", "TP-SE-"];
+/// The longest word of a set with [`DIGITS`] digits that the kernel accepts.
+const LONGEST_WORD: usize = 10;
+
+/// The digits behind words that are longer, or that also stand alone.
+const FEW_DIGITS: usize = 10;
 
 /// Every role of sets, with its word, and the number of digits of a digest that follow.
 const ROLES: [(SetRole, &str, usize); 14] = [
-    (SetRole::Drops, "drops", 0),
-    (SetRole::LocalPods, "local-pods", 0),
-    (SetRole::KnownPods, "known-pods", 0),
+    (SetRole::Drops, "drops", FEW_DIGITS),
+    (SetRole::LocalPods, "local-pods", FEW_DIGITS),
+    (SetRole::KnownPods, "known-pods", FEW_DIGITS),
     (SetRole::Nodes, "nodes", 0),
-    (SetRole::AllPods, "all-pods", 0),
-    (SetRole::TunnelEnds, "tunnel-ends", 0),
-    // More digits would not fit into 31 characters.
-    (SetRole::Isolated(Direction::Ingress), "ingress-isolated", 10),
-    (SetRole::Isolated(Direction::Egress), "egress-isolated", 10),
+    (SetRole::AllPods, "all-pods", FEW_DIGITS),
+    (SetRole::TunnelEnds, "tunnel-ends", FEW_DIGITS),
+    (SetRole::Isolated(Direction::Ingress), "ingress-isolated", FEW_DIGITS),
+    (SetRole::Isolated(Direction::Egress), "egress-isolated", FEW_DIGITS),
     (SetRole::Pods, "pods", DIGITS),
     (SetRole::NamedPorts, "named", DIGITS),
     (SetRole::Networks, "nets", DIGITS),
@@ -57,25 +61,53 @@ const ROLES: [(SetRole, &str, usize); 14] = [
     (SetRole::Ports, "ports", DIGITS),
 ];
 
+/// The words of the other layout, where they differ.
+const OTHER_WORDS: [(&str, &str); 4] =
+    [("pods", "peers"), ("named", "doors"), ("nets", "blocks"), ("ports", "numbers")];
+
+/// The word of a role in the layout of this process.
+fn word(usual: &'static str) -> &'static str {
+    let other = OTHER_WORDS.iter().find(|(word, _)| layout::is_other() && *word == usual);
+    other.map_or(usual, |(_, other)| other)
+}
+
 /// Whether this is a name of our chains.
 pub(super) fn is_chain(name: &str) -> bool {
-    WORDS.contains(&name)
-        || DIGESTED.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| is_digest(rest, DIGITS)))
+    let is_word = |text: &str| text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9'));
+    if let Some(words) = name.strip_prefix("TOWPATH-") {
+        return name.len() <= LONGEST_CHAIN && words.split('-').all(|part| !part.is_empty() && is_word(part));
+    }
+    let digested = name.strip_prefix("TP-").and_then(|rest| rest.split_once('-'));
+    digested.is_some_and(|(kind, digest)| {
+        matches!(kind.len(), 2 | 3) && is_word(kind) && is_digest(digest, DIGITS)
+    })
 }
 
 /// The family and the role of our set with this name.
 pub(super) fn parse_set(name: &str) -> Option<(Family, SetRole)> {
     let (family, rest) =
         Family::BOTH.into_iter().find_map(|family| Some((family, name.strip_prefix(set_prefix(family))?)))?;
-    let is_named_so = |role, word: &str, digits: usize| match (rest.strip_prefix(word), role) {
-        // Former versions had one set of isolated pods for each direction, regardless of its members.
-        (Some(""), SetRole::Isolated(_)) => true,
-        (Some(""), _) => digits == 0,
-        (Some(more), _) => more.strip_prefix('-').is_some_and(|digest| is_digest(digest, digits)),
-        (None, _) => false,
-    };
-    let (role, ..) = ROLES.into_iter().find(|(role, word, digits)| is_named_so(*role, word, *digits))?;
-    Some((family, role))
+    let known = ROLES.into_iter().find(|(_, usual, digits)| match rest.strip_prefix(word(usual)) {
+        // Fixed names. Former versions had one set of isolated pods for each direction, regardless of its members.
+        Some("") => *digits != DIGITS,
+        Some(more) => more.strip_prefix('-').is_some_and(|digest| is_digest(digest, *digits)),
+        None => false,
+    });
+    if let Some((role, ..)) = known {
+        return Some((family, role));
+    }
+    let (word, digest) = rest.rsplit_once('-')?;
+    let is_part =
+        |part: &str| !part.is_empty() && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9'));
+    let is_word = word.len() <= LONGEST_WORD && word.split('-').all(is_part);
+    (is_word && is_digest(digest, DIGITS)).then_some((family, SetRole::Unknown))
+}
+
+/// A name for a set of the same role as `name`, which is taken by a set of another type.
+pub(super) fn instead(name: &SetName, taken: &BTreeSet<SetName>) -> SetName {
+    let number = |number: usize| set(name.family(), name.role(), &digest(&(name.as_str(), number)));
+    // One of so many is free.
+    (0..=taken.len()).map(number).find(|other| !taken.contains(other)).unwrap_or_else(|| name.clone())
 }
 
 const fn set_prefix(family: Family) -> &'static str {
@@ -85,13 +117,16 @@ const fn set_prefix(family: Family) -> &'static str {
     }
 }
 
-/// The kind of sets of a role. A set of another kind is not ours, whatever its name.
+/// The kind of sets of a role. One of another kind is of another version.
 #[must_use]
-pub const fn kind(role: SetRole) -> SetKind {
+pub fn kind(role: SetRole) -> SetKind {
     match role {
+        SetRole::Drops if layout::is_other() => SetKind::Addresses,
+        SetRole::LocalPods if layout::is_other() => SetKind::Networks,
         SetRole::Drops => SetKind::CountedAddresses,
         SetRole::LocalPods
         | SetRole::KnownPods
+        | SetRole::Unknown
         | SetRole::Nodes
         | SetRole::AllPods
         | SetRole::TunnelEnds
@@ -104,6 +139,12 @@ pub const fn kind(role: SetRole) -> SetKind {
     }
 }
 
+/// Whether this version would create a set with this name as one of this kind.
+#[must_use]
+pub fn is_usual(name: &SetName, of: SetKind) -> bool {
+    name.role() != SetRole::Unknown && kind(name.role()) == of
+}
+
 /// The chain that all forwarded packets pass.
 #[must_use]
 pub fn forward() -> ChainName {
@@ -114,6 +155,12 @@ pub fn forward() -> ChainName {
 #[must_use]
 pub fn input() -> ChainName {
     chain("TOWPATH-INPUT")
+}
+
+/// A chain that packets from the node itself pass, only in the other layout.
+#[must_use]
+pub(super) fn output() -> ChainName {
+    chain("TOWPATH-OUTPUT")
 }
 
 /// The dispatch chain of isolated pods, by direction.
@@ -168,9 +215,12 @@ pub const fn grows_early(name: &SetName) -> bool {
         | SetRole::Excepts
         | SetRole::NetworkPorts
         | SetRole::Ports => true,
-        SetRole::KnownPods | SetRole::AllPods | SetRole::TunnelEnds | SetRole::Pods | SetRole::NamedPorts => {
-            false
-        }
+        SetRole::KnownPods
+        | SetRole::AllPods
+        | SetRole::TunnelEnds
+        | SetRole::Pods
+        | SetRole::NamedPorts
+        | SetRole::Unknown => false,
     }
 }
 
@@ -190,7 +240,8 @@ pub const fn is_named_after_members(name: &SetName) -> bool {
         | SetRole::AllPods
         | SetRole::TunnelEnds
         | SetRole::Pods
-        | SetRole::NamedPorts => false,
+        | SetRole::NamedPorts
+        | SetRole::Unknown => false,
     }
 }
 
@@ -211,7 +262,8 @@ pub const fn may_break(name: &SetName) -> bool {
         | SetRole::Networks
         | SetRole::Excepts
         | SetRole::NetworkPorts
-        | SetRole::Ports => true,
+        | SetRole::Ports
+        | SetRole::Unknown => true,
     }
 }
 
@@ -229,7 +281,8 @@ pub const fn closes(name: &SetName) -> bool {
         | SetRole::NamedPorts
         | SetRole::Networks
         | SetRole::NetworkPorts
-        | SetRole::Ports => false,
+        | SetRole::Ports
+        | SetRole::Unknown => false,
     }
 }
 
@@ -314,15 +367,21 @@ const fn letter(direction: Direction) -> char {
 
 #[expect(clippy::expect_used, reason = "every caller is above; a test makes each kind of name")]
 fn chain(name: &str) -> ChainName {
-    ChainName::new(name).expect("a chain name of ours")
+    let other = layout::is_other().then(|| match name.strip_prefix("TP-") {
+        Some(rest) => format!("TP-X{rest}"),
+        None => format!("{name}2"),
+    });
+    ChainName::new(other.as_deref().unwrap_or(name)).expect("a chain name of ours")
 }
 
 #[expect(clippy::expect_used, reason = "every caller is above; a test makes each kind of name")]
 fn set(family: Family, role: SetRole, digest: &str) -> SetName {
-    let (word, digits) =
-        ROLES.iter().find(|(of, ..)| *of == role).map_or(("", 0), |(_, word, digits)| (*word, *digits));
+    let (word, digits) = ROLES
+        .iter()
+        .find(|(of, ..)| *of == role)
+        .map_or(("", 0), |(_, usual, digits)| (word(usual), *digits));
     let digest = digest.get(..digits).unwrap_or(digest);
-    let dash = if digits == 0 { "" } else { "-" };
+    let dash = if digest.is_empty() { "" } else { "-" };
     SetName::new(&format!("{}{word}{dash}{digest}", set_prefix(family))).expect("a set name of ours")
 }
 
@@ -404,17 +463,24 @@ mod tests {
     fn only_complete_names_are_ours() {
         let digest = "abcdefghijklm234";
         let chains = [
+            "TOWPATH",
             "TOWPATH-",
-            "TOWPATH-MINE",
-            "TOWPATH-FORWARD2",
+            "TOWPATH--FORWARD",
+            "TOWPATH-FORWARD-",
+            "TOWPATH-mine",
+            "TOWPATH_FORWARD",
+            "MY-TOWPATH-FORWARD",
             "towpath-forward",
             "TP-LINK",
             "TP-GI",
             "TP-GI-x",
         ];
         let chains = chains.map(str::to_owned).into_iter().chain([
-            format!("TP-XI-{digest}"),
-            format!("TP-GX-{digest}"),
+            format!("TP-LINK-{digest}"),
+            format!("TP-G-{digest}"),
+            format!("TP-gi-{digest}"),
+            format!("TP-G-I-{digest}"),
+            format!("TOWPATH-{}", "X".repeat(21)),
             format!("TP-GI{digest}"),
             format!("TP-GI-{digest}5"),
             format!("TP-GI-{}", &digest[1..]),
@@ -435,9 +501,14 @@ mod tests {
             "xtp4-nodes",
         ];
         let sets = sets.map(str::to_owned).into_iter().chain([
-            format!("tp4-nodes-{digest}"),
             format!("tp4-drops{digest}"),
-            format!("tp4-mine-{digest}"),
+            format!("tp4-mine-{}", &digest[..10]),
+            format!("tp4--{digest}"),
+            format!("tp4-Mine-{digest}"),
+            format!("tp4-my--set-{digest}"),
+            format!("tp4-elevenlongs-{digest}"),
+            format!("tp5-mine-{digest}"),
+            format!("tp4-nodes-{}", &digest[..10]),
             format!("tp4-pods{digest}"),
             format!("tp4-pods-{}", &digest[1..]),
             format!("tp4-pods-{digest}a"),
@@ -447,6 +518,36 @@ mod tests {
         ]);
         for name in sets {
             assert_eq!(SetName::new(&name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_that_another_version_may_use_are_ours() {
+        let digest = "abcdefghijklm234";
+        let digested = ["XX", "X7", "XPI"].map(|kind| format!("TP-{kind}-{digest}"));
+        let words = ["TOWPATH-FORWARD2", "TOWPATH-F", "TOWPATH-OUTPUT-7-X"].map(str::to_owned);
+        for name in digested.iter().chain(&words) {
+            assert!(ChainName::new(name).is_some(), "{name}");
+        }
+        for (family, word) in [(Family::V4, "newthing"), (Family::V6, "x"), (Family::V6, "two-words7")] {
+            let name = format!("{}{word}-{digest}", set_prefix(family));
+            let set = SetName::new(&name).unwrap();
+            assert_eq!((set.family(), set.role()), (family, SetRole::Unknown), "{name}");
+        }
+    }
+
+    #[test]
+    fn set_whose_name_is_taken_gets_another_name_of_the_same_role() {
+        for family in Family::BOTH {
+            for (role, _, digits) in ROLES.into_iter().filter(|(.., digits)| *digits > 0) {
+                let name = set(family, role, &digest(&"x"));
+                let mut taken = BTreeSet::from([name.clone()]);
+                for _ in 0..3 {
+                    let other = instead(&name, &taken);
+                    assert_eq!((other.family(), other.role()), (family, role), "{other} after {digits}");
+                    assert!(taken.insert(other));
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the kernel holds of ours now, as far as it is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     BuiltIn, Chain, ChainName, IpSet, Ruleset, SetName, Table,
@@ -24,6 +24,9 @@ pub struct ObservedTable {
     pub chains: BTreeMap<ChainName, Content>,
     /// Our sets, with their members.
     pub sets: BTreeMap<SetName, IpSet>,
+    /// Our sets that another version made: of a role that is not known here, or of another type than this version
+    /// would give them.
+    pub others: BTreeSet<SetName>,
     /// Our jumps in the built-in chains.
     pub hooks: BTreeMap<BuiltIn, HookState>,
 }
@@ -61,6 +64,7 @@ impl Observed {
         let table = |table: &Table| ObservedTable {
             chains: table.chains.iter().map(|(n, c)| (n.clone(), Content::Known(c.clone()))).collect(),
             sets: table.sets.clone(),
+            others: BTreeSet::new(),
             hooks: table.hooks.iter().map(|(at, to)| (*at, HookState::in_place(to.clone()))).collect(),
         };
         Self { v4: table(&ruleset.v4), v6: table(&ruleset.v6) }
@@ -88,7 +92,10 @@ impl Observed {
     pub fn is_empty(&self) -> bool {
         Family::BOTH.into_iter().all(|family| {
             let table = self.table(family);
-            table.chains.is_empty() && table.sets.is_empty() && table.hooks.is_empty()
+            table.chains.is_empty()
+                && table.sets.is_empty()
+                && table.others.is_empty()
+                && table.hooks.is_empty()
         })
     }
 
@@ -133,7 +140,8 @@ impl Observed {
 
     /// Records that one edit of a set was carried out.
     pub fn note_edit(&mut self, edit: &SetEdit) {
-        let sets = &mut self.table_mut(edit.set().family()).sets;
+        let table = self.table_mut(edit.set().family());
+        let sets = &mut table.sets;
         match edit {
             SetEdit::Create(name, kind) => {
                 sets.insert(name.clone(), IpSet { kind: *kind, members: imbl::OrdSet::new() });
@@ -150,6 +158,7 @@ impl Observed {
             }
             SetEdit::Destroy(name) => {
                 sets.remove(name);
+                table.others.remove(name);
             }
         }
     }

@@ -93,7 +93,8 @@ impl SetEdits {
                 self.removed.extend(removed.into_iter().map(|member| (name.clone(), member)));
             }
         }
-        let unused = now.sets.keys().filter(|name| !want.sets.contains_key(*name));
+        let there = now.sets.keys().chain(&now.others);
+        let unused = there.filter(|name| !want.sets.contains_key(*name));
         self.gc.extend(unused.map(|name| SetEdit::Destroy(name.clone())));
     }
 }
@@ -168,7 +169,7 @@ fn chain_batch(now: &ObservedTable, want: &Table) -> ChainBatch {
     };
     let write = want.chains.iter().filter(|(name, chain)| !is_there(name, chain));
     let remove = now.chains.keys().filter(|name| !want.chains.contains_key(*name));
-    let hooks = BuiltIn::ALL.into_iter().filter_map(|at| {
+    let hooks = BuiltIn::OF_ANY_VERSION.into_iter().filter_map(|at| {
         let target = want.hooks.get(&at);
         let there = now.hooks.get(&at);
         let in_place = target.map(|to| HookState::in_place(to.clone()));

@@ -72,21 +72,19 @@ fn populate(variant: Variant) {
         };
         let foreign = format!("foreign{}", set_family.len());
         sh(&format!("ipset create {foreign} hash:net family {set_family} && ipset add {foreign} {network}"));
-        // Names like ours, and one that could be ours on a set that is not.
+        // Names like ours.
         let number = if family == Family::V4 { 4 } else { 6 };
         sh(&format!(
-            "for name in mine pods-x nodes-old; do ipset create tp$0-$name hash:ip family {set_family}; done; \
-             ipset create tp$0-pods-abcdefghijklmnop hash:net family {set_family}; \
-             ipset create tp$0-pods-qrstuvwxyzabcdef hash:ip family {set_family} comment; \
-             ipset create tp$0-nodes hash:net family {set_family}"
-        ).replace("$0", &number.to_string()));
+            "for name in mine pods-x nodes-old; do ipset create tp$0-$name hash:ip family {set_family}; done"
+        )
+        .replace("$0", &number.to_string()));
         sh_with(
             &format!("{} --noflush", tool(variant, family, "-restore")),
             &format!(
                 "*filter\n:FORWARD DROP [0:0]\n:KUBE-FORWARD - [0:0]\n:MY-TOWPATH-X - [0:0]\n:TPX - [0:0]\n\
-                 :TP-LINK - [0:0]\n:TOWPATH-MINE - [0:0]\n:TP-GI-x - [0:0]\n\
-                 -A FORWARD -j TP-LINK\n-A INPUT -j TOWPATH-MINE\n-A TP-LINK -s {network} -j DROP\n\
-                 -A TOWPATH-MINE -d {network} -j TP-GI-x\n-A TP-GI-x -p tcp -j RETURN\n\
+                 :TP-LINK - [0:0]\n:Towpath-mine - [0:0]\n:TP-GI-x - [0:0]\n\
+                 -A FORWARD -j TP-LINK\n-A INPUT -j Towpath-mine\n-A TP-LINK -s {network} -j DROP\n\
+                 -A Towpath-mine -d {network} -j TP-GI-x\n-A TP-GI-x -p tcp -j RETURN\n\
                  -A FORWARD -m comment --comment \"a \\\"quoted\\\" word\" -j KUBE-FORWARD\n\
                  -A FORWARD -s {network} -j MY-TOWPATH-X\n\
                  -A KUBE-FORWARD -m set --match-set {foreign} src -j ACCEPT\n\
@@ -147,6 +145,60 @@ fn state_of_a_previous_version_is_removed() {
         leave();
         let removed = cleanup(&Commands::default()).unwrap();
         assert_eq!(removed, Removed { hooks: 1, chains: 2, sets: 2, tables: 0, left: vec![] });
+    });
+}
+
+/// What a version might leave that this one does not know: other hooks, kinds of chains, roles and types of sets.
+fn leave_another_version(variant: Variant) {
+    for (family, number, set_family) in [(Family::V4, 4, "inet"), (Family::V6, 6, "inet6")] {
+        sh(&format!(
+            "ipset create tp{number}-newthing-aaaabbbbccccdddd hash:net,iface family {set_family}; \
+             ipset create tp{number}-drops hash:ip family {set_family} comment; \
+             ipset create tp{number}-local-pods hash:net family {set_family}; \
+             ipset create tp{number}-pods-xxxxxxxxxxxxxxxx hash:mac; \
+             ipset create tp{number}-all-pods hash:ip family {set_family} timeout 60"
+        ));
+        sh_with(
+            &format!("{} --noflush", tool(variant, family, "-restore")),
+            &format!(
+                "*filter\n:TOWPATH-F - [0:0]\n:TOWPATH-OUT7 - [0:0]\n:TP-XYZ-aaaabbbbccccdddd - [0:0]\n\
+                 -A TOWPATH-F -m set --match-set tp{number}-local-pods src -g TP-XYZ-aaaabbbbccccdddd\n\
+                 -A TOWPATH-F -m set --match-set tp{number}-newthing-aaaabbbbccccdddd src,src -j DROP\n\
+                 -A TP-XYZ-aaaabbbbccccdddd -m set ! --match-set tp{number}-all-pods dst -j DROP\n\
+                 -I FORWARD 1 -j TOWPATH-F\n-I OUTPUT 1 -j TOWPATH-OUT7\nCOMMIT\n"
+            ),
+        );
+    }
+}
+
+#[test]
+fn whatever_another_version_left_is_replaced_and_removed() {
+    for_both_variants(|variant| {
+        populate(variant);
+        let foreign = all_state();
+        leave_another_version(variant);
+        let mut kernel = kernel(variant);
+        let write = |kernel: &mut Kernel| {
+            let wanted = every_kind().beside(&kernel.observe().unwrap());
+            for set in [set("tp4-drops"), set("tp4-pods-xxxxxxxxxxxxxxxx")] {
+                assert!(!wanted.v4.sets.contains_key(&set), "{set}: the other one is still in use");
+            }
+            apply_all(kernel, &wanted);
+            assert_eq!(kernel.observe().unwrap(), names_only(&wanted));
+            wanted
+        };
+        let wanted = write(&mut kernel);
+        assert_eq!(every_kind().beside(&kernel.observe().unwrap()), every_kind(), "the names are free again");
+        assert_eq!(kernel.check(&Observed::holding(&wanted), CheckDepth::Members).unwrap(), Drift::default());
+        apply_all(&mut kernel, &every_kind());
+        assert_eq!(kernel.observe().unwrap(), names_only(&every_kind()));
+        cleanup(&Commands::default()).unwrap();
+        assert_eq!(all_state(), foreign);
+
+        leave_another_version(variant);
+        let removed = cleanup(&Commands::default()).unwrap();
+        assert_eq!(removed, Removed { hooks: 4, chains: 6, sets: 10, tables: 0, left: vec![] });
+        assert_eq!(all_state(), foreign);
     });
 }
 

@@ -16,7 +16,7 @@ use towpath::{
     dataplane::{
         command::Commands,
         kernel::{
-            guard::{GuardTables, follow, remove},
+            guard::{GuardTables, PreviousGuard, follow, remove},
             links::{self, Link, Links},
         },
     },
@@ -303,13 +303,15 @@ fn next_process_reads_the_bindings_and_closed_interfaces() {
         let mut links = Links::open().unwrap();
         let (veths, interfaces) = read(&mut links);
         let mut tables = GuardTables::new(commands.clone()).unwrap();
-        assert!(tables.take_over(&interfaces).unwrap().is_empty());
+        assert_eq!(tables.take_over(&interfaces).unwrap(), PreviousGuard::default());
         tables.apply(&guard(&veths, &[("a", &["10.244.1.2", "fd00::2"]), ("b", &["10.244.1.3"])])).unwrap();
         let previous = GuardTables::new(commands.clone()).unwrap().take_over(&interfaces).unwrap();
-        let a = &previous["vetha"];
+        let a = &previous.bindings["vetha"];
         assert_eq!(a.mac, Mac([2, 0, 0, 0, 0, 10]));
         assert!([ip("10.244.1.2"), ip("fd00::2")].iter().all(|address| a.addresses.contains(address)));
-        assert!(previous["vethb"].addresses.contains(&ip("10.244.1.3")));
+        assert!(
+            previous.closed.is_empty() && previous.bindings["vethb"].addresses.contains(&ip("10.244.1.3"))
+        );
 
         let b = interfaces["vethb"];
         let mut closed = veths.iter().filter(|veth| veth.index == b).cloned().collect::<Vec<_>>();
@@ -318,10 +320,35 @@ fn next_process_reads_the_bindings_and_closed_interfaces() {
         let known = KnownAddresses { pods: &[], all_pods: none, nodes, pod_cidrs: &[], host };
         let bindings = bind(&closed, &known, &Bindings::retired([b]));
         tables.apply(&Guard::new(&bindings)).unwrap();
-        let mut next = GuardTables::new(commands).unwrap();
-        assert!(next.closed().is_empty(), "nothing was taken over yet");
-        next.take_over(&interfaces).unwrap();
-        assert_eq!(next.closed(), BTreeSet::from([b]));
+        let taken_over = || {
+            let mut next = GuardTables::new(commands.clone()).unwrap();
+            let found = next.take_over(&interfaces).unwrap();
+            assert_eq!(found.closed, BTreeSet::from([b]));
+            next
+        };
+        assert!(!taken_over().apply(&Guard::new(&bindings)).unwrap(), "nothing to write");
+        // As another version might have it.
+        sh("nft 'delete chain bridge towpath forward; add chain bridge towpath newer'");
+        sh("nft 'add table inet towpath; add map bridge towpath later { type iface_index : verdict; }'");
+        let mut next = taken_over();
+        assert!(next.apply(&Guard::new(&bindings)).unwrap());
+        assert_eq!(sh("nft list tables"), "table bridge towpath\ntable netdev towpath\n");
+        assert!(!sh("nft list table bridge towpath").contains("newer"));
+    });
+}
+
+#[test]
+fn cleanup_removes_the_tables_of_any_version() {
+    in_namespace(|| {
+        for family in ["bridge", "netdev", "inet", "ip"] {
+            sh(&format!("nft add table {family} towpath && nft add table {family} other"));
+        }
+        sh("nft add table bridge towpath-trial");
+        let commands = Commands::default();
+        assert_eq!(remove(&commands).unwrap(), 5);
+        assert!(!sh("nft list tables").contains("towpath"));
+        assert_eq!(sh("nft list tables | wc -l").trim(), "4");
+        assert_eq!(remove(&commands).unwrap(), 0);
     });
 }
 

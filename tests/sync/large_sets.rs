@@ -16,8 +16,9 @@ use towpath::{
         Change, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PolicyRule, Port,
         PortRange, Ports, Protocol, Standing, Transport,
     },
+    policy::digest::digest,
     ruleset::{
-        Object, Ruleset, SetName,
+        ChainName, Match, Object, Rule, Ruleset, SetName, Table, Target,
         observed::Observed,
         plan::Step,
         trace::{Packet, trace},
@@ -125,6 +126,69 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
         }
     }
     assert_eq!(steps.last().unwrap().1, whole);
+}
+
+/// The same rules as another version might write them: every chain and every set has another name.
+fn of_another_version(ruleset: &Ruleset) -> Ruleset {
+    let chain = |name: &ChainName| {
+        let name = name.as_str();
+        let other = name.strip_prefix("TP-").map_or_else(|| format!("{name}2"), |rest| format!("TP-X{rest}"));
+        ChainName::new(&other).unwrap()
+    };
+    let set = |name: &SetName| {
+        let (family, rest) = name.as_str().split_at(4);
+        SetName::new(&format!("{family}v{}-{}", rest.len(), digest(&rest))).unwrap()
+    };
+    let rule = |rule: &Rule| {
+        let matches = rule.matches.iter().map(|m| match m {
+            Match::Set { set: name, field } => Match::Set { set: set(name), field: *field },
+            Match::NotInSet { set: name, field } => Match::NotInSet { set: set(name), field: *field },
+            other => other.clone(),
+        });
+        let target = match &rule.target {
+            Target::Jump(to) => Target::Jump(chain(to)),
+            Target::Goto(to) => Target::Goto(chain(to)),
+            other => other.clone(),
+        };
+        Rule::new(matches.collect::<Vec<_>>(), target)
+    };
+    let table = |table: &Table| Table {
+        chains: table.chains.iter().map(|(n, c)| (chain(n), c.rules.iter().map(rule).collect())).collect(),
+        sets: table.sets.iter().map(|(name, content)| (set(name), content.clone())).collect(),
+        hooks: table.hooks.iter().map(|(at, to)| (*at, chain(to))).collect(),
+    };
+    Ruleset { v4: table(&ruleset.v4), v6: table(&ruleset.v6) }
+}
+
+#[test]
+fn rules_of_another_version_stay_until_large_sets_are_filled() {
+    let objects = || {
+        let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
+        objects.extend(large("x", 4, 12_000));
+        objects
+    };
+    let dataplane = Slow::default();
+    *dataplane.inner.fake.lock().unwrap().ruleset_mut() = of_another_version(&ruleset_of(&objects()));
+    let running = Loop::start(dataplane.clone());
+    running.send(Input::changes(objects()));
+    running.send(Input::Synced);
+    wait_for("readiness", || running.status.readiness() == Readiness::Ready);
+    wait_for("the other version's sets to be gone", || dataplane.inner.ruleset() == ruleset_of(&objects()));
+    running.end();
+    let steps = dataplane.steps.lock().unwrap().clone();
+    assert!(steps.len() > 4, "the sets are filled in pieces");
+    let passes = |ruleset: &Ruleset, from: [u8; 4], last: u8, port: u16| {
+        let to = IpAddr::from([10, 244, 1, last]);
+        trace(&ruleset.v4, &Packet::new(from.into(), to, Transport::Port(Protocol::Tcp, port))).passed
+    };
+    for (_, ruleset) in &steps {
+        for set in 0..4 {
+            let [_, a, b, c] = (u32::from(set) * 24_000).to_be_bytes();
+            assert!(passes(ruleset, [20 + a, b, c, 1], 1, 1000 + set), "always allowed: {set}");
+            assert!(!passes(ruleset, [20 + a, b, c, 1], 1, 999), "never allowed: {set}");
+        }
+        assert!(!passes(ruleset, [192, 0, 2, 1], 2, 80));
+    }
 }
 
 #[test]

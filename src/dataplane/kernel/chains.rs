@@ -43,7 +43,7 @@ impl Saved {
                     rules.push(rest.to_owned());
                     continue;
                 }
-                let at = BuiltIn::ALL.into_iter().find(|at| at.name() == chain);
+                let at = BuiltIn::OF_ANY_VERSION.into_iter().find(|at| at.name() == chain);
                 let position = at.map_or(0, |at| {
                     let seen = seen.entry(at).or_default();
                     *seen += 1;
@@ -73,7 +73,7 @@ impl Saved {
         ObservedTable {
             chains: self.chains.into_keys().map(|name| (name, Content::Unknown)).collect(),
             hooks: self.hooks,
-            sets: BTreeMap::new(),
+            ..ObservedTable::default()
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     dataplane::{DataplaneError, command::Commands},
     ruleset::guard::{
         Mac,
-        render::{COUNTERS, FAMILIES, Guard, TABLE, has_all_rules, removal, trial},
+        render::{COUNTERS, FAMILIES, Guard, TABLE, TRIAL, closed, has_all_rules, removal_of, tables, trial},
     },
 };
 
@@ -31,8 +31,6 @@ const SUBSYSTEM: u16 = 10 << 8;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 /// In every message about a table, a chain, a rule or a set: the name of the table.
 const TABLE_NAME: u16 = 1;
-/// The tables to which rules are written for a trial. No packet reaches them.
-const TRIAL: &str = "towpath-trial";
 /// How often something is read again because a transaction fell into it.
 const LISTINGS: usize = 20;
 /// The family numbers in messages.
@@ -52,6 +50,15 @@ pub struct PreviousBinding {
     pub addresses: BTreeSet<IpAddr>,
 }
 
+/// What a previous process left, of whichever version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreviousGuard {
+    /// What it let each interface use, by the interface's name.
+    pub bindings: BTreeMap<String, PreviousBinding>,
+    /// The interfaces that it had closed.
+    pub closed: BTreeSet<u32>,
+}
+
 /// What nft printed.
 struct NftListing {
     text: String,
@@ -68,6 +75,8 @@ pub struct GuardTables {
     written: Option<Guard>,
     /// How nft prints the rules; every check compares them.
     rules: Option<String>,
+    /// Removes the tables of ours that this version does not have, with the next write.
+    strays: String,
 }
 
 impl GuardTables {
@@ -76,7 +85,8 @@ impl GuardTables {
     /// # Errors
     /// If the netlink socket of netfilter cannot be opened.
     pub fn new(commands: Arc<Commands>) -> io::Result<Self> {
-        Ok(Self { commands, changes: Changes(Arc::new(Journal::open()?)), written: None, rules: None })
+        let changes = Changes(Arc::new(Journal::open()?));
+        Ok(Self { commands, changes, written: None, rules: None, strays: String::new() })
     }
 
     /// Which changes are this process' own.
@@ -96,20 +106,21 @@ impl GuardTables {
     /// Takes over what a previous process wrote, if it has the checks that we would write: the next
     /// [`apply`](Self::apply) then writes only the difference. `interfaces` holds interface indices by name.
     ///
-    /// Returns what that process let each interface use, by the interface's name, whether or not its tables could be
+    /// Returns what that process let each interface use, and which it had closed, whether or not its tables could be
     /// taken over. If transactions of other programs fall into every listing, all that was listed counts.
     ///
     /// # Errors
     /// If `nft` cannot be run.
-    pub fn take_over(
-        &mut self,
-        interfaces: &BTreeMap<String, u32>,
-    ) -> Result<BTreeMap<String, PreviousBinding>, DataplaneError> {
-        let mut found = BTreeMap::new();
+    pub fn take_over(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<PreviousGuard, DataplaneError> {
+        let mut found = PreviousGuard::default();
+        let is_stray = |table: &(String, String)| table.1 != TABLE || !FAMILIES.contains(&&*table.0);
+        let strays = our_tables(&self.commands)?.into_iter().filter(is_stray);
+        self.strays = strays.map(|(family, name)| removal_of(&family, &name)).collect();
         for _ in 0..LISTINGS {
             let [bridge, netdev] = self.list(TABLE)?;
-            bindings(&bridge.text, &mut found);
-            bindings(&netdev.text, &mut found);
+            bindings(&bridge.text, &mut found.bindings);
+            bindings(&netdev.text, &mut found.bindings);
+            found.closed = &closed(&bridge.text, interfaces) | &closed(&netdev.text, interfaces);
             if bridge.is_whole && netdev.is_whole {
                 self.rules = self.try_reference();
                 if self.rules == Some(rules(&bridge.text) + &rules(&netdev.text)) {
@@ -127,26 +138,22 @@ impl GuardTables {
     /// If `nft` is not installed, or refuses it: then nothing has changed.
     pub fn apply(&mut self, guard: &Guard) -> Result<bool, DataplaneError> {
         if let Some(written) = &self.written {
-            let difference = guard.difference(written);
+            let difference = guard.difference(written) + &self.strays;
             if difference.is_empty() {
                 return Ok(false);
             }
             if self.run(&difference)?.is_ok() {
                 self.written = Some(guard.clone());
+                self.strays.clear();
                 return Ok(true);
             }
             // An interface disappeared meanwhile with its chain, or another program changed the tables.
         }
         self.written = None;
-        self.run(&guard.whole())??;
+        self.run(&(guard.whole() + &self.strays))??;
         self.written = Some(guard.clone());
+        self.strays.clear();
         Ok(true)
-    }
-
-    /// The interfaces that a previous process had closed, once its tables were taken over.
-    #[must_use]
-    pub fn closed(&self) -> BTreeSet<u32> {
-        self.written.as_ref().map(Guard::closed).unwrap_or_default()
     }
 
     /// Forgets what was written, so that the next [`apply`](Self::apply) rewrites everything.
@@ -187,12 +194,7 @@ impl GuardTables {
 
     /// How this version of nft prints our rules: those of tables that no packet reaches.
     fn reference(&self) -> Result<String, DataplaneError> {
-        let remove: String = FAMILIES
-            .iter()
-            .flat_map(|family| {
-                [format!("table {family} {TRIAL}\n"), format!("delete table {family} {TRIAL}\n")]
-            })
-            .collect();
+        let remove: String = FAMILIES.iter().map(|family| removal_of(family, TRIAL)).collect();
         // First remove a table that a process left when it was killed here.
         self.run(&(remove.clone() + &trial(TRIAL)))??;
         let listed = self.list_trial();
@@ -250,7 +252,12 @@ impl GuardTables {
     }
 }
 
-/// Removes both tables. Returns how many existed.
+/// Our tables, of whichever version: their families and names.
+fn our_tables(commands: &Commands) -> Result<BTreeSet<(String, String)>, DataplaneError> {
+    Ok(tables(&commands.run("nft", &["list", "tables"], "")?.checked()?))
+}
+
+/// Removes all our tables, of whichever version. Returns how many existed.
 ///
 /// # Errors
 /// If `nft` refuses it. Where it is not installed there is nothing to remove.
@@ -258,14 +265,12 @@ pub fn remove(commands: &Commands) -> Result<usize, DataplaneError> {
     if !commands.has("nft") {
         return Ok(0);
     }
-    let is_there = |family: &&&str| {
-        commands.run("nft", &["list", "table", family, TABLE], "").is_ok_and(|output| output.success)
-    };
-    let there = FAMILIES.iter().filter(is_there).count();
-    if there > 0 {
-        commands.run("nft", &["-f", "-"], &removal())?.checked()?;
+    let there = our_tables(commands)?;
+    if !there.is_empty() {
+        let removal: String = there.iter().map(|(family, name)| removal_of(family, name)).collect();
+        commands.run("nft", &["-f", "-"], &removal)?.checked()?;
     }
-    Ok(there)
+    Ok(there.len())
 }
 
 /// The rules in the output of `nft list table`, without those of single links, which come and go.
@@ -303,6 +308,8 @@ fn bindings(text: &str, found: &mut BTreeMap<String, PreviousBinding>) {
         let (Some(name), Some(mac), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
+        // Behind it there may be a counter or a verdict.
+        let address = address.split(' ').next().unwrap_or(address);
         let (Some(mac), Ok(address)) = (mac_of(mac), address.parse::<IpAddr>()) else { continue };
         let name = name.trim_matches('"').to_owned();
         let former = found.entry(name).or_insert_with(|| PreviousBinding { mac, addresses: BTreeSet::new() });
@@ -396,6 +403,16 @@ mod tests {
         };
         assert_eq!(found.get("vetha"), Some(&expected));
         assert_eq!(found.len(), 2);
+        let mut other = BTreeMap::new();
+        bindings(
+            "elements = { \"vetha\" . 56:ae:7a:82:dc:6f . 10.244.1.2 counter packets 0 bytes 0 : accept }",
+            &mut other,
+        );
+        assert_eq!(
+            other,
+            BTreeMap::from([("vetha".to_owned(), expected)]),
+            "with what another version may add"
+        );
     }
 
     #[test]

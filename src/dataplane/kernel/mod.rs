@@ -189,8 +189,12 @@ impl Dataplane for Kernel {
         for family in &self.families {
             *observed.table_mut(*family) = self.filter(*family).read()?.into_observed();
         }
-        for (name, set) in sets::read(&self.commands)? {
+        let saved = sets::read(&self.commands)?;
+        for (name, set) in saved.sets {
             observed.table_mut(name.family()).sets.insert(name, set);
+        }
+        for name in saved.others {
+            observed.table_mut(name.family()).others.insert(name);
         }
         Ok(observed)
     }
@@ -238,12 +242,13 @@ impl Dataplane for Kernel {
             CheckDepth::Counts => {
                 let heads = sets::read_heads(&self.commands)?;
                 for family in Family::BOTH {
-                    let entries = |set: &_| heads.get(set).map(|head| head.entries);
+                    let usual = |set: &_| heads.get(set).filter(|head| head.is_usual);
+                    let entries = |set: &_| usual(set).map(|head| head.entries);
                     drift.findings.extend(drift::sets(expected.table(family), entries));
                 }
             }
             CheckDepth::Members => {
-                let there = sets::read(&self.commands)?;
+                let there = sets::read(&self.commands)?.sets;
                 for family in Family::BOTH {
                     drift.findings.extend(drift::members(expected.table(family), &there));
                 }

@@ -30,12 +30,19 @@ const REFUSED_SETS: usize = 4;
 const RELEASE_WAITS: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(40), Duration::from_millis(100)];
 
-/// Parses our sets in the output of `ipset save`.
-///
-/// A set with a name of ours that we would not have created like this is not ours, and is left out: if we need the
-/// name, creating it fails with the reason. A member that cannot be parsed is left out too.
-pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
+/// Our sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Saved {
+    /// Those that this version would have created like this.
+    pub(super) sets: BTreeMap<SetName, IpSet>,
+    /// Those that another version created.
+    pub(super) others: BTreeSet<SetName>,
+}
+
+/// Parses our sets in the output of `ipset save`. A member that cannot be parsed is left out.
+pub(super) fn parse(text: &str) -> Saved {
     let mut sets: BTreeMap<SetName, IpSet> = BTreeMap::new();
+    let mut others = BTreeSet::new();
     // Members follow their set, so that the set need not be looked up for each.
     let mut current: Option<(SetName, SetKind, Vec<Member>)> = None;
     let mut finish = |set: Option<(SetName, SetKind, Vec<Member>)>| {
@@ -47,7 +54,15 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
         let mut words = line.split(' ');
         match (words.next(), words.next(), words.next()) {
             (Some("create"), Some(name), Some(kind)) => {
-                let set = ours(name, kind, words).map(|(name, kind)| (name, kind, Vec::new()));
+                let set = match (SetName::new(name), options(kind, words)) {
+                    (Some(name), Some(kind)) if names::is_usual(&name, kind) => {
+                        Some((name, kind, Vec::new()))
+                    }
+                    (name, _) => {
+                        others.extend(name);
+                        None
+                    }
+                };
                 finish(std::mem::replace(&mut current, set));
             }
             (Some("add"), Some(name), Some(entry)) => {
@@ -61,12 +76,11 @@ pub(super) fn parse(text: &str) -> BTreeMap<SetName, IpSet> {
         }
     }
     finish(current);
-    sets
+    Saved { sets, others }
 }
 
-/// A set of ours, by its name, its type, and the options that it was created with: another program may use the name.
-fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> Option<(SetName, SetKind)> {
-    let name = SetName::new(name)?;
+/// The kind of a set, from its type and the options that it was created with; `None` if we have no such kind.
+fn options<'a>(kind: &str, options: impl Iterator<Item = &'a str>) -> Option<SetKind> {
     let mut counters = false;
     for option in options {
         match option {
@@ -75,16 +89,15 @@ fn ours<'a>(name: &str, kind: &str, options: impl Iterator<Item = &'a str>) -> O
             _ => {}
         }
     }
-    let kind = match (kind, counters) {
-        ("hash:ip", true) => SetKind::CountedAddresses,
-        ("hash:ip", false) => SetKind::Addresses,
-        ("hash:net", false) => SetKind::Networks,
-        ("hash:ip,port", false) => SetKind::Endpoints,
-        ("hash:net,port", false) => SetKind::NetworkEndpoints,
-        ("bitmap:port", false) => SetKind::Ports,
-        _ => return None,
-    };
-    (kind == names::kind(name.role())).then_some((name, kind))
+    match (kind, counters) {
+        ("hash:ip", true) => Some(SetKind::CountedAddresses),
+        ("hash:ip", false) => Some(SetKind::Addresses),
+        ("hash:net", false) => Some(SetKind::Networks),
+        ("hash:ip,port", false) => Some(SetKind::Endpoints),
+        ("hash:net,port", false) => Some(SetKind::NetworkEndpoints),
+        ("bitmap:port", false) => Some(SetKind::Ports),
+        _ => None,
+    }
 }
 
 fn member(kind: SetKind, entry: &str) -> Option<Member> {
@@ -128,6 +141,8 @@ pub(super) struct Head {
     pub(super) references: usize,
     /// How many members it has.
     pub(super) entries: usize,
+    /// Whether this version would have created it like this.
+    pub(super) is_usual: bool,
 }
 
 /// Parses the headers of our sets in the output of `ipset list -t`.
@@ -141,9 +156,13 @@ pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
         };
         let number = |key| value(key).and_then(|text| text.parse().ok()).unwrap_or(0);
         let (Some(name), Some(kind)) = (value("Name"), value("Type")) else { continue };
-        let options = value("Header").unwrap_or_default().split(' ');
-        if let Some((name, _)) = ours(name, kind, options) {
-            let head = Head { references: number("References"), entries: number("Number of entries") };
+        let kind = options(kind, value("Header").unwrap_or_default().split(' '));
+        if let Some(name) = SetName::new(name) {
+            let head = Head {
+                references: number("References"),
+                entries: number("Number of entries"),
+                is_usual: kind.is_some_and(|kind| names::is_usual(&name, kind)),
+            };
             heads.insert(name, head);
         }
     }
@@ -151,7 +170,7 @@ pub(super) fn parse_heads(text: &str) -> BTreeMap<SetName, Head> {
 }
 
 /// Our sets with their members.
-pub(super) fn read(commands: &Commands) -> Result<BTreeMap<SetName, IpSet>, DataplaneError> {
+pub(super) fn read(commands: &Commands) -> Result<Saved, DataplaneError> {
     // Sets of other programs are printed too and skipped: 100,000 entries cost 60 ms, once; one process for each of our
     // sets would cost as much.
     Ok(parse(&commands.run("ipset", &["save"], "")?.checked()?))

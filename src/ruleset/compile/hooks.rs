@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{TableBuilder, Tunnels};
 use crate::{
-    model::{Direction, Family, PortRange, Protocol},
+    model::{Direction, Family, PortRange, Protocol, layout},
     policy::resolve::{LocalPod, Resolved},
     ruleset::{
         BuiltIn, Chain, ChainName, Field, Match, Member, PORT_SLOTS, Rule, SetKind, Target,
@@ -78,6 +78,10 @@ impl TableBuilder<'_> {
         ] {
             self.table.chains.insert(name.clone(), chain);
             self.table.hooks.insert(at, name);
+        }
+        if layout::is_other() {
+            self.table.chains.insert(names::output(), [].into_iter().collect());
+            self.table.hooks.insert(BuiltIn::Output, names::output());
         }
     }
 

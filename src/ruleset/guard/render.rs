@@ -15,6 +15,13 @@
 //!   from or to the interface of an isolated pod: discovery     -> accept; multicast, broadcast, link-local -> drop
 //!   between two guarded interfaces, for another pod or no pod  -> drop
 //! ```
+//!
+//! What a process must know of the one before it is the same in every version, whatever else is in the tables:
+//!
+//! - every table of ours is called [`TABLE`] or [`TRIAL`], in any family;
+//! - the sets `sources4` and `sources6` have interface, hardware address and source address of what may send, in this
+//!   order; `guarded` has the guarded interfaces, and `frames` those that may send, with their hardware address.
+//!   Whatever is in `guarded` and not in `frames` is closed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,12 +30,15 @@ use std::{
 
 use super::{Bindings, Mac, Port};
 use crate::{
-    model::{Direction, Family},
+    model::{Direction, Family, layout as versions},
     policy::digest::digest,
 };
 
 /// The name of our tables, in each family.
 pub const TABLE: &str = "towpath";
+
+/// The name of tables to which rules are written for a trial. No packet reaches them.
+pub const TRIAL: &str = "towpath-trial";
 
 /// The families in which we have a table, as nft calls them.
 pub const FAMILIES: [&str; 2] = ["bridge", "netdev"];
@@ -85,6 +95,15 @@ pub struct Guard {
 /// The elements of one table's sets, by set.
 type Elements = BTreeMap<&'static str, BTreeSet<String>>;
 
+/// A text in the layout of this process: in the other one, some chains and sets have other names.
+fn spelled(text: String) -> String {
+    if versions::is_other() {
+        text.replace("destinations", "targets-of-").replace("from-", "enter-")
+    } else {
+        text
+    }
+}
+
 /// The name of the chain that identifies the checks of a table: with other checks, the table is rewritten.
 fn layout() -> String {
     format!("layout-{}", digest(&(SETS, FAMILIES.map(checks), bridge_chains())))
@@ -137,19 +156,6 @@ impl Guard {
         guard
     }
 
-    /// The guarded interfaces that may send nothing.
-    #[must_use]
-    pub fn closed(&self) -> BTreeSet<u32> {
-        let interfaces = |elements: &Elements, set: &str| -> BTreeSet<u32> {
-            let first = |element: &String| element.split(' ').next().and_then(|index| index.parse().ok());
-            elements.get(set).into_iter().flatten().filter_map(first).collect()
-        };
-        let of = |elements| -> BTreeSet<u32> {
-            &interfaces(elements, "guarded") - &interfaces(elements, "frames")
-        };
-        &of(&self.bridge) | &of(&self.netdev)
-    }
-
     /// The text that writes both tables, in one transaction that replaces what is there.
     #[must_use]
     pub fn whole(&self) -> String {
@@ -185,6 +191,7 @@ impl Guard {
                     let difference: BTreeSet<String> = to.difference(from).cloned().collect();
                     if !difference.is_empty() {
                         let members = list(&difference);
+                        let set = spelled(set.to_owned());
                         line(
                             &mut text,
                             format_args!("{verb} element {family} {TABLE} {set} {{ {members} }}"),
@@ -229,10 +236,33 @@ fn chains(text: &str) -> BTreeMap<&str, usize> {
 
 /// Reads the elements of all sets from the output of `nft -n list table`. `None` if one of them is not ours.
 fn read_elements(text: &str, interfaces: &BTreeMap<String, u32>, elements: &mut Elements) -> Option<()> {
+    for (set, element) in listed(text) {
+        elements.entry(set).or_default().insert(read_element(set, &element, interfaces)?);
+    }
+    Some(())
+}
+
+/// The guarded interfaces that may send nothing, in the output of `nft -n list table`, whichever version wrote it.
+#[must_use]
+pub fn closed(text: &str, interfaces: &BTreeMap<String, u32>) -> BTreeSet<u32> {
+    let of = |set: &str| -> BTreeSet<u32> {
+        let first =
+            |element: &str| element.split_whitespace().next().map(|name| name.trim_matches('"').to_owned());
+        let names = listed(text).into_iter().filter(|(name, _)| *name == set).filter_map(|(_, e)| first(&e));
+        names.filter_map(|name| interfaces.get(&name).copied().or_else(|| name.parse().ok())).collect()
+    };
+    &of("guarded") - &of("frames")
+}
+
+/// The elements of our sets in the output of `nft list table`, each with its set.
+fn listed(text: &str) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
     let (mut set, mut inside) = (None, false);
     for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("set ").and_then(|line| line.strip_suffix(" {")) {
-            set = SETS.iter().map(|(known, _)| *known).find(|known| *known == name);
+        if let Some((_, name)) = line.strip_suffix(" {").and_then(|line| line.split_once(' ')) {
+            let is_set = line.starts_with("set ");
+            let named = |known: &&str| is_set && spelled((*known).to_owned()) == name;
+            set = SETS.iter().map(|(known, _)| *known).find(named);
             continue;
         }
         let Some(set) = set else { continue };
@@ -242,11 +272,10 @@ fn read_elements(text: &str, interfaces: &BTreeMap<String, u32>, elements: &mut 
             None => continue,
         };
         inside = !list.ends_with('}');
-        for element in list.trim_end_matches('}').split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            elements.entry(set).or_default().insert(read_element(set, element, interfaces)?);
-        }
+        let parts = list.trim_end_matches('}').split(',').map(str::trim).filter(|part| !part.is_empty());
+        found.extend(parts.map(|element| (set, element.to_owned())));
     }
-    Some(())
+    found
 }
 
 /// One element as we write it. nft prints the interface by its name, and by its index once it is gone.
@@ -302,19 +331,30 @@ fn body(family: &str, elements: &Elements) -> String {
     if family == "bridge" {
         text.push_str(&bridge_chains());
     }
-    text
+    spelled(text)
 }
 
 /// Removes both tables, whether or not they exist.
 #[must_use]
 pub fn removal() -> String {
-    let mut text = String::new();
-    for family in FAMILIES {
-        // Declaring it first makes deleting it succeed if there is none.
-        line(&mut text, format_args!("table {family} {TABLE}"));
-        line(&mut text, format_args!("delete table {family} {TABLE}"));
-    }
-    text
+    FAMILIES.iter().map(|family| removal_of(family, TABLE)).collect()
+}
+
+/// Removes a table, whether or not it exists.
+#[must_use]
+pub fn removal_of(family: &str, table: &str) -> String {
+    // Declaring it first makes deleting it succeed if there is none.
+    format!("table {family} {table}\ndelete table {family} {table}\n")
+}
+
+/// Our tables in the output of `nft list tables`, of whichever version: their families and names.
+#[must_use]
+pub fn tables(listing: &str) -> BTreeSet<(String, String)> {
+    let table = |line: &str| {
+        let (family, name) = line.trim().strip_prefix("table ")?.split_once(' ')?;
+        [TABLE, TRIAL].contains(&name).then(|| (family.to_owned(), name.to_owned()))
+    };
+    listing.lines().filter_map(table).collect()
 }
 
 fn elements(index: u32, port: &Port, elements: &mut Elements) {
@@ -504,10 +544,11 @@ fn link(text: &mut String, index: u32, name: &str) {
             "add chain netdev {TABLE} {chain} {{ type filter hook ingress device \"{name}\" priority {PRIORITY}; policy drop; }}"
         ),
     );
+    let enter = spelled("from-".to_owned());
     for protocol in ["ip", "ip6", "arp"] {
         line(
             text,
-            format_args!("add rule netdev {TABLE} {chain} ether type {protocol} goto from-{protocol}"),
+            format_args!("add rule netdev {TABLE} {chain} ether type {protocol} goto {enter}{protocol}"),
         );
     }
     line(text, format_args!("add rule netdev {TABLE} {chain} counter name frame drop"));

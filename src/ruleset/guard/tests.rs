@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{
-    render::{Guard, has_all_rules, trial},
+    render::{Guard, closed, has_all_rules, tables, trial},
     *,
 };
 use crate::{
@@ -329,11 +329,34 @@ fn interface_closed_by_a_previous_process_stays_closed_until_bound() {
     );
     let veths = [veth(3, &["10.244.1.2"]), veth(4, &["10.244.1.3"])];
     let after = bound(&veths, &[pod("b", &["10.244.1.3"])], &[], &[], &before);
-    let closed = Guard::new(&after).closed();
+    let interfaces = BTreeMap::from([("veth4".to_owned(), 4)]);
+    let [bridge, _] = printed(&Guard::new(&after).whole(), &interfaces);
+    let closed = closed(&bridge, &interfaces);
     assert_eq!(closed, BTreeSet::from([3]));
     let next = bound(&veths, &[pod("b", &["10.244.1.3"])], &[], &[], &Bindings::retired(closed));
     assert_eq!((&next.ports[&3].mac, next.ports[&3].addresses.len()), (&None, 0));
     assert_eq!(owner(&next, 4), Some("b"));
+}
+
+#[test]
+fn closed_interfaces_are_read_from_the_tables_of_another_version() {
+    let interfaces = BTreeMap::from([("vetha".to_owned(), 3), ("vethb".to_owned(), 4)]);
+    let other = "table bridge towpath {\n\tmap guarded-by {\n\t\telements = { \"vethb\" : 7 }\n\t}\n\n\
+                 \tset guarded {\n\t\ttype iface_index\n\t\tflags timeout\n\t\telements = { \"vetha\" timeout 1h,\n\
+                 \t\t\t     \"vethb\", 9 }\n\t}\n\n\
+                 \tset frames {\n\t\telements = { \"vethb\" . 02:00:00:00:00:0b counter packets 1 bytes 2 }\n\t}\n\
+                 \tchain something-new {\n\t}\n}\n";
+    assert_eq!(closed(other, &interfaces), BTreeSet::from([3, 9]));
+    assert_eq!(closed("", &interfaces), BTreeSet::new());
+}
+
+#[test]
+fn tables_of_any_version_are_recognised_by_their_names() {
+    let listing = "table ip filter\ntable bridge towpath\ntable inet towpath\ntable netdev towpath-trial\n\
+                   table inet towpath-x\ntable ip my-towpath\n";
+    let ours = [("bridge", "towpath"), ("inet", "towpath"), ("netdev", "towpath-trial")];
+    let ours = ours.map(|(family, name)| (family.to_owned(), name.to_owned()));
+    assert_eq!(tables(listing), BTreeSet::from(ours));
 }
 
 #[test]

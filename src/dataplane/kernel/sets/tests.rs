@@ -6,7 +6,7 @@ fn name(text: &str) -> SetName {
 
 #[test]
 fn members_of_every_kind_are_parsed_and_foreign_sets_are_skipped() {
-    let sets = parse(
+    let saved = parse(
         "create KUBE-LOOP-BACK hash:ip,port,ip family inet hashsize 1024 maxelem 65536\n\
          add KUBE-LOOP-BACK 10.0.0.1,tcp:80,10.0.0.1\n\
          create tp4-nets-xxxxxxxxxxxxxxxx hash:net family inet hashsize 1024 maxelem 4194304 bucketsize 12 initval 0x1\n\
@@ -23,7 +23,11 @@ fn members_of_every_kind_are_parsed_and_foreign_sets_are_skipped() {
          add tp6-netports-xxxxxxxxxxxxxxxx 2001:db8::7,sctp:9\n\
          create tp6-nodes hash:ip family inet6 hashsize 1024 maxelem 65536\n\
          create tp6-odd hash:mac hashsize 1024 maxelem 65536\n\
-         add tp6-odd 01:02:03:04:05:06\n",
+         add tp6-odd 01:02:03:04:05:06\n\
+         create tp6-odd-xxxxxxxxxxxxxxxx hash:mac hashsize 1024 maxelem 65536\n\
+         add tp6-odd-xxxxxxxxxxxxxxxx 01:02:03:04:05:06\n\
+         create tp4-local-pods hash:net family inet hashsize 1024 maxelem 65536\n\
+         add tp4-local-pods 10.244.0.7\n",
     );
     let expected = [
         (
@@ -55,7 +59,8 @@ fn members_of_every_kind_are_parsed_and_foreign_sets_are_skipped() {
         .into_iter()
         .map(|(set, kind, members)| (name(set), IpSet { kind, members: members.into_iter().collect() }))
         .collect();
-    assert_eq!(sets, expected);
+    let others = ["tp6-odd-xxxxxxxxxxxxxxxx", "tp4-local-pods"].map(name).into();
+    assert_eq!(saved, Saved { sets: expected, others });
 }
 
 #[test]
@@ -65,7 +70,11 @@ fn headers_contain_member_and_reference_counts() {
          Name: tp4-nodes\nType: hash:ip\nRevision: 6\nHeader: family inet hashsize 1024\n\
          Size in memory: 216\nReferences: 2\nNumber of entries: 31\n",
     );
-    assert_eq!(heads, BTreeMap::from([(name("tp4-nodes"), Head { references: 2, entries: 31 })]));
+    let head = Head { references: 2, entries: 31, is_usual: true };
+    assert_eq!(heads, BTreeMap::from([(name("tp4-nodes"), head)]));
+    let other = parse_heads("Name: tp4-nodes\nType: hash:net\nReferences: 1\nNumber of entries: 3\n");
+    let head = Head { references: 1, entries: 3, is_usual: false };
+    assert_eq!(other, BTreeMap::from([(name("tp4-nodes"), head)]));
 }
 
 #[test]
@@ -147,11 +156,13 @@ fn refused_entries_are_found_in_few_runs_and_earlier_sets_are_kept() {
 }
 
 #[test]
-fn set_with_unknown_options_is_not_ours() {
+fn set_with_unknown_options_is_of_another_version() {
     for option in ["timeout 60", "comment", "skbinfo"] {
-        assert!(parse(&format!("create tp4-nodes hash:ip family inet hashsize 1024 {option}\n")).is_empty());
+        let saved = parse(&format!("create tp4-nodes hash:ip family inet hashsize 1024 {option}\n"));
+        assert_eq!(saved, Saved { others: [name("tp4-nodes")].into(), ..Saved::default() });
     }
-    assert_eq!(parse("create tp4-nodes hash:ip family inet hashsize 1024\n").len(), 1);
+    let saved = parse("create tp4-nodes hash:ip family inet hashsize 1024\n");
+    assert!(saved.others.is_empty() && saved.sets.len() == 1);
 }
 
 #[test]
