@@ -129,8 +129,13 @@ impl<D: Dataplane> Agent<D> {
                 }
                 Step::Sets(_) | Step::Chains(..) => true,
             });
+            let beside_others = Family::BOTH.iter().any(|family| !observed.table(*family).others.is_empty());
             match self.carry_out(observed, &steps, gc) {
                 Ok(()) => {
+                    if gc && beside_others {
+                        // Names that sets of another version had may be free now.
+                        self.schedule.changed();
+                    }
                     self.share_members(&desired);
                     self.moves.clear();
                     self.kernel.iter_mut().for_each(|observed| observed.share(&desired));

@@ -155,7 +155,7 @@ fn leave_another_version(variant: Variant) {
             "ipset create tp{number}-newthing-aaaabbbbccccdddd hash:net,iface family {set_family}; \
              ipset create tp{number}-drops hash:ip family {set_family} comment; \
              ipset create tp{number}-local-pods hash:net family {set_family}; \
-             ipset create tp{number}-pods-xxxxxxxxxxxxxxxx hash:mac; \
+             ipset create tp{number}-pods-xxxxxxxxxxxxxxxx hash:net family {set_family}; \
              ipset create tp{number}-all-pods hash:ip family {set_family} timeout 60"
         ));
         sh_with(

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use towpath::{
-    lab::{FloodFlow, Probe, Variant},
+    lab::{FloodFlow, Probe, Topology, Variant},
     model::Family,
 };
 
@@ -31,16 +31,22 @@ use crate::{
 };
 
 /// [`churn_flows::NEVER`], and a receiver whose rules never admit the client.
-fn never() -> Vec<Pair> {
+pub(crate) fn never() -> Vec<Pair> {
     [&churn_flows::NEVER[..], &[("shop/client", "shop/silent")]].concat()
 }
 
 pub(crate) fn bed(variant: Variant) -> Bed {
+    bed_in(variant, Topology::Bridge, &[])
+}
+
+/// The same in another topology, with more pods.
+pub(crate) fn bed_in(variant: Variant, topology: Topology, more: &[(&'static str, usize)]) -> Bed {
     let here = ["turncoat", "receiver", "left", "right", "client", "silent", "server", "free"];
     let here: Vec<String> = here.iter().map(|name| format!("shop/{name}")).collect();
     let mut pods: Vec<(&str, usize)> = here.iter().map(|name| (name.as_str(), 0)).collect();
     pods.extend([("team/nomad", 0), ("far/peer", 1), ("far/friend", 1)]);
-    let bed = Bed::new(variant, &pods);
+    pods.extend(more);
+    let bed = Bed::in_topology(variant, topology, &pods);
     bed.write("namespaces.yaml", &[namespace("shop", "team: shop"), namespace("far", "team: far")]);
     bed.write(
         "policies.yaml",
@@ -81,7 +87,7 @@ pub(crate) fn bed(variant: Variant) -> Bed {
     bed
 }
 
-fn pod_file(app: &str) -> String {
+pub(crate) fn pod_file(app: &str) -> String {
     format!("pod-{app}.yaml")
 }
 

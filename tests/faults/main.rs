@@ -39,6 +39,7 @@ mod root;
 mod testbed;
 #[path = "../support/traffic.rs"]
 mod traffic;
+mod upgrade;
 #[path = "../support/wait.rs"]
 mod wait;
 #[path = "../support/yaml_objects.rs"]

@@ -136,9 +136,8 @@ fn concerns_us(message: &Message<'_>) -> bool {
         NEW_RULE | DELETE_RULE => RULE_CHAIN,
         _ => return false,
     };
-    let is_watched = |name: &str| {
-        BuiltIn::OF_ANY_VERSION.iter().any(|at| at.name() == name) || ChainName::new(name).is_some()
-    };
+    let is_watched =
+        |name: &str| BuiltIn::ALL.iter().any(|at| at.name() == name) || ChainName::new(name).is_some();
     is_filter && attribute(message, chain).is_some_and(|name| is_watched(text(name)))
 }
 
