@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol soak mutants mutants-sample manifests image image-rootfs packages \
+        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol upgrade soak mutants mutants-sample manifests image image-rootfs packages \
         clean
 
 help: ## This list
@@ -88,6 +88,9 @@ bench-smoke: packages ## Runs every bench once, unoptimised
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"
+
+upgrade: packages ## Swaps this tree's program with that of another revision (REV=...) under traffic, forth and back (root); not in CI
+	@./scripts/upgrade "$(REV)"
 
 soak: ## A million flows in random clusters, and many more restarts and packets
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture

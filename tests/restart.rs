@@ -14,7 +14,7 @@ use towpath::{
     model::{Change, Cluster, Family, Protocol, Transport},
     policy::{moves::Move, resolve::Resolver},
     ruleset::{
-        BuiltIn, Ruleset, Table,
+        BuiltIn, IpSet, Ruleset, SetName, Table,
         compile::{Compiler, Options},
         observed::Observed,
         plan::{SetEdit, Step, plan},
@@ -22,8 +22,12 @@ use towpath::{
     },
 };
 
+use other_version::of_another_version;
+
 #[path = "support/env.rs"]
 mod env;
+#[path = "support/other_version.rs"]
+mod other_version;
 
 const CLUSTERS: u64 = 12;
 const ROUNDS: usize = 8;
@@ -185,6 +189,65 @@ fn no_edit_opens_anything_and_a_new_process_converges() {
         }
     }
     println!("{checked} edits checked, {restarts} restarts");
+    assert!(checked > 1000);
+}
+
+#[test]
+fn no_edit_of_an_upgrade_or_a_roll_back_opens_or_closes_anything() {
+    let (mut checked, clusters) = (0, env::number("TOWPATH_CLUSTERS", CLUSTERS));
+    for seed in 0..clusters {
+        let stack = [Stack::V4, Stack::V6, Stack::Dual][usize::try_from(seed % 3).unwrap()];
+        let mut generator =
+            Generator::new(seed, Shape { stack, namespaces: 2, pods: 3, policies: 5, oddities: true });
+        let (mut cluster, mut resolver) = (Cluster::new(), Resolver::new(NODES[0]));
+        for change in generator.cluster() {
+            if let Some(delta) = cluster.apply(change) {
+                resolver.update(&cluster, &delta);
+            }
+        }
+        let this = Compiler::new(Options::default()).compile(&resolver.resolve(&cluster));
+        let other = of_another_version(&this);
+        let flows = Flows::of(&cluster, stack);
+        let verdicts = [flows.passing(&this)];
+        assert_eq!(flows.passing(&other), verdicts[0], "the versions mean the same");
+        for (name, from, to) in [("upgrade", &this, &other), ("roll-back", &other, &this)] {
+            let context = format!("seed {seed}, {name}");
+            let planned = |fake: &mut Fake| {
+                let mut found = fake.observe().unwrap();
+                for family in Family::BOTH {
+                    let (there, to) = (found.table_mut(family), to.table(family));
+                    // As a process of the version that writes `to` sees them.
+                    let differs = |name: &SetName, set: &IpSet| {
+                        to.sets.get(name).is_some_and(|wanted| wanted.kind != set.kind)
+                    };
+                    let others = there.sets.extract_if(.., |name, set| differs(name, set));
+                    there.others.extend(others.map(|(name, _)| name));
+                    for (name, set) in &fake.ruleset().table(family).sets {
+                        if to.sets.get(name).is_some_and(|wanted| wanted.kind == set.kind) {
+                            there.others.remove(name);
+                            there.sets.insert(name.clone(), set.clone());
+                        }
+                    }
+                }
+                plan(&found, &to.clone().beside(&found), &[])
+            };
+            let mut fake = Fake::holding(from.clone());
+            let steps = planned(&mut fake);
+            let total: usize = steps.iter().map(|step| effects(step).len()).sum();
+            let mut dying = fake.clone();
+            let dies_at = generator.random().below(total + 1);
+            carry_out(&mut dying, &steps, &flows, &verdicts, false, dies_at, &context);
+            for fake in [&mut fake, &mut dying] {
+                // The second time, names that were taken are free.
+                for _ in 0..2 {
+                    let steps = planned(fake);
+                    checked += carry_out(fake, &steps, &flows, &verdicts, false, usize::MAX, &context);
+                }
+            }
+            assert_eq!((fake.ruleset(), dying.ruleset()), (to, to), "{context}");
+        }
+    }
+    println!("{checked} edits checked");
     assert!(checked > 1000);
 }
 

@@ -228,6 +228,8 @@ impl Dataplane for Fake {
     fn observe(&mut self) -> Result<Observed, DataplaneError> {
         self.alive()?;
         let mut observed = Observed::default();
+        let is_unused =
+            |table: &Table, name: &SetName| !table.chains.values().any(|chain| uses_set(chain, name));
         let is_usual = |(name, set): &(&SetName, &IpSet)| names::is_usual(name, set.kind);
         for family in Family::BOTH {
             let table = self.ruleset.table(family);
@@ -240,6 +242,7 @@ impl Dataplane for Fake {
                     .filter(|set| !is_usual(set))
                     .map(|(name, _)| name.clone())
                     .collect(),
+                unused: table.sets.keys().filter(|name| is_unused(table, name)).cloned().collect(),
                 hooks: self.hooks(family),
             };
         }

@@ -27,6 +27,9 @@ pub struct ObservedTable {
     /// Our sets that another version made: of a role that is not known here, or of another type than this version
     /// would give them.
     pub others: BTreeSet<SetName>,
+    /// Those of our sets that no rule refers to, as far as that is known: a process that was killed may have left them
+    /// incomplete.
+    pub unused: BTreeSet<SetName>,
     /// Our jumps in the built-in chains.
     pub hooks: BTreeMap<BuiltIn, HookState>,
 }
@@ -65,6 +68,7 @@ impl Observed {
             chains: table.chains.iter().map(|(n, c)| (n.clone(), Content::Known(c.clone()))).collect(),
             sets: table.sets.clone(),
             others: BTreeSet::new(),
+            unused: BTreeSet::new(),
             hooks: table.hooks.iter().map(|(at, to)| (*at, HookState::in_place(to.clone()))).collect(),
         };
         Self { v4: table(&ruleset.v4), v6: table(&ruleset.v6) }
@@ -122,6 +126,7 @@ impl Observed {
             Step::Sets(edits) | Step::Gc(edits) => edits.iter().for_each(|edit| self.note_edit(edit)),
             Step::Chains(family, batch) => {
                 let table = self.table_mut(*family);
+                table.unused.clear();
                 for name in &batch.remove {
                     table.chains.remove(name);
                 }
@@ -159,6 +164,7 @@ impl Observed {
             SetEdit::Destroy(name) => {
                 sets.remove(name);
                 table.others.remove(name);
+                table.unused.remove(name);
             }
         }
     }

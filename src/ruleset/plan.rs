@@ -5,7 +5,8 @@
 //! any edit, and another one continues from there.
 //!
 //! ```text
-//! Sets    create new sets, filled, those that close first; [with chains] shrink allow-sets
+//! Sets    create new sets, filled, those that close first; complete those that no rule uses; [with chains] shrink
+//!         allow-sets
 //! Chains  per family, in one transaction: write changed chains and hooks, remove unused chains
 //! Sets    [with chains] extend allow-sets
 //! Gc      destroy unused sets
@@ -85,7 +86,11 @@ impl SetEdits {
                 continue;
             };
             let (added, removed) = difference(&there.members, &set.members);
-            if names::grows_early(name) {
+            if now.unused.contains(name) {
+                // No packet depends on it before the chains change.
+                self.created.extend(added.into_iter().map(|member| SetEdit::Add(name.clone(), member)));
+                self.created.extend(removed.into_iter().map(|member| SetEdit::Remove(name.clone(), member)));
+            } else if names::grows_early(name) {
                 self.created.extend(added.into_iter().map(|member| SetEdit::Add(name.clone(), member)));
                 self.retired.extend(removed.into_iter().map(|member| SetEdit::Remove(name.clone(), member)));
             } else {
@@ -134,14 +139,16 @@ fn difference(now: &imbl::OrdSet<Member>, want: &imbl::OrdSet<Member>) -> (Vec<M
 /// or if rules may already refer to it.
 ///
 /// Rules refer to a set only once it is complete. So no rule refers to one that does not exist, or to one that is named
-/// after its members and lacks some: a process that was killed did not finish it.
+/// after its members and lacks some: a process that was killed did not finish it. Of others, the kernel knows.
 #[must_use]
 pub fn missing(observed: &Observed, name: &SetName, want: &IpSet) -> Option<usize> {
-    let there = observed.table(name.family()).sets.get(name).filter(|there| there.kind == want.kind);
+    let table = observed.table(name.family());
+    let there = table.sets.get(name).filter(|there| there.kind == want.kind);
+    let may_wait = names::is_named_after_members(name) || table.unused.contains(name);
     let lacks = want.members.len() - there.map_or(0, |there| there.members.len().min(want.members.len()));
     match there {
         None => Some(lacks),
-        Some(_) => (lacks > 0 && names::is_named_after_members(name)).then_some(lacks),
+        Some(_) => (lacks > 0 && may_wait).then_some(lacks),
     }
 }
 

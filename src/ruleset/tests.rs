@@ -50,6 +50,39 @@ fn left(rules: &[Rule], broken: &[Object]) -> Vec<Rule> {
 }
 
 #[test]
+fn rules_follow_a_set_to_another_name_if_its_name_is_taken() {
+    let (taken, free) = (names::local_pods(Family::V4), names::pods(Family::V4, SOME));
+    let rules = [
+        Rule::new(
+            [from(&taken), Match::NotInSet { set: taken.clone(), field: Field::Destination }],
+            Target::Drop,
+        ),
+        Rule::new([from(&free)], Target::Return),
+    ];
+    let table = Table {
+        sets: [&taken, &free].map(|set| (set.clone(), empty(names::kind(set.role())))).into(),
+        chains: [(names::forward(), rules.iter().cloned().collect())].into(),
+        ..Table::default()
+    };
+    let whole = Ruleset { v4: table, ..Ruleset::default() };
+    let mut observed = Observed::default();
+    assert_eq!(whole.clone().beside(&observed), whole);
+    observed.v4.others.insert(taken.clone());
+    let beside = whole.clone().beside(&observed);
+    let Some(Match::Set { set, .. }) = beside.v4.chains[&names::forward()].rules[0].matches.first() else {
+        panic!("{beside:?}")
+    };
+    assert!(*set != taken && set.role() == SetRole::LocalPods);
+    let not_in = Match::NotInSet { set: set.clone(), field: Field::Destination };
+    let expected = [Rule::new([from(set), not_in], Target::Drop), rules[1].clone()];
+    assert_eq!(*beside.v4.chains[&names::forward()].rules, expected);
+    assert_eq!(beside.v4.sets.keys().collect::<BTreeSet<_>>(), BTreeSet::from([set, &free]));
+    // The process after the next one finds both names taken.
+    observed.v4.others.insert(set.clone());
+    assert!(!whole.beside(&observed).v4.sets.contains_key(set));
+}
+
+#[test]
 fn closing_a_set_removes_only_the_rules_that_use_it() {
     let (broken, other) = (names::pods(Family::V4, SOME), names::pods(Family::V4, OTHER));
     let excepts = names::excepts(Family::V4, SOME);

@@ -1,4 +1,5 @@
-//! Faults: `towpath run` killed, doubled, disturbed and misled, with real packets in network namespaces. Needs root.
+//! Faults: `towpath run` killed, doubled, disturbed, misled and upgraded, with real packets in network namespaces. Needs
+//! root.
 
 #![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
 

@@ -16,16 +16,15 @@ use towpath::{
         Change, IpBlock, LabelSelector, NetworkPolicy, ObjectKey, Peer, Peers, Pod, PolicyRule, Port,
         PortRange, Ports, Protocol, Standing, Transport,
     },
-    policy::digest::digest,
     ruleset::{
-        ChainName, Match, Object, Rule, Ruleset, SetName, Table, Target,
+        Object, Ruleset, SetName,
         observed::Observed,
         plan::Step,
         trace::{Packet, trace},
     },
 };
 
-use crate::{Loop, Recorded, deny_all, ruleset_of, wait_for};
+use crate::{Loop, Recorded, deny_all, other_version::of_another_version, ruleset_of, wait_for};
 
 /// Policies in one namespace that each admit `entries` addresses of their own to each pod of the node, on their own
 /// port: `sets` policies make as many sets.
@@ -126,38 +125,6 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
         }
     }
     assert_eq!(steps.last().unwrap().1, whole);
-}
-
-/// The same rules as another version might write them: every chain and every set has another name.
-fn of_another_version(ruleset: &Ruleset) -> Ruleset {
-    let chain = |name: &ChainName| {
-        let name = name.as_str();
-        let other = name.strip_prefix("TP-").map_or_else(|| format!("{name}2"), |rest| format!("TP-X{rest}"));
-        ChainName::new(&other).unwrap()
-    };
-    let set = |name: &SetName| {
-        let (family, rest) = name.as_str().split_at(4);
-        SetName::new(&format!("{family}v{}-{}", rest.len(), digest(&rest))).unwrap()
-    };
-    let rule = |rule: &Rule| {
-        let matches = rule.matches.iter().map(|m| match m {
-            Match::Set { set: name, field } => Match::Set { set: set(name), field: *field },
-            Match::NotInSet { set: name, field } => Match::NotInSet { set: set(name), field: *field },
-            other => other.clone(),
-        });
-        let target = match &rule.target {
-            Target::Jump(to) => Target::Jump(chain(to)),
-            Target::Goto(to) => Target::Goto(chain(to)),
-            other => other.clone(),
-        };
-        Rule::new(matches.collect::<Vec<_>>(), target)
-    };
-    let table = |table: &Table| Table {
-        chains: table.chains.iter().map(|(n, c)| (chain(n), c.rules.iter().map(rule).collect())).collect(),
-        sets: table.sets.iter().map(|(name, content)| (set(name), content.clone())).collect(),
-        hooks: table.hooks.iter().map(|(at, to)| (*at, chain(to))).collect(),
-    };
-    Ruleset { v4: table(&ruleset.v4), v6: table(&ruleset.v6) }
 }
 
 #[test]

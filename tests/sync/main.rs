@@ -3,6 +3,8 @@
 #![cfg(test)]
 
 mod large_sets;
+#[path = "../support/other_version.rs"]
+mod other_version;
 
 use std::{
     collections::BTreeSet,

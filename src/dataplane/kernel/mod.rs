@@ -196,6 +196,10 @@ impl Dataplane for Kernel {
         for name in saved.others {
             observed.table_mut(name.family()).others.insert(name);
         }
+        let heads = sets::read_heads(&self.commands)?;
+        for (name, _) in heads.into_iter().filter(|(_, head)| head.references == 0) {
+            observed.table_mut(name.family()).unused.insert(name);
+        }
         Ok(observed)
     }
 
