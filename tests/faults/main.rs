@@ -2,6 +2,7 @@
 //! root.
 
 #![expect(clippy::unwrap_used, reason = "a test whose setup fails shall fail")]
+#![expect(clippy::panic, reason = "as above")]
 
 #[path = "../support/churn_flows.rs"]
 mod churn_flows;
