@@ -229,6 +229,35 @@ mod tests {
     }
 
     #[test]
+    fn files_that_are_replaced_without_end_are_in_the_first_list() {
+        const FILES: usize = 3;
+        let name = |n: usize| (format!("{n:02}.yaml"), pod(&format!("pod-{n:02}"), "web"));
+        let files: Vec<(String, String)> = (0..FILES).map(name).collect();
+        let files: Vec<(&str, &str)> =
+            files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let replaced = |folder: &Path| {
+            let folder = folder.to_owned();
+            let root = folder.clone();
+            // It ends with the folder.
+            thread::spawn(move || {
+                for n in (0..FILES).cycle() {
+                    let staged = folder.join(".staged");
+                    // Long, so that reading it takes longer.
+                    let text = pod(&format!("pod-{n:02}"), "web") + &"# more\n".repeat(20_000);
+                    let replaced = fs::write(&staged, text)
+                        .and_then(|()| fs::rename(&staged, folder.join(format!("{n:02}.yaml"))));
+                    if replaced.is_err() {
+                        return;
+                    }
+                }
+            });
+            vec![root]
+        };
+        let watched = Watched::rescanning(&files, LONG * 60, replaced);
+        assert_eq!(watched.pods().len(), FILES, "{:?}", watched.pods());
+    }
+
+    #[test]
     fn missing_path_and_standard_input_are_refused() {
         let open = |path: &str| FileSource::open(&[path.into()], RESCAN, |_| {}).map(drop);
         assert!(open("/nowhere/at/all").unwrap_err().to_string().contains("/nowhere/at/all"));

@@ -176,7 +176,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
     }
 
     /// At the start, waits a while for files that another program seems to be writing: their contents may be what keeps
-    /// a pod isolated. A file that is written without end is read as it is.
+    /// a pod isolated. A file that is written without end is read as it is, in the first moment without a write.
     fn wait_for_writers(&mut self) {
         let until = Instant::now() + PATIENCE;
         while !self.later.is_empty() {
@@ -187,7 +187,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                     self.accept(&path, state);
                 }
             }
-            if settled.is_zero() {
+            if Instant::now() >= until + PATIENCE {
                 return;
             }
         }
