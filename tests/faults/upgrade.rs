@@ -38,6 +38,10 @@ const STEADY: &str = "far/steady";
 /// Its object is deleted, but a process of it still runs.
 const GHOST: &str = "shop/ghost";
 
+/// How long a message on an open connection may take. One that was cut stays cut; on a busy machine, one that was not
+/// may take longer than a new connection.
+const ALIVE: Duration = Duration::from_secs(5);
+
 /// A version of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
@@ -188,7 +192,7 @@ impl Streams {
             streams.threads.push(thread::spawn(move || {
                 let mut stream = stream;
                 while !stop.load(Ordering::Relaxed) {
-                    let pulse = stream.pulse(TIMEOUT).unwrap();
+                    let pulse = stream.pulse(ALIVE).unwrap();
                     let mut seen = seen.lock().unwrap();
                     seen.0 += 1;
                     if pulse != Pulse::Through {
