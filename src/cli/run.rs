@@ -11,7 +11,10 @@ use super::{
 use crate::{
     agent::LAG_LIMIT,
     daemon::{self, GateInstall, HostChecks, Settings},
-    dataplane::kernel::{lock, sysctl},
+    dataplane::{
+        command::COMMAND_LIMIT,
+        kernel::{lock, sysctl},
+    },
     gate::{
         conflist::{Entry, WhenAway},
         install,
@@ -71,6 +74,11 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "TOWPATH_CHECK_INTERVAL")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     check_interval: u64,
+    /// How long a command such as iptables-restore may run before it is killed, in seconds. One with much input gets one
+    /// second more for every 100,000 bytes of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = COMMAND_LIMIT.as_secs(), env = "TOWPATH_COMMAND_LIMIT")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    command_limit: u64,
     /// The folder of the lock file that lets only one daemon write rules in a network namespace.
     #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
     run_dir: PathBuf,
@@ -232,6 +240,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         memory: args.memory.limits(),
         ready_lag: Duration::from_secs(args.ready_lag),
         check_interval: Duration::from_secs(args.check_interval),
+        command_limit: Duration::from_secs(args.command_limit),
         writes_events: args.events == Events::Auto,
         cuts_connections: args.established == Established::Cut,
         host: HostChecks {

@@ -93,6 +93,8 @@ pub struct Settings {
     pub ready_lag: Duration,
     /// How often to compare everything in the kernel with what was written.
     pub check_interval: Duration,
+    /// How long a command may run before it is killed; one with much input may run for longer.
+    pub command_limit: Duration,
     /// Whether to write Kubernetes Events, if the objects come from the API server.
     pub writes_events: bool,
     /// Whether to cut established connections that policy no longer allows.
@@ -127,12 +129,18 @@ const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// While changes are pending for too long, this is logged so often.
 const LAG_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
+/// The node is not ready while a command has been running for this long: what it writes or reads is not known.
+const SLOW_COMMAND: Duration = Duration::from_secs(5);
+
+/// The part of the daemon that reports slow commands.
+const COMMANDS: &str = "commands";
+
 /// Runs the daemon until it receives SIGTERM or SIGINT. The rules stay in the kernel.
 ///
 /// # Errors
 /// If a part cannot be started, or the sync loop ends by itself.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
-    let commands = Arc::new(Commands::default());
+    let commands = Arc::new(Commands::default().with_limit(settings.command_limit));
     let metrics = Arc::new(Metrics::new()?);
     let counted = commands.clone();
     metrics.count_commands(move || counted.started());
@@ -155,6 +163,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let web = Web { about, metrics: metrics.clone(), status: status.clone(), gate: gate.clone() };
     runtime.spawn(web.serve(listener));
     runtime.spawn(warn_of_lag(status.clone()));
+    runtime.spawn(report_slow_commands(commands.clone(), status.clone()));
     if settings.writes_events && settings.files.is_empty() {
         let writer = EventWriter::new(settings.access.clone(), settings.node.clone());
         runtime.spawn(events::report(writer, status.clone()));
@@ -217,6 +226,29 @@ async fn warn_of_lag(status: Arc<Status>) {
                 "changes have been pending for too long"
             );
             logged = Some(Instant::now());
+        }
+    }
+}
+
+/// Reports a command that has been running for long, while it runs. Separate from the loop, which waits for it.
+async fn report_slow_commands(commands: Arc<Commands>, status: Arc<Status>) {
+    let mut known: Option<String> = None;
+    loop {
+        tokio::time::sleep(LAG_INTERVAL).await;
+        let slow = commands.longest_running().filter(|(_, running)| *running >= SLOW_COMMAND);
+        if let Some((command, running)) = slow {
+            let text = format!("{command} has been running for {} s", running.as_secs());
+            status.set_condition(COMMANDS, Some(text));
+            if known.as_ref() != Some(&command) {
+                warn!(
+                    command,
+                    seconds = running.as_secs(),
+                    "command is slow; if it does not end, it is killed"
+                );
+                known = Some(command);
+            }
+        } else if known.take().is_some() {
+            status.set_condition(COMMANDS, None);
         }
     }
 }

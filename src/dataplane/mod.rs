@@ -8,6 +8,8 @@ mod reason;
 
 pub use reason::FailureReason;
 
+use std::time::Duration;
+
 use crate::ruleset::{Object, observed::Observed, plan::Step};
 
 /// Something that holds chains and sets.
@@ -115,6 +117,36 @@ pub enum DataplaneError {
         /// The command that could not get it.
         command: String,
     },
+    /// A command did not end in time and was killed.
+    #[error("{command} did not end within {} s and was killed{}", .after.as_secs(), and_said(.stderr))]
+    TimedOut {
+        /// The command with its arguments.
+        command: String,
+        /// How long it had run.
+        after: Duration,
+        /// What it had said on standard error, trimmed.
+        stderr: String,
+    },
+    /// A command that was killed has not ended: a system call holds it in the kernel.
+    #[error(
+        "{command} (process {process}) was killed and has not ended: waiting for it, since it may still write"
+    )]
+    Unkillable {
+        /// The command with its arguments.
+        command: String,
+        /// Its process.
+        process: u32,
+    },
+    /// A command wrote more than expected and was killed.
+    #[error("{command} wrote more than {bytes} bytes and was killed{}", and_said(.stderr))]
+    TooMuchOutput {
+        /// The command with its arguments.
+        command: String,
+        /// How much it may write.
+        bytes: usize,
+        /// What it had said on standard error, trimmed.
+        stderr: String,
+    },
     /// Another system error.
     #[error("{doing}: {source}")]
     System {
@@ -123,4 +155,8 @@ pub enum DataplaneError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+fn and_said(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!(": {stderr}") }
 }

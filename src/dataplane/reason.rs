@@ -15,8 +15,10 @@ pub enum FailureReason {
     MissingProgram,
     /// This process lacks the privilege.
     Permission,
-    /// It timed out.
+    /// It was not finished in time.
     Timeout,
+    /// A program wrote more than expected.
+    Output,
     /// The kernel lacks something.
     Unsupported,
     /// A program ended with an error that is none of the above.
@@ -35,6 +37,7 @@ impl FailureReason {
             Self::MissingProgram => "missing_program",
             Self::Permission => "permission",
             Self::Timeout => "timeout",
+            Self::Output => "output",
             Self::Unsupported => "unsupported",
             Self::Command => "command",
             Self::System => "system",
@@ -51,6 +54,8 @@ impl DataplaneError {
             Self::NotPermitted { .. } => FailureReason::Permission,
             Self::Unsupported { .. } => FailureReason::Unsupported,
             Self::Locked { .. } => FailureReason::Lock,
+            Self::TimedOut { .. } | Self::Unkillable { .. } => FailureReason::Timeout,
+            Self::TooMuchOutput { .. } => FailureReason::Output,
             // The texts of EPERM and EACCES: the tools have no exit status for them.
             Self::Command { stderr, .. }
                 if ["Operation not permitted", "Permission denied"]

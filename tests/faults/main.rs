@@ -19,6 +19,7 @@ mod gate;
 mod handover;
 #[path = "../support/http.rs"]
 mod http;
+mod hung_commands;
 mod identity;
 #[path = "../support/isolated.rs"]
 mod isolated;
@@ -38,6 +39,7 @@ mod reach;
 mod ready;
 #[path = "../support/root.rs"]
 mod root;
+mod stand_in;
 mod testbed;
 #[path = "../support/traffic.rs"]
 mod traffic;
