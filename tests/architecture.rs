@@ -59,8 +59,10 @@ const FORBIDDEN_IN_CORE: &[&str] = &[
 /// What the CNI plugin may depend on: a runtime starts it for every pod, and it must be small and start fast.
 const PLUGIN_DEPENDENCIES: [&str; 2] = ["serde", "serde_json"];
 
-/// Where processes may be started: the kernel edge, and the lab with the demo that uses it.
-const STARTS_PROCESSES: [&str; 3] = ["src/dataplane/command.rs", "src/lab/", "src/cli/demo/"];
+/// Where processes may be started: the kernel edge, the exec plugin of a kubeconfig, and the lab with the demo that uses
+/// it.
+const STARTS_PROCESSES: [&str; 4] =
+    ["src/dataplane/command.rs", "src/k8s/watch/exec_plugin.rs", "src/lab/", "src/cli/demo/"];
 
 fn sources() -> Vec<(PathBuf, String)> {
     sources_in("src")

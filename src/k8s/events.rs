@@ -7,12 +7,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
-use kube::{
-    Client,
-    api::{Api, PostParams},
-};
+use kube::api::{Api, PostParams};
 
-use super::watch::{Access, AccessError};
+use super::watch::{Access, AccessError, Connection};
 
 /// The `reportingController` of our Events.
 const CONTROLLER: &str = "towpath";
@@ -41,7 +38,7 @@ pub struct Regarding {
 pub struct EventWriter {
     access: Access,
     node: Arc<str>,
-    client: Option<Client>,
+    connection: Option<Connection>,
 }
 
 /// Why an Event was not written.
@@ -83,7 +80,7 @@ impl EventWriter {
     /// A writer for the daemon on this node.
     #[must_use]
     pub fn new(access: Access, node: Arc<str>) -> Self {
-        Self { access, node, client: None }
+        Self { access, node, connection: None }
     }
 
     /// Writes a Warning about an object. `reason` and `action` are one word each, such as `OverBudget`; only the first
@@ -98,17 +95,17 @@ impl EventWriter {
         action: &str,
         note: &str,
     ) -> Result<(), EventError> {
-        let client = match &self.client {
-            Some(client) => client.clone(),
-            None => self.access.client().await.map_err(EventError::Access)?.0,
+        let connection = match self.connection.take().filter(|connection| !connection.has_expired()) {
+            Some(connection) => connection,
+            None => self.access.client().await.map_err(EventError::Access)?,
         };
-        let events: Api<Event> = Api::namespaced(client.clone(), &regarding.namespace);
+        let events: Api<Event> = Api::namespaced(connection.client.clone(), &regarding.namespace);
         let event = event_of(&self.node, regarding, reason, action, note);
         let created = tokio::time::timeout(WITHIN, events.create(&PostParams::default(), &event)).await;
         let created = created.unwrap_or_else(|_| Err(kube::Error::Service("no answer in time".into())));
         let result = created.map(drop).map_err(EventError::of_request);
         let is_of_use = !matches!(result, Err(EventError::Access(_) | EventError::Unreachable(_)));
-        self.client = is_of_use.then_some(client);
+        self.connection = is_of_use.then_some(connection);
         result
     }
 }

@@ -2,10 +2,13 @@
 
 use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+
+use super::exec_plugin::{self, PluginError};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,9 +30,34 @@ pub enum AccessError {
     /// The service account of this pod cannot be used.
     #[error("the service account of this pod cannot be used: {0}")]
     InCluster(Arc<InClusterError>),
+    /// The exec plugin of the kubeconfig gave no credentials.
+    #[error("{0}")]
+    Plugin(#[from] PluginError),
     /// The client cannot be built from this configuration.
     #[error("{0}")]
     Client(Arc<kube::Error>),
+}
+
+/// Credentials are not used any more this long before they expire.
+const MARGIN: Duration = Duration::from_mins(1);
+
+/// A client, and what it is for.
+#[derive(Clone)]
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    /// The server's address.
+    pub server: Arc<str>,
+    /// When its credentials expire, if that is known and nothing renews them.
+    expires: Option<Timestamp>,
+}
+
+impl Connection {
+    /// Whether its credentials have expired, or are about to.
+    #[must_use]
+    pub fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| Timestamp::now() + MARGIN >= expires)
+    }
 }
 
 impl Access {
@@ -40,18 +68,19 @@ impl Access {
         Self { kubeconfig, context }
     }
 
-    /// A new client, which shares nothing with the last one, and the server's address.
+    /// A new client, which shares nothing with the last one.
     ///
     /// # Errors
-    /// If the configuration cannot be read.
-    pub async fn client(&self) -> Result<(Client, String), AccessError> {
+    /// If the configuration cannot be read, or its exec plugin gives no credentials in time.
+    pub async fn client(&self) -> Result<Connection, AccessError> {
         let mut config = self.config().await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // The watches retry by themselves, and report it.
         config.default_retry = false;
-        let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+        let server = config.cluster_url.to_string().trim_end_matches('/').into();
+        let expires = exec_plugin::resolve(&mut config.auth_info).await?;
         let client = Client::try_from(config).map_err(|error| AccessError::Client(Arc::new(error)))?;
-        Ok((client, server))
+        Ok(Connection { client, server, expires })
     }
 
     async fn config(&self) -> Result<Config, AccessError> {

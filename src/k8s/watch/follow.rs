@@ -25,7 +25,7 @@ use kube::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared, WatchError,
+    Connection, Shared, WatchError,
     error::Cause,
     inventory::{Inventory, Update},
     kinds::{Kind, Watched},
@@ -110,7 +110,7 @@ impl FollowState {
 pub(super) struct Follower<S> {
     shared: Arc<Shared>,
     inventory: Inventory<S>,
-    client: Option<(Client, Arc<str>)>,
+    connection: Option<Connection>,
     state: FollowState,
     /// Whether to ask for a streaming list next, rather than for pages: what failed last is not tried next.
     streams_lists: bool,
@@ -129,7 +129,7 @@ impl<S: Watched> Follower<S> {
         Self {
             shared,
             inventory,
-            client: None,
+            connection: None,
             state: FollowState::Unlisted,
             streams_lists: true,
             failed: None,
@@ -160,7 +160,7 @@ impl<S: Watched> Follower<S> {
             if !cause.is_routine() {
                 self.failed = Some(cause);
                 // The next attempt reads the token, the certificates and the kubeconfig again.
-                self.client = None;
+                self.connection = None;
             }
             self.shared.sink.ended(S::KIND, error);
             if cause != Cause::Ended || lived < TOO_SHORT {
@@ -245,14 +245,12 @@ impl<S: Watched> Follower<S> {
     }
 
     async fn client(&mut self) -> Result<(Client, Arc<str>), WatchError> {
-        if let Some((client, server)) = &self.client {
-            return Ok((client.clone(), server.clone()));
-        }
-        let (client, server) =
-            self.shared.access.client().await.map_err(|error| WatchError::of_access(&error))?;
-        let server: Arc<str> = server.into();
-        self.client = Some((client.clone(), server.clone()));
-        Ok((client, server))
+        let connection = match self.connection.take().filter(|connection| !connection.has_expired()) {
+            Some(connection) => connection,
+            None => self.shared.access.client().await.map_err(|error| WatchError::of_access(&error))?,
+        };
+        let Connection { client, server, .. } = self.connection.insert(connection);
+        Ok((client.clone(), server.clone()))
     }
 
     /// Starts a watch: from the version of the state, or with all existing objects.

@@ -6,7 +6,7 @@
 //!
 //! | from | to | in |
 //! |---|---|---|
-//! | a kubeconfig or a service account | a client | [`access`] |
+//! | a kubeconfig or a service account | a client | [`access`], `exec_plugin` |
 //! | requests | objects and the version that they are of | `follow` |
 //! | the text of an object | a slim value, or why it cannot be read | `received` |
 //! | values | changes of the model, and refusals | `inventory`, [`kinds`] |
@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod error;
+mod exec_plugin;
 mod follow;
 mod inventory;
 pub mod kinds;
@@ -35,7 +36,7 @@ use std::{
 
 use tokio::task::JoinSet;
 
-pub use access::{Access, AccessError};
+pub use access::{Access, AccessError, Connection};
 pub use error::{Cause, WatchError};
 pub use follow::SILENCE;
 pub use inventory::Rejection;

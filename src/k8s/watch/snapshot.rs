@@ -1,7 +1,7 @@
 //! The objects of a cluster as they are now, read once, for commands that answer a question.
 
 use super::{
-    Access, Rejection, WatchError,
+    Access, Connection, Rejection, WatchError,
     follow::{SILENCE, pages},
     inventory::{Inventory, Update},
     kinds::Watched,
@@ -38,7 +38,8 @@ pub async fn snapshot(access: &Access) -> Result<(Cluster, Vec<Rejection>), Watc
 }
 
 async fn list<S: Watched>(access: &Access) -> Result<Update, WatchError> {
-    let (client, server) = access.client().await.map_err(|error| WatchError::of_access(&error))?;
+    let Connection { client, server, .. } =
+        access.client().await.map_err(|error| WatchError::of_access(&error))?;
     let mut inventory = Inventory::<S>::new();
     inventory.begin_list();
     let fields = S::KIND.fields("");

@@ -235,9 +235,13 @@ impl World {
     pub(crate) fn kubeconfig(&self, name: &str, port: u16, token: &str) -> PathBuf {
         let token_file = self.folder.path().join(format!("{name}.token"));
         fs::write(&token_file, token).unwrap();
+        self.kubeconfig_of(name, port, &json!({ "tokenFile": token_file }))
+    }
+
+    /// A kubeconfig with a user like this, for a server at this port.
+    pub(crate) fn kubeconfig_of(&self, name: &str, port: u16, user: &Value) -> PathBuf {
         let path = self.folder.path().join(format!("{name}.kubeconfig"));
-        let user = json!({ "tokenFile": token_file });
-        write_kubeconfig(&path, &format!("https://{ADDRESS}:{port}"), &self.plane.pki(), &user);
+        write_kubeconfig(&path, &format!("https://{ADDRESS}:{port}"), &self.plane.pki(), user);
         path
     }
 
