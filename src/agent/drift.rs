@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::{Agent, Pace};
-use crate::dataplane::{CheckDepth, Dataplane};
+use crate::{
+    dataplane::{CheckDepth, Dataplane, Difference},
+    model::Family,
+};
 
 /// The shortest pause between two checks, however little they cost.
 const PAUSE_LEAST: Duration = Duration::from_millis(100);
@@ -100,10 +103,28 @@ impl DriftChecker {
     }
 }
 
+/// What a repair writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RepairScope {
+    /// What differs.
+    Differences,
+    /// All chains, and whatever else differs then.
+    Everything,
+}
+
+impl RepairScope {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Differences => "differences",
+            Self::Everything => "everything",
+        }
+    }
+}
+
 /// Logs differences, and that `repairs` before were not logged.
-fn log_findings(findings: &[String], repairs: u64) {
+fn log_findings(findings: &[String], scope: RepairScope, repairs: u64) {
     for finding in findings.iter().take(LOGGED_FINDINGS) {
-        warn!(finding, "another program changed our rules; repairing them");
+        warn!(finding, writes = scope.name(), "another program changed our rules; repairing them");
     }
     let more = findings.len().saturating_sub(LOGGED_FINDINGS);
     if more > 0 || repairs > 0 {
@@ -120,13 +141,37 @@ impl<D: Dataplane> Agent<D> {
         let Some(depth) = self.drift_checker.due(now, self.pace) else { return };
         if self.differs(depth) {
             self.metrics.drift_repairs.inc();
-            self.kernel = None;
             self.sync(false);
         }
         self.drift_checker.rest(now, Instant::now());
     }
 
-    /// Whether the kernel holds something other than what was written.
+    /// Takes in what differs: the next sync repairs that and nothing else. In doubt it observes everything, and writes
+    /// all chains.
+    ///
+    /// Members are moved in the order of the changes that moved them, and no change explains what another program did.
+    /// So while changes are pending, sets are not repaired by themselves.
+    fn note_drift(&mut self, differences: Vec<Difference>) -> RepairScope {
+        let Some(kernel) = &mut self.kernel else { return RepairScope::Everything };
+        let is_settled = self.moves.is_empty() && !self.schedule.is_pending() && self.deferred.is_empty();
+        let is_known = |difference: &Difference| match difference {
+            Difference::Set { .. } => is_settled,
+            other => other.is_known(),
+        };
+        let tables = Family::BOTH.map(|family| kernel.table(family));
+        let chains: usize = tables.iter().map(|table| table.chains.len()).sum();
+        let differing = differences.iter().filter(|it| matches!(it, Difference::Chain { .. })).count();
+        if !differences.iter().all(is_known) || 2 * differing > chains {
+            self.kernel = None;
+            return RepairScope::Everything;
+        }
+        for difference in differences {
+            difference.note(kernel);
+        }
+        RepairScope::Differences
+    }
+
+    /// Whether the kernel holds something other than what was written. If so, that is taken in.
     fn differs(&mut self, depth: CheckDepth) -> bool {
         let Some(expected) = &self.kernel else { return false };
         match self.dataplane.check(expected, depth) {
@@ -137,8 +182,9 @@ impl<D: Dataplane> Agent<D> {
                 if drift.findings.is_empty() {
                     return false;
                 }
+                let scope = self.note_drift(drift.differences);
                 if let Some(repairs) = self.drift_checker.may_log(Instant::now()) {
-                    log_findings(&drift.findings, repairs);
+                    log_findings(&drift.findings, scope, repairs);
                 }
                 true
             }
@@ -169,22 +215,32 @@ mod tests {
         agent::{Readiness, Status},
         dataplane::{ApplyError, DataplaneError, Drift, fake::Fake},
         metrics::Metrics,
-        ruleset::{compile::Options, observed::Observed, plan::Step},
+        ruleset::{
+            BuiltIn, ChainName, Member,
+            compile::Options,
+            names,
+            observed::Observed,
+            plan::{SetEdit, Step},
+        },
     };
 
-    /// A fake whose checks fail while it is blind.
+    /// A fake whose checks fail while it is blind, and that keeps the steps that it was given.
     #[derive(Default)]
     struct Blindable {
         fake: Fake,
         is_blind: bool,
+        observed: u32,
+        steps: Vec<Step>,
     }
 
     impl Dataplane for Blindable {
         fn observe(&mut self) -> Result<Observed, DataplaneError> {
+            self.observed += 1;
             self.fake.observe()
         }
 
         fn apply(&mut self, step: &Step) -> Result<(), ApplyError> {
+            self.steps.push(step.clone());
             self.fake.apply(step)
         }
 
@@ -204,6 +260,78 @@ mod tests {
             Agent::new("n1", Blindable::default(), Options::default(), pace, metrics, status, None);
         agent.sync(false);
         agent
+    }
+
+    /// What a check and the sync after it wrote, and whether everything was observed for it.
+    fn repair(agent: &mut Agent<Blindable>, depth: CheckDepth) -> (Vec<Step>, bool) {
+        agent.dataplane.steps.clear();
+        agent.dataplane.observed = 0;
+        let whole = agent.kernel.clone().unwrap();
+        assert!(agent.differs(depth));
+        agent.sync(false);
+        assert_eq!(agent.kernel.as_ref(), Some(&whole), "what was written before is there again");
+        assert_eq!(agent.dataplane.observe().unwrap().v4.sets, whole.v4.sets);
+        assert!(!agent.differs(CheckDepth::Members), "nothing differs any more");
+        (agent.dataplane.steps.clone(), agent.dataplane.observed > 1)
+    }
+
+    #[test]
+    fn changed_chain_or_hook_is_written_again_and_nothing_else() {
+        let mut agent = agent(Pace::default());
+        let forward = ChainName::new("TOWPATH-FORWARD").unwrap();
+        for (length, hook) in [(Some(0), false), (Some(1), true), (None, true)] {
+            let table = &mut agent.dataplane.fake.ruleset_mut().v6;
+            let chain = table.chains.remove(&forward).unwrap();
+            if hook {
+                table.hooks.remove(&BuiltIn::Forward);
+            }
+            if let Some(length) = length {
+                table.chains.insert(forward.clone(), chain.rules.iter().take(length).cloned().collect());
+            }
+            let (steps, observed) = repair(&mut agent, CheckDepth::Counts);
+            let [Step::Chains(Family::V6, batch)] = &*steps else { panic!("{steps:?}") };
+            let names: Vec<&ChainName> = batch.write.iter().map(|(name, _)| name).collect();
+            assert_eq!((names, batch.hooks.len(), batch.remove.len()), (vec![&forward], hook.into(), 0));
+            assert!(!observed);
+        }
+        agent.dataplane.fake.displace(Family::V4, BuiltIn::Forward);
+        let (steps, observed) = repair(&mut agent, CheckDepth::Counts);
+        let [Step::Chains(Family::V4, batch)] = &*steps else { panic!("{steps:?}") };
+        assert_eq!((batch.write.len(), batch.hooks.len(), observed), (0, 1, false));
+    }
+
+    #[test]
+    fn changed_members_are_moved_back_and_nothing_else() {
+        let mut agent = agent(Pace::default());
+        let (name, foreign) = (names::local_pods(Family::V4), Member::Address([10, 0, 0, 1].into()));
+        let break_it = |agent: &mut Agent<Blindable>| {
+            let sets = &mut agent.dataplane.fake.ruleset_mut().v4.sets;
+            sets.get_mut(&name).unwrap().members.insert(foreign);
+        };
+        break_it(&mut agent);
+        let (steps, observed) = repair(&mut agent, CheckDepth::Members);
+        assert_eq!(
+            (steps, observed),
+            (vec![Step::Sets(vec![SetEdit::Remove(name.clone(), foreign)])], false)
+        );
+        // In doubt everything is observed: which members differ is not known, or changes are pending.
+        break_it(&mut agent);
+        assert!(repair(&mut agent, CheckDepth::Counts).1);
+        break_it(&mut agent);
+        agent.schedule.changed();
+        assert!(repair(&mut agent, CheckDepth::Members).1);
+    }
+
+    #[test]
+    fn flushed_tables_are_observed_and_written_as_a_whole() {
+        let mut agent = agent(Pace::default());
+        for chain in agent.dataplane.fake.ruleset_mut().v4.chains.values_mut() {
+            *chain = [].into_iter().collect();
+        }
+        for chain in agent.dataplane.fake.ruleset_mut().v6.chains.values_mut() {
+            *chain = [].into_iter().collect();
+        }
+        assert!(repair(&mut agent, CheckDepth::Counts).1);
     }
 
     fn seconds(count: u64) -> Duration {

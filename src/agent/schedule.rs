@@ -80,6 +80,11 @@ impl Schedule {
         self.synced
     }
 
+    /// Whether something changed since the last sync.
+    pub(super) const fn is_pending(&self) -> bool {
+        self.pending
+    }
+
     /// Whether a sync may come between two inputs: there is something to write, and nothing that failed waits for its
     /// retry.
     pub(super) const fn may_split(&self) -> bool {

@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Drift, Refusal, drift};
+use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Difference, Drift, Refusal, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -258,26 +258,27 @@ impl Dataplane for Fake {
 
     fn check(&mut self, expected: &Observed, depth: CheckDepth) -> Result<Drift, DataplaneError> {
         self.alive()?;
-        let mut findings = Vec::new();
+        let mut drift = Drift::default();
         for family in Family::BOTH {
             let table = self.ruleset.table(family);
             let chains = table.chains.iter().map(|(name, chain)| (name.clone(), chain.rules.len())).collect();
-            findings.extend(drift::chains(family, expected.table(family), &chains, &self.hooks(family)));
+            drift.extend(drift::chains(family, expected.table(family), &chains, &self.hooks(family)));
             for (name, content) in &expected.table(family).chains {
                 if let (Content::Known(chain), Some(there)) = (content, table.chains.get(name))
                     && there != chain
                     && there.rules.len() == chain.rules.len()
                 {
-                    findings.push(format!("the {family} chain {name} has other rules"));
+                    let difference = Difference::Chain { family, name: name.clone(), exists: true };
+                    drift.extend([(format!("the {family} chain {name} has other rules"), difference)]);
                 }
             }
             let entries = |set: &SetName| table.sets.get(set).map(|set| set.members.len());
-            findings.extend(match depth {
+            drift.extend(match depth {
                 CheckDepth::Counts => drift::sets(expected.table(family), entries),
                 CheckDepth::Members => drift::members(expected.table(family), &table.sets),
             });
         }
-        Ok(Drift { findings })
+        Ok(drift)
     }
 }
 

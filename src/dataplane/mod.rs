@@ -10,7 +10,14 @@ pub use reason::FailureReason;
 
 use std::time::Duration;
 
-use crate::ruleset::{Object, observed::Observed, plan::Step};
+use crate::{
+    model::Family,
+    ruleset::{
+        BuiltIn, ChainName, IpSet, Object, SetName,
+        observed::{Content, HookState, Observed},
+        plan::Step,
+    },
+};
 
 /// Something that holds chains and sets.
 pub trait Dataplane {
@@ -52,6 +59,84 @@ pub enum CheckDepth {
 pub struct Drift {
     /// What differs, each as a sentence for the log; empty if nothing does.
     pub findings: Vec<String>,
+    /// The same, each in the place of its sentence.
+    pub differences: Vec<Difference>,
+}
+
+/// One difference from what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// A chain has other rules, or is gone.
+    Chain {
+        /// The family of its table.
+        family: Family,
+        /// Its name.
+        name: ChainName,
+        /// Whether it exists.
+        exists: bool,
+    },
+    /// Our jumps in a built-in chain are others: these.
+    Hook {
+        /// The family of its table.
+        family: Family,
+        /// The built-in chain.
+        at: BuiltIn,
+        /// Our jumps in it, if there are any.
+        found: Option<HookState>,
+    },
+    /// A set is another one: this.
+    Set {
+        /// Its name.
+        name: SetName,
+        /// The set, if there is one.
+        found: Option<IpSet>,
+    },
+    /// A set has another number of members; which ones is not known.
+    Members(SetName),
+    /// Something else.
+    Other,
+}
+
+impl Drift {
+    fn extend(&mut self, differences: impl IntoIterator<Item = (String, Difference)>) {
+        for (finding, difference) in differences {
+            self.findings.push(finding);
+            self.differences.push(difference);
+        }
+    }
+}
+
+impl Difference {
+    /// Whether it is known what there is instead, so that nothing else needs to be read or written.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        !matches!(self, Self::Members(_) | Self::Other)
+    }
+
+    /// Corrects what is known of the dataplane.
+    pub fn note(self, observed: &mut Observed) {
+        match self {
+            Self::Chain { family, name, exists: true } => {
+                observed.table_mut(family).chains.insert(name, Content::Unknown);
+            }
+            Self::Chain { family, name, exists: false } => {
+                observed.table_mut(family).chains.remove(&name);
+            }
+            Self::Hook { family, at, found: Some(found) } => {
+                observed.table_mut(family).hooks.insert(at, found);
+            }
+            Self::Hook { family, at, found: None } => {
+                observed.table_mut(family).hooks.remove(&at);
+            }
+            Self::Set { name, found: Some(found) } => {
+                observed.table_mut(name.family()).sets.insert(name, found);
+            }
+            Self::Set { name, found: None } => {
+                observed.table_mut(name.family()).sets.remove(&name);
+            }
+            Self::Members(_) | Self::Other => {}
+        }
+    }
 }
 
 /// One object that was refused.

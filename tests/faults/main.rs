@@ -12,6 +12,7 @@ mod conditions;
 mod connections;
 #[path = "../support/daemon_command.rs"]
 mod daemon_command;
+mod drift_cost;
 #[path = "../support/env.rs"]
 mod env;
 mod foreign;

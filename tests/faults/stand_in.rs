@@ -1,4 +1,5 @@
-//! Stand-ins for the programs that the daemon starts: they run the real one, and hang if told to.
+//! Stand-ins for the programs that the daemon starts: they run the real one, hang if told to, and keep what it was
+//! given.
 
 use std::{
     env, fs,
@@ -39,7 +40,6 @@ impl StandIns {
                  cat > {it}.$$\n\
                  cat {it}.$$ >> {it}.input\n\
                  trap 'rm -f {it}.$$' EXIT\n\
-                 echo \"$*\" >> {it}.arguments\n\
                  lines=$(($(wc -l < {it}.$$) / 2))\n\
                  case \"$(cat {it}.hang 2>/dev/null) $1\" in\n\
                  Before*) echo stuck >&2; sleep 600 ;;\n\
@@ -68,6 +68,20 @@ impl StandIns {
             Some(hang) => fs::write(file, format!("{hang:?}")).unwrap(),
             None => fs::remove_file(file).unwrap(),
         }
+    }
+
+    /// Forgets what the programs were given.
+    pub(crate) fn forget(&self) {
+        for file in fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path()) {
+            if file.extension().is_some_and(|end| end == "input") {
+                fs::remove_file(file).unwrap();
+            }
+        }
+    }
+
+    /// All input of `program` since it was forgotten.
+    pub(crate) fn input(&self, program: &str) -> String {
+        fs::read_to_string(self.0.join(format!("{program}.input"))).unwrap_or_default()
     }
 
     /// The processes of `program` that have not ended or were not reaped.

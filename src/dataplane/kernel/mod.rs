@@ -47,7 +47,7 @@ use self::{
     verify::Prints,
     watch::Journal,
 };
-use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Drift, command::Commands, drift};
+use super::{ApplyError, CheckDepth, Dataplane, DataplaneError, Difference, Drift, command::Commands, drift};
 use crate::{
     model::Family,
     ruleset::{
@@ -160,7 +160,7 @@ impl Kernel {
             let found = Saved::parse(&first.checked()?).hooks;
             if found.get(&at) != Some(hook) {
                 let finding = format!("the first rule of the {family} chain {} is not our jump", at.name());
-                drift.findings.push(finding);
+                drift.extend([(finding, Difference::Other)]);
             }
         }
         Ok(drift)
@@ -239,8 +239,8 @@ impl Dataplane for Kernel {
             };
             let (table, saved) = (expected.table(*family), filter.read()?);
             let counts = saved.chains.iter().map(|(name, rules)| (name.clone(), rules.len())).collect();
-            drift.findings.extend(drift::chains(*family, table, &counts, &saved.hooks));
-            drift.findings.extend(self.prints.differences(&filter, table, &saved)?);
+            drift.extend(drift::chains(*family, table, &counts, &saved.hooks));
+            drift.extend(self.prints.differences(&filter, table, &saved)?);
         }
         match depth {
             CheckDepth::Counts => {
@@ -248,13 +248,14 @@ impl Dataplane for Kernel {
                 for family in Family::BOTH {
                     let usual = |set: &_| heads.get(set).filter(|head| head.is_usual);
                     let entries = |set: &_| usual(set).map(|head| head.entries);
-                    drift.findings.extend(drift::sets(expected.table(family), entries));
+                    drift.extend(drift::sets(expected.table(family), entries));
                 }
+                sets::read_members(&self.commands, &mut drift.differences)?;
             }
             CheckDepth::Members => {
                 let there = sets::read(&self.commands)?.sets;
                 for family in Family::BOTH {
-                    drift.findings.extend(drift::members(expected.table(family), &there));
+                    drift.extend(drift::members(expected.table(family), &there));
                 }
             }
         }

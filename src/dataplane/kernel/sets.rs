@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    dataplane::{ApplyError, DataplaneError, Refusal, command::Commands, command::Output},
+    dataplane::{ApplyError, DataplaneError, Difference, Refusal, command::Commands, command::Output},
     model::Protocol,
     ruleset::{IpSet, Member, Object, SetKind, SetName, names, plan::SetEdit, render},
 };
@@ -24,6 +24,9 @@ const TRIES: usize = 24;
 
 /// After this many sets that could not be created, no other is tried: the kernel has no room for more.
 const REFUSED_SETS: usize = 4;
+
+/// Up to so many sets are read one by one.
+const READ_ALONE: usize = 8;
 
 /// The successive waits for the kernel to release sets. The nft variant frees the rules of a transaction after it, and
 /// these hold their sets until then: a few milliseconds, more on a busy machine.
@@ -174,6 +177,29 @@ pub(super) fn read(commands: &Commands) -> Result<Saved, DataplaneError> {
     // Sets of other programs are printed too and skipped: 100,000 entries cost 60 ms, once; one process for each of our
     // sets would cost as much.
     Ok(parse(&commands.run("ipset", &["save"], "")?.checked()?))
+}
+
+/// Reads the members of the sets of which only the number is known, if they are few. A process for each of many would
+/// cost more than reading all sets.
+pub(super) fn read_members(
+    commands: &Commands,
+    differences: &mut [Difference],
+) -> Result<(), DataplaneError> {
+    let is_counted = |difference: &&mut Difference| matches!(difference, Difference::Members(_));
+    if differences.iter_mut().filter(is_counted).count() > READ_ALONE {
+        return Ok(());
+    }
+    for difference in differences.iter_mut().filter(is_counted) {
+        let Difference::Members(name) = difference else { continue };
+        let output = commands.run("ipset", &["save", name.as_str()], "")?;
+        // It may just have been destroyed.
+        if output.success
+            && let Some(found) = parse(&output.stdout).remove(name)
+        {
+            *difference = Difference::Set { name: name.clone(), found: Some(found) };
+        }
+    }
+    Ok(())
 }
 
 /// The headers of our sets.

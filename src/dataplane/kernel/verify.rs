@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::chains::{Filter, PROBE, Saved};
 use crate::{
-    dataplane::DataplaneError,
+    dataplane::{DataplaneError, Difference, drift::Finding},
     ruleset::{
         ChainName, Rule,
         observed::{Content, ObservedTable},
@@ -42,21 +42,23 @@ impl Prints {
         filter: &Filter<'_>,
         expected: &ObservedTable,
         saved: &Saved,
-    ) -> Result<Vec<String>, DataplaneError> {
+    ) -> Result<Vec<Finding>, DataplaneError> {
         let suspects = self.suspects(filter, expected, saved);
         if suspects.is_empty() {
             return Ok(Vec::new());
         }
         self.learn(filter, &suspects)?;
-        let mut findings: Vec<String> = Vec::new();
+        let mut findings = Vec::new();
         let mut last = None;
         for suspect in suspects.iter().filter(|suspect| !self.knows(&suspect.written, suspect.printed)) {
             // Only one rule per chain is reported: usually the others differ because they were shifted.
             if last.replace(suspect.chain) != Some(suspect.chain) {
-                findings.push(format!(
+                let text = format!(
                     "rule {} of the {} chain {} is \"{}\" instead of \"{}\"",
                     suspect.position, filter.family, suspect.chain, suspect.printed, suspect.written
-                ));
+                );
+                let (family, name) = (filter.family, suspect.chain.clone());
+                findings.push((text, Difference::Chain { family, name, exists: true }));
             }
         }
         Ok(findings)
