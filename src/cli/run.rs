@@ -79,7 +79,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = COMMAND_LIMIT.as_secs(), env = "TOWPATH_COMMAND_LIMIT")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=3_600))]
     command_limit: u64,
-    /// The folder of the lock file that lets only one daemon write rules in a network namespace.
+    /// The folder of the lock file that lets only one daemon write rules in a network namespace. With --file, what was
+    /// read is saved there as well: a file that cannot be read after a restart keeps what was enforced from it.
     #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
     run_dir: PathBuf,
     /// The format of the log.

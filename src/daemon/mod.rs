@@ -59,6 +59,7 @@ use crate::{
     gate::install::Installation,
     k8s::{
         events::EventWriter,
+        files::SavedFiles,
         watch::{Access, MemoryLimits},
     },
     metrics::Metrics,
@@ -105,7 +106,7 @@ pub struct Settings {
     pub interface_guard: InterfaceGuard,
     /// Whether to install the gate for new pods.
     pub gate_install: GateInstall,
-    /// The folder of the writer lock.
+    /// The folder of the writer lock, of the gate's socket and records, and of what was read from files.
     pub run_dir: PathBuf,
 }
 
@@ -269,7 +270,8 @@ impl Daemon {
         let files = if self.settings.files.is_empty() {
             None
         } else {
-            Some(self.outputs().files(&self.settings.files)?)
+            let Settings { files, run_dir, node, .. } = &self.settings;
+            Some(self.outputs().files(files, SavedFiles::new(run_dir, node, files))?)
         };
         let applied = if self.settings.cuts_connections {
             Some(conntrack_cleaner::start(self.metrics.clone())?)

@@ -13,7 +13,7 @@ use crate::{
     agent::{Input, Refused, Status},
     k8s::{
         fault::{Fault, ObjectId},
-        files::{FileSource, RESCAN, SourceError, SourceEvent},
+        files::{FileSource, RESCAN, SavedFiles, SourceError, SourceEvent},
         watch::{Access, ApiSource, Cause, Kind, MemoryLimits, Rejection, SILENCE, Sink, WatchError},
     },
     metrics::Metrics,
@@ -51,8 +51,8 @@ impl Outputs {
     }
 
     /// Reads the objects of files, and keeps watching the files.
-    pub(super) fn files(self, paths: &[PathBuf]) -> Result<Source, SourceError> {
-        let files = FileSource::open(paths, RESCAN, move |event| match event {
+    pub(super) fn files(self, paths: &[PathBuf], saved: SavedFiles) -> Result<Source, SourceError> {
+        let files = FileSource::open(paths, RESCAN, Some(saved), move |event| match event {
             SourceEvent::Changes(changes) => self.send(Instant::now(), changes),
             SourceEvent::Synced => drop(self.inputs.send(Input::Synced)),
             SourceEvent::Faults(faults) => {

@@ -44,6 +44,7 @@ mod stand_in;
 mod testbed;
 #[path = "../support/traffic.rs"]
 mod traffic;
+mod unreadable_files;
 mod upgrade;
 #[path = "../support/wait.rs"]
 mod wait;

@@ -3,8 +3,9 @@
 //! A separate thread receives inotify events and reports changes. It acts only on complete writes: a file is read when
 //! its writer closes it or when it is moved into place, never while it is being written, so that a file that is
 //! truncated and rewritten never loses its objects in between. It also rescans periodically: network file systems send
-//! no events, and a full queue drops them.
+//! no events, and a full queue drops them. What it reads is `saved` for the next process.
 
+mod saved;
 pub mod store;
 mod worker;
 
@@ -21,6 +22,7 @@ use notify::{
     event::{AccessKind, AccessMode},
 };
 
+pub use saved::SavedFiles;
 pub use worker::SourceEvent;
 
 use worker::{Message, Root, Worker};
@@ -63,11 +65,14 @@ impl FileSource {
     /// `deliver` is called on a separate thread: with all objects first, then [`SourceEvent::Synced`], then with every
     /// change. Workloads are skipped: in a cluster their pods are objects of their own.
     ///
+    /// With `saved`, a file that cannot be read in full at the start keeps the objects that a former process read.
+    ///
     /// # Errors
     /// If a path does not exist, or inotify cannot be used.
     pub fn open(
         paths: &[PathBuf],
         rescan: Duration,
+        saved: Option<SavedFiles>,
         deliver: impl FnMut(SourceEvent) + Send + 'static,
     ) -> Result<Self, SourceError> {
         let mut roots = Vec::new();
@@ -94,7 +99,7 @@ impl FileSource {
             // The thread is gone only when the source is being dropped.
             let _ = outbox.send(Message::Notified(event));
         })?;
-        let worker = Worker::new(roots, rescan, watcher, deliver);
+        let worker = Worker::new(roots, rescan, watcher, saved, deliver);
         let thread = thread::Builder::new()
             .name("towpath-files".to_owned())
             .spawn(move || worker.run(&inbox))
@@ -154,7 +159,7 @@ mod tests {
             }
             let (outbox, events) = channel();
             let deliver = move |event| drop(outbox.send(event));
-            let source = FileSource::open(&paths(folder.path()), rescan, deliver).unwrap();
+            let source = FileSource::open(&paths(folder.path()), rescan, None, deliver).unwrap();
             let mut watched =
                 Self { folder, _source: source, events, cluster: Cluster::new(), faults: Vec::new() };
             while watched.receive(LONG) != Some(SourceEvent::Synced) {}
@@ -259,7 +264,7 @@ mod tests {
 
     #[test]
     fn missing_path_and_standard_input_are_refused() {
-        let open = |path: &str| FileSource::open(&[path.into()], RESCAN, |_| {}).map(drop);
+        let open = |path: &str| FileSource::open(&[path.into()], RESCAN, None, |_| {}).map(drop);
         assert!(open("/nowhere/at/all").unwrap_err().to_string().contains("/nowhere/at/all"));
         assert!(matches!(open("-"), Err(SourceError::StandardInput)));
     }
@@ -364,7 +369,7 @@ mod tests {
         symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
         let (outbox, events) = channel();
         let deliver = move |event| drop(outbox.send(event));
-        let source = FileSource::open(&[folder.path().to_owned()], LONG * 60, deliver).unwrap();
+        let source = FileSource::open(&[folder.path().to_owned()], LONG * 60, None, deliver).unwrap();
         let mut watched =
             Watched { folder, _source: source, events, cluster: Cluster::new(), faults: Vec::new() };
         watched.until(&["one=web"]);

@@ -85,6 +85,12 @@ impl Store {
         self.settled &= self.files.remove(path).is_none();
     }
 
+    /// Whether a part of the file at `path` could not be used, as of the last difference.
+    #[must_use]
+    pub fn has_error(&self, path: &Path) -> bool {
+        self.faults.iter().any(|fault| fault.is_error() && fault.file == path)
+    }
+
     /// Whether the file at `path` is known.
     #[must_use]
     pub fn has(&self, path: &Path) -> bool {

@@ -15,10 +15,10 @@ use notify::{
     event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode},
 };
 
-use super::store::Store;
+use super::{saved::SavedFiles, store::Store};
 use crate::{
     k8s::{
-        fault::Fault,
+        fault::{Fault, Severity},
         manifest::folder::{Stamp, is_hidden, is_manifest, is_settled, walk},
     },
     model::Change,
@@ -90,6 +90,13 @@ pub(super) struct Worker<F> {
     /// Files that have disappeared, and when to accept that.
     leaving: BTreeMap<PathBuf, Instant>,
     store: Store,
+    saved: Option<SavedFiles>,
+    /// Texts that were read, and files that are gone, since the last difference.
+    unsaved: BTreeMap<PathBuf, Option<String>>,
+    /// The files that keep objects which a former process read.
+    restored: BTreeSet<PathBuf>,
+    /// The faults of what a former process read, until those of the files are known.
+    restored_faults: Option<Vec<Fault>>,
     deliver: F,
 }
 
@@ -125,7 +132,13 @@ struct Batch {
 
 impl<F: FnMut(SourceEvent)> Worker<F> {
     /// A worker that has not read anything yet.
-    pub(super) fn new(roots: Vec<Root>, rescan: Duration, watcher: RecommendedWatcher, deliver: F) -> Self {
+    pub(super) fn new(
+        roots: Vec<Root>,
+        rescan: Duration,
+        watcher: RecommendedWatcher,
+        saved: Option<SavedFiles>,
+        deliver: F,
+    ) -> Self {
         Self {
             devices: roots.iter().map(|root| device(root.path())).collect(),
             roots,
@@ -137,12 +150,17 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
             later: BTreeSet::new(),
             leaving: BTreeMap::new(),
             store: Store::new(),
+            saved,
+            unsaved: BTreeMap::new(),
+            restored: BTreeSet::new(),
+            restored_faults: None,
             deliver,
         }
     }
 
     /// Watches until it is stopped.
     pub(super) fn run(mut self, inbox: &Receiver<Message>) {
+        self.restore();
         self.read_all(SETTLED);
         self.wait_for_writers();
         self.deliver_difference();
@@ -172,6 +190,26 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                 return;
             }
             self.deliver_difference();
+        }
+    }
+
+    /// Takes in what a former process read. What the files hold now comes on top: only where they cannot be read do these
+    /// objects stay, and those of files that are gone are removed.
+    fn restore(&mut self) {
+        let Some(saved) = &self.saved else { return };
+        for (path, texts) in saved.load() {
+            if !self.is_wanted(&path) {
+                continue;
+            }
+            for text in texts {
+                self.store.set(&path, text.as_bytes());
+            }
+            self.restored.insert(path);
+        }
+        let difference = self.store.difference();
+        self.restored_faults = difference.faults;
+        if !difference.changes.is_empty() {
+            (self.deliver)(SourceEvent::Changes(difference.changes));
         }
     }
 
@@ -484,6 +522,9 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         match state {
             FileState::Holds(bytes, stamp) => {
                 self.store.set(path, &bytes);
+                if let (Some(_), Ok(text)) = (&self.saved, String::from_utf8(bytes)) {
+                    self.unsaved.insert(path.to_owned(), Some(text));
+                }
                 self.stamps.insert(path.to_owned(), stamp);
             }
             FileState::Gone => {
@@ -495,6 +536,7 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
                 };
                 if !self.roots.iter().zip(&self.devices).any(unmounted) {
                     self.store.remove(path);
+                    self.unsaved.insert(path.to_owned(), None);
                 }
                 self.stamps.remove(path);
             }
@@ -511,8 +553,37 @@ impl<F: FnMut(SourceEvent)> Worker<F> {
         if !difference.changes.is_empty() {
             (self.deliver)(SourceEvent::Changes(difference.changes));
         }
-        if let Some(faults) = difference.faults {
+        self.save();
+        self.restored.retain(|path| self.store.has_error(path));
+        if let Some(mut faults) = difference.faults.or(self.restored_faults.take()) {
+            faults.extend(self.restored.iter().map(|path| restored_fault(path)));
             (self.deliver)(SourceEvent::Faults(faults));
         }
+    }
+
+    /// Saves what was read, for the next process.
+    fn save(&mut self) {
+        let Some(saved) = &self.saved else { return };
+        for (path, text) in mem::take(&mut self.unsaved) {
+            match text {
+                Some(text) => saved.save(&path, text, !self.store.has_error(&path)),
+                None => saved.remove(&path),
+            }
+        }
+    }
+}
+
+/// Says that a file keeps objects which a former process read.
+fn restored_fault(path: &Path) -> Fault {
+    Fault {
+        file: path.to_owned(),
+        line: 1,
+        column: 1,
+        severity: Severity::Error,
+        text:
+            "what a former run of the daemon read from this file stays enforced until all of it can be read"
+                .to_owned(),
+        path: String::new(),
+        object: None,
     }
 }
