@@ -15,6 +15,7 @@ mod daemon_command;
 mod drift_cost;
 #[path = "../support/env.rs"]
 mod env;
+mod every_system_call;
 mod foreign;
 mod gate;
 mod handover;
