@@ -161,6 +161,7 @@ impl Bed {
                 ingress: None,
                 egress: None,
                 policies: [].into(),
+                sandbox: None,
             })
             .collect();
         let (none, host) = (Members::default(), [].into());

@@ -94,7 +94,8 @@ fn new_pod_is_isolated_before_its_object_reports_an_address() {
             network.del(world.node(0).netns(), &pod.container).unwrap();
         }
         assert!(!daemon.log().contains("object of a new pod not found"));
-        assert_eq!(daemon.metric("towpath_gate_requests_total{command=\"add\",outcome=\"done\"}"), 6.0);
+        let done = daemon.metric("towpath_gate_requests_total{command=\"add\",outcome=\"done\"}");
+        assert!((done - 6.0).abs() < 0.5, "{done}");
     });
 }
 
@@ -126,7 +127,9 @@ fn pod_deleted_by_force_and_its_successor_are_policed_apart() {
         let before = old_sinks[1].arrived();
         wait_until("what is allowed to arrive at the old pod", SOON, || old_sinks[1].arrived() > before + 20);
         assert!(stranger.stop() > 20 && friend.stop() > 20);
-        more.into_iter().for_each(|sender| assert!(sender.stop() > 20));
+        for sender in more {
+            assert!(sender.stop() > 20);
+        }
         assert_eq!([old_sinks[0].arrived(), new_sinks[0].arrived()], [0, 0]);
         network.del(node, &old.container).unwrap();
         let again = send(&world, "far/friend", new.address(Family::V4), ALLOWED);

@@ -194,7 +194,7 @@ pub(super) fn read_members(
         let output = commands.run("ipset", &["save", name.as_str()], "")?;
         // It may just have been destroyed.
         if output.success
-            && let Some(found) = parse(&output.stdout).remove(name)
+            && let Some(found) = parse(&output.stdout).sets.remove(name)
         {
             *difference = Difference::Set { name: name.clone(), found: Some(found) };
         }

@@ -1,4 +1,6 @@
-//! The objects of a cluster as they are now, read once, for commands that answer a question.
+//! The objects of a cluster as they are now, read once: for commands that answer a question, and for a new pod.
+
+use std::time::Duration;
 
 use super::{
     Access, Connection, Rejection, WatchError,
@@ -7,8 +9,6 @@ use super::{
     kinds::Watched,
     received::Received,
 };
-use std::time::Duration;
-
 use crate::{
     k8s::types,
     model::{Change, Cluster, ObjectKey, Pod},
@@ -58,7 +58,8 @@ async fn list<S: Watched>(access: &Access) -> Result<Update, WatchError> {
 /// # Errors
 /// If the API server cannot be asked.
 pub async fn pod(access: &Access, key: &ObjectKey) -> Result<Option<Pod>, WatchError> {
-    let (client, server) = access.client().await.map_err(|error| WatchError::of_access(&error))?;
+    let Connection { client, server, .. } =
+        access.client().await.map_err(|error| WatchError::of_access(&error))?;
     let mut inventory = Inventory::<types::Pod>::new();
     inventory.begin_list();
     let fields = format!("metadata.namespace={},metadata.name={}", key.namespace, key.name);

@@ -103,7 +103,7 @@ fn start_pods(variant: Variant, topology: Topology) {
         took[took.len() / 2],
         took[took.len() - 1]
     );
-    assert_eq!(daemon.metric("towpath_attachments"), 0.0);
+    assert!(daemon.metric("towpath_attachments") < 0.5);
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn new_pod_waits_for_a_daemon_that_is_away() {
             assert!(!waiting.is_finished());
             let daemon = stage.run();
             waiting.join().unwrap().unwrap();
-            assert_eq!(daemon.metric("towpath_attachments"), 1.0);
+            assert!((daemon.metric("towpath_attachments") - 1.0).abs() < 0.5);
         });
     });
 }
