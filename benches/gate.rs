@@ -7,6 +7,7 @@
 
 #![expect(
     clippy::expect_used,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "whatever is missing here ends the bench with its name"
 )]
@@ -76,6 +77,12 @@ fn measure(variant: Variant, others: usize, single: usize, bursts: usize) {
         thread::sleep(Duration::from_millis(20));
     }
 
+    // The first one makes the bridge.
+    let warm_up = pod(node, &objects, 119);
+    network
+        .add(node.netns(), &warm_up.container, &[warm_up.address(Family::V4)])
+        .unwrap_or_else(|error| panic!("{}: {error}", warm_up.netns.name()));
+    network.del(node.netns(), &warm_up.container).expect("a detached pod");
     let mut alone = Vec::new();
     for at in 0..single {
         alone.push(start(node, &network, &objects, at));
@@ -154,7 +161,7 @@ fn start(node: &Node, network: &Network, objects: &Path, at: usize) -> Vec<Durat
 fn attach(node: &Netns, network: &Network, pod: &NewPod) -> Vec<Duration> {
     let begin = Instant::now();
     let addresses = [pod.address(Family::V4)];
-    let (_, mut times) = network.add_timed(node, &pod.container, &addresses).expect(pod.netns.name());
+    let (_, mut times) = network.add_timed(node, &pod.container, &addresses).expect("an attached pod");
     times.push(begin.elapsed());
     times
 }
