@@ -2,7 +2,6 @@
 //! states allow.
 
 use std::{
-    fs::{self, File},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,11 +11,6 @@ use std::{
 };
 
 use fastrand::Rng;
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use towpath::{
     lab::{FloodFlow, Probe, Topology, Variant},
     model::Family,
@@ -25,7 +19,8 @@ use towpath::{
 use crate::{
     churn_flows::{self, Pair, assert_none_arrived},
     reach::TIMEOUT,
-    testbed::{Bed, Objects, READY, for_both_variants, with_own_run},
+    stand_in::{Hang, StandIns},
+    testbed::{Bed, Daemon, Objects, READY, for_both_variants},
     wait::wait_until,
     yaml_objects::{namespace, policy},
 };
@@ -223,42 +218,27 @@ fn kills_at_any_instant_neither_leak_nor_drop_allowed_packets() {
 
 #[test]
 fn new_daemon_waits_for_a_command_that_outlived_its_killed_daemon() {
-    // In the legacy variant a command waits for the xtables lock, and so can be caught.
-    with_own_run(|| {
-        let bed = bed(Variant::Legacy);
-        let daemon = bed.run(&[]);
-        let xtables = File::options().create(true).append(true).open("/run/xtables.lock").unwrap();
-        let lock = Flock::lock(xtables, FlockArg::LockExclusive).unwrap();
+    for_both_variants(|variant| {
+        let bed = bed(variant);
+        let restore = variant.program(Family::V4, "-restore");
+        let stand_ins = StandIns::new(bed.folder(), &[&restore]);
+        let mut command = bed.command(&[]);
+        stand_ins.before_others(&mut command);
+        let daemon = Daemon::start(&bed, command);
+        daemon.wait_ready();
+        wait_until("no command runs", READY, || stand_ins.left(&restore).is_empty());
+        stand_ins.hang(&restore, Some(Hang::Meanwhile));
         bed.write("late.yaml", &[policy("shop/late", "podSelector: {matchLabels: {app: free}}")]);
-        let mut orphan = None;
-        wait_until("a command that waits for the xtables lock", Duration::from_secs(5), || {
-            orphan = child_of(daemon.id());
-            orphan.is_some()
-        });
-        let orphan = Pid::from_raw(orphan.unwrap());
-        kill(orphan, Signal::SIGSTOP).unwrap();
+        wait_until("a command that hangs", Duration::from_secs(5), || !stand_ins.left(&restore).is_empty());
         bed.objects().remove("late.yaml");
         daemon.kill();
-        drop(lock.unlock());
         let next = bed.start(&[]);
         wait_until("the new daemon waits for the command of the killed one", Duration::from_secs(5), || {
             next.get("/readyz").is_some_and(|(_, text)| text.contains("another towpath"))
         });
-        kill(orphan, Signal::SIGCONT).unwrap();
+        stand_ins.hang(&restore, None);
         wait_until("ready", READY, || next.is_ready());
         // Whatever the orphan wrote, it is not the desired state.
         assert_eq!(bed.reaches("far/peer", "shop/free"), [true; 2]);
     });
-}
-
-/// An `iptables-restore` that a thread of `parent` started.
-fn child_of(parent: u32) -> Option<i32> {
-    let tasks = fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children: Vec<i32> = lists
-        .flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
-        .collect();
-    children.into_iter().find(|child| {
-        fs::read_to_string(format!("/proc/{child}/cmdline")).is_ok_and(|line| line.contains("-restore"))
-    })
 }

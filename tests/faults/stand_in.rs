@@ -20,6 +20,8 @@ pub(crate) enum Hang {
     Half,
     /// When the real program has ended.
     After,
+    /// Before it runs the real program, for as long as it is told to hang.
+    Meanwhile,
 }
 
 impl StandIns {
@@ -44,6 +46,7 @@ impl StandIns {
                  case \"$(cat {it}.hang 2>/dev/null) $1\" in\n\
                  Before*) echo stuck >&2; sleep 600 ;;\n\
                  'Half restore') head -n $lines {it}.$$ | {real} \"$@\"; sleep 600 ;;\n\
+                 Meanwhile*) while [ -e {it}.hang ]; do sleep 0.05; done ;;\n\
                  After*) {real} \"$@\" < {it}.$$; sleep 600 ;;\n\
                  esac\n\
                  {real} \"$@\" < {it}.$$\n"
@@ -88,6 +91,8 @@ impl StandIns {
     pub(crate) fn left(&self, program: &str) -> Vec<String> {
         let processes = fs::read_to_string(self.0.join(format!("{program}.processes"))).unwrap_or_default();
         let status = |id: &str| fs::read_to_string(format!("/proc/{id}/stat")).ok();
-        processes.lines().filter_map(status).filter(|status| status.contains(program)).collect()
+        // The kernel keeps 15 bytes of a name.
+        let name = format!("({}", &program[..program.len().min(15)]);
+        processes.lines().filter_map(status).filter(|status| status.contains(&name)).collect()
     }
 }
