@@ -389,15 +389,17 @@ impl<D: Dataplane> Agent<D> {
             }
             Input::Attached(attached) => {
                 let Attached { known, written } = *attached;
-                self.attaching.push((known.attachment.id.clone(), written));
+                let id = known.attachment.id.clone();
                 let changes = self.node_pods.attach(known);
                 self.take_changes(changes, Instant::now());
+                // Only now: a sync may have come before these changes, and does not answer for them.
+                self.attaching.push((id, written));
                 self.schedule.changed_urgently(Instant::now());
             }
             Input::Detached(ids, written) => {
-                self.detaching.push(written);
                 let changes = ids.iter().flat_map(|id| self.node_pods.detach(id)).collect();
                 self.take_changes(changes, Instant::now());
+                self.detaching.push(written);
                 self.schedule.changed_urgently(Instant::now());
             }
             Input::Synced => {

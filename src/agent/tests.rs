@@ -1,14 +1,18 @@
 //! Which inputs go into one sync, when there is one, and what is counted.
 
-use std::{net::IpAddr, sync::mpsc::channel};
+use std::{
+    net::IpAddr,
+    sync::mpsc::{channel, sync_channel},
+};
 
 use super::*;
 use crate::{
     dataplane::fake::Fake,
     model::{
-        LabelSelector, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Peer, Peers, PodPeer, PolicyRule,
-        Ports, Scope, Standing,
+        Attachment, LabelSelector, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Peer, Peers, PodPeer,
+        PolicyRule, Ports, Scope, Standing,
     },
+    ruleset::SetRole,
 };
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -236,4 +240,119 @@ fn metrics_count_the_objects_of_each_kind() {
     // A change of an object leaves the number of objects as it is.
     take(&mut agent, pod_on("n3", "far-2", 2));
     assert_eq!(agent.metrics.objects.with_label_values(&["Pod"]).get(), 1);
+}
+
+/// The attachment of a pod of this node, and what its plugin hears.
+fn attached(name: &str, last: u8) -> (Input, Receiver<PodRules>) {
+    let (written, answer) = sync_channel(1);
+    let attachment = Attachment {
+        id: AttachmentId { container: format!("c-{last}").into(), interface: "eth0".into() },
+        pod: ObjectKey::new("shop", name),
+        uid: None,
+        host_interfaces: Vec::new(),
+        mac: None,
+        addresses: vec![IpAddr::from([10, 244, 1, last])],
+    };
+    let known = KnownAttachment { attachment, object: None };
+    (Input::Attached(Box::new(Attached { known, written })), answer)
+}
+
+/// A pod of this node that reports no address.
+fn pending(name: &str) -> Change {
+    let Change::SetPod(pod) = pod_on("n1", name, 0) else { unreachable!("a pod") };
+    Change::SetPod(Pod { addresses: Vec::new(), ..pod })
+}
+
+/// The addresses of this node's pods in the kernel.
+fn local_pods(agent: &Agent<Fake>) -> usize {
+    let held = agent.dataplane.ruleset();
+    let set = held.v4.sets.iter().find(|(name, _)| name.role() == SetRole::LocalPods);
+    set.map_or(0, |(_, set)| set.members.len())
+}
+
+#[test]
+fn plugin_is_answered_once_the_pod_is_in_the_kernel_without_the_debounce() {
+    let mut agent = agent();
+    take(&mut agent, pending("web"));
+    let (input, answer) = attached("web", 7);
+    agent.take(input);
+    assert!(answer.try_recv().is_err());
+    agent.act(Instant::now());
+    assert_eq!((answer.try_recv(), local_pods(&agent)), (Ok(PodRules::Policies), 1));
+    let (written, done) = sync_channel(1);
+    let id = AttachmentId { container: "c-7".into(), interface: "eth0".into() };
+    agent.take(Input::Detached(vec![id], written));
+    assert!(done.try_recv().is_err());
+    agent.act(Instant::now());
+    assert_eq!((done.try_recv(), local_pods(&agent)), (Ok(()), 0));
+}
+
+#[test]
+fn sync_that_comes_before_an_attachment_does_not_answer_for_it() {
+    let mut agent = agent();
+    take(&mut agent, pending("web"));
+    agent.act(Instant::now() + 2 * HOUR);
+    agent.batch.begin();
+    take(&mut agent, member(9));
+    let before = syncs(&agent);
+    let (input, answer) = attached("web", 7);
+    agent.take(input);
+    assert_eq!(syncs(&agent), before + 1, "members and chains are two syncs");
+    assert!(answer.try_recv().is_err(), "the pod is not in the kernel");
+    agent.act(Instant::now());
+    assert_eq!(answer.try_recv(), Ok(PodRules::Policies));
+}
+
+#[test]
+fn plugin_is_not_answered_before_the_initial_lists_nor_after_a_failure() {
+    let mut agent = starting();
+    let (input, answer) = attached("web", 7);
+    agent.take(input);
+    agent.act(Instant::now());
+    assert!(answer.try_recv().is_err());
+    agent.dataplane.die_after(0);
+    agent.take(Input::Synced);
+    agent.act(Instant::now());
+    assert!(answer.try_recv().is_err(), "the sync failed");
+    agent.dataplane.revive();
+    agent.act(Instant::now() + 2 * HOUR);
+    assert_eq!(answer.try_recv(), Ok(PodRules::Closed), "nothing is known of the pod");
+}
+
+#[test]
+fn answers_follow_the_owners_to_the_interface_guard() {
+    let (sender, guard) = channel();
+    let mut agent = agent().with_guard(Some(sender));
+    let (input, answer) = attached("web", 7);
+    agent.take(input);
+    agent.act(Instant::now());
+    assert!(answer.try_recv().is_err(), "the guard answers");
+    let GuardInput::Owners(owners) = guard.try_recv().unwrap() else { panic!("owners come first") };
+    assert_eq!(owners.pods.len(), 1);
+    let GuardInput::Answers(answers) = guard.try_recv().unwrap() else { panic!("then the answer") };
+    answers.into_iter().for_each(Answer::give);
+    assert_eq!(answer.try_recv(), Ok(PodRules::Closed));
+}
+
+#[test]
+fn changed_attachments_are_recorded() {
+    let (sender, records) = channel();
+    let mut agent = agent().with_attachments(Vec::new(), Some(sender));
+    let (input, _answer) = attached("web", 7);
+    agent.take(input);
+    take(&mut agent, pending("web"));
+    take(&mut agent, Change::RemovePod(ObjectKey::new("shop", "web")));
+    let (written, _done) = sync_channel(1);
+    agent.take(Input::Detached(
+        vec![AttachmentId { container: "c-7".into(), interface: "eth0".into() }],
+        written,
+    ));
+    let seen: Vec<Option<bool>> = records
+        .try_iter()
+        .map(|record| match record {
+            AttachmentRecord::Keep(known) => Some(known.object.is_some()),
+            AttachmentRecord::Forget(_) => None,
+        })
+        .collect();
+    assert_eq!(seen, [Some(false), Some(true), None]);
 }

@@ -208,7 +208,7 @@ mod tests {
             // The signal was sent; on a busy machine the kernel delivers it a little later.
             let until = Instant::now() + Duration::from_secs(10);
             while !has_ended() && Instant::now() < until {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(10)).await;
             }
             assert!(has_ended(), "still runs: {}", stat());
         }
