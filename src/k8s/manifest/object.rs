@@ -246,13 +246,13 @@ impl Reader<'_> {
                 placed.push((repeated.again, problem));
             }
         }
-        let mut converted = None;
+        let (mut converted, before) = (None, placed.len());
         if let Some(read) = &read {
             let Conversion { readable, problems } = convert(read, self.names);
             converted = readable;
             for problem in problems {
                 // A field that was skipped for its type is not missing.
-                if !placed.iter().any(|(_, known)| known.path == problem.path) {
+                if !placed.iter().take(before).any(|(_, known)| known.path == problem.path) {
                     placed.push((root.position(&problem.path), problem));
                 }
             }

@@ -265,3 +265,13 @@ fn refused_policy_isolates_the_pods_that_it_selects() {
     assert_eq!(stand_in("{podSelector: {app: b}}"), None);
     assert_eq!(stand_in("[]"), None);
 }
+
+#[test]
+fn error_in_a_field_with_a_warning_refuses_the_policy() {
+    let block = "{cidr: 10.244.0.0/16, except: [10.0.0.8/0]}";
+    refused(
+        &format!("{{ingress: [{{from: [{{ipBlock: {block}}}]}}]}}"),
+        "ingress[0].from[0].ipBlock.except[0]",
+        "",
+    );
+}
