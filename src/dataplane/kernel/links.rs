@@ -279,7 +279,7 @@ fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENODEV as i32) || error.raw_os_error() == Some(Errno::EINVAL as i32)
 }
 
-fn link(body: &[u8]) -> Option<Link> {
+pub(super) fn link(body: &[u8]) -> Option<Link> {
     let index = number(body, 4)?;
     let up = number(body, 8).is_some_and(|flags| flags & UP != 0);
     let mut link = Link {
@@ -328,6 +328,7 @@ fn describe(info: &[u8], link: &mut Link) {
             _ => {}
         }
     }
+    (link.port, link.has_known_ends) = (None, false);
     let wanted = match &*link.kind {
         "vxlan" => VXLAN_PORT,
         "geneve" => GENEVE_PORT,
@@ -342,7 +343,7 @@ fn describe(info: &[u8], link: &mut Link) {
 }
 
 /// The interface and the address of a route to a single address.
-fn host_route(body: &[u8]) -> Option<(u32, IpAddr)> {
+pub(super) fn host_route(body: &[u8]) -> Option<(u32, IpAddr)> {
     /// The offsets in the header of the destination's length, the table's number and the kind of the route.
     const LENGTH: usize = 1;
     const TABLE: usize = 4;

@@ -125,3 +125,14 @@ fn missing_link_or_namespace_counts_as_gone() {
     assert!(is_gone(&error(Errno::ENODEV)) && is_gone(&error(Errno::EINVAL)));
     assert!(!is_gone(&error(Errno::EPERM)) && !is_gone(&io::Error::other("else")));
 }
+
+#[test]
+fn of_repeated_details_only_the_last_count() {
+    let port = 4789_u16.to_be_bytes();
+    let info = |kind: &str| {
+        encoded(&[(INFO_KIND, kind.as_bytes()), (INFO_DATA | NESTED, &encoded(&[(VXLAN_PORT, &port)]))])
+    };
+    let [tunnel, bridge] = ["vxlan", "bridge"].map(info);
+    let read = link(&link_message(UP, &[(LINK_INFO, &tunnel), (LINK_INFO, &bridge)])).unwrap();
+    assert_eq!((&*read.kind, read.port, read.has_known_ends), ("bridge", None, false));
+}
