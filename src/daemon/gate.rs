@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{self, Receiver, Sender, sync_channel},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -72,6 +72,27 @@ pub(super) struct Started {
 /// Addresses that have no owner, and whom to tell when their connections are forgotten.
 type Forget = (BTreeSet<IpAddr>, mpsc::SyncSender<()>);
 
+/// Why the rules of a pod are not written.
+#[derive(Debug, PartialEq, Eq)]
+enum NoRules {
+    /// The sync loop has ended, and so will this process. The plugin asks the next one.
+    Ending,
+    /// For this reason.
+    Because(String),
+}
+
+impl NoRules {
+    fn removed() -> Self {
+        Self::Because("the attachment was removed meanwhile".to_owned())
+    }
+}
+
+impl From<String> for NoRules {
+    fn from(reason: String) -> Self {
+        Self::Because(reason)
+    }
+}
+
 struct Gate {
     inputs: Sender<Input>,
     metrics: Arc<Metrics>,
@@ -128,10 +149,15 @@ pub(super) fn start(
 }
 
 impl Gate {
-    fn answer(&self, request: Request) -> Response {
+    /// The answer to a request; none if this process ends before it knows one.
+    fn answer(&self, request: Request) -> Option<Response> {
         let start = Instant::now();
         let (command, result) = match request {
-            Request::Add(attachment) => ("add", self.add(&attachment)),
+            Request::Add(attachment) => match self.add(&attachment) {
+                Err(NoRules::Ending) => return None,
+                Err(NoRules::Because(reason)) => ("add", Err(reason)),
+                Ok(()) => ("add", Ok(())),
+            },
             Request::Check(attachment) => ("check", self.check(&attachment)),
             Request::Del(id) => {
                 self.del(&id);
@@ -146,17 +172,17 @@ impl Gate {
         let outcome = if result.is_ok() { "done" } else { "failed" };
         self.metrics.gate_requests.with_label_values(&[command, outcome]).inc();
         self.metrics.gate_duration.with_label_values(&[command]).observe(start.elapsed().as_secs_f64());
-        match result {
+        Some(match result {
             Ok(()) => Response::Done,
             Err(reason) => {
                 warn!(command, reason, "CNI request failed");
                 Response::Failed { reason }
             }
-        }
+        })
     }
 
     /// A new pod: returns once its rules are in the kernel and no connection of a former owner of its addresses is left.
-    fn add(&self, reported: &protocol::Attachment) -> Result<(), String> {
+    fn add(&self, reported: &protocol::Attachment) -> Result<(), NoRules> {
         let attachment = attachment(reported)?;
         let (id, pod, start) = (attachment.id.clone(), attachment.pod.clone(), Instant::now());
         let known = KnownAttachment { attachment: attachment.clone(), object: None };
@@ -185,21 +211,30 @@ impl Gate {
     }
 
     /// Tells the agent of an attachment, and waits for its rules.
-    fn attach(&self, id: &AttachmentId, reported: Instant, object: Option<Pod>) -> Result<PodRules, String> {
+    fn attach(&self, id: &AttachmentId, reported: Instant, object: Option<Pod>) -> Result<PodRules, NoRules> {
         let (written, rules) = sync_channel(1);
         {
             // Under the lock, so that a removal comes either before or after it.
             let entries = self.entries();
             let entry = entries.get(id).filter(|entry| entry.reported == reported);
-            let Some(entry) = entry else { return Err("the attachment was removed meanwhile".to_owned()) };
+            let Some(entry) = entry else { return Err(NoRules::removed()) };
             let known = KnownAttachment { attachment: entry.attachment.clone(), object };
             let attached = Box::new(Attached { known, written });
-            self.inputs.send(Input::Attached(attached)).map_err(|_| "the sync loop has ended".to_owned())?;
+            self.inputs.send(Input::Attached(attached)).map_err(|_| NoRules::Ending)?;
         }
-        rules.recv_timeout(WRITING).map_err(|_| {
-            let reasons = self.status.view().reasons.join("; ");
-            let reasons = if reasons.is_empty() { "no reason is known".to_owned() } else { reasons };
-            format!("the rules of the pod were not written within {} s: {reasons}", WRITING.as_secs())
+        rules.recv_timeout(WRITING).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                let reasons = self.status.view().reasons.join("; ");
+                let reasons = if reasons.is_empty() { "no reason is known".to_owned() } else { reasons };
+                let within = WRITING.as_secs();
+                NoRules::Because(format!(
+                    "the rules of the pod were not written within {within} s: {reasons}"
+                ))
+            }
+            RecvTimeoutError::Disconnected => {
+                let is_there = self.entries().get(id).is_some_and(|entry| entry.reported == reported);
+                if is_there { NoRules::Ending } else { NoRules::removed() }
+            }
         })
     }
 
@@ -395,4 +430,55 @@ fn attachment(reported: &protocol::Attachment) -> Result<Attachment, String> {
         mac: mac.transpose()?,
         addresses: reported.addresses.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Adds a pod to a gate whose agent does this when it is told of it, and then ends.
+    fn add(when_told: impl FnOnce(&Gate) + Send) -> Option<Response> {
+        let folder = tempfile::tempdir().unwrap();
+        let (inputs, received) = mpsc::channel();
+        let gate = Gate {
+            inputs,
+            metrics: Arc::new(Metrics::new().unwrap()),
+            status: Arc::new(Status::starting("the objects")),
+            records: Records::open(folder.path().to_owned()).unwrap(),
+            objects: ObjectReader::Files,
+            connections: mpsc::channel().0,
+            entries: Mutex::default(),
+        };
+        let pod = protocol::PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: None };
+        let attachment = protocol::Attachment {
+            id: protocol::AttachmentId::new("c0ffee", "eth0").unwrap(),
+            network: "cbr0".to_owned(),
+            pod,
+            netns: String::new(),
+            host_interfaces: Vec::new(),
+            mac: None,
+            addresses: Vec::new(),
+        };
+        thread::scope(|scope| {
+            let gate = &gate;
+            scope.spawn(move || {
+                let attached = received.recv().unwrap();
+                when_told(gate);
+                drop(attached);
+            });
+            gate.answer(Request::Add(attachment))
+        })
+    }
+
+    #[test]
+    fn pod_that_starts_while_the_process_ends_is_left_to_the_next_one() {
+        assert_eq!(add(|_| ()), None);
+    }
+
+    #[test]
+    fn pod_that_is_removed_while_its_rules_are_awaited_may_not_start() {
+        let answer = add(|gate| gate.entries().clear());
+        let reason = "the attachment was removed meanwhile".to_owned();
+        assert_eq!(answer, Some(Response::Failed { reason }));
+    }
 }

@@ -28,12 +28,16 @@ const MOST_REQUESTS: usize = 512;
 /// The wait after a connection could not be accepted.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Listens on a socket that only root can connect to, and answers each request on a thread of its own. A socket that is
-/// there already is replaced: that of a process that ended.
+/// Listens on a socket that only root can connect to, and answers each request on a thread of its own. Without an answer
+/// the connection is closed, and the plugin asks again. A socket that is there already is replaced: that of a process
+/// that ended.
 ///
 /// # Errors
 /// If the socket cannot be made, or no thread can be started.
-pub fn serve(path: &Path, answer: impl Fn(Request) -> Response + Send + Sync + 'static) -> io::Result<()> {
+pub fn serve(
+    path: &Path,
+    answer: impl Fn(Request) -> Option<Response> + Send + Sync + 'static,
+) -> io::Result<()> {
     // Made under another name, so that no plugin finds a socket that it may not use, or that nobody listens on.
     let fresh = path.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&fresh);
@@ -73,11 +77,14 @@ pub fn serve(path: &Path, answer: impl Fn(Request) -> Response + Send + Sync + '
     Ok(())
 }
 
-fn exchange(stream: &UnixStream, answer: &impl Fn(Request) -> Response) -> Result<(), MessageError> {
+fn exchange(stream: &UnixStream, answer: &impl Fn(Request) -> Option<Response>) -> Result<(), MessageError> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let response = match read_message(stream) {
-        Ok(request) => answer(request),
+        Ok(request) => match answer(request) {
+            Some(response) => response,
+            None => return Ok(()),
+        },
         Err(MessageError::Io(error)) => return Err(error.into()),
         // A connection without a request only tests whether anybody listens.
         Err(MessageError::Incomplete) => return Ok(()),
@@ -113,14 +120,16 @@ mod tests {
         let path = folder.path().join("gate.sock");
         fs::write(&path, "left by a former process").unwrap();
         serve(&path, |request| match request {
-            Request::Status => Response::Done,
-            other => Response::Failed { reason: format!("{other:?}") },
+            Request::Status => Some(Response::Done),
+            Request::Gc { .. } => None,
+            other => Some(Response::Failed { reason: format!("{other:?}") }),
         })
         .unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
         assert_eq!(ask(&path, "{\"command\":\"status\"}\n"), "{\"result\":\"done\"}\n");
+        assert_eq!(ask(&path, "{\"command\":\"gc\",\"network\":\"n\",\"valid\":[]}\n"), "", "no answer");
         let refused = ask(&path, "{\"command\":\"del\",\"container_id\":\"../x\",\"ifname\":\"eth0\"}\n");
         assert!(refused.contains("\"failed\"") && refused.contains("../x"), "{refused}");
         assert!(ask(&path, "nonsense\n").contains("cannot be read"));
