@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol upgrade soak mutants mutants-sample manifests image image-rootfs packages \
+        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol upgrade fuzz fuzz-smoke soak soak-flows mutants mutants-sample manifests image image-rootfs packages \
         clean
 
 help: ## This list
@@ -92,7 +92,18 @@ netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real clus
 upgrade: packages ## Swaps this tree's program with that of another revision (REV=...) under traffic, forth and back (root); not in CI
 	@./scripts/upgrade "$(REV)"
 
-soak: ## A million flows in random clusters, and many more restarts and packets
+FUZZ_SECONDS ?= 720
+
+fuzz: ## Fuzzes what reads foreign input: each target for FUZZ_SECONDS, all of them an hour of processor time (cargo-fuzz)
+	@./scripts/fuzz $(FUZZ_SECONDS)
+
+fuzz-smoke: ## The same, a minute for each target
+	@./scripts/fuzz 60
+
+soak: packages ## Two nodes under random churn for TOWPATH_SOAK_SECONDS (600) with each variant of iptables, as a table (root)
+	TOWPATH_SOAK_SECONDS=$${TOWPATH_SOAK_SECONDS:-600} $(CARGO) test --locked --test soak -- --nocapture
+
+soak-flows: packages ## A million flows in random clusters, and many more restarts and packets (root)
 	TOWPATH_FLOWS=1000000 TOWPATH_SEED=$${TOWPATH_SEED:-1000} $(CARGO) test --release --locked --test agreement -- --nocapture
 	TOWPATH_CLUSTERS=200 $(CARGO) test --release --locked --test restart -- --nocapture
 	TOWPATH_CLUSTERS=100 $(CARGO) test --release --locked --test kernel -- --nocapture

@@ -1,7 +1,7 @@
 //! The evaluator and the compiled rules agree: for random clusters and every flow in them, the verdict of [`evaluate`]
 //! is what the compiled rules of the nodes on its path do with its first packet.
 //!
-//! `TOWPATH_SEED` sets the first seed, `TOWPATH_FLOWS` the number of flows to test (`make soak`).
+//! `TOWPATH_SEED` sets the first seed, `TOWPATH_FLOWS` the number of flows to test (`make soak-flows`).
 
 #![cfg(test)]
 

@@ -21,11 +21,14 @@
 //! | `environment`, `config`, `prev_result` | what the runtime passes: variables, standard input, and in it the previous result |
 //! | `plugin` | the commands |
 //! | `error` | errors as a runtime reads them |
+//! | `fuzzing` (with the feature `lab`) | what must hold for any input |
 
 pub mod client;
 mod config;
 mod environment;
 mod error;
+#[cfg(feature = "lab")]
+pub mod fuzzing;
 mod plugin;
 mod prev_result;
 pub mod protocol;

@@ -12,6 +12,8 @@
 //! - [`install`]: the plugin and its entry on this node, kept in place and taken out again.
 
 pub mod conflist;
+#[cfg(feature = "lab")]
+pub mod fuzzing;
 pub mod install;
 pub mod records;
 pub mod server;

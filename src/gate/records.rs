@@ -85,7 +85,7 @@ impl Records {
     pub fn keep(&self, recorded: &Recorded) -> io::Result<()> {
         let path = self.path(&recorded.known.attachment.id)?;
         let fresh = path.with_extension("new");
-        let text = serde_json::to_vec(&Record::of(recorded))?;
+        let text = text(recorded)?;
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(&text)?;
@@ -137,10 +137,19 @@ impl Records {
     }
 }
 
+/// The contents of a file.
+pub(super) fn text(recorded: &Recorded) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(&Record::of(recorded))?)
+}
+
 fn read(path: &Path) -> io::Result<Recorded> {
     let mut text = Vec::new();
     fs::File::open(path)?.take(MOST).read_to_end(&mut text)?;
-    let record: Record = serde_json::from_slice(&text)?;
+    parse(&text)
+}
+
+pub(super) fn parse(text: &[u8]) -> io::Result<Recorded> {
+    let record: Record = serde_json::from_slice(text)?;
     if record.version != VERSION {
         return Err(invalid(format!("it is of version {}, not {VERSION}", record.version)));
     }

@@ -5,7 +5,7 @@
 //! message of the permitted kind. Plain allowed frames must arrive.
 //!
 //! `TOWPATH_FRAMES` sets the number of frames in each lab, `TOWPATH_CLUSTERS` the number of clusters, `TOWPATH_SEED`
-//! the first one (`make soak`).
+//! the first one (`make soak-flows`).
 
 use std::{collections::BTreeMap, net::IpAddr};
 

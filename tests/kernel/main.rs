@@ -5,7 +5,8 @@
 //! On a bridge, point to point and over VXLAN; IPv4, IPv6 and dual stack; iptables on `nf_tables` and legacy; together
 //! with flannel's and kube-proxy's rules and with a FORWARD policy of DROP.
 //!
-//! Needs root. `TOWPATH_CLUSTERS` sets the number of clusters of each kind, `TOWPATH_SEED` the first one (`make soak`).
+//! Needs root. `TOWPATH_CLUSTERS` sets the number of clusters of each kind, `TOWPATH_SEED` the first one
+//! (`make soak-flows`).
 
 #![cfg(test)]
 

@@ -91,11 +91,11 @@ pub struct ConntrackEntry {
     /// Its replies, as sent: by the host that really answers.
     pub reply: Tuple,
     /// The number of its state, if it is TCP.
-    tcp_state: Option<u8>,
+    pub(super) tcp_state: Option<u8>,
     /// What identifies it to the kernel: the original direction and the zone, as the kernel encoded them.
-    key: Vec<u8>,
+    pub(super) key: Vec<u8>,
     /// Its replies, as the kernel encoded them.
-    raw_reply: Vec<u8>,
+    pub(super) raw_reply: Vec<u8>,
     /// The kernel's id of it, which another connection between the same ends will not have.
     id: Vec<u8>,
 }
@@ -114,7 +114,7 @@ pub struct EstablishedFlow {
 }
 
 impl ConntrackEntry {
-    fn parse(message: &Message<'_>) -> Option<Self> {
+    pub(super) fn parse(message: &Message<'_>) -> Option<Self> {
         let mut original = None;
         let mut reply = None;
         let (mut key, mut raw_reply, mut id) = (Vec::new(), Vec::new(), Vec::new());
@@ -174,7 +174,7 @@ impl ConntrackEntry {
     }
 
     /// The entry of a connection between the same ends that was started but never answered.
-    fn unanswered(&self) -> Vec<u8> {
+    pub(super) fn unanswered(&self) -> Vec<u8> {
         let mut attributes = [self.key.as_slice(), &self.raw_reply].concat();
         put(&mut attributes, TIMEOUT, &CUT_LASTS.to_be_bytes());
         let (mut state, mut tcp) = (Vec::new(), Vec::new());

@@ -274,7 +274,7 @@ pub fn remove(commands: &Commands) -> Result<usize, DataplaneError> {
 }
 
 /// The rules in the output of `nft list table`, without those of single links, which come and go.
-fn rules(text: &str) -> String {
+pub(super) fn rules(text: &str) -> String {
     let mut chain = None;
     let mut rules = String::new();
     for line in text.lines().map(str::trim) {
@@ -302,7 +302,7 @@ fn elements(line: &str) -> Vec<String> {
 }
 
 /// Parses the elements that `nft list set` prints: `"veth" . 02:00:00:00:00:01 . 10.244.1.2`.
-fn bindings(text: &str, found: &mut BTreeMap<String, PreviousBinding>) {
+pub(super) fn bindings(text: &str, found: &mut BTreeMap<String, PreviousBinding>) {
     for element in text.lines().flat_map(elements) {
         let mut parts = element.split(" . ");
         let (Some(name), Some(mac), Some(address)) = (parts.next(), parts.next(), parts.next()) else {
@@ -323,7 +323,7 @@ fn mac_of(text: &str) -> Option<Mac> {
 }
 
 /// Parses the output of `nft list counters`.
-fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
+pub(super) fn counters(text: &str) -> impl Iterator<Item = (&'static str, u64)> {
     let mut current = None;
     text.lines().filter_map(move |line| {
         let mut words = line.split_whitespace();
@@ -370,7 +370,7 @@ pub fn follow(changes: &Changes, notify: &dyn Fn() -> bool) -> io::Result<()> {
     }
 }
 
-fn is_ours(message: &Message<'_>) -> bool {
+pub(super) fn is_ours(message: &Message<'_>) -> bool {
     matches!(message.family, BRIDGE | NETDEV)
         && message.attributes().any(|(kind, value)| kind == TABLE_NAME && text(value) == TABLE)
 }

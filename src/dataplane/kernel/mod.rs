@@ -20,6 +20,8 @@
 mod chains;
 pub mod cleanup;
 pub mod conntrack;
+#[cfg(feature = "lab")]
+pub mod fuzzing;
 pub mod guard;
 pub mod ipvs;
 pub mod links;

@@ -63,7 +63,7 @@ fn header(family: Family, interface: [u8; 4]) -> Vec<u8> {
 }
 
 /// The interface and the address of a neighbour for which packets may wait.
-fn neighbour(body: &[u8]) -> Option<([u8; 4], IpAddr)> {
+pub(super) fn neighbour(body: &[u8]) -> Option<([u8; 4], IpAddr)> {
     let interface = body.get(4..8)?.try_into().ok()?;
     let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
     let (_, address) = attributes(body.get(HEADER..)?).find(|(kind, _)| *kind == DESTINATION)?;

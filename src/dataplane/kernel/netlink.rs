@@ -176,7 +176,7 @@ pub(super) fn encode(kind: u16, flags: u16, sequence: u32, family: u8, attribute
     encode_body(kind, flags, sequence, &[&[family, 0, 0, 0], attributes].concat())
 }
 
-fn encode_body(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+pub(super) fn encode_body(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     let length = HEADER + body.len();
     let mut message = Vec::with_capacity(length);
     message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());

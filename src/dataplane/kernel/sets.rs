@@ -284,7 +284,7 @@ fn refusals(refused: BTreeMap<&SetName, Vec<String>>) -> ApplyError {
 }
 
 /// The line of the input, counted from 0, that `ipset restore` stopped at, and why.
-fn culprit(stderr: &str) -> Option<(usize, String)> {
+pub(super) fn culprit(stderr: &str) -> Option<(usize, String)> {
     let (_, rest) = stderr.split_once("Error in line ")?;
     let (line, reason) = rest.split_once(':')?;
     let line: usize = line.trim().parse().ok()?;

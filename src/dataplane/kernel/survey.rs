@@ -118,7 +118,7 @@ fn said(commands: &Commands, program: &str, arguments: &[&str]) -> Result<String
 }
 
 /// Our sets in the output of `ipset list`.
-fn ours(text: &str) -> String {
+pub(super) fn ours(text: &str) -> String {
     let is_ours = |set: &&str| {
         let name = set.lines().find_map(|line| line.strip_prefix("Name: "));
         name.is_some_and(|name| SetName::new(name).is_some())

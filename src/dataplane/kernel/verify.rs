@@ -123,13 +123,13 @@ impl Prints {
 }
 
 /// Whether two rules have the same options, in any order: all matches of a rule must hold.
-fn means_the_same(written: &str, printed: &str) -> bool {
+pub(super) fn means_the_same(written: &str, printed: &str) -> bool {
     options(written) == options(printed)
 }
 
 /// The options of a rule with their values, sorted; quotes and escapes are undone. An exclamation mark belongs to the
 /// option after it: a rule with two set matches, one of them negated, must not equal the one with the other negated.
-fn options(rule: &str) -> Vec<Vec<String>> {
+pub(super) fn options(rule: &str) -> Vec<Vec<String>> {
     let mut options: Vec<Vec<String>> = Vec::new();
     let mut is_negated = false;
     let mut characters = rule.chars().peekable();

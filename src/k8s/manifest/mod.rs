@@ -13,6 +13,8 @@ pub mod assemble;
 pub mod chunk;
 pub mod deserialize;
 pub mod folder;
+#[cfg(feature = "lab")]
+pub mod fuzzing;
 pub mod hints;
 mod mismatch;
 pub mod object;

@@ -21,6 +21,8 @@ pub mod access;
 pub mod error;
 mod exec_plugin;
 mod follow;
+#[cfg(feature = "lab")]
+pub mod fuzzing;
 mod inventory;
 pub mod kinds;
 mod memory;

@@ -15,6 +15,8 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
+#[cfg(feature = "lab")]
+pub(super) use nft::concerns_us;
 pub(super) use nft::{Journal, generation};
 
 use crate::dataplane::command::Commands;

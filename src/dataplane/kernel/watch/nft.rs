@@ -127,7 +127,7 @@ fn attribute<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
 }
 
 /// Whether a message reports a change that concerns us: of our chains, of those that we hook into, or of the table.
-fn concerns_us(message: &Message<'_>) -> bool {
+pub(in crate::dataplane::kernel) fn concerns_us(message: &Message<'_>) -> bool {
     let is_filter = matches!(message.family, IPV4 | IPV6)
         && attribute(message, TABLE).is_some_and(|table| text(table) == "filter");
     let chain = match message.kind {
