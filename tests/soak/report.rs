@@ -87,7 +87,8 @@ impl Report {
         }
         let line = |(one, (leaked, refused)): (&Flushed, (u64, u64))| {
             format!(
-                "{}, {}: repaired after {:.2?}; {leaked} denied packets passed meanwhile, {refused} allowed ones did not",
+                "{}, {}: repaired after {:.2?}; {leaked} denied packets passed meanwhile, {refused} allowed ones \
+                 did not",
                 variant.name(),
                 one.flush.command(),
                 one.repaired

@@ -100,7 +100,8 @@ impl World {
             "namespaces",
             &[namespace("shop", ""), namespace("far", "team: far"), namespace("team", "tier: a")],
         );
-        let friends = "from: [{namespaceSelector: {matchLabels: {team: far}}, podSelector: {matchLabels: {role: friend}}}, \
+        let friends = "from: [{namespaceSelector: {matchLabels: {team: far}}, \
+                               podSelector: {matchLabels: {role: friend}}}, \
                        {namespaceSelector: {}, podSelector: {matchLabels: {role: ally}}}]";
         self.write(
             "policies",
@@ -231,8 +232,8 @@ impl Daemon<'_> {
         wait_until("ready", READY, || is_ready(self.node, LISTEN));
     }
 
-    /// Ends it as a crash would, or as kubelet does: with SIGTERM, and with SIGKILL if it is still running after the time
-    /// that it gives a pod. Returns whether that was needed.
+    /// Ends it as a crash would, or as kubelet does: with SIGTERM, and with SIGKILL if it is still running after the
+    /// time that it gives a pod. Returns whether that was needed.
     pub(crate) fn end(mut self, signal: Signal) -> bool {
         let ended = match signal {
             Signal::SIGKILL => None,
