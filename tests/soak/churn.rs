@@ -76,7 +76,12 @@ pub(crate) fn run(variant: Variant, length: Duration, rng: &mut Rng) -> Report {
     });
     let seconds = start.elapsed().as_secs();
     drop(flows);
-    Report::new(variant, seconds, counts, &flushed, &meters)
+    let report = Report::new(variant, seconds, counts, &flushed, &meters);
+    if report.leaked + report.refused > 0 {
+        println!("{:#?}", report.faults);
+        daemons.iter().flatten().for_each(Daemon::print_log);
+    }
+    report
 }
 
 /// Ends the other threads, also if this one fails.

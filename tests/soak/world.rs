@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -34,6 +34,9 @@ pub(crate) const NODES: [usize; 2] = [0, 1];
 
 /// How long a daemon may take until it is ready, on a busy machine.
 const READY: Duration = Duration::from_mins(1);
+
+/// How many lines of a log are printed.
+const LOGGED: usize = 100;
 
 /// How long kubelet waits for the end of a pod.
 const GRACE: Duration = Duration::from_secs(30);
@@ -251,15 +254,16 @@ impl Daemon<'_> {
         ended.is_none() && signal != Signal::SIGKILL
     }
 
-    pub(crate) fn log_file(&self) -> &Path {
-        &self.log
+    /// Prints the end of the log.
+    pub(crate) fn print_log(&self) {
+        println!("--- the end of the daemon's log ---\n{}\n---", log::tail(&self.log, LOGGED));
     }
 }
 
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            println!("--- the end of the daemon's log ---\n{}\n---", log::tail(self.log_file(), 60));
+            self.print_log();
         }
     }
 }

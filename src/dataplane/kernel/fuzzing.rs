@@ -123,12 +123,12 @@ fn saved_chains(text: &str) {
 fn saved_sets(text: &str) {
     let found = sets::parse(text);
     let mut edits = Vec::new();
-    for (name, set) in &found {
+    for (name, set) in &found.sets {
         edits.push(SetEdit::Create(name.clone(), set.kind));
         edits.extend(set.members.iter().map(|member| SetEdit::Add(name.clone(), *member)));
     }
     assert!(edits.len() <= text.lines().count());
-    assert_eq!(sets::parse(&render::sets(&edits)), found);
+    assert_eq!(sets::parse(&render::sets(&edits)).sets, found.sets);
     assert!(sets::parse_heads(text).len() <= text.len() / "Name: ".len() + 1);
     if let Some((_, reason)) = sets::culprit(text) {
         assert!(reason.len() < text.len());
