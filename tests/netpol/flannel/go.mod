@@ -4,7 +4,10 @@ module towpath.invalid/tests/netpol/flannel
 
 go 1.26.0
 
-tool github.com/flannel-io/flannel
+tool (
+	github.com/flannel-io/flannel
+	golang.zx2c4.com/wireguard
+)
 
 require github.com/flannel-io/flannel v0.28.10
 
