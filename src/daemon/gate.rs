@@ -13,13 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::net::if_::if_nametoindex;
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
-    dataplane::kernel::{conntrack::Conntrack, neighbours},
+    dataplane::kernel::{conntrack::Conntrack, links::Links, neighbours},
     gate::{
         records::{Recorded, Records},
         server,
@@ -39,9 +38,9 @@ pub(super) const SOCKET: &str = "gate.sock";
 /// How long a pod's rules may take to be written. The plugin gives up before.
 const WRITING: Duration = Duration::from_mins(1);
 
-/// How long to wait for what the removal of a pod changes in the kernel. The plugin does not wait longer, and a pod must
-/// not be kept from ending.
-const REMOVING: Duration = Duration::from_millis(1500);
+/// How long to wait for what the removal of a pod changes in the kernel, and then for what is tracked of its addresses.
+/// The plugin does not wait longer than for both: a pod must not be kept from ending.
+const REMOVING: Duration = Duration::from_millis(900);
 
 /// How long to look for the object of a new pod. A pod without one starts closed.
 const LOOKING: Duration = Duration::from_secs(3);
@@ -187,15 +186,20 @@ impl Gate {
         let (id, pod, start) = (attachment.id.clone(), attachment.pod.clone(), Instant::now());
         let known = KnownAttachment { attachment: attachment.clone(), object: None };
         let recorded = Recorded { network: reported.network.clone(), known };
-        self.records.keep(&recorded).map_err(|error| format!("cannot record the attachment: {error}"))?;
         let addresses: BTreeSet<IpAddr> = attachment.addresses.iter().copied().collect();
-        let entry = Entry { network: recorded.network, attachment, reported: start, is_written: false };
-        self.entries().insert(id.clone(), entry);
+        {
+            let mut entries = self.entries();
+            self.records.keep(&recorded).map_err(|error| format!("cannot record the attachment: {error}"))?;
+            let entry = Entry { network: recorded.network, attachment, reported: start, is_written: false };
+            entries.insert(id.clone(), entry);
+        }
         let mut rules = self.attach(&id, start, None)?;
+        let mut pause = LOOK_AGAIN;
         while rules == PodRules::Closed && start.elapsed() < LOOKING {
             let object = self.read(&pod);
             if object.is_none() {
-                thread::sleep(LOOK_AGAIN);
+                thread::sleep(pause);
+                pause *= 2;
             }
             rules = self.attach(&id, start, object)?;
         }
@@ -312,8 +316,9 @@ impl Gate {
 
     /// The attachments that a former process recorded and that still exist.
     fn recover(&self) -> io::Result<Vec<KnownAttachment>> {
+        let links = links()?;
         let (there, gone): (Vec<Recorded>, Vec<Recorded>) =
-            self.records.read()?.into_iter().partition(|one| exists(&one.known.attachment));
+            self.records.read()?.into_iter().partition(|one| exists(&one.known.attachment, &links));
         for Recorded { known: KnownAttachment { attachment, .. }, .. } in &gone {
             info!(pod = %attachment.pod, attachment = %attachment.id, "interface of a recorded attachment is gone");
             self.records.forget(&attachment.id)?;
@@ -332,10 +337,16 @@ impl Gate {
     /// Removes attachments that ended without a message: their interfaces are gone, or the plugin removed their records
     /// while the daemon did not answer.
     fn prune(&self) {
+        let Ok(links) = links().inspect_err(|error| warn!(%error, "cannot read the network interfaces"))
+        else {
+            return;
+        };
         let gone: Vec<AttachmentId> = {
             let entries = self.entries();
+            // A record is missing if the plugin removed it while the daemon did not answer. The link shows it as well.
             let is_gone = |(id, entry): &(&AttachmentId, &Entry)| {
-                entry.is_written && (!exists(&entry.attachment) || !self.records.has(id))
+                let is_unseen = entry.attachment.host_interfaces.is_empty() && !self.records.has(id);
+                is_unseen || !exists(&entry.attachment, &links)
             };
             entries.iter().filter(is_gone).map(|(id, _)| id.clone()).collect()
         };
@@ -373,11 +384,17 @@ impl Gate {
     }
 }
 
-/// Whether one of its interfaces on the node exists. Without any nothing shows that it is gone.
-fn exists(attachment: &Attachment) -> bool {
+/// The interfaces of this node that are no bridges: the ends of pods' links among them. Bridges come and go without
+/// their pods.
+fn links() -> io::Result<BTreeSet<String>> {
+    let all = Links::open()?.all()?;
+    Ok(all.into_iter().filter(|link| link.kind != "bridge").map(|link| link.name).collect())
+}
+
+/// Whether one of its links on the node exists. Without any nothing shows that it is gone.
+fn exists(attachment: &Attachment, links: &BTreeSet<String>) -> bool {
     let names = &attachment.host_interfaces;
-    // The bridge exists on, so all have to.
-    names.is_empty() || names.iter().all(|name| if_nametoindex(&**name).is_ok())
+    names.is_empty() || names.iter().any(|name| links.contains(&**name))
 }
 
 /// Deletes tracked connections, and packets that wait for the hardware addresses. Pods that start together wait for one
@@ -391,9 +408,9 @@ fn forget_traffic(requests: &Receiver<Forget>, metrics: &Metrics) {
         }
         match Conntrack::open().and_then(|mut conntrack| conntrack.forget(&addresses)) {
             Ok(0) => {}
-            Ok(count) => info!(count, "removed tracked connections of addresses without an owner"),
+            Ok(count) => info!(count, "removed tracked connections of the former owner of an address"),
             Err(error) => {
-                error!(%error, "cannot remove tracked connections of addresses without an owner");
+                error!(%error, "cannot remove tracked connections of the former owner of an address");
                 metrics.failed("conntrack", error.reason().label());
             }
         }

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | exists | not reported | as the object says, its addresses included |
 //! | exists | exists | as the object says, with the addresses of the sandbox; a finished one stays isolated |
-//! | exists | is gone | has no address, whatever the object says |
+//! | exists | is gone | does not have the addresses of that sandbox, although the object reports them |
 //! | is gone, or has not arrived | exists | policies apply to what was last known of it; it is nobody's peer |
 //! | was never known | exists | allowed nothing |
 //!
@@ -29,12 +29,19 @@ pub struct NodePods {
     /// The objects of pods that have a network of their own.
     objects: BTreeMap<ObjectKey, Pod>,
     attached: BTreeMap<AttachmentId, KnownAttachment>,
-    /// Objects whose sandbox is gone.
-    ended: BTreeMap<ObjectKey, Option<Arc<str>>>,
+    /// The addresses of sandboxes that are gone, of pods whose objects may still report them.
+    ended: BTreeMap<ObjectKey, Ended>,
     /// The keys under which the pods of each name are in the cluster.
     shown: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// The attachments that changed, or whose object did, since they were last taken.
     changed: BTreeSet<AttachmentId>,
+}
+
+/// The addresses that a pod had in sandboxes that are gone.
+#[derive(Clone, Debug)]
+struct Ended {
+    uid: Option<Arc<str>>,
+    addresses: Vec<IpAddr>,
 }
 
 impl KnownAttachment {
@@ -42,6 +49,15 @@ impl KnownAttachment {
     fn is_of(&self, object: &Pod) -> bool {
         let is_same = |uid: &Arc<str>| object.uid.as_ref().is_none_or(|other| other == uid);
         self.attachment.pod == object.key && self.attachment.uid.as_ref().is_none_or(is_same)
+    }
+
+    /// Takes in the object of its pod. A runtime that reports no uid gets that of the first object: a later pod of the
+    /// same name is another one.
+    fn know(&mut self, object: &Pod) {
+        if self.attachment.uid.is_none() {
+            self.attachment.uid.clone_from(&object.uid);
+        }
+        self.object = Some(object.clone());
     }
 }
 
@@ -72,7 +88,7 @@ impl NodePods {
                         self.attached.iter_mut().filter(|(_, attached)| attached.is_of(&pod))
                     {
                         if attached.object.as_ref() != Some(&pod) {
-                            attached.object = Some(pod.clone());
+                            attached.know(&pod);
                             self.changed.insert(id.clone());
                         }
                     }
@@ -117,10 +133,14 @@ impl NodePods {
         let current = self.objects.get(&attached.attachment.pod).filter(|object| attached.is_of(object));
         let last = before.and_then(|before| before.object).filter(|last| attached.is_of(last));
         let read = object.filter(|object| attached.is_of(object));
-        attached.object = current.cloned().or(read).or(last);
-        if self.ended.get(&attached.attachment.pod) == Some(&attached.attachment.uid) {
+        if let Some(object) = current.cloned().or(read).or(last) {
+            attached.know(&object);
+        }
+        let is_of_it = |ended: &Ended| ended.uid == attached.attachment.uid;
+        if self.ended.get(&attached.attachment.pod).is_some_and(is_of_it) {
             self.ended.remove(&attached.attachment.pod);
         }
+        names.extend(self.reporting(&attached.attachment.addresses));
         self.changed.insert(id.clone());
         self.attached.insert(id, attached);
         self.refresh_all(names)
@@ -128,20 +148,27 @@ impl NodePods {
 
     /// An attachment is gone. Returns what changes in the cluster.
     pub fn detach(&mut self, id: &AttachmentId) -> Vec<Change> {
+        let addresses = self.attached.get(id).map(|attached| attached.attachment.addresses.clone());
         let name = self.end(id);
-        self.refresh_all(name.into_iter().collect())
+        let others = self.reporting(&addresses.unwrap_or_default());
+        self.refresh_all(name.into_iter().chain(others).collect())
+    }
+
+    /// The names of objects that report one of these addresses.
+    fn reporting(&self, addresses: &[IpAddr]) -> Vec<ObjectKey> {
+        let reports = |object: &&Pod| object.addresses.iter().any(|address| addresses.contains(address));
+        self.objects.values().filter(reports).map(|object| object.key.clone()).collect()
     }
 
     /// Forgets an attachment. Returns the name of its pod.
     fn end(&mut self, id: &AttachmentId) -> Option<ObjectKey> {
-        let KnownAttachment { attachment: Attachment { pod, uid, .. }, .. } = self.attached.remove(id)?;
+        let gone = self.attached.remove(id)?;
         self.changed.insert(id.clone());
-        let has_others = self
-            .attached
-            .values()
-            .any(|other| (&other.attachment.pod, &other.attachment.uid) == (&pod, &uid));
-        if !has_others && self.objects.contains_key(&pod) {
-            self.ended.insert(pod.clone(), uid);
+        let is_of_object = self.objects.get(&gone.attachment.pod).is_some_and(|object| gone.is_of(object));
+        let Attachment { pod, uid, addresses, .. } = gone.attachment;
+        if is_of_object {
+            let ended = self.ended.entry(pod.clone()).or_insert_with(|| Ended { uid, addresses: Vec::new() });
+            ended.addresses.extend(addresses);
         }
         Some(pod)
     }
@@ -175,10 +202,10 @@ impl NodePods {
 
     /// Updates the cluster's pods of one name.
     fn refresh(&mut self, name: &ObjectKey, into: &mut Vec<Change>) {
-        let is_ended = |(object, uid): (&Pod, &Option<Arc<str>>)| {
-            uid.is_none() || object.uid.is_none() || object.uid == *uid
+        let is_of_it = |(object, ended): (&Pod, &Ended)| {
+            ended.uid.is_none() || object.uid.is_none() || object.uid == ended.uid
         };
-        if !self.objects.get(name).zip(self.ended.get(name)).is_some_and(is_ended) {
+        if !self.objects.get(name).zip(self.ended.get(name)).is_some_and(is_of_it) {
             self.ended.remove(name);
         }
         let pods = self.pods(name);
@@ -209,12 +236,24 @@ impl NodePods {
         }
         let others =
             others.into_iter().map(|(distinction, attached)| self.detached(name, &distinction, &attached));
-        let current = object.map(|object| match (own.as_slice(), self.ended.contains_key(name)) {
-            ([], false) => object.clone(),
-            ([], true) => Pod { addresses: Vec::new(), ..object.clone() },
-            (own, _) => in_sandbox(object.clone(), own, SandboxState::Current),
+        let current = object.map(|object| match own.as_slice() {
+            [] => self.without_sandbox(object),
+            own => in_sandbox(object.clone(), own, SandboxState::Current),
         });
         current.into_iter().chain(others).collect()
+    }
+
+    /// A pod that was not reported, or is not any more: as its object says, but without addresses of sandboxes that are
+    /// gone, and without those that another pod's sandbox has.
+    fn without_sandbox(&self, object: &Pod) -> Pod {
+        let mut pod = object.clone();
+        let ended = self.ended.get(&object.key);
+        let is_taken = |address: &IpAddr| {
+            ended.is_some_and(|ended| ended.addresses.contains(address))
+                || self.attached.values().any(|other| other.attachment.addresses.contains(address))
+        };
+        pod.addresses.retain(|address| !is_taken(address));
+        pod
     }
 
     /// A pod without an object. No object has its name: no name of a pod contains an `@`.
@@ -471,5 +510,39 @@ mod tests {
         node.attach(attachment("web", "b", ADDRESS));
         let [gone, come] = [("c-a".to_owned(), None), ("c-b".to_owned(), Some(Some("b".to_owned())))];
         assert_eq!(taken(&mut node), [gone, come]);
+    }
+
+    #[test]
+    fn new_address_of_an_object_counts_although_its_sandbox_was_not_reported() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", Some(ADDRESS)))).attach(attachment("db", "a", ADDRESS));
+        node.detach("a").object(Change::SetPod(object("db", "a", Some([10, 244, 1, 9]))));
+        assert_eq!(node.pods(), [pod("db", Some("10.244.1.9"), "a", None)], "it passed the gate by");
+    }
+
+    #[test]
+    fn end_of_a_predecessor_does_not_bring_back_the_address_of_its_successor() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("db", "a", None))).attach(attachment("db", "a", ADDRESS));
+        node.object(Change::SetPod(object("db", "b", Some([10, 244, 1, 8]))));
+        node.attach(attachment("db", "b", [10, 244, 1, 8])).detach("b").detach("a");
+        assert_eq!(node.pods(), [pod("db", None, "b", None)]);
+    }
+
+    #[test]
+    fn stale_object_has_no_address_that_a_sandbox_of_another_pod_has() {
+        let mut node = Node::new();
+        node.object(Change::SetPod(object("old", "a", Some(ADDRESS))));
+        node.object(Change::SetPod(object("new", "b", None))).attach(attachment("new", "b", ADDRESS));
+        assert_eq!(node.pods(), [pod("new", Some("10.244.1.7"), "b", CURRENT), pod("old", None, "a", None)]);
+    }
+
+    #[test]
+    fn attachment_without_a_uid_keeps_that_of_its_first_object() {
+        let mut node = Node::new();
+        node.attach(Attachment { uid: None, ..attachment("db", "a", ADDRESS) });
+        node.object(Change::SetPod(object("db", "a", None)));
+        node.object(Change::RemovePod(key("db"))).object(Change::SetPod(object("db", "b", None)));
+        assert_eq!(node.pods(), [pod("db", None, "b", None), pod("db@a", Some("10.244.1.7"), "a", DETACHED)]);
     }
 }

@@ -322,8 +322,8 @@ impl Conntrack {
         failure.map_or(Ok(cut), Err)
     }
 
-    /// Deletes every connection of these addresses, as either end, and returns their number. For addresses without an
-    /// owner: their next packet is a first one, whoever gets them.
+    /// Deletes every connection of these addresses, as either end, and returns their number. For addresses that
+    /// change their owner: their next packet is a first one, whoever has them.
     ///
     /// # Errors
     /// If the table cannot be read or written. The connections that can be deleted are still deleted.

@@ -36,7 +36,7 @@ pub fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<usize> {
             known.extend(neighbour(message.body()).filter(|(_, address)| addresses.contains(address)));
         })?;
     }
-    let mut forgotten = 0;
+    let (mut forgotten, mut failure) = (0, None);
     for (interface, address) in known {
         let mut body = header(Family::of(address), interface);
         match address {
@@ -46,10 +46,11 @@ pub fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<usize> {
         match netlink.request_body(DELETE, FLAG_ACK, &body, |_| {}) {
             Ok(()) => forgotten += 1,
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-            Err(error) => return Err(error),
+            // Those of other pods are still forgotten.
+            Err(error) => failure = Some(error),
         }
     }
-    Ok(forgotten)
+    failure.map_or(Ok(forgotten), Err)
 }
 
 fn header(family: Family, interface: [u8; 4]) -> Vec<u8> {

@@ -282,13 +282,19 @@ impl<S: Watched> Follower<S> {
         let patience = self.patience();
         let (inventory, shared) = (&mut self.inventory, &self.shared);
         let fields = S::KIND.fields(&shared.node);
-        let version =
-            pages(client, server, fields, patience, |page: &mut dyn Iterator<Item = Received<S>>| {
+        let version = pages(
+            client,
+            server,
+            S::KIND.path(),
+            fields,
+            patience,
+            |page: &mut dyn Iterator<Item = Received<S>>| {
                 shared.sink.alive(S::KIND);
                 for received in page {
                     inventory.set(&received);
                 }
-            });
+            },
+        );
         let version = version.await?;
         self.listed(FollowState::Resumable(version));
         Ok(())
@@ -405,13 +411,14 @@ impl<S: Watched> Follower<S> {
 pub(super) async fn pages<S: Watched>(
     client: &Client,
     server: &str,
+    path: String,
     fields: Option<String>,
     mut patience: Duration,
     mut page: impl FnMut(&mut dyn Iterator<Item = Received<S>>),
 ) -> Result<String, WatchError> {
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
-        let request = Request::new(S::KIND.path()).list(&params).map_err(kube::Error::BuildRequest);
+        let request = Request::new(path.as_str()).list(&params).map_err(kube::Error::BuildRequest);
         let request = request.map_err(|error| WatchError::of_request(&error, S::KIND, server))?;
         let answer = within(patience, server, client.request::<Page>(request)).await?;
         patience = SILENCE;

@@ -60,7 +60,7 @@ impl TableBuilder<'_> {
             self.discovery("TOWPATH-FORWARD-ND", &Direction::BOTH),
             self.link_wide(),
             self.ask(&Direction::BOTH),
-            self.unknown_pods(&Direction::BOTH),
+            self.unknown_pods(),
             self.forwarded_tunnels(),
         ];
         let mut input = self.received_tunnels();
@@ -70,7 +70,6 @@ impl TableBuilder<'_> {
             input.extend(self.errors());
             input.extend(self.discovery("TOWPATH-INPUT-ND", &own_egress));
             input.extend(self.ask(&own_egress));
-            input.extend(self.unknown_pods(&own_egress));
         }
         for (at, name, chain) in [
             (BuiltIn::Forward, names::forward(), forward.into_iter().flatten().collect::<Chain>()),
@@ -102,13 +101,13 @@ impl TableBuilder<'_> {
 
     /// Drops what an address of this node's pod blocks sends, or is sent, unless a known pod holds it. Known pods may
     /// be isolated; that was checked before.
-    fn unknown_pods(&self, directions: &[Direction]) -> Vec<Rule> {
+    fn unknown_pods(&self) -> Vec<Rule> {
         let blocks = self.resolved.pod_cidrs.iter().filter(|block| Family::of(block.addr()) == self.family);
         let blocks = blocks.filter(|_| self.options.close_unknown_pods);
         let set = names::known_pods(self.family);
         blocks
             .flat_map(|block| {
-                directions.iter().map(|direction| {
+                Direction::BOTH.map(|direction| {
                     let (matches, field) = match direction {
                         Direction::Egress => (Match::Source(*block), Field::Source),
                         Direction::Ingress => (Match::Destination(*block), Field::Destination),
@@ -158,7 +157,10 @@ impl TableBuilder<'_> {
         });
         let related = Rule::new([Match::Related], Target::Return);
         let pass = std::iter::once(related).chain(neighbours).chain(listeners);
-        let ask = self.ask(directions).into_iter().chain(self.unknown_pods(directions));
+        // The node sends to itself from its own address in the pods' block: that is no unknown pod.
+        let is_forwarded = directions == Direction::BOTH;
+        let unknown = if is_forwarded { self.unknown_pods() } else { Vec::new() };
+        let ask = self.ask(directions).into_iter().chain(unknown);
         let chain = pass.chain(self.link_wide()).chain(ask).collect();
         self.table.chains.insert(name.clone(), chain);
         vec![Rule::new([Match::Protocol(ICMPV6)], Target::Goto(name))]
