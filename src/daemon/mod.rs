@@ -29,6 +29,7 @@ pub use gate_install::GateInstall;
 pub use host::HostChecks;
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -124,6 +125,9 @@ pub enum InterfaceGuard {
 /// How long the loop may take to stop on request. What a single command does to the kernel is atomic.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the address for HTTP may be in use by a process that has just ended.
+const IN_USE: Duration = Duration::from_secs(2);
+
 /// How often to check whether changes have been pending for too long.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -157,7 +161,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let listener = runtime
-        .block_on(TcpListener::bind(settings.listen))
+        .block_on(listen(settings.listen))
         .with_context(|| format!("listening on {}", settings.listen))?;
     let about = About { node: settings.node.clone(), iptables: kernel.variant().to_string() };
     let gate = Arc::new(Installation::default());
@@ -194,6 +198,20 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     }
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Listens on an address. A process that was killed may leave it in use for a moment: a command that it was about to
+/// start still has the socket.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let until = Instant::now() + IN_USE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(IN_USE / 20).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Waits for SIGTERM or SIGINT, and returns its name.
