@@ -20,16 +20,16 @@ fn add_foreign_state(bed: &Bed) {
                  create TP-like hash:ip family inet\nadd TP-like 10.9.9.9\n\
                  create tp4-mine hash:ip family inet\nadd tp4-mine 10.9.9.9\n\
                  create tp4-pods-x hash:ip family inet\ncreate tp6-nodes-old hash:ip family inet6\n\
-                 create tp4-pods-abcdefghijklmnop hash:net family inet\n";
+                 create tp4-pods-abcdefghijklmno hash:net family inet\n";
     bed.node().netns().succeed("ipset", &["restore"], ipset).unwrap();
     for family in Family::BOTH {
         let set = if family == Family::V4 { "foreign-v4" } else { "foreign-v6" };
         let text = format!(
             "*filter\n\
              :FOREIGN -\n:TPX -\n:towpath-forward -\n:TOWPATHFINDER -\n\
-             :TP-LINK -\n:TOWPATH-MINE -\n:TP-GI-x -\n\
-             -A FORWARD -p tcp -j TP-LINK\n-A INPUT -p udp -j TOWPATH-MINE\n-A TP-LINK -j TP-GI-x\n\
-             -A TOWPATH-MINE -m set --match-set {set} src -j DROP\n\
+             :TP-LINK -\n:TOWPATH_MINE -\n:TP-GI-x -\n\
+             -A FORWARD -p tcp -j TP-LINK\n-A INPUT -p udp -j TOWPATH_MINE\n-A TP-LINK -j TP-GI-x\n\
+             -A TOWPATH_MINE -m set --match-set {set} src -j DROP\n\
              -A FORWARD -m comment --comment \"jump to TOWPATH-FORWARD \\\"not\\\"\" -j FOREIGN\n\
              -A INPUT -j TPX\n\
              -A FOREIGN -m set --match-set {set} src -m comment --comment \"a 'quote' and a $(cost)\" -j DROP\n\
@@ -46,12 +46,12 @@ fn add_foreign_state(bed: &Bed) {
 /// Names in [`add_foreign_state`] that resemble ours.
 const LOOKALIKES: [&str; 7] = [
     "TP-LINK",
-    "TOWPATH-MINE",
+    "TOWPATH_MINE",
     "TP-GI-x",
     "tp4-mine",
     "tp4-pods-x",
     "tp6-nodes-old",
-    "tp4-pods-abcdefghijklmnop",
+    "tp4-pods-abcdefghijklmno",
 ];
 
 fn names_a_lookalike(line: &str) -> bool {
