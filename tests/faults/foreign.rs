@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How soon a change must be repaired if we are notified of it at once, on a busy machine.
-const NOTIFIED: Duration = Duration::from_secs(2);
+const NOTIFIED: Duration = Duration::from_secs(10);
 
 /// The same for a change that only the periodic check finds, which runs every second.
 const FOUND: Duration = Duration::from_secs(5);
