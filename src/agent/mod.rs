@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! sync       one sync, and how its outcome is handled
+//! attachments   pods that are attached to the network, and the gate's questions
 //! deferred   large new sets: filled in pieces, between inputs
 //! schedule   when to sync, retry and collect unused sets
 //! drift      when to check whether the kernel still holds what was written
@@ -12,6 +13,7 @@
 //! status     the state of the loop that others can read
 //! ```
 
+mod attachments;
 mod deferred;
 mod drift;
 mod schedule;
@@ -34,6 +36,7 @@ use std::{
 use ipnet::IpNet;
 use tracing::warn;
 
+pub use attachments::{Answer, Attached, AttachmentRecord, PodRules};
 use deferred::Deferred;
 use drift::DriftChecker;
 use schedule::Schedule;
@@ -43,7 +46,7 @@ use waiting::Waiting;
 use crate::{
     dataplane::Dataplane,
     metrics::Metrics,
-    model::{AttachmentId, Change, Cluster, Delta, KnownAttachment, NodePods, Pod},
+    model::{AttachmentId, Change, Cluster, Delta, NodePods, Pod},
     policy::{
         budget::{Budgets, OverBudget},
         members::Members,
@@ -86,52 +89,6 @@ impl Input {
     #[must_use]
     pub fn changes(changes: Vec<Change>) -> Self {
         Self::Changes { received: Instant::now(), changes }
-    }
-}
-
-/// A pod that waits for its rules.
-#[derive(Debug)]
-pub struct Attached {
-    /// Its attachment, with its object, if that was read separately from the source of objects.
-    pub known: KnownAttachment,
-    /// Sent to once its rules are in the kernel.
-    pub written: SyncSender<PodRules>,
-}
-
-/// The rules of an attached pod, once they are in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PodRules {
-    /// Those of the policies that apply to it.
-    Policies,
-    /// Nothing is known of the pod yet: nothing is allowed.
-    Closed,
-}
-
-/// An attachment that has to be remembered across restarts of the daemon, or forgotten.
-#[derive(Clone, Debug)]
-pub enum AttachmentRecord {
-    /// It exists.
-    Keep(Box<KnownAttachment>),
-    /// It is gone.
-    Forget(AttachmentId),
-}
-
-/// An answer for the gate, due once both the rules and the interface guard are in the kernel.
-#[derive(Debug)]
-pub enum Answer {
-    /// To a pod that was attached.
-    Attached(SyncSender<PodRules>, PodRules),
-    /// To attachments that are gone.
-    Detached(SyncSender<()>),
-}
-
-impl Answer {
-    /// Gives it. The asker may have stopped waiting.
-    pub fn give(self) {
-        match self {
-            Self::Attached(to, rules) => drop(to.try_send(rules)),
-            Self::Detached(to) => drop(to.try_send(())),
-        }
     }
 }
 
@@ -290,24 +247,6 @@ impl<D: Dataplane> Agent<D> {
         Self { guard, ..self }
     }
 
-    /// The same with the attachments that a former process has recorded. What changes in them is sent to `records`.
-    #[must_use]
-    pub fn with_attachments(
-        mut self,
-        known: Vec<KnownAttachment>,
-        records: Option<Sender<AttachmentRecord>>,
-    ) -> Self {
-        let now = Instant::now();
-        for known in known {
-            for change in self.node_pods.attach(known) {
-                self.change(change, now);
-            }
-        }
-        self.node_pods.take_changed();
-        self.metrics.attachments.set(i64::try_from(self.node_pods.attachments()).unwrap_or(i64::MAX));
-        Self { records, ..self }
-    }
-
     /// The same on a node with these tunnels.
     #[must_use]
     pub fn with_tunnels(mut self, tunnels: Option<Tunnels>) -> Self {
@@ -387,21 +326,8 @@ impl<D: Dataplane> Agent<D> {
                 self.take_changes(translated, received);
                 self.status.taken(self.oldest());
             }
-            Input::Attached(attached) => {
-                let Attached { known, written } = *attached;
-                let id = known.attachment.id.clone();
-                let changes = self.node_pods.attach(known);
-                self.take_changes(changes, Instant::now());
-                // Only now: a sync may have come before these changes, and does not answer for them.
-                self.attaching.push((id, written));
-                self.schedule.changed_urgently(Instant::now());
-            }
-            Input::Detached(ids, written) => {
-                let changes = ids.iter().flat_map(|id| self.node_pods.detach(id)).collect();
-                self.take_changes(changes, Instant::now());
-                self.detaching.push(written);
-                self.schedule.changed_urgently(Instant::now());
-            }
+            Input::Attached(attached) => self.attached(*attached),
+            Input::Detached(ids, written) => self.detached(&ids, written),
             Input::Synced => {
                 self.status.wait_for("the first sync has not finished");
                 self.schedule.lists_complete();
@@ -434,41 +360,6 @@ impl<D: Dataplane> Agent<D> {
             self.resolver.join_moves(before);
         }
         self.record();
-    }
-
-    /// Sends what changed of the attachments to where they are remembered.
-    fn record(&mut self) {
-        let changed = self.node_pods.take_changed();
-        if changed.is_empty() {
-            return;
-        }
-        self.metrics.attachments.set(i64::try_from(self.node_pods.attachments()).unwrap_or(i64::MAX));
-        let Some(records) = &self.records else { return };
-        for (id, state) in changed {
-            let record = match state {
-                Some(known) => AttachmentRecord::Keep(Box::new(known)),
-                None => AttachmentRecord::Forget(id),
-            };
-            // The receiver is gone only when the process ends.
-            let _ = records.send(record);
-        }
-    }
-
-    /// Answers the gate for what the last sync wrote: at once, or by the interface guard, if its tables matter too.
-    fn answer(&mut self) {
-        let attached = std::mem::take(&mut self.attaching).into_iter().map(|(id, written)| {
-            let is_known = self.node_pods.knows_pod_of(&id);
-            Answer::Attached(written, if is_known { PodRules::Policies } else { PodRules::Closed })
-        });
-        let answers: Vec<Answer> =
-            attached.chain(std::mem::take(&mut self.detaching).into_iter().map(Answer::Detached)).collect();
-        if answers.is_empty() {
-            return;
-        }
-        match &self.guard {
-            Some(guard) => drop(guard.send(GuardInput::Answers(answers))),
-            None => answers.into_iter().for_each(Answer::give),
-        }
     }
 
     /// When the oldest change was received that was taken in and is not in the kernel yet.

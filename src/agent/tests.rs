@@ -9,8 +9,8 @@ use super::*;
 use crate::{
     dataplane::fake::Fake,
     model::{
-        Attachment, LabelSelector, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Peer, Peers, PodPeer,
-        PolicyRule, Ports, Scope, Standing,
+        Attachment, KnownAttachment, LabelSelector, Labels, Namespace, NetworkPolicy, Node, ObjectKey, Peer,
+        Peers, PodPeer, PolicyRule, Ports, Scope, Standing,
     },
     ruleset::SetRole,
 };

@@ -1,6 +1,10 @@
 //! The arguments of `towpath run`, and the settings of the daemon that they make.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 
@@ -143,9 +147,9 @@ struct GateArgs {
     /// What the plugin does with a new pod while the daemon does not answer.
     #[arg(long, value_enum, default_value_t = GateWhenAway::Wait, env = "TOWPATH_GATE_WHEN_AWAY")]
     gate_when_away: GateWhenAway,
-    /// The path on the node at which the plugin asks the daemon, which is gate.sock in its --run-dir.
-    #[arg(long, value_name = "PATH", default_value = "/run/towpath/gate.sock", env = "TOWPATH_GATE_SOCKET")]
-    gate_socket: String,
+    /// The path on the node at which the plugin asks the daemon. Default: gate.sock in --run-dir.
+    #[arg(long, value_name = "PATH", env = "TOWPATH_GATE_SOCKET")]
+    gate_socket: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -165,7 +169,7 @@ enum GateWhenAway {
 }
 
 impl GateArgs {
-    fn install(&self) -> GateInstall {
+    fn install(&self, run_dir: &Path) -> GateInstall {
         let (Some(conf_dir), Some(bin_dir)) = (self.cni_conf_dir.clone(), self.cni_bin_dir.clone()) else {
             return GateInstall::NotWanted;
         };
@@ -173,7 +177,8 @@ impl GateArgs {
             GateWhenAway::Wait => WhenAway::Wait,
             GateWhenAway::Open => WhenAway::Open,
         };
-        let entry = Entry::new(&self.gate_socket, when_away);
+        let usual = || daemon::gate_socket(run_dir).to_string_lossy().into_owned();
+        let entry = Entry::new(&self.gate_socket.clone().unwrap_or_else(usual), when_away);
         let (plugin, check_interval) = (self.cni_plugin.clone(), install::CHECK_INTERVAL);
         let settings = install::Settings { conf_dir, bin_dir, plugin, entry, check_interval };
         match self.gate {
@@ -250,7 +255,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
             proc_sys_net: args.proc_sys_net.clone(),
         },
         interface_guard: args.interface_guard.into(),
-        gate_install: args.gate.install(),
+        gate_install: args.gate.install(&args.run_dir),
         run_dir: args.run_dir.clone(),
     })?;
     Ok(())

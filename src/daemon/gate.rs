@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender, sync_channel},
@@ -18,7 +18,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
-    dataplane::kernel::{conntrack::Conntrack, links::Links, neighbours},
+    dataplane::{
+        DataplaneError,
+        kernel::{conntrack::Conntrack, links::Links},
+    },
     gate::{
         records::{Recorded, Records},
         server,
@@ -32,8 +35,11 @@ use crate::{
 };
 use towpath_cni::protocol::{self, Request, Response};
 
-/// The name of the socket in the run directory.
-pub(super) const SOCKET: &str = "gate.sock";
+/// The socket on which a daemon with this run directory answers.
+#[must_use]
+pub fn gate_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("gate.sock")
+}
 
 /// How long a pod's rules may take to be written. The plugin gives up before.
 const WRITING: Duration = Duration::from_mins(1);
@@ -68,7 +74,7 @@ pub(super) struct Started {
     pub(super) records: Sender<AttachmentRecord>,
 }
 
-/// Addresses that have no owner, and whom to tell when their connections are forgotten.
+/// Addresses that change their owner, and where to tell that the traffic of the former one is forgotten.
 type Forget = (BTreeSet<IpAddr>, mpsc::SyncSender<()>);
 
 /// Why the rules of a pod are not written.
@@ -108,8 +114,6 @@ struct Entry {
     attachment: Attachment,
     /// Tells a repeated report from an earlier one.
     reported: Instant,
-    /// Whether its rules were in the kernel.
-    is_written: bool,
 }
 
 /// Reads the records of a former process and answers the plugin from now on.
@@ -123,7 +127,7 @@ pub(super) fn start(
     status: Arc<Status>,
     objects: ObjectReader,
 ) -> io::Result<Started> {
-    let socket = run_dir.join(SOCKET);
+    let socket = gate_socket(run_dir);
     let records = Records::open(protocol::records(&socket))?;
     let (connections, forgotten) = mpsc::channel::<Forget>();
     let counted = metrics.clone();
@@ -152,11 +156,7 @@ impl Gate {
     fn answer(&self, request: Request) -> Option<Response> {
         let start = Instant::now();
         let (command, result) = match request {
-            Request::Add(attachment) => match self.add(&attachment) {
-                Err(NoRules::Ending) => return None,
-                Err(NoRules::Because(reason)) => ("add", Err(reason)),
-                Ok(()) => ("add", Ok(())),
-            },
+            Request::Add(attachment) => ("add", self.add(&attachment)),
             Request::Check(attachment) => ("check", self.check(&attachment)),
             Request::Del(id) => {
                 self.del(&id);
@@ -166,18 +166,19 @@ impl Gate {
                 self.gc(&network, &valid);
                 ("gc", Ok(()))
             }
-            Request::Status => ("status", self.ready()),
+            Request::Status => ("status", self.ready().map_err(NoRules::Because)),
         };
         let outcome = if result.is_ok() { "done" } else { "failed" };
         self.metrics.gate_requests.with_label_values(&[command, outcome]).inc();
         self.metrics.gate_duration.with_label_values(&[command]).observe(start.elapsed().as_secs_f64());
-        Some(match result {
-            Ok(()) => Response::Done,
-            Err(reason) => {
+        match result {
+            Ok(()) => Some(Response::Done),
+            Err(NoRules::Ending) => None,
+            Err(NoRules::Because(reason)) => {
                 warn!(command, reason, "CNI request failed");
-                Response::Failed { reason }
+                Some(Response::Failed { reason })
             }
-        })
+        }
     }
 
     /// A new pod: returns once its rules are in the kernel and no connection of a former owner of its addresses is left.
@@ -190,7 +191,7 @@ impl Gate {
         {
             let mut entries = self.entries();
             self.records.keep(&recorded).map_err(|error| format!("cannot record the attachment: {error}"))?;
-            let entry = Entry { network: recorded.network, attachment, reported: start, is_written: false };
+            let entry = Entry { network: recorded.network, attachment, reported: start };
             entries.insert(id.clone(), entry);
         }
         let mut rules = self.attach(&id, start, None)?;
@@ -207,9 +208,6 @@ impl Gate {
             warn!(%pod, "object of a new pod not found; the pod is closed until it is");
         }
         self.forget(addresses, WRITING);
-        if let Some(entry) = self.entries().get_mut(&id).filter(|entry| entry.reported == start) {
-            entry.is_written = true;
-        }
         debug!(%pod, attachment = %id, after = ?start.elapsed(), "pod may start");
         Ok(())
     }
@@ -260,11 +258,31 @@ impl Gate {
 
     fn gc(&self, network: &str, valid: &[protocol::AttachmentId]) {
         let valid: BTreeSet<AttachmentId> = valid.iter().map(model_id).collect();
-        let is_gone =
-            |(id, entry): &(&AttachmentId, &Entry)| entry.network == network && !valid.contains(*id);
-        let gone: Vec<AttachmentId> =
-            self.entries().iter().filter(is_gone).map(|(id, _)| id.clone()).collect();
-        self.remove(&gone);
+        self.remove_gone(|id, entry, links| {
+            // A list may lack what still runs: one that another runtime sent, or that is older than an ADD. What still
+            // has its link ends with that.
+            let is_listed = valid.contains(id) || entry.network != network;
+            !is_listed && !has_link(&entry.attachment, links)
+        });
+    }
+
+    /// Removes the attachments for which this holds. It is given the links of this node.
+    fn remove_gone(&self, is_gone: impl Fn(&AttachmentId, &Entry, &BTreeSet<String>) -> bool) {
+        let links = match links() {
+            Ok(links) => links,
+            Err(error) => {
+                warn!(%error, "cannot read the network interfaces");
+                return;
+            }
+        };
+        let entries = self.entries();
+        let gone = entries.iter().filter(|(id, entry)| is_gone(id, entry, &links));
+        let gone: Vec<AttachmentId> = gone.map(|(id, _)| id.clone()).collect();
+        drop(entries);
+        if !gone.is_empty() {
+            info!(count = gone.len(), "attachments ended without a message");
+            self.remove(&gone);
+        }
     }
 
     fn remove(&self, ids: &[AttachmentId]) {
@@ -291,12 +309,12 @@ impl Gate {
         }
     }
 
-    fn check(&self, reported: &protocol::Attachment) -> Result<(), String> {
-        match self.entries().get(&model_id(&reported.id)) {
-            Some(entry) if entry.is_written => Ok(()),
-            Some(_) => Err("the rules of the pod are not written yet".to_owned()),
-            None => Err("this attachment was never reported, or is gone".to_owned()),
-        }
+    /// Whether the rules of a pod are in the kernel: another sync shows it.
+    fn check(&self, reported: &protocol::Attachment) -> Result<(), NoRules> {
+        let id = model_id(&reported.id);
+        let known = self.entries().get(&id).map(|entry| entry.reported);
+        let known = known.ok_or_else(|| "this attachment was never reported, or is gone".to_owned())?;
+        self.attach(&id, known, None).map(drop)
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -317,8 +335,11 @@ impl Gate {
     /// The attachments that a former process recorded and that still exist.
     fn recover(&self) -> io::Result<Vec<KnownAttachment>> {
         let links = links()?;
-        let (there, gone): (Vec<Recorded>, Vec<Recorded>) =
-            self.records.read()?.into_iter().partition(|one| exists(&one.known.attachment, &links));
+        let (there, gone): (Vec<Recorded>, Vec<Recorded>) = self.records.read()?.into_iter().partition(
+            |Recorded { known: KnownAttachment { attachment, .. }, .. }| {
+                attachment.host_interfaces.is_empty() || has_link(attachment, &links)
+            },
+        );
         for Recorded { known: KnownAttachment { attachment, .. }, .. } in &gone {
             info!(pod = %attachment.pod, attachment = %attachment.id, "interface of a recorded attachment is gone");
             self.records.forget(&attachment.id)?;
@@ -327,7 +348,7 @@ impl Gate {
         let known = there.into_iter().map(|Recorded { network, known }| {
             let attachment = known.attachment.clone();
             let id = attachment.id.clone();
-            let entry = Entry { network, attachment, reported: Instant::now(), is_written: true };
+            let entry = Entry { network, attachment, reported: Instant::now() };
             entries.insert(id, entry);
             known
         });
@@ -337,23 +358,13 @@ impl Gate {
     /// Removes attachments that ended without a message: their interfaces are gone, or the plugin removed their records
     /// while the daemon did not answer.
     fn prune(&self) {
-        let Ok(links) = links().inspect_err(|error| warn!(%error, "cannot read the network interfaces"))
-        else {
-            return;
-        };
-        let gone: Vec<AttachmentId> = {
-            let entries = self.entries();
-            // A record is missing if the plugin removed it while the daemon did not answer. The link shows it as well.
-            let is_gone = |(id, entry): &(&AttachmentId, &Entry)| {
-                let is_unseen = entry.attachment.host_interfaces.is_empty() && !self.records.has(id);
-                is_unseen || !exists(&entry.attachment, &links)
-            };
-            entries.iter().filter(is_gone).map(|(id, _)| id.clone()).collect()
-        };
-        if !gone.is_empty() {
-            info!(count = gone.len(), "attachments ended without a message");
-            self.remove(&gone);
-        }
+        self.remove_gone(|id, entry, links| {
+            if entry.attachment.host_interfaces.is_empty() {
+                // Nothing else shows it.
+                return !self.records.has(id);
+            }
+            !has_link(&entry.attachment, links)
+        });
     }
 
     /// Keeps the records as the agent knows the pods.
@@ -372,9 +383,10 @@ impl Gate {
                     self.records.forget(&id)
                 }
             };
-            if let Err(error) = result {
+            if let Err(source) = result {
+                let error = DataplaneError::System { doing: "recording an attachment".to_owned(), source };
                 error!(%error, "cannot record an attachment");
-                self.metrics.failed("gate", "io");
+                self.metrics.failed("gate", error.reason().label());
             }
         }
     }
@@ -391,10 +403,9 @@ fn links() -> io::Result<BTreeSet<String>> {
     Ok(all.into_iter().filter(|link| link.kind != "bridge").map(|link| link.name).collect())
 }
 
-/// Whether one of its links on the node exists. Without any nothing shows that it is gone.
-fn exists(attachment: &Attachment, links: &BTreeSet<String>) -> bool {
-    let names = &attachment.host_interfaces;
-    names.is_empty() || names.iter().any(|name| links.contains(&**name))
+/// Whether one of its links on the node exists.
+fn has_link(attachment: &Attachment, links: &BTreeSet<String>) -> bool {
+    attachment.host_interfaces.iter().any(|name| links.contains(&**name))
 }
 
 /// Deletes tracked connections, and packets that wait for the hardware addresses. Pods that start together wait for one
@@ -414,9 +425,11 @@ fn forget_traffic(requests: &Receiver<Forget>, metrics: &Metrics) {
                 metrics.failed("conntrack", error.reason().label());
             }
         }
-        if let Err(error) = neighbours::forget(&addresses) {
-            error!(%error, "cannot drop packets that wait for a new pod");
-            metrics.failed("gate", "neighbours");
+        if let Err(source) = Links::open().and_then(|mut links| links.forget_neighbours(&addresses)) {
+            let doing = "dropping packets that wait for a new pod".to_owned();
+            let error = DataplaneError::System { doing, source };
+            error!(%error, "cannot remove what the node holds for the former owner of an address");
+            metrics.failed("gate", error.reason().label());
         }
         for done in waiting {
             // The plugin may have given up.
@@ -453,11 +466,8 @@ fn attachment(reported: &protocol::Attachment) -> Result<Attachment, String> {
 mod tests {
     use super::*;
 
-    /// Adds a pod to a gate whose agent does this when it is told of it, and then ends.
-    fn add(when_told: impl FnOnce(&Gate) + Send) -> Option<Response> {
-        let folder = tempfile::tempdir().unwrap();
-        let (inputs, received) = mpsc::channel();
-        let gate = Gate {
+    fn gate(folder: &tempfile::TempDir, inputs: Sender<Input>) -> Gate {
+        Gate {
             inputs,
             metrics: Arc::new(Metrics::new().unwrap()),
             status: Arc::new(Status::starting("the objects")),
@@ -465,7 +475,14 @@ mod tests {
             objects: ObjectReader::Files,
             connections: mpsc::channel().0,
             entries: Mutex::default(),
-        };
+        }
+    }
+
+    /// Reports a pod; `when_told` is what the agent does then, before it ends.
+    fn add(when_told: impl FnOnce(&Gate) + Send) -> Option<Response> {
+        let folder = tempfile::tempdir().unwrap();
+        let (inputs, received) = mpsc::channel();
+        let gate = gate(&folder, inputs);
         let pod = protocol::PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: None };
         let attachment = protocol::Attachment {
             id: protocol::AttachmentId::new("c0ffee", "eth0").unwrap(),
@@ -497,5 +514,73 @@ mod tests {
         let answer = add(|gate| gate.entries().clear());
         let reason = "the attachment was removed meanwhile".to_owned();
         assert_eq!(answer, Some(Response::Failed { reason }));
+    }
+
+    /// The attachment of each of these interfaces, in a gate.
+    fn with_interfaces(gate: &Gate, interfaces: &[&str]) {
+        for name in interfaces {
+            let attachment = Attachment {
+                id: AttachmentId { container: (*name).into(), interface: "eth0".into() },
+                pod: ObjectKey::new("shop", *name),
+                uid: None,
+                host_interfaces: if *name == "none" { Vec::new() } else { vec![(*name).into()] },
+                mac: None,
+                addresses: Vec::new(),
+            };
+            let entry = Entry {
+                network: "cbr0".to_owned(),
+                attachment: attachment.clone(),
+                reported: Instant::now(),
+            };
+            gate.entries().insert(attachment.id, entry);
+        }
+    }
+
+    /// What is left after this, in a gate that knows a link that exists, one that does not, and a pod without a link.
+    fn left(clean: impl Fn(&Gate) + Send) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let (inputs, received) = mpsc::channel();
+        let gate = gate(&folder, inputs);
+        with_interfaces(&gate, &["lo", "gone0", "none"]);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for input in received.iter().take(1) {
+                    let Input::Detached(_, written) = input else { panic!("{input:?}") };
+                    written.send(()).unwrap();
+                }
+            });
+            clean(&gate);
+            gate.entries().keys().map(|id| id.container.to_string()).collect()
+        })
+    }
+
+    #[test]
+    fn list_of_the_runtime_ends_no_pod_that_still_has_its_link() {
+        assert_eq!(left(|gate| gate.gc("cbr0", &[])), ["lo"]);
+        let none = protocol::AttachmentId::new("none", "eth0").unwrap();
+        assert_eq!(left(|gate| gate.gc("cbr0", std::slice::from_ref(&none))), ["lo", "none"]);
+    }
+
+    #[test]
+    fn pod_whose_link_is_gone_ends_and_one_without_a_link_when_its_record_is_gone() {
+        assert_eq!(left(Gate::prune), ["lo"]);
+        let keeps = left(|gate| {
+            let known = gate.entries().values().map(|entry| entry.attachment.clone()).collect::<Vec<_>>();
+            for attachment in known {
+                let known = KnownAttachment { attachment, object: None };
+                gate.records.keep(&Recorded { network: "cbr0".to_owned(), known }).unwrap();
+            }
+            gate.prune();
+        });
+        assert_eq!(keeps, ["lo", "none"]);
+    }
+
+    #[test]
+    fn list_of_another_network_ends_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = gate(&folder, mpsc::channel().0);
+        with_interfaces(&gate, &["gone0"]);
+        gate.gc("other", &[]);
+        assert_eq!(gate.entries().len(), 1);
     }
 }

@@ -39,7 +39,9 @@ pub(super) fn start(wanted: GateInstall, metrics: Arc<Metrics>, state: Arc<Insta
     };
     state.set(State::Waiting(Wait::FirstSync));
     thread.spawn(move || {
-        while metrics.last_success.get() <= 0.0 {
+        // Also one that had to leave out what the kernel refuses.
+        let syncs = metrics.syncs.with_label_values(&["success"]);
+        while syncs.get() == 0 {
             thread::sleep(FIRST_SYNC_INTERVAL);
         }
         Installer::new(settings).run(|now, put_back| report(&now, put_back, &metrics, &state));

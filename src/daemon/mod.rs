@@ -25,6 +25,7 @@ mod guard;
 mod host;
 mod source;
 
+pub use gate::gate_socket;
 pub use gate_install::GateInstall;
 pub use host::HostChecks;
 
@@ -124,6 +125,9 @@ pub enum InterfaceGuard {
 
 /// How long the loop may take to stop on request. What a single command does to the kernel is atomic.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The part of the daemon that reports that new pods cannot be answered.
+const GATE: &str = "gate";
 
 /// How long the address for HTTP may be in use by a process that has just ended.
 const IN_USE: Duration = Duration::from_secs(2);
@@ -357,17 +361,21 @@ impl Daemon {
                 return;
             }
         };
-        let gate =
-            match gate::start(&settings.run_dir, inputs.clone(), metrics.clone(), status.clone(), objects) {
-                Ok(gate) => gate,
-                Err(error) => {
-                    error!(%error, "cannot listen for the CNI plugin");
-                    return;
-                }
-            };
-        if let Err(error) = gate_install::start(settings.gate_install, metrics.clone(), installation) {
-            error!(%error, "cannot install the gate for new pods");
-        }
+        let gate = gate::start(&settings.run_dir, inputs.clone(), metrics.clone(), status.clone(), objects);
+        let gate = gate.and_then(|gate| {
+            gate_install::start(settings.gate_install, metrics.clone(), installation)?;
+            Ok(gate)
+        });
+        // Without it new pods cannot be answered; all others are enforced.
+        let (known, records) = match gate {
+            Ok(gate) => (gate.known, Some(gate.records)),
+            Err(error) => {
+                error!(%error, "cannot answer the CNI plugin");
+                status
+                    .set_condition(GATE, Some(format!("the gate for new pods cannot be answered: {error}")));
+                (Vec::new(), None)
+            }
+        };
         let watch = kernel.watch(move || {
             let _ = inputs.send(Input::Recheck);
         });
@@ -378,7 +386,7 @@ impl Daemon {
         }
         agent
             .with_guard(guard)
-            .with_attachments(gate.known, Some(gate.records))
+            .with_attachments(known, records)
             .with_tunnels(tunnels)
             .with_budgets(settings.budgets)
             .run(inbox);

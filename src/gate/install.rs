@@ -7,13 +7,13 @@
 //! containerd (go-cni 1.1.14, `loadFromConfDir`) and CRI-O (ocicni 0.4.3, `loadNetworks`) sort the names that end in
 //! `.conf`, `.conflist` or `.json`, in the order of their bytes, and load the first. If it is invalid, containerd loads
 //! none and starts no pod, and CRI-O takes the next. Here it is the next too: with containerd that changes nothing until
-//! somebody repairs the first one, and then this is noticed.
+//! the first one is repaired, which is noticed.
 //!
 //! # Other writers
 //!
 //! flannel's init container copies its file over the one in the folder at each start, k3s does so when it starts, and
 //! others rename theirs into place. A new file is exchanged with the old one, which therefore still has a name when it
-//! can be compared with what was edited: if it is anything else, somebody wrote in between, the two are exchanged back,
+//! can be compared with what was edited: if it is anything else, another program wrote in between, the two are exchanged back,
 //! and the edit starts again. What remains is a program that opened the file before that, without truncating it, and
 //! writes to it afterwards; its text is lost. No known one does so.
 
@@ -57,7 +57,7 @@ const REMOVALS_WITHIN: Duration = Duration::from_mins(1);
 /// front of it. A pod that is later still fails once, and kubelet tries again.
 const READERS_PAUSE: Duration = Duration::from_secs(2);
 
-/// How often to start again if somebody writes at the same time.
+/// How often to start again if another program writes at the same time.
 const ATTEMPTS: usize = 5;
 
 /// What is put where.

@@ -18,7 +18,8 @@ use crate::{
     yaml_objects::{namespace, policy},
 };
 
-fn bed(variant: Variant) -> Bed {
+/// A database that only `web` may reach, and another pod on another node.
+pub(crate) fn bed(variant: Variant) -> Bed {
     let bed = Bed::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/far", 1)]);
     bed.write("namespaces.yaml", &[namespace("shop", "")]);
     for app in ["web", "db", "far"] {
@@ -31,7 +32,7 @@ fn bed(variant: Variant) -> Bed {
     bed
 }
 
-fn db_admits(app: &str) -> String {
+pub(crate) fn db_admits(app: &str) -> String {
     let spec = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: ";
     policy("shop/db", &format!("{spec}{app}}}}}}}]}}]"))
 }

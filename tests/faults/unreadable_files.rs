@@ -9,31 +9,14 @@ use towpath::{
 
 use crate::{
     churn_flows::assert_none_arrived,
+    conditions::{bed, db_admits},
     reach::TIMEOUT,
     testbed::{Bed, READY, for_both_variants, with_own_run},
     wait::wait_until,
-    yaml_objects::{namespace, policy},
+    yaml_objects::namespace,
 };
 
 const UNREADABLE: &str = "kind: [\n";
-
-fn bed(variant: Variant) -> Bed {
-    let bed = Bed::new(variant, &[("shop/web", 0), ("shop/db", 0), ("shop/other", 1)]);
-    bed.write("namespaces.yaml", &[namespace("shop", "")]);
-    for app in ["web", "db", "other"] {
-        bed.write(
-            &format!("pod-{app}.yaml"),
-            &[bed.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
-        );
-    }
-    bed.write("db.yaml", &[db_admits("web")]);
-    bed
-}
-
-fn db_admits(app: &str) -> String {
-    let spec = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: ";
-    policy("shop/db", &format!("{spec}{app}}}}}}}]}}]"))
-}
 
 #[test]
 fn file_that_breaks_while_the_daemon_is_away_keeps_its_objects() {
@@ -41,7 +24,7 @@ fn file_that_breaks_while_the_daemon_is_away_keeps_its_objects() {
         let bed = bed(variant);
         bed.run(&[]).kill();
         let flows = Family::BOTH.map(|family| FloodFlow {
-            from: bed.end("shop/other"),
+            from: bed.end("shop/far"),
             to: bed.address("shop/db", family),
             port: 4000,
         });
@@ -75,8 +58,8 @@ fn file_that_breaks_while_the_daemon_is_away_keeps_its_objects() {
                 &[bed.manifest(&format!("shop/{app}"), &format!("app: {app}"))],
             );
         }
-        bed.write("db.yaml", &[db_admits("other")]);
-        bed.wait_until_reachable("shop/other", "shop/db", true, READY);
+        bed.write("db.yaml", &[db_admits("far")]);
+        bed.wait_until_reachable("shop/far", "shop/db", true, READY);
         bed.wait_until_reachable("shop/web", "shop/db", false, READY);
         wait_until("no file is said to be broken", READY, || {
             !daemon.get("/status").unwrap().1.contains("former run")
@@ -91,12 +74,12 @@ fn file_that_is_deleted_while_the_daemon_is_away_loses_its_objects() {
         bed.run(&[]).kill();
         bed.objects().remove("db.yaml");
         let daemon = bed.run(&[]);
-        assert_eq!(bed.reaches("shop/other", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [true; 2]);
         // And it is forgotten: a broken file with its name means nothing.
         daemon.kill();
         bed.objects().write_text("db.yaml", UNREADABLE);
         let _daemon = bed.run(&[]);
-        assert_eq!(bed.reaches("shop/other", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [true; 2]);
     });
 }
 
@@ -111,12 +94,12 @@ fn half_a_saved_file_is_reported_and_ignored() {
         }
         let daemon = bed.run(&[]);
         assert!(daemon.log().contains("cannot use what a former run saved; ignoring it"), "{}", daemon.log());
-        assert_eq!(bed.reaches("shop/other", "shop/db"), [false; 2], "the files themselves are fine");
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2], "the files themselves are fine");
         daemon.kill();
         // It was saved again.
         bed.objects().write_text("db.yaml", UNREADABLE);
         let _daemon = bed.run(&[]);
-        assert_eq!(bed.reaches("shop/other", "shop/db"), [false; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2]);
         assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
     });
 }

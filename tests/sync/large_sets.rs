@@ -86,13 +86,15 @@ impl Dataplane for Slow {
     }
 }
 
+/// Two isolated pods, one of them with large sets.
+fn objects() -> Vec<Change> {
+    let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
+    objects.extend(large("x", 4, 12_000));
+    objects
+}
+
 #[test]
 fn isolation_is_written_first_and_rules_of_large_sets_last() {
-    let objects = || {
-        let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
-        objects.extend(large("x", 4, 12_000));
-        objects
-    };
     let dataplane = Slow::default();
     let running = Loop::start(dataplane.clone());
     running.send(Input::changes(objects()));
@@ -129,11 +131,6 @@ fn isolation_is_written_first_and_rules_of_large_sets_last() {
 
 #[test]
 fn rules_of_another_version_stay_until_large_sets_are_filled() {
-    let objects = || {
-        let mut objects = vec![local("x", "db", 1), local("y", "web", 2), deny_all("all", "y")];
-        objects.extend(large("x", 4, 12_000));
-        objects
-    };
     let dataplane = Slow::default();
     *dataplane.inner.fake.lock().unwrap().ruleset_mut() = of_another_version(&ruleset_of(&objects()));
     let running = Loop::start(dataplane.clone());

@@ -63,6 +63,9 @@ const CLOSE: u8 = 8;
 /// segment before it gives up, which is about 15 minutes (`tcp_retries2`).
 const CUT_LASTS: u32 = 1200;
 
+/// How many connections are held at once to be deleted: a pod can have as many as the table has room for.
+const FORGOTTEN_AT_ONCE: usize = 10_000;
+
 /// How often a connection is cut again if it comes back between two messages to the kernel.
 const ATTEMPTS: usize = 4;
 
@@ -323,26 +326,33 @@ impl Conntrack {
     }
 
     /// Deletes every connection of these addresses, as either end, and returns their number. For addresses that
-    /// change their owner: their next packet is a first one, whoever has them.
+    /// change their owner: their next packet is judged as a first one.
     ///
     /// # Errors
     /// If the table cannot be read or written. The connections that can be deleted are still deleted.
     pub fn forget(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, DataplaneError> {
-        let mut of_these = Vec::new();
-        self.each(|entry| {
-            let ends = [&entry.original, &entry.reply].map(|tuple| [tuple.source, tuple.destination]);
-            if ends.iter().flatten().any(|end| addresses.contains(end)) {
-                of_these.push(entry);
-            }
-        })?;
         let (mut deleted, mut failure) = (0, None);
-        for entry in of_these {
-            match self.delete(&entry) {
-                Ok(is_there) => deleted += usize::from(is_there),
-                Err(error) => failure = Some(error),
+        loop {
+            let mut of_these = Vec::new();
+            self.each(|entry| {
+                let ends = [&entry.original, &entry.reply].map(|tuple| [tuple.source, tuple.destination]);
+                if of_these.len() < FORGOTTEN_AT_ONCE
+                    && ends.iter().flatten().any(|end| addresses.contains(end))
+                {
+                    of_these.push(entry);
+                }
+            })?;
+            let is_last = of_these.len() < FORGOTTEN_AT_ONCE;
+            for entry in of_these {
+                match self.delete(&entry) {
+                    Ok(is_there) => deleted += usize::from(is_there),
+                    Err(error) => failure = Some(error),
+                }
+            }
+            if is_last || failure.is_some() {
+                return failure.map_or(Ok(deleted), Err);
             }
         }
-        failure.map_or(Ok(deleted), Err)
     }
 
     /// Cuts one connection. Returns whether it still existed.

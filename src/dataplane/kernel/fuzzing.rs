@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     chains::{self, Saved},
     conntrack::ConntrackEntry,
-    guard, links, neighbours,
+    guard, links,
     netlink::{Message, attributes, encode_body, messages, put, text},
     sets, survey, verify, watch,
 };
@@ -48,7 +48,7 @@ fn datagram(bytes: &[u8]) {
             assert!(link.name.len() <= bytes.len() && !link.name.contains('\0'));
         }
         let _ = links::host_route(message.body());
-        let _ = neighbours::neighbour(message.body());
+        let _ = links::neighbour(message.body());
     }
     assert!(length <= bytes.len(), "messages overlap");
 }

@@ -13,7 +13,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::netlink::{FLAG_DUMP, Netlink, attributes, put, text};
+use super::netlink::{FLAG_ACK, FLAG_DUMP, Netlink, attributes, put, text};
 use crate::ruleset::{
     compile::Tunnels,
     guard::{Mac, Veth},
@@ -24,6 +24,7 @@ const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
 const GET_ADDRESS: u16 = 22;
 const GET_ROUTE: u16 = 26;
+const DELETE_NEIGHBOUR: u16 = 29;
 const GET_NEIGHBOUR: u16 = 30;
 
 /// The sizes of the headers of links, addresses, routes and neighbours.
@@ -58,8 +59,11 @@ const ADDRESS_TARGET_NETNS: u16 = 10;
 const ROUTE_DESTINATION: u16 = 1;
 const ROUTE_INTERFACE: u16 = 4;
 
-/// The attribute of a forwarding entry that holds the remote host of a tunnel.
+/// The attribute of a neighbour that holds its IP address; of a forwarding entry, the remote host of a tunnel.
 const NEIGHBOUR_DESTINATION: u16 = 1;
+
+/// States of neighbours for which no packet waits: `NUD_NOARP` and `NUD_PERMANENT`.
+const NEVER_WAITS: u16 = 0x40 | 0x80;
 
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
@@ -238,6 +242,44 @@ impl Links {
         Ok(tunnels)
     }
 
+    /// Forgets the hardware addresses of these neighbours, and with them the packets that wait for them. The next packet
+    /// to each asks for it again.
+    ///
+    /// While the kernel asks for a neighbour's hardware address, packets to it wait, about a hundred for each, for up to
+    /// three seconds. They have passed the rules by then. So packets to a new pod that were judged before its rules
+    /// existed would still be delivered to it when it answers.
+    ///
+    /// # Errors
+    /// If a system call fails. The others are still forgotten.
+    pub fn forget_neighbours(&mut self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let mut failure = None;
+        for family in [IPV4, IPV6] {
+            let mut all = vec![0; NEIGHBOUR_HEADER];
+            all.splice(0..1, [family]);
+            let found = self.whole(|netlink| {
+                let mut found = Vec::new();
+                netlink.request_body(GET_NEIGHBOUR, FLAG_DUMP, &all, |message| {
+                    let of_these = |(_, address): &(u32, IpAddr)| addresses.contains(address);
+                    found.extend(neighbour(message.body()).filter(of_these));
+                })?;
+                Ok(found)
+            })?;
+            for (interface, address) in found {
+                let mut body = all.clone();
+                body.splice(4..8, interface.to_ne_bytes());
+                match address {
+                    IpAddr::V4(address) => put(&mut body, NEIGHBOUR_DESTINATION, &address.octets()),
+                    IpAddr::V6(address) => put(&mut body, NEIGHBOUR_DESTINATION, &address.octets()),
+                }
+                match self.netlink.request_body(DELETE_NEIGHBOUR, FLAG_ACK, &body, |_| {}) {
+                    Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => failure = Some(error),
+                    _ => {}
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
     /// Addresses of this network namespace or of the one with that number: of one interface, or of all with index 0.
     fn addresses(&mut self, netns: Option<i32>, index: u32) -> io::Result<Vec<IpAddr>> {
         let mut body = vec![0; ADDRESS_HEADER];
@@ -277,6 +319,14 @@ impl Links {
 /// Whether the requested object no longer exists.
 fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENODEV as i32) || error.raw_os_error() == Some(Errno::EINVAL as i32)
+}
+
+/// The interface and the address of a neighbour for which packets may wait.
+pub(super) fn neighbour(body: &[u8]) -> Option<(u32, IpAddr)> {
+    let state = u16::from_ne_bytes(body.get(8..10)?.try_into().ok()?);
+    let (_, value) =
+        attributes(body.get(NEIGHBOUR_HEADER..)?).find(|(kind, _)| *kind == NEIGHBOUR_DESTINATION)?;
+    (state & NEVER_WAITS == 0).then_some((number(body, 4)?, address(value)?))
 }
 
 pub(super) fn link(body: &[u8]) -> Option<Link> {

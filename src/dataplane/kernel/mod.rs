@@ -26,7 +26,6 @@ pub mod guard;
 pub mod ipvs;
 pub mod links;
 pub mod lock;
-pub mod neighbours;
 mod netlink;
 mod sets;
 pub mod survey;

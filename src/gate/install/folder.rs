@@ -26,7 +26,7 @@ pub(super) const TEMPORARY: &str = ".towpath-cni.tmp";
 /// The types of Multus' plugins, which call the plugins of other files.
 const MULTUS: [&str; 2] = ["multus", "multus-shim"];
 
-/// How old an invalid file must be before it counts: until then somebody may be writing it.
+/// How old an invalid file must be before it counts: until then another program may be writing it.
 pub(super) const SETTLED: Duration = Duration::from_secs(1);
 
 /// A configuration list as it was read.
@@ -188,7 +188,7 @@ pub(super) fn write_beside(
 fn exchange_expecting(temporary: &Path, path: &Path, expected: &[u8], new: &[u8]) -> io::Result<bool> {
     let exchange = || match renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
         Ok(()) => Ok(true),
-        // Somebody removed it.
+        // Another program removed it.
         Err(Errno::ENOENT) => Ok(false),
         Err(error) => Err(io::Error::from(error)),
     };
@@ -196,7 +196,7 @@ fn exchange_expecting(temporary: &Path, path: &Path, expected: &[u8], new: &[u8]
         Ok(true) => {}
         Ok(false) => return Ok(false),
         Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
-            // A filesystem without it. Somebody may have written since the comparison, for some microseconds.
+            // A filesystem without it. Another program may have written in the microseconds since the comparison.
             fs::rename(temporary, path)?;
             return Ok(true);
         }

@@ -23,7 +23,7 @@ pub enum State {
         /// How often another program removed the entry within the last minute.
         removals: usize,
     },
-    /// Somebody has to change something.
+    /// An operator has to change something.
     Failed(Fault),
 }
 
@@ -83,7 +83,7 @@ pub enum Fault {
     /// The configuration is a symbolic link, whose target may be elsewhere, or something else inside of a container.
     #[error("{0}: a symbolic link is not edited: put the file itself there")]
     Link(String),
-    /// The file belongs to somebody to whom this process may give no file.
+    /// The file has an owner to whom this process may give no file.
     #[error("{file}: its owner {uid}:{gid} cannot be kept: change it to 0:0")]
     Owner {
         /// The configuration.

@@ -23,6 +23,7 @@ use crate::{
     testbed::{for_both_variants, with_own_run},
     traffic::{Sender, Sink},
     wait::wait_until,
+    yaml_objects,
 };
 
 /// Ports of datagrams that no policy allows, and that one allows.
@@ -344,5 +345,21 @@ fn no_packet_reaches_a_process_of_a_pod_that_starts_after_the_node_and_before_th
             drop(daemon);
         }
         println!("{}: {count} restarts of the node", variant.name());
+    });
+}
+
+#[test]
+fn policy_is_enforced_although_the_plugin_cannot_be_answered() {
+    with_own_run(|| {
+        let stage = Stage::new(Variant::Nft, Topology::Bridge);
+        // A folder stands where the socket belongs.
+        std::fs::create_dir_all(stage.bed.folder().join("run/gate.sock/in-the-way")).unwrap();
+        let daemon = stage.start();
+        let why = || daemon.get("/readyz").is_some_and(|(code, text)| code == 503 && text.contains("gate"));
+        wait_until("the reason", SOON, why);
+        stage.bed.wait_until_reachable("far/peer", "shop/server", true, SOON);
+        let spec = "podSelector: {matchLabels: {app: server}}, ingress: []";
+        stage.bed.write("server.yaml", &[yaml_objects::policy("shop/server", spec)]);
+        stage.bed.wait_until_reachable("far/peer", "shop/server", false, SOON);
     });
 }

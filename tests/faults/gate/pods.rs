@@ -47,16 +47,14 @@ impl Stage<'static> {
                 "podSelector: {matchLabels: {app: new}}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: far}}, \
                  podSelector: {matchLabels: {app: friend}}}], ports: [{port: 5000, protocol: UDP}]}]",
             ),
-            // The server may be asked, and ask, so only the new pod's own policies keep it from that.
-            yaml_objects::policy(
-                "shop/server",
-                "podSelector: {matchLabels: {app: server}}, ingress: [{}], egress: [{}]",
-            ),
             bed.manifest("shop/server", "app: server"),
             bed.manifest("far/peer", "app: peer"),
             bed.manifest("far/friend", "app: friend"),
         ];
         bed.write("objects.yaml", &objects);
+        // The server may be asked, and ask, so only the new pod's own policies keep it from that.
+        let spec = "podSelector: {matchLabels: {app: server}}, ingress: [{}], egress: [{}]";
+        bed.write("server.yaml", &[yaml_objects::policy("shop/server", spec)]);
         let blocks = Family::BOTH.map(|family| bed.node().pod_cidr(family).to_string());
         let data = bed.folder().join("ipam");
         let first = if topology.has_bridge() { cni::bridge(&blocks, &data) } else { ptp(&blocks, &data) };

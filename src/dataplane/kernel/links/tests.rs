@@ -136,3 +136,19 @@ fn of_repeated_details_only_the_last_count() {
     let read = link(&link_message(UP, &[(LINK_INFO, &tunnel), (LINK_INFO, &bridge)])).unwrap();
     assert_eq!((&*read.kind, read.port, read.has_known_ends), ("bridge", None, false));
 }
+
+#[test]
+fn neighbours_for_which_packets_may_wait_are_found() {
+    let read = |state: u16, address: &[u8]| {
+        let mut body = vec![0; NEIGHBOUR_HEADER];
+        body.splice(4..8, 7_u32.to_ne_bytes());
+        body.splice(8..10, state.to_ne_bytes());
+        body.extend(encoded(&[(NEIGHBOUR_DESTINATION, address)]));
+        neighbour(&body)
+    };
+    let (incomplete, noarp, permanent) = (0x01, 0x40, 0x80);
+    assert_eq!(read(incomplete, &[10, 0, 0, 1]), Some((7, [10, 0, 0, 1].into())));
+    assert_eq!(read(incomplete, &[0; 16]), Some((7, [0_u8; 16].into())));
+    assert_eq!((read(noarp, &[10, 0, 0, 1]), read(permanent, &[10, 0, 0, 1])), (None, None));
+    assert_eq!((read(incomplete, &[10]), neighbour(&[0; NEIGHBOUR_HEADER])), (None, None));
+}
