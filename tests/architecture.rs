@@ -61,8 +61,13 @@ const PLUGIN_DEPENDENCIES: [&str; 2] = ["serde", "serde_json"];
 
 /// Where processes may be started: the kernel edge, the exec plugin of a kubeconfig, and the lab with the demo that uses
 /// it.
-const STARTS_PROCESSES: [&str; 4] =
-    ["src/dataplane/command.rs", "src/k8s/watch/exec_plugin.rs", "src/lab/", "src/cli/demo/"];
+const STARTS_PROCESSES: [&str; 5] = [
+    "src/dataplane/command.rs",
+    "src/dataplane/command/tests.rs",
+    "src/k8s/watch/exec_plugin.rs",
+    "src/lab/",
+    "src/cli/demo/",
+];
 
 fn sources() -> Vec<(PathBuf, String)> {
     sources_in("src")
