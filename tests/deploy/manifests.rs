@@ -444,7 +444,7 @@ fn gate_is_removed_from_the_folders_in_which_it_is_installed() {
     let run = volumes.iter().find(|it| it["name"] == "run").unwrap();
     assert_eq!(run["hostPath"]["path"], "/run/towpath");
     let help = help(&["run"]);
-    assert!(help.contains("[default: /run/towpath/gate.sock]") && help.contains("[default: /run/towpath]"));
+    assert!(help.contains("Default: gate.sock in --run-dir") && help.contains("[default: /run/towpath]"));
     assert!(help.contains("[default: /usr/libexec/towpath/towpath-cni]"));
 
     let with_folders = ["k3s", "microk8s", "no-gate"].map(str::to_owned);
