@@ -2,15 +2,17 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use crate::model::Labels;
+use crate::model::{Labels, Workload};
 
 /// Hands out shared allocations. A cluster of 100,000 pods has a few hundred distinct sets of labels.
 #[derive(Debug, Default)]
 pub struct Interner {
     strings: HashSet<Arc<str>>,
     labels: HashSet<Labels>,
+    workloads: HashSet<Arc<Workload>>,
     sweep_at: usize,
     forget_labels_at: usize,
+    forget_workloads_at: usize,
 }
 
 /// Labels that take more bytes than this are not stored: hardly two objects have the same ones.
@@ -55,6 +57,21 @@ impl Interner {
         labels
     }
 
+    /// The shared copy of this workload.
+    pub fn workload(&mut self, kind: &str, name: &str) -> Arc<Workload> {
+        if self.workloads.len() >= self.forget_workloads_at.max(FEW) {
+            self.workloads.retain(|workload| Arc::strong_count(workload) > 1);
+            self.forget_workloads_at = self.workloads.len() * 2;
+        }
+        let workload = Workload { kind: self.string(kind), name: self.string(name) };
+        if let Some(shared) = self.workloads.get(&workload) {
+            return shared.clone();
+        }
+        let shared = Arc::new(workload);
+        self.workloads.insert(shared.clone());
+        shared
+    }
+
     /// Drops strings that are not in use elsewhere, each time that the number of strings has doubled.
     fn sweep(&mut self) {
         if self.strings.len() < self.sweep_at.max(FEW) {
@@ -89,6 +106,18 @@ mod tests {
         assert!(names.strings.is_empty());
         let value = |labels: &Labels| labels.get("app").map(str::as_ptr);
         assert_eq!(value(&kept), value(&names.labels([("app", "kept")])));
+    }
+
+    #[test]
+    fn equal_workloads_share_one_allocation_and_unused_ones_are_dropped() {
+        let mut names = Interner::new();
+        let kept = names.workload("Deployment", "kept");
+        for n in 0..10_000 {
+            names.workload("Job", &n.to_string());
+        }
+        assert!(names.workloads.len() < 2000, "{}", names.workloads.len());
+        assert!(names.strings.len() < 4000, "{}", names.strings.len());
+        assert!(Arc::ptr_eq(&kept, &names.workload("Deployment", "kept")));
     }
 
     #[test]

@@ -26,6 +26,20 @@ pub struct Meta {
     pub uid: Option<String>,
     /// The annotations that are used.
     pub annotations: Option<Annotations>,
+    /// The objects that it belongs to.
+    pub owner_references: Option<Vec<OwnerReference>>,
+}
+
+/// An item of `metadata.ownerReferences`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct OwnerReference {
+    /// The owner's kind.
+    pub kind: String,
+    /// The owner's name.
+    pub name: String,
+    /// Whether the owner controls the object.
+    pub controller: Option<bool>,
 }
 
 /// `metadata.annotations`.

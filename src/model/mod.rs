@@ -25,7 +25,7 @@ pub use network_policy::{
     MemoryExcess, NetworkPolicy, Peer, Peers, PodPeer, PolicyRule, Port, Ports, Scope, Standing,
 };
 pub use node_pods::NodePods;
-pub use pod::{ContainerPort, Phase, Pod};
+pub use pod::{ContainerPort, Phase, Pod, Workload};
 
 use std::{fmt, str::FromStr, sync::Arc};
 

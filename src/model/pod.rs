@@ -1,13 +1,13 @@
 //! The part of a pod that matters to policy.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
     Family, Labels, ObjectKey, Protocol,
     attachment::{Sandbox, SandboxState},
 };
 
-/// A pod, with only the fields that affect packets.
+/// A pod, with only the fields that affect packets, and the workload by which people know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace and name.
@@ -32,6 +32,24 @@ pub struct Pod {
     pub uid: Option<Arc<str>>,
     /// Its sandbox, if its network plugin reported it. The addresses are those of its attachments then.
     pub sandbox: Option<Arc<Sandbox>>,
+    /// What created it, if something did. No policy depends on it.
+    pub workload: Option<Arc<Workload>>,
+}
+
+/// What creates pods that are alike, such as a Deployment. It is in the namespace of its pods.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Workload {
+    /// Its kind, such as `Deployment`.
+    pub kind: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// `Deployment web`.
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
 }
 
 /// `status.phase` of a pod.
@@ -80,6 +98,7 @@ impl Pod {
             ports: Vec::new(),
             uid: None,
             sandbox: None,
+            workload: None,
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     },
     model::{
         ContainerPort, LabelSelector, Labels, Namespace, Node, ObjectKey, Operator, Phase, Pod, Protocol,
-        Requirement,
+        Requirement, Workload,
     },
 };
 
@@ -116,9 +116,31 @@ pub fn pod(object: &types::Pod, names: &mut Interner) -> Conversion<Pod> {
         terminating: meta.deletion_timestamp.is_some(),
         ports: ports.unwrap_or_default(),
         uid: uid(meta),
+        workload: controlling_workload(meta, names),
         ..Pod::new(key)
     });
     Conversion { readable: pod, problems }
+}
+
+/// The workload that controls a pod. A `ReplicaSet` that a Deployment made is called after it and the hash of its
+/// template, which its pods have as a label; the Deployment is the one that people know.
+///
+/// The API server takes any text as the kind and the name of an owner. What cannot be one is left out.
+fn controlling_workload(meta: &Meta, names: &mut Interner) -> Option<Arc<Workload>> {
+    let owners = meta.owner_references.iter().flatten();
+    let owner = owners.filter(|owner| owner.controller == Some(true)).find(|owner| {
+        let is_kind =
+            (1..=63).contains(&owner.kind.len()) && owner.kind.bytes().all(|b| b.is_ascii_alphanumeric());
+        is_kind && validate::dns_subdomain(&owner.name).is_ok()
+    })?;
+    let hash = meta.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+    let deployment = hash
+        .filter(|hash| owner.kind == "ReplicaSet" && !hash.is_empty())
+        .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+    Some(match deployment {
+        Some(name) => names.workload("Deployment", name),
+        None => names.workload(&owner.kind, &owner.name),
+    })
 }
 
 /// The uid under which the network plugin knows a pod.

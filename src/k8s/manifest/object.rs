@@ -198,8 +198,11 @@ impl Reader<'_> {
         at: &FieldPath,
         name: &'static str,
     ) -> Manifest {
-        self.evaluate_object::<Full, types::Workload, _>(root, at, name, convert::workload)
-            .into_manifest(Object::Pod)
+        let mut parsed = self.evaluate_object::<Full, types::Workload, _>(root, at, name, convert::workload);
+        if let Some(pod) = &mut parsed.converted {
+            pod.workload = Some(self.names.workload(name, &pod.key.name));
+        }
+        parsed.into_manifest(Object::Pod)
     }
 
     fn policy(&mut self, root: &YamlNode<'_>, at: &FieldPath, name: &'static str) -> Manifest {

@@ -149,6 +149,35 @@ fn lists_are_parsed_item_by_item() {
 }
 
 #[test]
+fn pod_belongs_to_the_workload_that_controls_it() {
+    let workload = |labels: &str, owners: &str| {
+        let meta = format!("{{name: a, labels: {{{labels}}}, ownerReferences: [{owners}]}}");
+        let pod = pod_of(&format!("apiVersion: v1\nkind: Pod\nmetadata: {meta}\n"));
+        pod.workload.map(|workload| workload.to_string())
+    };
+    let owner = |kind: &str, name: &str, controller: bool| {
+        let group = "apiVersion: apps/v1, uid: u";
+        format!("{{{group}, kind: {kind:?}, name: {name:?}, controller: {controller}}}")
+    };
+    let replica_set = owner("ReplicaSet", "web-5d8f", true);
+    assert_eq!(workload("", ""), None);
+    assert_eq!(workload("", &owner("StatefulSet", "db", true)).as_deref(), Some("StatefulSet db"));
+    assert_eq!(workload("", &owner("StatefulSet", "db", false)), None);
+    assert_eq!(workload("pod-template-hash: 5d8f", &replica_set).as_deref(), Some("Deployment web"));
+    assert_eq!(workload("pod-template-hash: '7777'", &replica_set).as_deref(), Some("ReplicaSet web-5d8f"));
+    assert_eq!(workload("pod-template-hash: web-5d8f", &replica_set).as_deref(), Some("ReplicaSet web-5d8f"));
+    // The API server takes any text.
+    assert_eq!(workload("", &owner("A B", "db", true)), None);
+    assert_eq!(workload("", &owner("StatefulSet", "a b", true)), None);
+    let deployment =
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {selector: {}, template: {}}\n";
+    assert_eq!(
+        pod_of(deployment).workload.map(|workload| workload.to_string()).as_deref(),
+        Some("Deployment web")
+    );
+}
+
+#[test]
 fn pod_is_parsed_with_all_addresses_and_ports() {
     let pod = pod_of(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  namespace: kube-system\n  labels: {app: web}\n  \

@@ -270,6 +270,7 @@ impl<S: Watched> Inventory<S> {
                     labels: Labels::default(),
                     ports: Vec::new(),
                     uid: None,
+                    workload: None,
                     ..pod
                 }));
             }
