@@ -376,9 +376,10 @@ impl Daemon {
                 (Vec::new(), None)
             }
         };
-        let watch = kernel.watch(move || {
+        let recheck = move || {
             let _ = inputs.send(Input::Recheck);
-        });
+        };
+        let watches = (kernel.watch(recheck.clone()), kernel.watch_sets(recheck));
         let pace = Pace { check: settings.check_interval, ..Pace::default() };
         let mut agent = Agent::new(&settings.node, kernel, options, pace, metrics, status, applied);
         if !settings.pod_cidrs.is_empty() {
@@ -390,7 +391,7 @@ impl Daemon {
             .with_tunnels(tunnels)
             .with_budgets(settings.budgets)
             .run(inbox);
-        drop((watch, source));
+        drop((watches, source));
     }
 
     /// What a source of objects is connected to.

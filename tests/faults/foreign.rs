@@ -131,6 +131,22 @@ fn changes_of_our_rules_by_other_programs_are_repaired_immediately() {
 }
 
 #[test]
+fn emptied_sets_are_repaired_without_the_periodic_check() {
+    for_both_variants(|variant| {
+        let bed = bed(variant);
+        let daemon = bed.run(&["--check-interval", "3600"]);
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        // The sets must have been seen with their members.
+        thread::sleep(Duration::from_millis(1200));
+        assert_repaired(&bed, "ipset flush", false, NOTIFIED, || {
+            drop(bed.node().succeed("ipset", &["flush"]).unwrap());
+        });
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        assert!(daemon.metric("towpath_drift_repairs_total") >= 1.0);
+    });
+}
+
+#[test]
 fn changes_of_our_sets_by_other_programs_are_repaired_by_the_periodic_check() {
     for_both_variants(|variant| {
         let bed = bed(variant);

@@ -19,7 +19,7 @@ use crate::{
     meter::Meters,
     pods::start_and_end,
     report::{Counts, Report},
-    world::{Daemon, NODES, World, has_other_version},
+    world::{Daemon, NODES, World},
     yaml_objects::{namespace, policy},
 };
 
@@ -107,7 +107,7 @@ fn end_a_daemon<'w>(
     if rng.bool() {
         thread::sleep(Duration::from_millis(rng.u64(..500)));
     }
-    let as_other_version = has_other_version() && rng.bool();
+    let as_other_version = rng.bool();
     daemons[node] = Some(world.start(node, as_other_version));
     *(if is_killed { &mut counts.kills } else { &mut counts.restarts }) += 1;
     counts.upgrades += u64::from(as_other_version);

@@ -41,8 +41,8 @@ const LOGGED: usize = 100;
 /// How long kubelet waits for the end of a pod.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The environment variable with which a daemon behaves as another version of itself, if this build has one.
-const OTHER_VERSION: Option<&str> = None;
+/// The environment variable with which a daemon behaves as another version of itself: other names, another layout.
+const OTHER_VERSION: &str = "TOWPATH_LAB_OTHER_LAYOUT";
 
 /// Pods that are there before the daemons and never end, and their nodes. Those of `shop` are isolated both ways.
 pub(crate) const PODS: [(&str, usize); 13] = [
@@ -212,8 +212,8 @@ impl World {
         let objects = self.folder.path().join("objects");
         let mut command = daemon_command(&name, self.variant, &objects, &self.run_dir(node));
         command.args(["--unknown-local-pods", "closed", "--pod-cidr", &self.blocks(node).join(",")]);
-        if as_other_version && let Some(variable) = OTHER_VERSION {
-            command.env(variable, "1");
+        if as_other_version {
+            command.env(OTHER_VERSION, "1");
         }
         let log = self.folder.path().join(format!("log-{node}"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
@@ -276,9 +276,4 @@ fn threads(process: u32) -> String {
         format!("{} {} {}\n{}", read("comm").trim(), read("wchan"), read("syscall").trim(), read("stack"))
     };
     tasks.map(describe).collect::<Vec<_>>().join("\n")
-}
-
-/// Whether a restart may be one as another version.
-pub(crate) const fn has_other_version() -> bool {
-    OTHER_VERSION.is_some()
 }

@@ -146,6 +146,16 @@ impl Kernel {
             .ok()
     }
 
+    /// Calls `notify` from its own thread when a set of ours became empty, usually within
+    /// a fifth of a second. `None` if that cannot be
+    /// watched.
+    #[must_use]
+    pub fn watch_sets(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
+        Watch::sets(notify)
+            .inspect_err(|error| tracing::warn!(%error, "cannot read the sizes of sets; relying on the periodic check"))
+            .ok()
+    }
+
     /// Whether our jump is still the first rule of FORWARD: one short run of iptables for each family, 3 ms with few
     /// rules and 12 ms with 11,000. Most foreign changes of the filter table show there: a flush removes the jump.
     ///

@@ -2,6 +2,7 @@
 
 mod legacy;
 mod nft;
+mod sets;
 
 use std::{
     io::{self, PipeReader, PipeWriter},
@@ -37,22 +38,27 @@ trait Listen: AsFd + Send + 'static {
 impl Watch {
     /// Listens to the notifications of nftables.
     pub(super) fn nft(journal: Arc<Journal>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
-        Self::start(nft::Listener::open(journal)?, notify)
+        Self::start("rules-watch", nft::Listener::open(journal)?, notify)
+    }
+
+    /// Watches for sets of ours that become empty.
+    pub(super) fn sets(notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+        Self::start("sets-watch", sets::Listener::open()?, notify)
     }
 
     /// Watches other programs take the xtables lock.
     pub(super) fn legacy(commands: Arc<Commands>, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
-        Self::start(legacy::Listener::open(commands)?, notify)
+        Self::start("rules-watch", legacy::Listener::open(commands)?, notify)
     }
 
-    fn start(mut listener: impl Listen, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
+    fn start(name: &str, mut listener: impl Listen, notify: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let run = move || {
             if let Err(error) = listen(&mut listener, &stopped, notify) {
                 tracing::error!(%error, "no more change notifications from the kernel; relying on the periodic check");
             }
         };
-        let thread = thread::Builder::new().name("rules-watch".to_owned()).spawn(run)?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
