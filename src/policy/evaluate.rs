@@ -51,7 +51,7 @@ pub fn evaluate_families(cluster: &Cluster, flow: &Flow) -> Vec<(Family, Verdict
 }
 
 /// What decides for one pod in one direction.
-enum Decider {
+pub(super) enum Decider {
     /// The kind of the ends: the flow passes, regardless of any rule.
     Nature(Reason),
     /// The rules of the policies that isolate the pod.
@@ -152,14 +152,14 @@ impl<'a> Pair<'a> {
     }
 
     /// The end whose policies apply in `direction`, and the other end.
-    fn ends(&self, direction: Direction) -> (&'a ResolvedEndpoint<'a>, &'a ResolvedEndpoint<'a>) {
+    pub(super) fn ends(&self, direction: Direction) -> (&'a ResolvedEndpoint<'a>, &'a ResolvedEndpoint<'a>) {
         match direction {
             Direction::Egress => (self.from, self.to),
             Direction::Ingress => (self.to, self.from),
         }
     }
 
-    fn decider(&self, direction: Direction, subject: &Claimant<'a>) -> Decider {
+    pub(super) fn decider(&self, direction: Direction, subject: &Claimant<'a>) -> Decider {
         let (_, peer) = self.ends(direction);
         let pod = subject.pod;
         if subject.isolated_by(direction).is_empty() {

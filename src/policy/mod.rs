@@ -11,6 +11,7 @@ mod counts;
 pub mod evaluate;
 pub mod members;
 pub mod moves;
+pub mod near_miss;
 pub mod ports;
 pub mod program;
 pub mod reach;
@@ -22,5 +23,6 @@ pub mod verdict;
 pub use crate::model::digest;
 
 pub use evaluate::{evaluate, evaluate_families};
+pub use near_miss::{NearMiss, near_miss};
 pub use reach::{Reach, Reachability, known_transports};
 pub use verdict::{DirectionVerdict, Reason, RuleRef, Verdict};

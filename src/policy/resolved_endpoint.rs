@@ -144,6 +144,16 @@ impl<'a> ResolvedEndpoint<'a> {
         self.addresses.iter().copied().find(|address| Some(Family::of(*address)) == family)
     }
 
+    /// Its addresses, of all families.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().copied()
+    }
+
+    /// The node that this end is, if it is one; the first by name of several with its address.
+    pub(super) fn node(&self) -> Option<&'a Arc<str>> {
+        self.nodes.first().copied()
+    }
+
     /// The node on which `pod` runs, if this end is that node.
     pub(super) fn node_of(&self, pod: &'a Pod) -> Option<&'a Arc<str>> {
         pod.node.as_ref().filter(|node| self.nodes.contains(node))
