@@ -1,6 +1,9 @@
 //! `towpath compile`.
 
-use std::fmt::Write as _;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use clap::Args;
 use serde::Serialize;
@@ -9,7 +12,8 @@ use super::{
     BackendArg, BudgetArgs, Ended, EnforcementArgs, NodeArgs, ObjectArgs, Text, json, objects, print,
 };
 use crate::{
-    model::{Direction, Family},
+    k8s::manifest::hints::nearest,
+    model::{Cluster, Direction, Family},
     policy::resolve::{Resolved, Resolver},
     ruleset::{self, Ruleset, names, render},
 };
@@ -54,7 +58,11 @@ struct ChainOwners {
 pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     // Both variants read the same text; the flag exists so that scripts may pass the same flags as to `run`.
     let _ = args.backend;
-    let cluster = objects::read(&args.objects.file, false, verbose)?;
+    let loaded = objects::loaded(&args.objects.files(), false, verbose)?;
+    let cluster = loaded.cluster();
+    for note in notes(&loaded.skipped, &cluster, &args.node.node_name) {
+        eprintln!("note: {note}");
+    }
     let mut of_node =
         Resolver::of(args.node.node_name.clone(), &cluster).with_budgets(args.budgets.budgets());
     if !args.enforcement.pod_cidrs.is_empty() {
@@ -80,6 +88,51 @@ pub(super) fn compile(args: &CompileArgs, verbose: bool) -> Result<(), Ended> {
     }
 }
 
+/// What is not in the rules, and why.
+fn notes(skipped: &BTreeMap<String, usize>, cluster: &Cluster, node: &str) -> Vec<String> {
+    let mut notes = Vec::new();
+    let workloads: Vec<String> = skipped
+        .iter()
+        .filter(|(kind, _)| kind.starts_with("apps/v1/") || kind.starts_with("batch/v1/"))
+        .map(|(kind, count)| format!("{count} {}", kind.rsplit('/').next().unwrap_or(kind)))
+        .collect();
+    if !workloads.is_empty() {
+        notes.push(format!(
+            "left out {}: rules are for pods with a node and an address, and what a workload creates is not in these \
+             files",
+            workloads.join(", ")
+        ));
+    }
+    let of_node = || cluster.pods().filter(|pod| pod.node.as_deref() == Some(node));
+    if of_node().next().is_none() {
+        let known: BTreeSet<&str> = cluster.pods().filter_map(|pod| pod.node.as_deref()).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        let meant = nearest(node, &known).map(|name| format!(" (did you mean {name}?)")).unwrap_or_default();
+        notes.push(match known.len() {
+            0 => format!("no pod is on the node {node}: none of them has spec.nodeName"),
+            count => {
+                let names = known[..count.min(MOST_NAMES)].join(", ");
+                let more = if count > MOST_NAMES { ", ..." } else { "" };
+                format!("no pod is on the node {node}; there are pods on {names}{more}{meant}")
+            }
+        });
+    }
+    let without: Vec<String> = of_node()
+        .filter(|pod| pod.is_selectable() && pod.addresses.is_empty())
+        .map(|pod| pod.key.to_string())
+        .collect();
+    if let Some(first) = without.first() {
+        let more = if without.len() > 1 { format!(" and {} more", without.len() - 1) } else { String::new() };
+        notes.push(format!(
+            "left out {first}{more}: without status.podIPs there is nothing to write rules for"
+        ));
+    }
+    notes
+}
+
+/// How many nodes a note names.
+const MOST_NAMES: usize = 10;
+
 /// The three inputs one after the other. Each tool accepts lines with `#` as comments.
 fn text(ruleset: &Ruleset, legend: &[ChainOwners]) -> Result<String, Ended> {
     let mut text = format!("# ipset restore -exist\n{}", render::all_sets(ruleset));
@@ -96,7 +149,7 @@ fn text(ruleset: &Ruleset, legend: &[ChainOwners]) -> Result<String, Ended> {
 }
 
 fn legend(resolved: &Resolved) -> Vec<ChainOwners> {
-    let mut chains = std::collections::BTreeMap::<String, (Direction, Vec<String>)>::new();
+    let mut chains = BTreeMap::<String, (Direction, Vec<String>)>::new();
     for pod in &*resolved.pods {
         for direction in Direction::BOTH {
             let Some(program) = pod.program(direction) else { continue };

@@ -18,7 +18,7 @@ pub(super) struct LintArgs {
 }
 
 pub(super) fn lint(args: &LintArgs) -> Result<(), Ended> {
-    let loaded = load(&args.paths, Options { workloads: true })?;
+    let loaded = load(&args.paths, Options { workloads: true, ..Options::default() })?;
     let mut text = String::new();
     for fault in &loaded.faults {
         writeln!(text, "{fault}")?;

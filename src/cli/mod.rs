@@ -61,7 +61,7 @@ enum Command {
                       Example: towpath run --node-name n1 -f /etc/towpath/objects --listen 127.0.0.1:9586")]
     Run(Box<run::RunArgs>),
     /// Prints the rules that `run` would write, as input for `ipset restore` and `iptables-restore`. Needs no root.
-    #[command(after_help = "Example: towpath compile -f objects.yaml --node-name n1")]
+    #[command(after_help = "Example: towpath compile -f objects.yaml --node-name node-1")]
     Compile(compile::CompileArgs),
     /// Shows which pods may connect to which.
     #[command(
@@ -121,8 +121,34 @@ struct NoDemoArgs {
 #[derive(Debug, Args)]
 struct ObjectArgs {
     /// A file, a folder (every .yaml, .yml and .json below it) or - for standard input; may be repeated.
-    #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE", required = true)]
+    #[arg(
+        short,
+        long = "file",
+        value_name = "PATH",
+        env = "TOWPATH_FILE",
+        required_unless_present = "paths"
+    )]
     file: Vec<PathBuf>,
+    /// The same as `-f`.
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+impl ObjectArgs {
+    fn files(&self) -> Vec<PathBuf> {
+        named_files(&self.file, &self.paths)
+    }
+}
+
+/// The files of both forms. Like any argument, a path without `-f` overrides the environment.
+fn named_files(file: &[PathBuf], paths: &[PathBuf]) -> Vec<PathBuf> {
+    let from_environment = std::env::var_os("TOWPATH_FILE")
+        .is_some_and(|value| matches!(file, [one] if one.as_os_str() == value));
+    match paths {
+        [] => file.to_vec(),
+        _ if from_environment => paths.to_vec(),
+        _ => [file, paths].concat(),
+    }
 }
 
 /// What a question is about.
@@ -132,8 +158,17 @@ struct QuestionArgs {
     /// API server is asked.
     #[arg(short, long = "file", value_name = "PATH", env = "TOWPATH_FILE")]
     file: Vec<PathBuf>,
+    /// The same as `-f`.
+    #[arg(value_name = "PATH", conflicts_with_all = ["kubeconfig", "context"])]
+    paths: Vec<PathBuf>,
     #[command(flatten)]
     cluster: ClusterArgs,
+}
+
+impl QuestionArgs {
+    fn files(&self) -> Vec<PathBuf> {
+        named_files(&self.file, &self.paths)
+    }
 }
 
 /// Which API server to ask, where no file is named.

@@ -5,38 +5,91 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 use super::{Ended, QuestionArgs};
 use crate::{
     k8s::{
-        manifest::{Options, load},
+        manifest::{ForeignTexts, Loaded, Options, load},
         watch,
     },
-    model::Cluster,
+    model::{Change, Cluster, Direction, Peer, Peers, PodPeer, Scope},
     policy::{
         budget::{Budgets, OverBudget, excess_of_policy},
         resolve::Resolver,
     },
 };
 
+/// How many notes of one kind go to standard error without `-v`: a folder may hold thousands of other files.
+const NOTES: usize = 10;
+
 /// The objects of these files. Their faults go to standard error; an error among them ends the command, since an answer
-/// from part of the objects would be wrong.
+/// from part of the objects would be wrong. Texts that are no objects are left out, and named.
 pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Cluster, Ended> {
-    let loaded = load(files, Options { workloads })?;
+    loaded(files, workloads, verbose).map(|loaded| loaded.cluster())
+}
+
+/// The same, before it is a cluster.
+pub(super) fn loaded(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Loaded, Ended> {
+    let loaded = load(files, Options { workloads, foreign: ForeignTexts::LeaveOut })?;
     for fault in &loaded.faults {
         if fault.is_error() || verbose {
             eprintln!("{fault}");
         }
+    }
+    let shown = if verbose { usize::MAX } else { NOTES };
+    for note in loaded.left_out.iter().take(shown) {
+        eprintln!("{note}");
+    }
+    if loaded.left_out.len() > shown {
+        eprintln!("note: {} more files were left out: -v names them", loaded.left_out.len() - shown);
     }
     if verbose {
         for (kind, count) in &loaded.skipped {
             eprintln!("skipped {count} of kind {kind}");
         }
     }
-    if loaded.has_errors() { Err(Ended::No) } else { Ok(loaded.cluster()) }
+    if loaded.has_errors() {
+        return Err(Ended::No);
+    }
+    let only_foreign =
+        loaded.is_without_objects() && loaded.skipped.is_empty() && !loaded.left_out.is_empty();
+    if only_foreign {
+        return Err(Ended::Failed(anyhow::anyhow!(
+            "there is no object of a kind that is read, only what was left out"
+        )));
+    }
+    // Faults with -v have named them already.
+    if !verbose && !loaded.undeclared.is_empty() && selects_namespaces(&loaded.changes) {
+        let names: Vec<&str> = loaded.undeclared.iter().take(NOTES).map(|name| &**name).collect();
+        let more = loaded.undeclared.len() - names.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        eprintln!(
+            "note: not declared in these files, and taken to exist with no label but their name: {}{more}",
+            names.join(", ")
+        );
+    }
+    Ok(loaded)
+}
+
+/// Whether any policy selects namespaces by their labels.
+fn selects_namespaces(changes: &[Change]) -> bool {
+    let of = |change: &Change| match change {
+        Change::SetPolicy(policy) => Direction::BOTH.iter().any(|direction| {
+            let rules = policy.rules(*direction).unwrap_or_default();
+            rules.iter().any(|rule| match &rule.peers {
+                Peers::Of(peers) => peers
+                    .iter()
+                    .any(|peer| matches!(peer, Peer::Pods(PodPeer { scope: Scope::Matching(_), .. }))),
+                Peers::Any => false,
+            })
+        }),
+        _ => false,
+    };
+    changes.iter().any(of)
 }
 
 /// The objects that a question is about: from files, or from the cluster. Faults of single objects of the cluster go to
 /// standard error; the answer is what the daemon would enforce.
 pub(super) fn queried(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
-    if !args.file.is_empty() {
-        return read(&args.file, true, verbose);
+    let files = args.files();
+    if !files.is_empty() {
+        return read(&files, true, verbose);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (cluster, refusals) = runtime

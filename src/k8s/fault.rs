@@ -11,6 +11,8 @@ pub enum Severity {
     Error,
     /// The object is used, but probably does not mean what its author intended.
     Warning,
+    /// The object is used as it is written. What is said of it is good to know.
+    Note,
 }
 
 impl fmt::Display for Severity {
@@ -18,6 +20,7 @@ impl fmt::Display for Severity {
         f.write_str(match self {
             Self::Error => "error",
             Self::Warning => "warning",
+            Self::Note => "note",
         })
     }
 }
@@ -51,6 +54,12 @@ impl Problem {
     #[must_use]
     pub fn warning(path: FieldPath, text: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, path, text: text.into() }
+    }
+
+    /// A note at `path`.
+    #[must_use]
+    pub fn note(path: FieldPath, text: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, path, text: text.into() }
     }
 }
 
@@ -116,7 +125,7 @@ impl Fault {
         }
     }
 
-    /// Whether it is an error, not a warning.
+    /// Whether it is an error, not a warning or a note.
     #[must_use]
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error

@@ -1,6 +1,6 @@
 //! The output of the commands, as scripts rely on it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::{Value, json};
 
@@ -175,7 +175,77 @@ spec:
     let matrix = run_with_input(&["matrix", "-f", "-", "--external", "192.0.2.9"], manifest);
     assert!(matrix.stdout.contains("default/front"), "{matrix:?}");
     let compiled = run_with_input(&["compile", "-f", "-", "--node-name", "n", "-v"], manifest);
-    assert_eq!(compiled.stderr, "skipped 1 of kind apps/v1/Deployment\n");
+    assert!(compiled.stderr.contains("skipped 1 of kind apps/v1/Deployment\n"), "{}", compiled.stderr);
+    let compiled = run_with_input(&["compile", "-", "--node-name", "n"], manifest);
+    assert!(compiled.stderr.starts_with("note: left out 1 Deployment: "), "{}", compiled.stderr);
+}
+
+#[test]
+fn paths_need_no_flag_and_override_the_environment() {
+    let flag = run(&["matrix", "-f", SHOP, "--port", "5432"]).stdout;
+    assert_eq!(run(&["matrix", SHOP, "--port", "5432"]).stdout, flag);
+    let mut command = towpath(&["matrix", SHOP, "--port", "5432"]);
+    assert_eq!(finish(command.env("TOWPATH_FILE", "examples/none")).stdout, flag);
+    let explain = ["--from", "shop/web", "--to", "shop/db", "--port", "5432"];
+    let asked = run(&[&["explain"][..], &explain, &[SHOP]].concat());
+    assert_eq!(asked.stdout, run(&[&["explain", "-f", SHOP][..], &explain].concat()).stdout);
+    let compiled = run(&["compile", SHOP, "--node-name", "node-2"]);
+    assert_eq!(compiled.stdout, run(&["compile", "-f", SHOP, "--node-name", "node-2"]).stdout);
+    let both =
+        run(&["matrix", "examples/shop/namespaces.yaml", "-f", "examples/shop/pods.yaml", "--port", "80"]);
+    assert!(both.stdout.contains("shop/web"), "{both:?}");
+}
+
+#[test]
+fn files_of_other_programs_are_left_out_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    fs::write(folder.path().join("package.json"), "{\"name\": \"shop\"}").unwrap();
+    let alone = run(&["matrix", path]);
+    assert_eq!((alone.status, alone.stdout.as_str()), (3, ""), "{alone:?}");
+    assert!(alone.stderr.contains("towpath: there is no object"), "{alone:?}");
+    fs::write(folder.path().join("objects.yaml"), stream()).unwrap();
+    let note = format!("{path}/package.json:1:1: note: left out: it is no Kubernetes object\n");
+    for arguments in [
+        &["matrix", path][..],
+        &["explain", path, "--from", "shop/web", "--to", "shop/db"],
+        &["compile", path, "--node-name", "node-1"],
+    ] {
+        let finished = run(arguments);
+        assert_eq!((finished.status, &finished.stderr), (0, &note), "{arguments:?}");
+        assert!(!finished.stdout.is_empty());
+    }
+    let lint = run(&["lint", path]);
+    assert_eq!(lint.status, 1, "{lint:?}");
+    assert!(lint.stdout.contains("package.json:1:1: error: kind is missing"), "{lint:?}");
+}
+
+#[test]
+fn undeclared_namespaces_are_named_once_where_a_selector_may_select_them() {
+    let declared = format!("{SHOP}/namespaces.yaml");
+    let [pods, policies] = ["pods", "policies"].map(|name| format!("{SHOP}/{name}.yaml"));
+    let note = "note: not declared in these files, and taken to exist with no label but their name: monitoring, shop\n";
+    let without = run(&["matrix", &pods, &policies, "--port", "9187"]);
+    assert_eq!(without.stderr, note);
+    let with = run(&["matrix", &pods, &policies, &declared, "--port", "9187"]);
+    assert_eq!(with.stderr, "");
+    assert_ne!(without.stdout, with.stdout, "a policy asks for a label that only the declaration has");
+    assert_eq!(
+        run(&["matrix", &pods, "--port", "9187"]).stderr,
+        "",
+        "no policy asks for labels of namespaces"
+    );
+}
+
+#[test]
+fn compile_names_the_nodes_if_none_has_the_given_name() {
+    let compiled = run(&["compile", SHOP, "--node-name", "node1"]);
+    let note = "note: no pod is on the node node1; there are pods on node-1, node-2 (did you mean node-1?)\n";
+    assert_eq!((compiled.status, compiled.stderr.as_str()), (0, note));
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {nodeName: a}\n";
+    let compiled = run_with_input(&["compile", "-", "--node-name", "a"], pod);
+    let note = "note: left out default/a: without status.podIPs there is nothing to write rules for\n";
+    assert_eq!(compiled.stderr, note);
 }
 
 #[test]
@@ -191,7 +261,7 @@ fn lint_names_file_line_column_and_field() {
         };
         assert_eq!(file, "examples/faulty/policy.yaml");
         assert!(row.parse::<usize>().is_ok() && column.parse::<usize>().is_ok(), "{line}");
-        assert!([" error", " warning"].contains(&severity), "{line}");
+        assert!([" error", " warning", " note"].contains(&severity), "{line}");
         assert!(line.ends_with(')') && line.contains(" ("), "{line}");
     }
     let host_bits = ":13:19: warning: \"198.51.100.7/24\" has host bits set";

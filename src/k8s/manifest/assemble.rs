@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     k8s::{
-        convert::{DEFAULT_NAMESPACE, bare_namespace},
-        fault::{Fault, ObjectId, Problem, Severity},
+        convert::{DEFAULT_NAMESPACE, bare_namespace, validate},
+        fault::{Fault, ObjectId, Problem},
         intern::Interner,
         yaml::path::{FieldPath, Position},
     },
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The namespaces that every cluster has.
-const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kube-node-lease"];
+pub const ALWAYS: [&str; 4] = [DEFAULT_NAMESPACE, "kube-system", "kube-public", "kube-node-lease"];
 
 /// The contents of a file.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +61,8 @@ pub struct Assembly {
     pub faults: Vec<Fault>,
     /// How many objects of other kinds there were, by `apiVersion/kind`.
     pub skipped: BTreeMap<String, usize>,
+    /// The namespaces that objects name and no file declares. They are taken to exist.
+    pub undeclared: BTreeSet<Arc<str>>,
 }
 
 impl Key {
@@ -166,7 +168,7 @@ pub fn assemble(files: &[(&PathBuf, &FileContents)], names: &mut Interner) -> As
         let bare = || Finding::Valid(Arc::new(Object::Namespace(bare_namespace(name, names))));
         assembly.findings.entry(Key::Namespace(name.into())).or_insert_with(bare);
     }
-    assembly.warn_of_undeclared_namespaces(&places);
+    assembly.add_undeclared_namespaces(&places, names);
     assembly.faults.sort_by(|a, b| {
         (&a.file, a.line, a.column, a.severity).cmp(&(&b.file, b.line, b.column, b.severity))
     });
@@ -251,23 +253,25 @@ impl Assembly {
         }
     }
 
-    fn warn_of_undeclared_namespaces(&mut self, places: &[Definition<'_>]) {
-        let mut warned: BTreeSet<&str> = BTreeSet::new();
+    /// Adds each namespace that an object names and no file declares: in a cluster, it must exist. Its labels are not
+    /// known, but for the one that the API server sets.
+    fn add_undeclared_namespaces(&mut self, places: &[Definition<'_>], names: &mut Interner) {
         for place in places {
             let Some(namespace) = place.manifest.id.as_ref().and_then(|id| id.namespace.as_ref()) else {
                 continue;
             };
-            if self.findings.contains_key(&Key::Namespace(namespace.clone())) || !warned.insert(namespace) {
+            let key = Key::Namespace(namespace.clone());
+            if self.findings.contains_key(&key) || validate::dns_label(namespace).is_err() {
                 continue;
             }
+            let bare = Arc::new(Object::Namespace(bare_namespace(namespace, names)));
+            self.findings.insert(key, Finding::Valid(bare));
+            self.undeclared.insert(namespace.clone());
             let text = format!(
-                "the namespace {namespace} is not declared in these files: no namespaceSelector matches its pods"
+                "the namespace {namespace} is not declared in these files: it is taken to exist, and to have no label \
+                 but its name"
             );
-            let problem = Problem {
-                severity: Severity::Warning,
-                path: FieldPath::of(&["metadata", "namespace"]),
-                text,
-            };
+            let problem = Problem::note(FieldPath::of(&["metadata", "namespace"]), text);
             self.faults.push(place.fault(place.manifest.namespace_at, &problem));
         }
     }

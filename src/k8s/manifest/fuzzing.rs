@@ -26,7 +26,8 @@ pub fn manifest(data: &[u8]) {
         assert!(contents.unreadable.is_some() && contents.chunks.is_empty());
         return;
     };
-    let all = [false, true].map(|workloads| load_text(Path::new(FILE), text, Options { workloads }));
+    let all = [false, true]
+        .map(|workloads| load_text(Path::new(FILE), text, Options { workloads, ..Options::default() }));
     for (loaded, workloads) in all.iter().zip([false, true]) {
         faults_are_in_the_text(loaded, text);
         refused_policies_are_closed(loaded);

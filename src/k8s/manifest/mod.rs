@@ -5,6 +5,7 @@
 //! | a text | its documents and list items, each parsed once | [`chunk`] |
 //! | a tree | an API object, and its unknown or wrong fields | [`object`], [`deserialize`], [`hints`] |
 //! | many files | one set of objects | [`mod@assemble`] |
+//! | files of other programs, templates, patches | notes on what was left out | [`foreign`] |
 //!
 //! [`load`] does this once, for a command that answers a question and exits; [`files`](super::files) does it for as
 //! long as the daemon runs.
@@ -13,6 +14,7 @@ pub mod assemble;
 pub mod chunk;
 pub mod deserialize;
 pub mod folder;
+pub mod foreign;
 #[cfg(feature = "lab")]
 pub mod fuzzing;
 pub mod hints;
@@ -24,12 +26,14 @@ use std::{
     fs, io,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use self::{
-    assemble::{Assembly, FileContents, Finding, assemble},
+    assemble::{ALWAYS, Assembly, FileContents, Finding, assemble},
     chunk::{ParsedChunks, TextReader},
     folder::walk,
+    foreign::Surroundings,
 };
 use crate::{
     k8s::{fault::Fault, intern::Interner},
@@ -42,6 +46,19 @@ pub struct Options {
     /// Whether workloads (`Deployment`, `StatefulSet`, `DaemonSet`, `ReplicaSet`, `Job`, `CronJob`) stand for one pod
     /// of their template. If not, they are skipped: in a cluster, their pods are objects of their own.
     pub workloads: bool,
+    /// What to do with texts that are no Kubernetes objects, templates and patches.
+    pub foreign: ForeignTexts,
+}
+
+/// What to do with a text that is no Kubernetes object, but a file of another program, a template of Helm, or a patch of
+/// kustomize. An object of a kind that is read is never one of these, whatever is wrong with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForeignTexts {
+    /// It is an error.
+    #[default]
+    Refuse,
+    /// It is left out, with a note.
+    LeaveOut,
 }
 
 /// What was read.
@@ -56,6 +73,11 @@ pub struct Loaded {
     pub faults: Vec<Fault>,
     /// How many objects of other kinds there were, by `apiVersion/kind`.
     pub skipped: BTreeMap<String, usize>,
+    /// What was left out because it is no object, with [`ForeignTexts::LeaveOut`]: notes, by file and position.
+    pub left_out: Vec<Fault>,
+    /// The namespaces that objects name and no file declares. They are among the objects, with their name as their only
+    /// label.
+    pub undeclared: BTreeSet<Arc<str>>,
 }
 
 impl Loaded {
@@ -67,6 +89,16 @@ impl Loaded {
             cluster.apply(change.clone());
         }
         cluster
+    }
+
+    /// Whether no file had an object of a kind that is read.
+    #[must_use]
+    pub fn is_without_objects(&self) -> bool {
+        let is_known = |change: &Change| match change {
+            Change::SetNamespace(namespace) => !ALWAYS.contains(&&*namespace.name),
+            _ => true,
+        };
+        !self.changes.iter().any(is_known)
     }
 
     /// Whether any fault is an error.
@@ -91,23 +123,34 @@ pub struct LoadError {
 /// # Errors
 /// A path that does not exist or cannot be read. What is wrong inside of a file is a [`Fault`], not an error.
 pub fn load(paths: &[PathBuf], options: Options) -> Result<Loaded, LoadError> {
-    let mut files: Vec<(PathBuf, FileContents)> = Vec::new();
-    let mut names = Interner::new();
+    let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for path in paths {
         for file in find(path)? {
             let same = fs::canonicalize(&file).unwrap_or_else(|_| file.clone());
-            if !seen.insert(same) {
-                continue;
+            if seen.insert(same) {
+                found.push(file);
             }
-            let bytes = read_bytes(&file).map_err(|source| LoadError { path: file.clone(), source })?;
-            let contents = read(&bytes, options, &mut names);
-            files.push((file, contents));
         }
+    }
+    let mut surroundings = (options.foreign == ForeignTexts::LeaveOut).then(|| Surroundings::of(&found));
+    let mut files: Vec<(PathBuf, FileContents)> = Vec::new();
+    let mut left_out = Vec::new();
+    let mut names = Interner::new();
+    for file in found {
+        let bytes = read_bytes(&file).map_err(|source| LoadError { path: file.clone(), source })?;
+        let mut contents = read(&bytes, options, &mut names);
+        if let Some(surroundings) = &mut surroundings {
+            left_out.extend(surroundings.leave_out(&file, &bytes, &mut contents));
+        }
+        files.push((file, contents));
+    }
+    if let Some(surroundings) = surroundings {
+        left_out.extend(surroundings.builds());
     }
     let files: Vec<(&PathBuf, &FileContents)> =
         files.iter().map(|(path, contents)| (path, contents)).collect();
-    Ok(assemble(&files, &mut names).into())
+    Ok(Loaded { left_out, ..assemble(&files, &mut names).into() })
 }
 
 /// Reads one text as if it were the file `name`.
@@ -128,6 +171,8 @@ impl From<Assembly> for Loaded {
             changes: objects.map(|object| object.change()).collect(),
             faults: assembly.faults,
             skipped: assembly.skipped,
+            left_out: Vec::new(),
+            undeclared: assembly.undeclared,
         }
     }
 }

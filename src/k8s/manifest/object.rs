@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{apps, batch, core, networking};
 use serde::de::DeserializeOwned;
 
-use super::{deserialize::ObjectReader, hints};
+use super::{deserialize::ObjectReader, foreign, hints};
 use crate::{
     k8s::{
         convert::{self, Conversion, DEFAULT_NAMESPACE, Origin, network_policy},
@@ -46,13 +46,23 @@ pub struct Manifest {
     pub stand_in: Option<NetworkPolicy>,
     /// What is wrong with it.
     pub problems: Vec<(Position, Problem)>,
+    /// Why it may be left out where files of other programs are.
+    pub foreign: Option<foreign::Foreign>,
 }
 
 impl Manifest {
     /// An object that cannot be identified.
     fn unnamed(at: Position, problem: (Position, Problem)) -> Self {
         let (name_at, namespace_at) = (at, at);
-        Self { id: None, name_at, namespace_at, object: None, stand_in: None, problems: vec![problem] }
+        Self {
+            id: None,
+            name_at,
+            namespace_at,
+            object: None,
+            stand_in: None,
+            problems: vec![problem],
+            foreign: None,
+        }
     }
 }
 
@@ -67,7 +77,7 @@ pub struct Contents {
 
 /// A kind that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ManifestKind {
+pub(in crate::k8s) enum ManifestKind {
     Namespace,
     Pod,
     NetworkPolicy,
@@ -76,7 +86,7 @@ enum ManifestKind {
 }
 
 /// Every kind that is read, with its apiVersion.
-const KINDS: [(&str, &str, ManifestKind); 10] = [
+pub(in crate::k8s) const KINDS: [(&str, &str, ManifestKind); 10] = [
     ("v1", "Namespace", ManifestKind::Namespace),
     ("v1", "Pod", ManifestKind::Pod),
     ("networking.k8s.io/v1", "NetworkPolicy", ManifestKind::NetworkPolicy),
@@ -129,13 +139,17 @@ impl Reader<'_> {
             }
             Recognized::Known(name, kind) => {
                 let manifest = self.known(root, at, name, kind);
-                self.contents.manifests.push(manifest);
+                let foreign = foreign::patch(root, kind == ManifestKind::Workload);
+                self.contents.manifests.push(Manifest { foreign, ..manifest });
             }
             Recognized::Other(kind) => self.contents.skipped.push(kind),
             Recognized::Wrong(problem) => {
                 let place = root.position(&problem.path);
                 let problem = Problem { path: at.join(&problem.path), ..problem };
-                self.contents.manifests.push(Manifest::unnamed(root.at, (place, problem)));
+                let foreign =
+                    foreign::no_object(root, |kind| KINDS.iter().any(|(_, known, _)| *known == kind));
+                let manifest = Manifest::unnamed(root.at, (place, problem));
+                self.contents.manifests.push(Manifest { foreign, ..manifest });
             }
         }
     }
@@ -239,7 +253,8 @@ impl Reader<'_> {
         let (problems, unknown) = reading.finish();
         let mut placed: Vec<(Position, Problem)> =
             problems.into_iter().map(|problem| (root.position(&problem.path), problem)).collect();
-        let unknown = unknown.iter().map(|unknown| hints::explain(unknown, root));
+        let unknown = unknown.iter().filter(|unknown| !is_former_status(&unknown.path, root));
+        let unknown = unknown.map(|unknown| hints::explain(unknown, root));
         placed.extend(unknown.map(|problem| (root.key_position(&problem.path), problem)));
         for repeated in self.repeated {
             let within = repeated.path.steps().strip_prefix(at.steps());
@@ -314,8 +329,20 @@ impl<Slim, T> ParsedObject<Slim, T> {
             object: self.converted.map(|object| Arc::new(wrap(object))),
             stand_in: None,
             problems: self.problems.into_iter().map(placed).collect(),
+            foreign: None,
         }
     }
+}
+
+/// Whether it is the `status` that a `NetworkPolicy` had up to Kubernetes 1.27, and that code generators still write. It
+/// never said anything about packets.
+fn is_former_status(path: &FieldPath, root: &YamlNode<'_>) -> bool {
+    let status = root.get("status");
+    *path == FieldPath::of(&["status"])
+        && status.is_some_and(|status| {
+            let is_mapping = matches!(status.value, Value::Map(_));
+            status.is_null() || is_mapping && status.entries().iter().all(|entry| entry.key == "conditions")
+        })
 }
 
 fn report(root: &YamlNode<'_>, item: Option<(&str, &str)>) -> Recognized {

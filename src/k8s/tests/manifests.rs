@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use super::{ALL, faults, loaded, pod_of, policy_of, policy_text};
 use crate::{
-    k8s::manifest::{Options, load, load_text},
+    k8s::{
+        fault::Severity,
+        manifest::{Options, load, load_text, object::KINDS},
+    },
     model::{ContainerPort, Labels, ObjectKey, Phase, Pod, Protocol, Standing},
 };
 
@@ -259,7 +262,7 @@ fn workload_is_one_running_pod_of_its_template() {
             ("w", Phase::Running, true, 0)
         );
         assert_eq!((pod.labels.get("app"), pod.ports.len()), (Some("web"), 1), "{kind}");
-        let skipping = load_text(Path::new("f"), &text, Options { workloads: false });
+        let skipping = load_text(Path::new("f"), &text, Options::default());
         assert_eq!(skipping.skipped.get(&format!("{api}/{kind}")), Some(&1));
         assert_eq!(skipping.cluster().pods().count(), 0);
         let wrong = text.replace("app: web", "app: yes");
@@ -312,14 +315,39 @@ fn namespaces_have_their_name_label_and_default_ones_exist() {
 }
 
 #[test]
-fn undeclared_namespace_is_a_warning_and_does_not_exist() {
+fn undeclared_namespace_exists_with_its_name_and_a_note() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\n---\napiVersion: v1\nkind: Pod\nmetadata: \
                 {name: b, namespace: shop}\n";
     let loaded = loaded(text);
     let [fault] = &loaded.faults[..] else { panic!("{:?}", loaded.faults) };
-    assert_eq!((fault.is_error(), fault.line, fault.path.as_str()), (false, 3, "metadata.namespace"));
-    assert!(loaded.cluster().namespace("shop").is_none());
+    assert_eq!((fault.severity, fault.line, fault.path.as_str()), (Severity::Note, 3, "metadata.namespace"));
+    let labels: Labels = [("kubernetes.io/metadata.name", "shop")].into_iter().collect();
+    assert_eq!(loaded.cluster().namespace("shop").unwrap().labels, labels);
     assert_eq!(loaded.cluster().pods().count(), 2);
+}
+
+#[test]
+fn namespace_with_an_invalid_name_is_not_taken_to_exist() {
+    let loaded = loaded("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: S.hop}\n");
+    assert_eq!((loaded.undeclared.len(), loaded.faults.len()), (0, 1), "{:?}", loaded.faults);
+    assert!(loaded.cluster().namespace("S.hop").is_none());
+}
+
+#[test]
+fn empty_status_is_accepted_for_every_kind() {
+    for (api, kind) in KINDS.iter().filter(|(_, kind, _)| *kind != "List").map(|(api, kind, _)| (api, kind)) {
+        let spec = match *kind {
+            "CronJob" => "spec: {jobTemplate: {spec: {template: {}}}}\n",
+            "Namespace" | "Pod" | "NetworkPolicy" => "",
+            _ => "spec: {template: {}}\n",
+        };
+        for status in ["{}", ""] {
+            let text =
+                format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: a}}\n{spec}status: {status}\n");
+            assert_eq!(faults(&text), [""; 0], "{kind}");
+        }
+    }
+    assert!(faults(&(policy_text("{}") + "status: {phase: a}\n"))[0].contains("unknown field \"status\""));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Manifests from text to model: one test per rule.
 
+mod foreign;
 mod garbage;
 mod manifests;
 mod policies;
@@ -7,10 +8,10 @@ mod types;
 
 use std::path::Path;
 
-use super::manifest::{Loaded, Options, load_text};
+use super::manifest::{ForeignTexts, Loaded, Options, load_text};
 use crate::model::{NetworkPolicy, ObjectKey, Pod};
 
-const ALL: Options = Options { workloads: true };
+const ALL: Options = Options { workloads: true, foreign: ForeignTexts::Refuse };
 
 fn loaded(text: &str) -> Loaded {
     load_text(Path::new("f.yaml"), text, ALL)
