@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod cidr;
+pub mod classes;
 mod counts;
 pub mod evaluate;
 pub mod members;

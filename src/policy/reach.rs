@@ -19,7 +19,7 @@ pub struct Reachability {
 }
 
 /// Whether one end may reach another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reach {
     /// It is the same end.
     Itself,
@@ -61,9 +61,7 @@ impl Reachability {
     /// two.
     #[must_use]
     pub fn new(cluster: &Cluster, external: &[IpAddr], transports: &[Transport]) -> Self {
-        let pods = cluster.pods().filter(|pod| !pod.is_finished()).map(|pod| Endpoint::Pod(pod.key.clone()));
-        let external: BTreeSet<IpAddr> = external.iter().copied().collect();
-        let endpoints: Vec<Endpoint> = pods.chain(external.into_iter().map(Endpoint::Address)).collect();
+        let endpoints = endpoints(cluster, external);
         let transports: Vec<Transport> = distinct(transports);
         let parties: Vec<ResolvedEndpoint<'_>> =
             endpoints.iter().map(|endpoint| ResolvedEndpoint::new(cluster, endpoint)).collect();
@@ -116,7 +114,12 @@ impl Reachability {
     }
 }
 
-fn between(from: &ResolvedEndpoint<'_>, to: &ResolvedEndpoint<'_>, transports: &[Transport]) -> Vec<Reach> {
+/// The verdict of each of `transports` between two different ends.
+pub(super) fn between(
+    from: &ResolvedEndpoint<'_>,
+    to: &ResolvedEndpoint<'_>,
+    transports: &[Transport],
+) -> Vec<Reach> {
     let mut shared: Vec<Option<Family>> = families(from, to).into_iter().map(Some).collect();
     if shared.is_empty() {
         shared.push(None);
@@ -127,6 +130,13 @@ fn between(from: &ResolvedEndpoint<'_>, to: &ResolvedEndpoint<'_>, transports: &
         verdicts.iter().filter_map(|(family, passing)| Some((*family, *passing.get(at)?))).collect()
     };
     (0..transports.len()).map(|at| Reach::merge(&of(at))).collect()
+}
+
+/// All pods that have not finished, sorted, and then the addresses in `external`, each once.
+pub(super) fn endpoints(cluster: &Cluster, external: &[IpAddr]) -> Vec<Endpoint> {
+    let pods = cluster.pods().filter(|pod| !pod.is_finished()).map(|pod| Endpoint::Pod(pod.key.clone()));
+    let external: BTreeSet<IpAddr> = external.iter().copied().collect();
+    pods.chain(external.into_iter().map(Endpoint::Address)).collect()
 }
 
 /// The transports worth checking: every container port of a pod that has not finished, and every number that a policy
@@ -152,7 +162,7 @@ pub fn known_transports(cluster: &Cluster) -> Vec<Transport> {
     known.into_iter().map(|(number, protocol)| Transport::Port(protocol, number)).collect()
 }
 
-fn distinct(transports: &[Transport]) -> Vec<Transport> {
+pub(super) fn distinct(transports: &[Transport]) -> Vec<Transport> {
     let mut seen = BTreeSet::new();
     transports.iter().copied().filter(|transport| seen.insert(*transport)).collect()
 }

@@ -154,12 +154,36 @@ impl<'a> ResolvedEndpoint<'a> {
         self.nodes.first().copied()
     }
 
+    /// Every pod that may own one of its addresses, the pod in question first. Empty if the end is not a pod.
+    pub(super) fn claimants(&self) -> &[Claimant<'a>] {
+        &self.pods
+    }
+
+    /// Whether it is a pod that was given by one of its addresses.
+    pub(super) fn given_by_address(&self) -> bool {
+        matches!(self.place, Origin::Anywhere) && !self.pods.is_empty()
+    }
+
+    /// The nodes that this end is.
+    pub(super) fn nodes(&self) -> &[&'a Arc<str>] {
+        &self.nodes
+    }
+
+    /// The node of the pod, if the end is a pod that was given by name.
+    pub(super) fn home(&self) -> Option<&'a Arc<str>> {
+        match self.place {
+            Origin::Anywhere => None,
+            Origin::Node(node) => node,
+        }
+    }
+
     /// The node on which `pod` runs, if this end is that node.
     pub(super) fn node_of(&self, pod: &'a Pod) -> Option<&'a Arc<str>> {
         pod.node.as_ref().filter(|node| self.nodes.contains(node))
     }
 
-    fn families(&self) -> Vec<Family> {
+    /// The families of its addresses, that of the first one first.
+    pub(super) fn families(&self) -> Vec<Family> {
         let mut families: Vec<Family> = Vec::new();
         for address in &self.addresses {
             let family = Family::of(*address);
