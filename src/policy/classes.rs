@@ -10,7 +10,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    hash::Hash,
     net::IpAddr,
     sync::Arc,
 };
@@ -21,8 +20,9 @@ use crate::model::{
 };
 
 use super::{
+    partition::Partition,
     reach::{Reach, between, distinct, endpoints},
-    resolved_endpoint::ResolvedEndpoint,
+    resolved_endpoint::{ResolvedEndpoint, families},
 };
 
 /// The ends of a cluster by what they may reach, and who may reach them.
@@ -83,6 +83,13 @@ impl<'a> Classes<'a> {
         is_own_node(one, other)
     }
 
+    /// The families in which packets can go from one end to another; empty if no address of them is known.
+    #[must_use]
+    pub fn families(&self, from: usize, to: usize) -> Vec<Family> {
+        let (Some(from), Some(to)) = (self.ends.get(from), self.ends.get(to)) else { return Vec::new() };
+        families(from, to)
+    }
+
     /// Two different ends of these classes that show how the classes behave: of the first one, and of the second one.
     /// `None` if there are none, or all of them are pods and their own nodes.
     fn example(&self, from: usize, to: usize) -> Option<(&ResolvedEndpoint<'a>, &ResolvedEndpoint<'a>)> {
@@ -98,6 +105,11 @@ fn is_own_node(one: &ResolvedEndpoint<'_>, other: &ResolvedEndpoint<'_>) -> bool
         !pod.claimants().is_empty() && pod.home().is_some_and(|home| node.nodes().contains(&home))
     };
     runs_on(one, other) || runs_on(other, one)
+}
+
+/// Whether a policy isolates a pod that may be this end.
+fn is_isolated(end: &ResolvedEndpoint<'_>, direction: Direction) -> bool {
+    end.claimants().iter().any(|known| !known.isolated_by(direction).is_empty())
 }
 
 /// The verdicts between classes.
@@ -121,9 +133,13 @@ impl ClassTable {
         let mut cells = Vec::with_capacity(count * count);
         for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))) {
             let verdict = match classes.example(from, to) {
-                Some((from, to)) => between(from, to, &transports),
-                // Nothing asks for it: there is no such pair, or it always passes.
-                None => vec![Reach::Allowed; transports.len()],
+                Some((from, to))
+                    if is_isolated(from, Direction::Egress) || is_isolated(to, Direction::Ingress) =>
+                {
+                    between(from, to, &transports)
+                }
+                // Nothing isolates the two. Or nothing asks: there is no such pair, or it is a pod and its own node.
+                _ => vec![Reach::Allowed; transports.len()],
             };
             let index = known.get(verdict.as_slice()).copied().unwrap_or_else(|| {
                 let (index, verdict) = (number(verdicts.len()), Arc::<[Reach]>::from(verdict));
@@ -156,6 +172,11 @@ impl ClassTable {
         is_within.then(|| self.cells.get(from * self.classes + to).copied()).flatten()
     }
 
+    /// All verdicts that have a number, by that.
+    pub fn cells(&self) -> impl Iterator<Item = &[Reach]> {
+        self.verdicts.iter().map(|verdicts| &**verdicts)
+    }
+
     /// The verdicts with this number.
     #[must_use]
     pub fn of_cell(&self, cell: u32) -> Option<&[Reach]> {
@@ -179,55 +200,6 @@ impl ClassTable {
 /// There are no more verdicts than pairs of classes, whose table would not fit into memory first.
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Ends in classes, which are split until no criterion distinguishes the ends of one class.
-struct Partition {
-    class_of: Vec<usize>,
-    classes: usize,
-}
-
-impl Partition {
-    /// All in one class.
-    fn new(ends: usize) -> Self {
-        Self { class_of: vec![0; ends], classes: 1 }
-    }
-
-    /// Splits each class into those that are in `members`, each named once, and those that are not.
-    fn split(&mut self, members: impl IntoIterator<Item = usize>) {
-        let mut moved: HashMap<usize, usize> = HashMap::new();
-        for member in members {
-            let Some(class) = self.class_of.get_mut(member) else { continue };
-            let next = &mut self.classes;
-            *class = *moved.entry(*class).or_insert_with(|| {
-                *next += 1;
-                *next - 1
-            });
-        }
-    }
-
-    /// Splits each class by the keys of its ends; there is one for each end, in their order.
-    fn split_by<K: Hash + Eq>(&mut self, keys: impl IntoIterator<Item = K>) {
-        let mut split: HashMap<(usize, K), usize> = HashMap::new();
-        for (class, key) in self.class_of.iter_mut().zip(keys) {
-            let next = split.len();
-            *class = *split.entry((*class, key)).or_insert(next);
-        }
-        self.classes = split.len();
-    }
-
-    /// The class of each end, and the ends of each class.
-    fn finish(mut self) -> (Vec<usize>, Vec<Vec<usize>>) {
-        // Numbers them by their first end.
-        self.split_by(std::iter::repeat(()));
-        let mut members = vec![Vec::new(); self.classes];
-        for (at, class) in self.class_of.iter().enumerate() {
-            if let Some(members) = members.get_mut(*class) {
-                members.push(at);
-            }
-        }
-        (self.class_of, members)
-    }
 }
 
 /// What policies look at, each once.
@@ -345,7 +317,7 @@ fn selected_alike<'a>(
             }
         }
     }
-    kind_of.into_iter().map(|kind| partition.class_of.get(kind?).copied()).collect()
+    kind_of.into_iter().map(|kind| partition.class_of(kind?)).collect()
 }
 
 /// Ends that have a class of their own, since packets from or to their addresses may be of others.
