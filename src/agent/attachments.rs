@@ -9,6 +9,7 @@ use super::{Agent, GuardInput};
 use crate::{
     dataplane::Dataplane,
     model::{AttachmentId, KnownAttachment},
+    ruleset::observed::Observed,
 };
 
 /// A pod that waits for its rules.
@@ -16,6 +17,9 @@ use crate::{
 pub struct Attached {
     /// Its attachment, with its object, if that was read separately from the source of objects.
     pub known: KnownAttachment,
+    /// Sent to at once: whether all its addresses are closed, so that no connection of theirs can begin before its
+    /// rules are in the kernel.
+    pub taken: SyncSender<bool>,
     /// Sent to once its rules are in the kernel.
     pub written: SyncSender<PodRules>,
 }
@@ -77,8 +81,11 @@ impl<D: Dataplane> Agent<D> {
     }
 
     /// Takes in a new pod. It is answered once its rules are in the kernel.
-    pub(super) fn attached(&mut self, Attached { known, written }: Attached) {
+    pub(super) fn attached(&mut self, Attached { known, taken, written }: Attached) {
         let id = known.attachment.id.clone();
+        let closes = |observed: &Observed| known.attachment.addresses.iter().all(|it| observed.closes(*it));
+        // The gate may have stopped waiting.
+        let _ = taken.try_send(self.kernel.as_ref().is_some_and(closes));
         let changes = self.node_pods.attach(known);
         self.take_changes(changes, Instant::now());
         // Only now: a sync may have come before these changes, and does not answer for them.

@@ -244,6 +244,13 @@ fn metrics_count_the_objects_of_each_kind() {
 
 /// The attachment of a pod of this node, and what its plugin hears.
 fn attached(name: &str, last: u8) -> (Input, Receiver<PodRules>) {
+    let (input, _, answer) = attachment(name, last);
+    (input, answer)
+}
+
+/// The same with what the gate learns at once: whether the pod's address is closed.
+fn attachment(name: &str, last: u8) -> (Input, Receiver<bool>, Receiver<PodRules>) {
+    let (learned, is_closed) = sync_channel(1);
     let (written, answer) = sync_channel(1);
     let attachment = Attachment {
         id: AttachmentId { container: format!("c-{last}").into(), interface: "eth0".into() },
@@ -254,7 +261,7 @@ fn attached(name: &str, last: u8) -> (Input, Receiver<PodRules>) {
         addresses: vec![IpAddr::from([10, 244, 1, last])],
     };
     let known = KnownAttachment { attachment, object: None };
-    (Input::Attached(Box::new(Attached { known, written })), answer)
+    (Input::Attached(Box::new(Attached { known, taken: learned, written })), is_closed, answer)
 }
 
 /// A pod of this node that reports no address.
@@ -285,6 +292,36 @@ fn plugin_is_answered_once_the_pod_is_in_the_kernel_without_the_debounce() {
     assert!(done.try_recv().is_err());
     agent.act(Instant::now());
     assert_eq!((done.try_recv(), local_pods(&agent)), (Ok(()), 0));
+}
+
+#[test]
+fn gate_learns_whether_the_rules_in_the_kernel_close_the_address_of_a_new_pod() {
+    let closes = |options: Options, block: &str, before: &[Change]| {
+        let pace = Pace { debounce: HOUR, retry_first: HOUR, retry_most: HOUR, gc: HOUR, check: HOUR };
+        let (metrics, status) =
+            (Arc::new(Metrics::new().unwrap()), Arc::new(Status::starting("the objects")));
+        let mut agent = Agent::new("n1", Fake::default(), options, pace, metrics, status, None)
+            .with_pod_cidrs(&[block.parse().unwrap()]);
+        agent.take(input(before.iter().cloned()));
+        let ask = |agent: &mut Agent<Fake>| {
+            let (input, is_closed, _) = attachment("web", 7);
+            agent.take(input);
+            is_closed.try_recv().unwrap()
+        };
+        assert!(!ask(&mut agent), "nothing is written yet");
+        agent.take(Input::Detached(
+            vec![AttachmentId { container: "c-7".into(), interface: "eth0".into() }],
+            sync_channel(1).0,
+        ));
+        agent.take(Input::Synced);
+        agent.act(Instant::now());
+        ask(&mut agent)
+    };
+    let closing = || Options { close_unknown_pods: true, ..Options::default() };
+    assert!(closes(closing(), "10.244.1.0/24", &[]));
+    assert!(!closes(closing(), "10.244.2.0/24", &[]), "it is in no block of this node");
+    assert!(!closes(Options::default(), "10.244.1.0/24", &[]), "unknown pods are open");
+    assert!(!closes(closing(), "10.244.1.0/24", &[pod_on("n1", "former", 7)]), "another pod holds it");
 }
 
 #[test]

@@ -16,12 +16,10 @@ use std::{
 use tokio::runtime::Handle;
 use tracing::{debug, error, info, warn};
 
+use super::traffic::{Traffic, TrafficCleaner};
 use crate::{
     agent::{Attached, AttachmentRecord, Input, PodRules, Readiness, Status},
-    dataplane::{
-        DataplaneError,
-        kernel::{conntrack::Conntrack, links::Links},
-    },
+    dataplane::{DataplaneError, kernel::links::Links},
     gate::{
         records::{Recorded, Records},
         server,
@@ -74,9 +72,6 @@ pub(super) struct Started {
     pub(super) records: Sender<AttachmentRecord>,
 }
 
-/// Addresses that change their owner, and where to tell that the traffic of the former one is forgotten.
-type Forget = (BTreeSet<IpAddr>, mpsc::SyncSender<()>);
-
 /// Why the rules of a pod are not written.
 #[derive(Debug, PartialEq, Eq)]
 enum NoRules {
@@ -104,7 +99,7 @@ struct Gate {
     status: Arc<Status>,
     records: Records,
     objects: ObjectReader,
-    connections: Sender<Forget>,
+    traffic: TrafficCleaner,
     entries: Mutex<BTreeMap<AttachmentId, Entry>>,
 }
 
@@ -129,13 +124,9 @@ pub(super) fn start(
 ) -> io::Result<Started> {
     let socket = gate_socket(run_dir);
     let records = Records::open(protocol::records(&socket))?;
-    let (connections, forgotten) = mpsc::channel::<Forget>();
-    let counted = metrics.clone();
-    thread::Builder::new()
-        .name("gate-forget".to_owned())
-        .spawn(move || forget_traffic(&forgotten, &counted))?;
+    let traffic = TrafficCleaner::start(metrics.clone())?;
     let gate =
-        Arc::new(Gate { inputs, metrics, status, records, objects, connections, entries: Mutex::default() });
+        Arc::new(Gate { inputs, metrics, status, records, objects, traffic, entries: Mutex::default() });
     let known = gate.recover()?;
     let (sender, changes) = mpsc::channel();
     let keeper = gate.clone();
@@ -194,7 +185,12 @@ impl Gate {
             let entry = Entry { network: recorded.network, attachment, reported: start };
             entries.insert(id.clone(), entry);
         }
-        let mut rules = self.attach(&id, start, None)?;
+        let mut closed = None;
+        let mut rules = self.attach(&id, start, None, |is_closed| {
+            // No connection can begin any more. What is left of the former owner's is deleted while the rules are
+            // written, since finding it takes as long.
+            closed = is_closed.then(|| self.traffic.forget(Traffic::Connections, addresses.clone()));
+        })?;
         let mut pause = LOOK_AGAIN;
         while rules == PodRules::Closed && start.elapsed() < LOOKING {
             let object = self.read(&pod);
@@ -202,18 +198,33 @@ impl Gate {
                 thread::sleep(pause);
                 pause *= 2;
             }
-            rules = self.attach(&id, start, object)?;
+            rules = self.attach(&id, start, object, |_| ())?;
         }
         if rules == PodRules::Closed {
             warn!(%pod, "object of a new pod not found; the pod is closed until it is");
         }
-        self.forget(addresses, WRITING);
+        let left = match closed {
+            Some(forgetting) => {
+                forgetting.wait(WRITING);
+                Traffic::Waiting
+            }
+            None => Traffic::All,
+        };
+        self.traffic.forget(left, addresses).wait(WRITING);
         debug!(%pod, attachment = %id, after = ?start.elapsed(), "pod may start");
         Ok(())
     }
 
-    /// Tells the agent of an attachment, and waits for its rules.
-    fn attach(&self, id: &AttachmentId, reported: Instant, object: Option<Pod>) -> Result<PodRules, NoRules> {
+    /// Tells the agent of an attachment, and waits for its rules. Meanwhile `taken` is told whether all its addresses
+    /// were closed when the agent learned of it.
+    fn attach(
+        &self,
+        id: &AttachmentId,
+        reported: Instant,
+        object: Option<Pod>,
+        taken: impl FnOnce(bool),
+    ) -> Result<PodRules, NoRules> {
+        let (learned, were_closed) = sync_channel(1);
         let (written, rules) = sync_channel(1);
         {
             // Under the lock, so that a removal comes either before or after it.
@@ -221,10 +232,14 @@ impl Gate {
             let entry = entries.get(id).filter(|entry| entry.reported == reported);
             let Some(entry) = entry else { return Err(NoRules::removed()) };
             let known = KnownAttachment { attachment: entry.attachment.clone(), object };
-            let attached = Box::new(Attached { known, written });
+            let attached = Box::new(Attached { known, taken: learned, written });
             self.inputs.send(Input::Attached(attached)).map_err(|_| NoRules::Ending)?;
         }
-        rules.recv_timeout(WRITING).map_err(|error| match error {
+        let deadline = Instant::now() + WRITING;
+        if let Ok(were_closed) = were_closed.recv_timeout(WRITING) {
+            taken(were_closed);
+        }
+        rules.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|error| match error {
             RecvTimeoutError::Timeout => {
                 let reasons = self.status.view().reasons.join("; ");
                 let reasons = if reasons.is_empty() { "no reason is known".to_owned() } else { reasons };
@@ -305,7 +320,7 @@ impl Gate {
             warn!(attachments = ids.len(), "removal of attachments not written in time; it is retried");
         }
         if !addresses.is_empty() {
-            self.forget(addresses, REMOVING);
+            self.traffic.forget(Traffic::All, addresses).wait(REMOVING);
         }
     }
 
@@ -314,21 +329,13 @@ impl Gate {
         let id = model_id(&reported.id);
         let known = self.entries().get(&id).map(|entry| entry.reported);
         let known = known.ok_or_else(|| "this attachment was never reported, or is gone".to_owned())?;
-        self.attach(&id, known, None).map(drop)
+        self.attach(&id, known, None, |_| ()).map(drop)
     }
 
     fn ready(&self) -> Result<(), String> {
         match self.status.readiness() {
             Readiness::Starting(reason) => Err(reason),
             Readiness::Ready | Readiness::Degraded(_) | Readiness::Failing(_) => Ok(()),
-        }
-    }
-
-    /// Removes what is tracked of connections of these addresses, and waits for that up to `patience`.
-    fn forget(&self, addresses: BTreeSet<IpAddr>, patience: Duration) {
-        let (done, forgotten) = sync_channel(1);
-        if self.connections.send((addresses, done)).is_err() || forgotten.recv_timeout(patience).is_err() {
-            warn!("connections of the former owner of an address may still be tracked");
         }
     }
 
@@ -408,36 +415,6 @@ fn has_link(attachment: &Attachment, links: &BTreeSet<String>) -> bool {
     attachment.host_interfaces.iter().any(|name| links.contains(&**name))
 }
 
-/// Deletes tracked connections, and packets that wait for the hardware addresses. Pods that start together wait for one
-/// walk through the tables.
-fn forget_traffic(requests: &Receiver<Forget>, metrics: &Metrics) {
-    while let Ok((mut addresses, first)) = requests.recv() {
-        let mut waiting = vec![first];
-        for (more, done) in requests.try_iter() {
-            addresses.extend(more);
-            waiting.push(done);
-        }
-        match Conntrack::open().and_then(|mut conntrack| conntrack.forget(&addresses)) {
-            Ok(0) => {}
-            Ok(count) => info!(count, "removed tracked connections of the former owner of an address"),
-            Err(error) => {
-                error!(%error, "cannot remove tracked connections of the former owner of an address");
-                metrics.failed("conntrack", error.reason().label());
-            }
-        }
-        if let Err(source) = Links::open().and_then(|mut links| links.forget_neighbours(&addresses)) {
-            let doing = "dropping packets that wait for a new pod".to_owned();
-            let error = DataplaneError::System { doing, source };
-            error!(%error, "cannot remove what the node holds for the former owner of an address");
-            metrics.failed("gate", error.reason().label());
-        }
-        for done in waiting {
-            // The plugin may have given up.
-            let _ = done.try_send(());
-        }
-    }
-}
-
 fn model_id(id: &protocol::AttachmentId) -> AttachmentId {
     AttachmentId { container: id.container_id.as_str().into(), interface: id.ifname.as_str().into() }
 }
@@ -473,7 +450,7 @@ mod tests {
             status: Arc::new(Status::starting("the objects")),
             records: Records::open(folder.path().to_owned()).unwrap(),
             objects: ObjectReader::Files,
-            connections: mpsc::channel().0,
+            traffic: TrafficCleaner::start(Arc::new(Metrics::new().unwrap())).unwrap(),
             entries: Mutex::default(),
         }
     }

@@ -24,6 +24,7 @@ mod gate_install;
 mod guard;
 mod host;
 mod source;
+mod traffic;
 
 pub use gate::gate_socket;
 pub use gate_install::GateInstall;

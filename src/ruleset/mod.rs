@@ -19,6 +19,7 @@ pub mod plan;
 pub mod render;
 mod step;
 pub mod trace;
+mod unknown;
 
 #[cfg(test)]
 mod tests;

@@ -104,17 +104,9 @@ impl TableBuilder<'_> {
     fn unknown_pods(&self) -> Vec<Rule> {
         let blocks = self.resolved.pod_cidrs.iter().filter(|block| Family::of(block.addr()) == self.family);
         let blocks = blocks.filter(|_| self.options.close_unknown_pods);
-        let set = names::known_pods(self.family);
         blocks
             .flat_map(|block| {
-                Direction::BOTH.map(|direction| {
-                    let (matches, field) = match direction {
-                        Direction::Egress => (Match::Source(*block), Field::Source),
-                        Direction::Ingress => (Match::Destination(*block), Field::Destination),
-                    };
-                    let stranger = Match::NotInSet { set: set.clone(), field };
-                    Rule::new([matches, stranger], Target::Goto(names::unknown()))
-                })
+                Direction::BOTH.map(|direction| Rule::for_unknown_pods(self.family, *block, direction))
             })
             .collect()
     }
