@@ -19,7 +19,8 @@
 //!   plugin's installation on the node.
 //! - [`metrics`]: every name, help text and bucket.
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
-//! - [`web`]: `/metrics`, `/status`, `/livez`, `/readyz`.
+//! - [`drops`]: the drop log. What was dropped, between whom, and why.
+//! - [`web`]: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`.
 //! - [`daemon`]: starts and connects all parts.
 //! - `lab` (with the feature of that name): the test lab. Random and sized clusters, and whole networks of namespaces
 //!   with real packets.
@@ -55,6 +56,7 @@ pub mod agent;
 pub mod cli;
 pub mod daemon;
 pub mod dataplane;
+pub mod drops;
 pub mod gate;
 pub mod k8s;
 #[cfg(feature = "lab")]

@@ -114,6 +114,12 @@ pub struct Metrics {
     pub connections_unjudged: IntGauge,
     /// `towpath_gate_installed`.
     pub gate_installed: IntGauge,
+    /// `towpath_drop_copies_total`, by kind and direction.
+    pub drop_copies: IntCounterVec,
+    /// `towpath_drop_records_total`, by kind.
+    pub drop_records: IntCounterVec,
+    /// `towpath_drops_not_told_total`, by reason.
+    pub drops_not_told: IntCounterVec,
 }
 
 impl Metrics {
@@ -306,6 +312,27 @@ impl Metrics {
             gate_installed: int_gauge(
                 "towpath_gate_installed",
                 "1 while the gate for new pods is in the CNI configuration of this node, else 0.",
+            )?,
+            drop_copies: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_drop_copies_total",
+                        "Copies of dropped packets that the kernel delivered, by kind of rule and direction; of many \
+                         packets it copies only some.",
+                    ),
+                    &["kind", "direction"],
+                ),
+            )?,
+            drop_records: counters(
+                "towpath_drop_records_total",
+                "Records of the drop log, by kind of rule.",
+                "kind",
+            )?,
+            drops_not_told: counters(
+                "towpath_drops_not_told_total",
+                "Copies of dropped packets that are in no record, by reason.",
+                "reason",
             )?,
             commands: int_counter("towpath_commands_total", "Commands started by this process.")?,
             registry,

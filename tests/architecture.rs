@@ -21,10 +21,17 @@ const MODULES: &[(&str, &[&str])] = &[
     ("dataplane", &["model", "ruleset"]),
     ("gate", &["model"]),
     ("agent", &["dataplane", "metrics", "model", "policy", "ruleset"]),
-    ("web", &["agent", "gate", "metrics", "model", "policy"]),
-    ("daemon", &["agent", "dataplane", "gate", "k8s", "metrics", "model", "policy", "ruleset", "web"]),
+    ("drops", &["dataplane", "model", "policy", "ruleset"]),
+    ("web", &["agent", "drops", "gate", "metrics", "model", "policy"]),
+    (
+        "daemon",
+        &["agent", "dataplane", "drops", "gate", "k8s", "metrics", "model", "policy", "ruleset", "web"],
+    ),
     ("lab", &["model"]),
-    ("cli", &["agent", "daemon", "dataplane", "gate", "k8s", "lab", "model", "policy", "ruleset", "web"]),
+    (
+        "cli",
+        &["agent", "daemon", "dataplane", "drops", "gate", "k8s", "lab", "model", "policy", "ruleset", "web"],
+    ),
 ];
 
 /// The modules that only compute.

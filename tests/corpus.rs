@@ -14,7 +14,7 @@ use std::{
 
 use fastrand::Rng;
 use towpath::{
-    dataplane::kernel::fuzzing::{netlink, tools},
+    dataplane::kernel::fuzzing::{drops, netlink, tools},
     gate::fuzzing::gate,
     k8s::{manifest::fuzzing::manifest, watch::fuzzing::convert},
 };
@@ -23,8 +23,14 @@ use towpath::{
 type Property = fn(&[u8]);
 
 /// Every target, with what it checks.
-const TARGETS: [(&str, Property); 5] =
-    [("convert", convert), ("gate", gate), ("manifest", manifest), ("netlink", netlink), ("tools", tools)];
+const TARGETS: [(&str, Property); 6] = [
+    ("convert", convert),
+    ("drops", drops),
+    ("gate", gate),
+    ("manifest", manifest),
+    ("netlink", netlink),
+    ("tools", tools),
+];
 
 /// How many bytes the kept inputs may have in all.
 const MOST: usize = 1 << 20;

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -18,6 +18,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use towpath::{
     agent::{Agent, Input, Pace, Readiness, Refused, Status},
     dataplane::fake::Fake,
+    drops::{DropLog, End, Page, Record},
     lab::random::{Generator, NODES, Shape, Stack},
     metrics::Metrics,
     model::{Change, Namespace},
@@ -31,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Daemon {
     metrics: Arc<Metrics>,
     status: Arc<Status>,
+    drops: Arc<DropLog>,
     inputs: Sender<Input>,
     address: SocketAddr,
     turn: u64,
@@ -56,11 +58,16 @@ impl Daemon {
         let about = About { node: NODES[0].into(), iptables: "nft".to_owned() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(
-            Web { about, metrics: metrics.clone(), status: status.clone(), gate: Arc::default() }
-                .serve(listener),
-        );
-        let daemon = Self { metrics, status, inputs, address, turn: 0, thread, _runtime: runtime };
+        let drops = Arc::new(DropLog::new(1000, None));
+        let web = Web {
+            about,
+            metrics: metrics.clone(),
+            status: status.clone(),
+            gate: Arc::default(),
+            drops: drops.clone(),
+        };
+        runtime.spawn(web.serve(listener));
+        let daemon = Self { metrics, status, drops, inputs, address, turn: 0, thread, _runtime: runtime };
         let shape = Shape { stack: Stack::V4, namespaces: 2, pods: 8, policies: 8, oddities: false };
         daemon.inputs.send(Input::changes(Generator::new(7, shape).cluster())).unwrap();
         daemon.inputs.send(Input::Synced).unwrap();
@@ -196,4 +203,79 @@ fn too_large_request_is_refused() {
     let answer = String::from_utf8_lossy(&answer);
     assert!(!answer.contains("200 OK") && !answer.contains("towpath_"), "{answer}");
     assert_eq!(daemon.get("/readyz"), ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned()));
+}
+
+/// A record of packets between two pods.
+fn record(from: &str, to: &str) -> Record {
+    let pod = |name: &str| End { pod: Some(name.to_owned()), ..End::default() };
+    Record { from: pod(from), to: pod(to), count: 1, ..Record::default() }
+}
+
+#[test]
+fn drops_are_filtered_by_pod_namespace_and_cursor() {
+    let daemon = Daemon::start();
+    let first = daemon.drops.insert(record("shop/web", "shop/db"));
+    daemon.drops.insert(record("blog/web", "shop/db"));
+    let ask = |query: &str| -> Vec<String> {
+        let (status, body) = daemon.get(&format!("/drops{query}"));
+        assert_eq!(status, "HTTP/1.1 200 OK", "{body}");
+        let page: Page = serde_json::from_str(&body).unwrap();
+        page.records.into_iter().filter_map(|record| record.from.pod).collect()
+    };
+    assert_eq!(ask(""), ["shop/web", "blog/web"]);
+    assert_eq!(ask("?pod=blog/web"), ["blog/web"]);
+    assert_eq!(ask("?pod=blog%2Fweb&namespace=shop"), ["blog/web"]);
+    assert_eq!(ask("?namespace=blog"), ["blog/web"]);
+    assert_eq!(ask(&format!("?since={first}")), ["blog/web"]);
+    assert_eq!(daemon.get("/drops?since=yesterday").0, "HTTP/1.1 400 Bad Request");
+}
+
+#[test]
+fn follower_receives_each_record_as_it_comes() {
+    let daemon = Daemon::start();
+    daemon.drops.insert(record("shop/web", "shop/db"));
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET /drops?follow=true&namespace=shop HTTP/1.0\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().ends_with("200 OK"));
+    let mut next = || loop {
+        if let Ok(record) = serde_json::from_str::<Record>(&lines.next().unwrap()) {
+            return record.from.pod.unwrap();
+        }
+    };
+    assert_eq!(next(), "shop/web");
+    daemon.drops.insert(record("blog/web", "blog/db"));
+    daemon.drops.insert(record("shop/api", "shop/db"));
+    assert_eq!(next(), "shop/api");
+}
+
+#[test]
+fn followers_are_few_and_others_are_served_beside_them() {
+    let daemon = Daemon::start();
+    let follow = || {
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /drops?follow=true HTTP/1.0\r\n\r\n").unwrap();
+        let mut status = String::new();
+        let mut reader = BufReader::new(stream);
+        reader.read_line(&mut status).unwrap();
+        (reader, status)
+    };
+    let followers: Vec<_> = (0..8).map(|_| follow()).collect();
+    assert!(followers.iter().all(|(_, status)| status.contains("200")));
+    assert!(follow().1.contains("503"));
+    // As many connections as are served at once, none of which sends a request.
+    let idle: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(daemon.address).unwrap()).collect();
+    assert!(daemon.get("/livez").0.contains("200"));
+    // They were closed for others; those who follow were not.
+    daemon.drops.insert(record("shop/web", "shop/db"));
+    for (mut reader, _) in followers {
+        let mut line = String::new();
+        while !line.contains("shop/web") {
+            line.clear();
+            assert!(reader.read_line(&mut line).unwrap() > 0, "closed");
+        }
+    }
+    drop(idle);
 }

@@ -26,6 +26,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender},
@@ -80,8 +81,19 @@ pub enum Input {
     Attached(Box<Attached>),
     /// Attachments are gone. Sent to once what this means is in the kernel.
     Detached(Vec<AttachmentId>, SyncSender<()>),
+    /// Who has these addresses, as far as the objects say. Sent to at once; nothing else happens.
+    Identify(BTreeSet<IpAddr>, SyncSender<Identified>),
     /// Stop; what is in the kernel stays.
     Stop,
+}
+
+/// Who has some addresses.
+#[derive(Clone, Debug, Default)]
+pub struct Identified {
+    /// The part of the cluster with their owners, without policies.
+    pub owners: Cluster,
+    /// The addresses of all pods of the cluster.
+    pub all_pods: Members,
 }
 
 impl Input {
@@ -336,6 +348,11 @@ impl<D: Dataplane> Agent<D> {
             Input::Tunnels(tunnels) => {
                 self.compiler.set_tunnels(tunnels);
                 self.schedule.changed();
+            }
+            Input::Identify(addresses, answer) => {
+                let owners = self.cluster.part_at(&addresses);
+                // The asker may have stopped waiting.
+                let _ = answer.try_send(Identified { owners, all_pods: self.resolver.all_pods().clone() });
             }
             Input::Stop => return false,
         }

@@ -1,7 +1,7 @@
 //! Queries the daemon on this node.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream, ToSocketAddrs as _},
     time::Duration,
 };
@@ -68,15 +68,52 @@ impl DaemonArgs {
     }
 }
 
+impl DaemonArgs {
+    /// Requests `path`, and passes on the lines of the answer as they come, until `each` returns false.
+    pub(super) fn lines(&self, path: &str, each: impl FnMut(&str) -> bool) -> anyhow::Result<()> {
+        let address = self.address();
+        follow(&address, path, each).with_context(|| format!("following the daemon at {address}"))
+    }
+}
+
+/// The longest line of an answer that comes line by line, in bytes.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// Passes on the lines of an answer until `each` returns false or the answer ends.
+fn follow(address: &str, path: &str, mut each: impl FnMut(&str) -> bool) -> anyhow::Result<()> {
+    let mut reader = BufReader::new(request(address, path)?);
+    let (mut is_body, mut is_first) = (false, true);
+    loop {
+        let mut line = Vec::new();
+        if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        if std::mem::take(&mut is_first) {
+            let status = text.split(' ').nth(1).unwrap_or_default();
+            anyhow::ensure!(status == "200", "what listens at {address} answered {status}");
+        } else if !is_body {
+            is_body = text.is_empty();
+        } else if !text.is_empty() && !each(text) {
+            return Ok(());
+        }
+    }
+}
+
 fn ask(address: &str, path: &str) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    request(address, path)?.take(MOST).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+fn request(address: &str, path: &str) -> io::Result<TcpStream> {
     let mut stream = connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    // HTTP/1.0, so that the answer comes in one piece and ends with the connection.
+    // HTTP/1.0, so that the answer is not in chunks and ends with the connection.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(MOST).read_to_end(&mut answer)?;
-    Ok(answer)
+    Ok(stream)
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {

@@ -9,6 +9,7 @@ mod client;
 mod compile;
 #[cfg(feature = "lab")]
 pub mod demo;
+mod drops;
 pub mod explain;
 mod lint;
 pub mod matrix;
@@ -40,7 +41,7 @@ use crate::{
         known_transports,
         resolve::Resolver,
     },
-    ruleset::compile::{DenyAction, Options},
+    ruleset::compile::{DenyAction, LogLimit, Options},
 };
 
 /// Enforces Kubernetes NetworkPolicy with ipsets and iptables where the network itself does not.
@@ -80,6 +81,9 @@ enum Command {
     /// if it cannot be reached.
     #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
     Status(status::StatusArgs),
+    /// Shows what this node dropped, between whom, and by which policies; exit status 3 if the daemon cannot be reached.
+    #[command(after_help = "Example: towpath drops --follow --namespace shop")]
+    Drops(drops::DropsArgs),
     /// Collects into one .tar.gz what a bug report needs: the daemon's status and metrics, the filter tables, our sets,
     /// versions and settings. Prints the file's name. Needs root for the tables and sets.
     #[command(after_help = "Example: towpath bugreport --output /tmp")]
@@ -198,7 +202,7 @@ struct EnforcementArgs {
     /// Apply egress policy to packets from a pod to its own node as well.
     #[arg(long, env = "TOWPATH_ENFORCE_POD_TO_NODE")]
     enforce_pod_to_node: bool,
-    /// The netlink log group that receives copies of denied packets, ten per second for each group of pods; 0 for none.
+    /// The netlink log group that receives copies of denied packets, ten per second of each sender; 0 for none.
     #[arg(long, value_name = "GROUP", default_value_t = 100, env = "TOWPATH_NFLOG_GROUP")]
     nflog_group: u16,
     /// A UDP port that VXLAN endpoints listen on. Pods may send to it only if the destination is a pod. Ports of the
@@ -229,6 +233,7 @@ impl EnforcementArgs {
                 Deny::Reject => DenyAction::Reject,
             },
             log_group: (self.nflog_group != 0).then_some(self.nflog_group),
+            log_limit: LogLimit::OfASender,
             enforce_pod_to_node: self.enforce_pod_to_node,
             vxlan_port: self.vxlan_port,
             // The interface guard does the work of these rules; without one, `run` turns them on.
@@ -449,6 +454,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Cleanup(args) => cleanup::cleanup(args),
         Command::Prepare(args) => prepare::prepare(args),
         Command::Status(args) => status::status(args),
+        Command::Drops(args) => drops::drops(args),
         Command::Bugreport(args) => bugreport::bugreport(args),
         Command::Cni => Err(Ended::Status(towpath_cni::main())),
         #[cfg(feature = "lab")]
@@ -540,7 +546,8 @@ fn log_to_stderr(format: LogFormat, verbosity: u8) {
         _ => "debug",
     };
     // Libraries would repeat, in their own words, what the watches log once and explain.
-    let filter = format!("off,towpath={level}");
+    // Denied packets have a switch of their own, `--drop-log`.
+    let filter = format!("off,towpath={level},towpath::denied=info");
     let filter = EnvFilter::try_from_env("TOWPATH_LOG").unwrap_or_else(|_| EnvFilter::new(filter));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {

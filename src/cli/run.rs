@@ -39,7 +39,7 @@ pub(super) struct RunArgs {
     #[arg(long, visible_alias = "backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     iptables_backend: BackendArg,
-    /// The address to serve /metrics, /status, /livez and /readyz on.
+    /// The address to serve /metrics, /status, /drops, /livez and /readyz on.
     #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_ADDRESS, env = "TOWPATH_LISTEN")]
     #[arg(value_parser = address_and_port)]
     listen: SocketAddr,
@@ -67,6 +67,8 @@ pub(super) struct RunArgs {
     /// What to do if IPVS serves Services: traffic from pods to them is not policed.
     #[arg(long, value_enum, default_value_t = IpvsServices::Refuse, env = "TOWPATH_IPVS")]
     ipvs: IpvsServices,
+    #[command(flatten)]
+    drops: DropLogArgs,
     /// Whether to check what pods send: only from their own addresses, and only IPv4, IPv6 and ARP.
     #[arg(long, value_enum, default_value_t = InterfaceGuard::Auto, env = "TOWPATH_INTERFACE_GUARD")]
     interface_guard: InterfaceGuard,
@@ -90,6 +92,38 @@ pub(super) struct RunArgs {
     /// The format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "TOWPATH_LOG_FORMAT")]
     pub(super) log_format: LogFormat,
+}
+
+/// What becomes of the copies of denied packets.
+#[derive(Debug, Args)]
+struct DropLogArgs {
+    /// What to do with the copies of denied packets in the log group of --nflog-group.
+    #[arg(long, value_enum, default_value_t = DropLog::On, env = "TOWPATH_DROP_LOG")]
+    drop_log: DropLog,
+    /// How many records of denied packets are kept for `towpath drops`.
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "TOWPATH_DROP_RECORDS")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    drop_records: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DropLog {
+    /// Explain each denied flow for `towpath drops`, and log it.
+    On,
+    /// Explain each denied flow for `towpath drops`.
+    Quiet,
+    /// Leave the log group to another program.
+    Off,
+}
+
+impl From<DropLog> for daemon::Telling {
+    fn from(argument: DropLog) -> Self {
+        match argument {
+            DropLog::On => Self::On,
+            DropLog::Quiet => Self::Quiet,
+            DropLog::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -254,6 +288,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
             ipvs: args.ipvs == IpvsServices::Refuse,
             proc_sys_net: args.proc_sys_net.clone(),
         },
+        telling: args.drops.drop_log.into(),
+        drop_records: args.drops.drop_records.into(),
         interface_guard: args.interface_guard.into(),
         gate_install: args.gate.install(&args.run_dir),
         run_dir: args.run_dir.clone(),

@@ -6,7 +6,8 @@
 //! guard   --Tunnels----^ |  +--Applied--> conntrack_cleaner: cuts connections that policy no longer allows
 //!   ^                    |
 //!   +-------Owners-------+
-//! web: /metrics /status /livez /readyz <-- metrics, status
+//! kernel --copies of dropped packets--> drop_log --Identify--> agent
+//! web: /metrics /status /drops /livez /readyz <-- metrics, status, drop_log
 //! ```
 //!
 //! - `source`: objects out of files or the API server.
@@ -14,10 +15,12 @@
 //! - `conntrack_cleaner`: the thread that cuts established connections.
 //! - `gate`: the threads that answer the CNI plugin.
 //! - `gate_install`: the thread that installs the gate for new pods.
+//! - `drop_log`: the threads that read and explain copies of dropped packets.
 //! - `host`: the thread that checks settings of the host without which packets bypass the rules.
 //! - `events`: Kubernetes Events about what is over budget.
 
 mod conntrack_cleaner;
+mod drop_log;
 mod events;
 mod gate;
 mod gate_install;
@@ -26,6 +29,7 @@ mod host;
 mod source;
 mod traffic;
 
+pub use drop_log::Telling;
 pub use gate::gate_socket;
 pub use gate_install::GateInstall;
 pub use host::HostChecks;
@@ -59,6 +63,7 @@ use crate::{
         command::Commands,
         kernel::{self, Backend, Kernel, lock::WriterLock},
     },
+    drops::DropLog,
     gate::install::Installation,
     k8s::{
         events::EventWriter,
@@ -67,9 +72,14 @@ use crate::{
     },
     metrics::Metrics,
     policy::budget::Budgets,
-    ruleset::{Match, Rule, Target, compile::Options},
+    ruleset::{
+        Field, Match, Rule, Target,
+        compile::{LogLimit, Options},
+        log_prefix::LogPrefix,
+    },
     web::{About, Web},
 };
+use drop_log::DropLogger;
 use source::{Outputs, Source};
 
 /// What the daemon does, and how.
@@ -105,6 +115,10 @@ pub struct Settings {
     pub cuts_connections: bool,
     /// Which settings of the host to check.
     pub host: HostChecks,
+    /// Whether dropped packets are recorded and logged.
+    pub telling: Telling,
+    /// How many records of dropped packets are kept.
+    pub drop_records: usize,
     /// Whether to check what pods send.
     pub interface_guard: InterfaceGuard,
     /// Whether to install the gate for new pods.
@@ -170,7 +184,14 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         .with_context(|| format!("listening on {}", settings.listen))?;
     let about = About { node: settings.node.clone(), iptables: kernel.variant().to_string() };
     let gate = Arc::new(Installation::default());
-    let web = Web { about, metrics: metrics.clone(), status: status.clone(), gate: gate.clone() };
+    let drops = Arc::new(DropLog::new(settings.drop_records, Some(drops_are_off(&settings).to_owned())));
+    let web = Web {
+        about,
+        metrics: metrics.clone(),
+        status: status.clone(),
+        gate: gate.clone(),
+        drops: drops.clone(),
+    };
     runtime.spawn(web.serve(listener));
     runtime.spawn(warn_of_lag(status.clone()));
     runtime.spawn(report_slow_commands(commands.clone(), status.clone()));
@@ -180,7 +201,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     }
 
     let (inputs, inbox) = mpsc::channel();
-    let daemon = Daemon { settings, commands, metrics, status, gate, inputs: inputs.clone() };
+    let daemon = Daemon { settings, commands, metrics, status, gate, drops, inputs: inputs.clone() };
     let mut ended = {
         // The watches need the context of the runtime.
         let _runtime = runtime.enter();
@@ -284,6 +305,7 @@ struct Daemon {
     metrics: Arc<Metrics>,
     status: Arc<Status>,
     gate: Arc<Installation>,
+    drops: Arc<DropLog>,
     inputs: Sender<Input>,
 }
 
@@ -323,7 +345,7 @@ impl Daemon {
     ) {
         let Some(_lock) = writer_lock(&self.settings.run_dir, &self.status) else { return };
         let outputs = self.outputs();
-        let Self { settings, commands, metrics, status, gate: installation, inputs } = self;
+        let Self { settings, commands, metrics, status, gate: installation, drops, inputs } = self;
         let objects = if files.is_some() {
             gate::ObjectReader::Files
         } else {
@@ -334,7 +356,17 @@ impl Daemon {
             let _runtime = runtime.enter();
             outputs.api(settings.access, settings.node.clone(), settings.memory)
         });
+        let wants_log = settings.options.log_group.is_some();
         let options = without_unsupported_log(settings.options, &mut kernel);
+        let logger = DropLogger {
+            node: settings.node.clone(),
+            log: drops,
+            inputs: inputs.clone(),
+            metrics: metrics.clone(),
+            status: status.clone(),
+            logs: settings.telling == Telling::On,
+        };
+        start_drop_log(logger, settings.telling, options.log_group, wants_log);
         // Only now, since another daemon may have written the guard until just before.
         let mut guard = match interface_guard(settings.interface_guard, &commands, &status) {
             Ok(guard) => guard,
@@ -401,6 +433,35 @@ impl Daemon {
     }
 }
 
+/// Why no dropped packets are recorded: because of the settings, or not yet.
+fn drops_are_off(settings: &Settings) -> &'static str {
+    if settings.telling == Telling::Off {
+        "--drop-log=off"
+    } else if settings.options.log_group.is_none() {
+        "--nflog-group=0"
+    } else {
+        "the daemon is starting"
+    }
+}
+
+/// Starts to record dropped packets, unless that is not wanted or not possible. Only the holder of the writer lock does:
+/// one process can read a log group.
+fn start_drop_log(logger: DropLogger, telling: Telling, group: Option<u16>, group_was_wanted: bool) {
+    if telling == Telling::Off {
+        return;
+    }
+    let Some(group) = group else {
+        if group_was_wanted {
+            let reason = "the kernel cannot log denied packets: load the module xt_NFLOG";
+            logger.log.set_off(Some(reason.to_owned()));
+        }
+        return;
+    };
+    if let Err(error) = logger.start(group) {
+        error!(%error, "cannot record denied packets");
+    }
+}
+
 /// Waits until no other daemon holds the writer lock of this network namespace.
 fn writer_lock(folder: &Path, status: &Status) -> Option<WriterLock> {
     let waiting = |holder: Option<u32>| {
@@ -443,21 +504,27 @@ fn interface_guard(
     Ok(None)
 }
 
-/// Turns off the log of denied packets if the kernel does not support it: policy matters more than its log.
+/// Turns off the log of denied packets, or the shares of senders in it, if the kernel does not support it: policy matters
+/// more than its log.
 fn without_unsupported_log(options: Options, kernel: &mut Kernel) -> Options {
     let Some(group) = options.log_group else { return options };
-    let target = Target::Log { group, prefix: "towpath".into() };
-    match kernel.takes(&Rule::new([Match::Limit { per_second: 1 }], target)) {
-        Ok(false) => {
-            warn!(
-                "kernel cannot log denied packets: load the module xt_NFLOG; enforcing policy without the log"
-            );
-            Options { log_group: None, ..options }
-        }
-        Ok(true) => options,
-        Err(error) => {
+    let mut takes = |limit: Match| {
+        let target = Target::Log { group, prefix: LogPrefix::UnknownPod.to_string().into() };
+        kernel.takes(&Rule::new([limit], target)).unwrap_or_else(|error| {
             warn!(%error, "cannot check whether the kernel can log denied packets");
-            options
-        }
+            true
+        })
+    };
+    if !takes(Match::Limit { per_second: 1 }) {
+        warn!("kernel cannot log denied packets: load the module xt_NFLOG; enforcing policy without the log");
+        return Options { log_group: None, ..options };
     }
+    if takes(Match::LimitEach { per_second: 1, field: Field::Source }) {
+        return options;
+    }
+    warn!(
+        "kernel cannot limit copies of denied packets by sender: load the module xt_hashlimit; one sender may hide \
+         others in the drop log"
+    );
+    Options { log_limit: LogLimit::OfARule, ..options }
 }

@@ -393,7 +393,7 @@ fn match_fault(family: Family, table: &Table, m: &Match) -> Option<String> {
             }
             (!fits).then(|| format!("{field:?} of a packet is never in {set}, which holds {:?}", there.kind))
         }
-        Match::Limit { per_second } => {
+        Match::Limit { per_second } | Match::LimitEach { per_second, .. } => {
             (*per_second == 0 || *per_second > 10_000).then(|| format!("{per_second} packets a second"))
         }
         Match::Comment(text) => {

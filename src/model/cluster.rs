@@ -131,6 +131,9 @@ pub struct Cluster {
     node_addresses: BTreeMap<IpAddr, BTreeMap<Arc<str>, usize>>,
 }
 
+/// How many pods with one address [`Cluster::part_at`] has at most.
+pub const CLAIMANTS_OF_A_PART: usize = 16;
+
 /// The selectable pods that report one address, by name. Nearly always one: only a second one needs an allocation.
 #[derive(Clone, Debug)]
 enum Claims {
@@ -260,6 +263,37 @@ impl Cluster {
     pub fn without_rules(&self, namespace: &str, excess: MemoryExcess) -> Vec<Change> {
         let policies = self.policies_in(namespace);
         policies.map(|policy| Change::SetPolicy(policy.without_rules(excess))).collect()
+    }
+
+    /// The part of it that says who has these addresses: the pods that report them, the namespaces of these, and the
+    /// nodes. The objects are shared, so that making it takes as long however large they are; of more than
+    /// [`CLAIMANTS_OF_A_PART`] pods with one address it has the first ones.
+    #[must_use]
+    pub fn part_at(&self, addresses: &BTreeSet<IpAddr>) -> Self {
+        let mut part = Self::new();
+        for address in addresses {
+            for pod in self.claimants(*address).iter().take(CLAIMANTS_OF_A_PART) {
+                if insert(&mut part.pods, &pod.key, pod.clone()).is_none() {
+                    part.learn(pod);
+                    let namespace = self.namespace(&pod.key.namespace).cloned();
+                    part.namespaces.extend(namespace.map(|namespace| (namespace.name.clone(), namespace)));
+                }
+            }
+            for name in self.nodes_at(*address).take(CLAIMANTS_OF_A_PART) {
+                part.learn_node(name, &[*address]);
+            }
+        }
+        part
+    }
+
+    /// The same with these policies, which it shares.
+    #[must_use]
+    pub fn with_policies(mut self, policies: impl IntoIterator<Item = Arc<NetworkPolicy>>) -> Self {
+        for policy in policies {
+            let key = policy.key.clone();
+            insert(&mut self.policies, &key, policy);
+        }
+        self
     }
 
     fn replace_node(&mut self, name: &Arc<str>, after: Option<Arc<Node>>) -> Option<Delta> {

@@ -98,6 +98,12 @@ pub struct Resolver {
 }
 
 impl Resolver {
+    /// The addresses that pods own, in the whole cluster.
+    #[must_use]
+    pub const fn all_pods(&self) -> &Members {
+        &self.all_pods
+    }
+
     /// A resolver for the pods of `node`, before any object is known.
     #[must_use]
     pub fn new(node: impl Into<Arc<str>>) -> Self {

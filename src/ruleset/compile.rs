@@ -7,8 +7,8 @@
 //!   [without the interface guard] broadcast, multicast, link-local -> DROP, while a pod of this node is isolated
 //!   source in tp4-egress-isolated-...            -> TOWPATH-EGRESS
 //!   destination in tp4-ingress-isolated-...      -> TOWPATH-INGRESS
-//!   tunnel packets from local pods to anything but pods -> DROP
-//! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: DROP
+//!   tunnel packets from local pods to anything but pods -> TOWPATH-TUNNEL: log, DROP
+//! TOWPATH-EGRESS: goto by address, through a shallow tree once there are many; end: TOWPATH-NO-EGRESS: log, DROP
 //! TP-PE-<pod>:    to itself -> RETURN; goto its group
 //! TP-SE-<address> [several pods report it]: jump to the chain of each pod, goto that of the last
 //! TP-GE-<group>:  the program's rules -> RETURN; then log, count, DROP
@@ -21,6 +21,7 @@
 //! Compiling is total and deterministic: every input has exactly one ruleset.
 
 mod hooks;
+pub(super) mod logs;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,6 +51,8 @@ pub struct Options {
     pub deny: DenyAction,
     /// The netlink log group that gets a copy of denied packets; `None` logs nothing.
     pub log_group: Option<u16>,
+    /// Who shares the limit of these copies.
+    pub log_limit: LogLimit,
     /// Whether egress policy also applies to packets of a pod to its own node.
     pub enforce_pod_to_node: bool,
     /// The UDP port of the node's VXLAN endpoint. A pod may send to it only at another pod: else its packets would come
@@ -80,12 +83,22 @@ impl Default for Options {
         Self {
             deny: DenyAction::Drop,
             log_group: Some(100),
+            log_limit: LogLimit::OfASender,
             enforce_pod_to_node: false,
             vxlan_port: 8472,
             link_rules: true,
             close_unknown_pods: false,
         }
     }
+}
+
+/// Who shares the limit of copies of denied packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLimit {
+    /// Each sender has its own, so that one with many cannot hide those of others. The kernel needs `xt_hashlimit`.
+    OfASender,
+    /// All packets that a rule denies.
+    OfARule,
 }
 
 /// What happens to a denied packet.
@@ -295,7 +308,7 @@ impl TableBuilder<'_> {
         let own = |network| own_address(direction, network);
         let goto = |network, to: ChainName| Rule::new([own(network)], Target::Goto(to));
         let leaf = |(address, name): &(IpAddr, ChainName)| goto(IpNet::from(*address), name.clone());
-        let end = Rule::new([], Target::Drop);
+        let end = Rule::new([], self.end(names::no_chain(direction)));
         let width = if layout::is_other() { OTHER_DISPATCH_WIDTH } else { DISPATCH_WIDTH };
         if leaves.len() <= width || depth == DISPATCH_DEPTH {
             return leaves.iter().map(leaf).chain([end]).collect();

@@ -15,7 +15,8 @@ use ipnet::IpNet;
 use super::{
     Chain, ChainName, Field, IpSet, Match, Member, PORT_SLOTS, Rule, SetKind, SetName, Target,
     areas::{Area, areas, stands_alone},
-    compile::{DenyAction, Options, selection_set},
+    compile::{DenyAction, Options, logs::logs, selection_set},
+    log_prefix::LogPrefix,
     names,
 };
 use crate::{
@@ -26,9 +27,6 @@ use crate::{
         program::{self, Action, PeerMatch, Program, Selection},
     },
 };
-
-/// Copies of denied packets per second, for each program.
-pub(super) const LOGS_PER_SECOND: u32 = 10;
 
 /// From this many rules on, those with one block and few ports each are combined into one lookup of address and port.
 /// It costs a packet as much as that many rules.
@@ -228,11 +226,8 @@ impl GroupBuilder<'_> {
         match action {
             Action::Allow => self.rules.push(Rule::new(matches, Target::Return)),
             Action::Deny => {
-                if let Some(group) = self.options.log_group {
-                    let prefix = format!("towpath {} {} ", self.direction, self.digest).into();
-                    let limit = [Match::Limit { per_second: LOGS_PER_SECOND }];
-                    self.rules.push(Rule::new(with(&limit), Target::Log { group, prefix }));
-                }
+                let prefix = LogPrefix::Policy(self.direction, self.digest.into());
+                self.rules.extend(logs(self.family, self.options, &prefix, matches));
                 let field = match self.direction {
                     Direction::Ingress => Field::Destination,
                     Direction::Egress => Field::Source,

@@ -13,6 +13,7 @@ mod areas;
 pub mod compile;
 mod group;
 pub mod guard;
+pub mod log_prefix;
 pub mod names;
 pub mod observed;
 pub mod plan;
@@ -419,6 +420,15 @@ pub enum Match {
     Limit {
         /// Packets per second, and the size of a burst.
         per_second: u32,
+    },
+    /// Not more often than this for each address at one end, whichever rule counts it; for logging only. The kernel
+    /// keeps a counter for each such address, and drops a packet for which it has no room: only for addresses of which
+    /// there are few, in a rule whose packets are dropped anyway.
+    LimitEach {
+        /// Packets per second, and the size of a burst.
+        per_second: u32,
+        /// The end: `Source` or `Destination`.
+        field: Field,
     },
     /// Always holds; describes the rule to a reader. At most 255 bytes.
     Comment(Arc<str>),

@@ -304,6 +304,27 @@ pub fn unknown() -> ChainName {
     chain("TOWPATH-UNKNOWN")
 }
 
+/// The chain that packets of isolated pods without a chain end in, if they are logged.
+#[must_use]
+pub fn no_chain(direction: Direction) -> ChainName {
+    chain(match direction {
+        Direction::Ingress => "TOWPATH-NO-INGRESS",
+        Direction::Egress => "TOWPATH-NO-EGRESS",
+    })
+}
+
+/// The chain that tunnel packets to be dropped end in, if they are logged.
+#[must_use]
+pub fn tunnel() -> ChainName {
+    chain("TOWPATH-TUNNEL")
+}
+
+/// The chain that traffic past the addresses of pods ends in, if it is logged.
+#[must_use]
+pub fn link() -> ChainName {
+    chain("TOWPATH-LINK")
+}
+
 /// All pods of this node: those of its addresses that may be used.
 #[must_use]
 pub fn known_pods(family: Family) -> SetName {

@@ -128,6 +128,18 @@ fn match_arguments(m: &Match) -> String {
         Match::Limit { per_second } => {
             format!("-m limit --limit {per_second}/sec --limit-burst {per_second}")
         }
+        Match::LimitEach { per_second, field } => {
+            let (mode, name) = match field {
+                Field::Source | Field::SourceWithPort => ("srcip", "towpath-from"),
+                Field::Destination | Field::DestinationPort | Field::DestinationEndpoint => {
+                    ("dstip", "towpath-to")
+                }
+            };
+            format!(
+                "-m hashlimit --hashlimit-upto {per_second}/sec --hashlimit-burst {per_second} --hashlimit-mode {mode} \
+                 --hashlimit-name {name}"
+            )
+        }
         Match::Comment(text) => format!("-m comment --comment {}", quoted(text)),
     }
 }

@@ -134,7 +134,7 @@ fn holds(table: &Table, m: &Match, packet: &Packet, trace: &mut Trace) -> bool {
         }
         Match::HopLimit(number) => packet.hop_limit == *number,
         Match::LengthAtMost(bytes) => packet.length <= *bytes,
-        Match::Limit { .. } | Match::Comment(_) => true,
+        Match::Limit { .. } | Match::LimitEach { .. } | Match::Comment(_) => true,
     }
 }
 

@@ -1,15 +1,26 @@
-//! The daemon's HTTP endpoints: `/metrics`, `/status`, `/livez`, `/readyz`.
+//! The daemon's HTTP endpoints: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`.
 //!
 //! A client can delay neither the loop nor later clients: a response is built in memory from values that are locked for
 //! no longer than it takes to copy them, a connection carries one request and lives for seconds, and if too many are
 //! open the oldest is closed.
 
+mod drops;
 mod report;
 
-use std::{collections::VecDeque, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    net::IpAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
@@ -30,6 +41,7 @@ pub use report::{Amounts, GateReport, Isolation, OverBudgetReport, PodReport, Re
 
 use crate::{
     agent::{Readiness, Status},
+    drops::DropLog,
     gate::install::{Installation, State as GateState},
     metrics::Metrics,
 };
@@ -73,7 +85,13 @@ pub struct Web {
     pub status: Arc<Status>,
     /// The state of the gate for new pods.
     pub gate: Arc<Installation>,
+    /// What was dropped.
+    pub drops: Arc<DropLog>,
 }
+
+/// Whether the client of a connection follows the drop log. Its connection lives longer, and there are few of them.
+#[derive(Clone, Debug, Default)]
+struct Follows(Arc<AtomicBool>);
 
 impl Web {
     /// Answers requests until it is dropped.
@@ -82,14 +100,23 @@ impl Web {
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz));
-        let near = common.clone().route("/status", get(status)).with_state(self.clone());
-        let far = common.route("/status", get(status_from_afar)).with_state(self);
+        let followers = drops::Followers::default();
+        let near = common
+            .clone()
+            .route("/status", get(status))
+            .route("/drops", get(drops::drops))
+            .layer(Extension(followers))
+            .with_state(self.clone());
+        let far = common
+            .route("/status", get(status_from_afar))
+            .route("/drops", get(drops_from_afar))
+            .with_state(self);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .keep_alive(false)
             .header_read_timeout(HEAD_WITHIN)
             .max_buf_size(HEAD_BYTES);
-        let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
+        let mut open: VecDeque<(JoinHandle<()>, Follows)> = VecDeque::new();
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -102,17 +129,26 @@ impl Web {
                 }
             };
             let router = if is_of_this_node(&stream) { near.clone() } else { far.clone() };
+            let follows = Follows::default();
+            let router = router.layer(Extension(follows.clone()));
             let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            open.retain(|connection| !connection.is_finished());
+            open.retain(|(connection, _)| !connection.is_finished());
+            let is_short = |(_, follows): &(_, Follows)| !follows.0.load(Ordering::Relaxed);
             if open.len() >= CONNECTIONS
-                && let Some(oldest) = open.pop_front()
+                && let Some((oldest, _)) = open.iter().position(is_short).and_then(|at| open.remove(at))
             {
                 oldest.abort();
             }
-            open.push_back(tokio::spawn(async move {
+            let still = follows.clone();
+            let serving = tokio::spawn(async move {
+                let mut connection = pin!(connection);
                 // A client that disconnects, or takes too long, needs no error message.
-                let _ = time::timeout(DONE_WITHIN, connection).await;
-            }));
+                let in_time = time::timeout(DONE_WITHIN, &mut connection).await.is_ok();
+                if !in_time && still.0.load(Ordering::Relaxed) {
+                    let _ = time::timeout(drops::FOLLOWED_FOR, connection).await;
+                }
+            });
+            open.push_back((serving, follows));
         }
     }
 }
@@ -147,6 +183,11 @@ async fn status(State(web): State<Web>) -> impl IntoResponse {
 /// 403: pods and strangers must not learn which pods and policies there are.
 async fn status_from_afar() -> impl IntoResponse {
     (StatusCode::FORBIDDEN, "only processes on this node's network may read this: use towpath status\n")
+}
+
+/// 403: pods and strangers must not learn who tries to reach whom.
+async fn drops_from_afar() -> impl IntoResponse {
+    (StatusCode::FORBIDDEN, "only processes on this node's network may read this: use towpath drops\n")
 }
 
 /// 200 while the loop runs.

@@ -132,6 +132,14 @@ pub(crate) fn every_table(prefix: &str, network: &str, single: &str) -> Table {
             [Match::Limit { per_second: 10 }, Match::Comment("a \"b\" \\ 'c' $d `e` é; -j x".into())],
             Target::Log { group: 7, prefix: "towpath: ingress x".into() },
         ),
+        Rule::new(
+            [Match::LimitEach { per_second: 10, field: Field::Source }],
+            Target::Log { group: 7, prefix: "towpath from".into() },
+        ),
+        Rule::new(
+            [Match::LimitEach { per_second: 10, field: Field::Destination }],
+            Target::Log { group: 7, prefix: "towpath to".into() },
+        ),
         Rule::new([in_set(&named("drops"), Field::Source), Match::Protocol(6)], Target::Reject),
         Rule::new([], Target::Reject),
         Rule::new([], Target::Drop),

@@ -13,6 +13,7 @@ mod connections;
 #[path = "../support/daemon_command.rs"]
 mod daemon_command;
 mod drift_cost;
+mod drops;
 #[path = "../support/env.rs"]
 mod env;
 mod every_system_call;

@@ -7,6 +7,7 @@ use super::{
     conntrack::ConntrackEntry,
     guard, links,
     netlink::{Message, attributes, encode_body, messages, put, text},
+    nflog::{self, headers::Headers},
     sets, survey, verify, watch,
 };
 use crate::{
@@ -80,6 +81,41 @@ fn connection(message: &Message<'_>) {
         assert_eq!(again.as_ref().map(ends), Some(ends(&entry)));
         assert_eq!(again.and_then(|again| again.tcp_state), tcp_state);
     }
+}
+
+/// Reads `data` as the copy of a dropped packet: as a message of the kernel, as the packet in one, and as a packet of each
+/// family; and checks what is read.
+///
+/// # Panics
+/// If what is read breaks a rule.
+pub fn drops(data: &[u8]) {
+    let whole = [&NETFILTER_HEADER[..], data].concat();
+    for bytes in [data.to_vec(), encode_body(0x400, 0, 1, &whole), copied(data)] {
+        for message in messages(&bytes) {
+            let Some((_, copied)) = nflog::parse(&message) else { continue };
+            assert!(copied.prefix.len() <= bytes.len() && !copied.prefix.contains('\0'));
+        }
+    }
+    let bytes = copied(data);
+    let read = messages(&bytes).next().and_then(|message| nflog::parse(&message));
+    assert!(read.is_some_and(|(_, copied)| copied.headers == Headers::parse(0, data)));
+    for ethertype in [0, 0x0800, 0x0806, 0x86dd] {
+        let Some(headers) = Headers::parse(ethertype, data) else { continue };
+        assert_eq!(headers.source.is_ipv4(), headers.destination.is_ipv4());
+        assert!(data.len() >= if headers.source.is_ipv4() { 20 } else { 40 });
+        // What is behind the copy changes nothing that was read, except what was not there.
+        let longer = Headers::parse(ethertype, &[data, &[0; 128]].concat());
+        assert!(longer.is_some_and(|longer| longer.source == headers.source));
+        assert!(!headers.is_later_fragment || matches!(headers.payload, nflog::headers::Payload::Other(_)));
+    }
+}
+
+/// A message with the copy of a packet.
+fn copied(packet: &[u8]) -> Vec<u8> {
+    let mut body = NETFILTER_HEADER.to_vec();
+    // An attribute has at most 64 KiB.
+    put(&mut body, 9, packet.get(..60_000).unwrap_or(packet));
+    encode_body(0x400, 0, 1, &body)
 }
 
 /// Reads `data` as the output of each tool, and checks what is read.

@@ -14,6 +14,7 @@
 //! lock        one writer per network namespace
 //! links       the interfaces of the node, and what is behind them
 //! guard       what may enter through the interfaces of pods
+//! nflog       copies of dropped packets
 //! netlink     the messages that watch, conntrack, links and guard exchange with the kernel
 //! ```
 
@@ -27,6 +28,7 @@ pub mod ipvs;
 pub mod links;
 pub mod lock;
 mod netlink;
+pub mod nflog;
 mod sets;
 pub mod survey;
 pub mod sysctl;

@@ -140,3 +140,26 @@ fn node_addresses_are_known_from_existing_pods() {
     cluster.apply(Change::RemovePod(ObjectKey::new("ns", "b")));
     assert_eq!(cluster.node_addresses().count(), 0);
 }
+
+#[test]
+fn part_at_addresses_has_their_owners_and_nothing_else() {
+    let mut cluster = Cluster::new();
+    for namespace in ["shop", "blog"] {
+        let labels = [("team", namespace)].into_iter().collect();
+        cluster.apply(Change::SetNamespace(Namespace { name: namespace.into(), labels }));
+    }
+    let pod = |namespace: &str, name: &str, address: &str| {
+        let key = ObjectKey::new(namespace, name);
+        Change::SetPod(Pod { addresses: vec![address.parse().unwrap()], ..Pod::new(key) })
+    };
+    cluster.apply(pod("shop", "web", "10.244.1.7"));
+    cluster.apply(pod("blog", "web", "10.244.1.8"));
+    let addresses = vec!["192.0.2.2".parse().unwrap()];
+    cluster.apply(Change::SetNode(Node { name: "n2".into(), addresses, pod_cidrs: Vec::new() }));
+    let part = cluster.part_at(&["10.244.1.7".parse().unwrap(), "192.0.2.2".parse().unwrap()].into());
+    let pods: Vec<String> = part.pods().map(|pod| pod.key.to_string()).collect();
+    assert_eq!(pods, ["shop/web"]);
+    assert!(Arc::ptr_eq(&part.claimants("10.244.1.7".parse().unwrap())[0], cluster.pods().last().unwrap()));
+    assert_eq!(part.namespaces().map(|namespace| namespace.name.to_string()).collect::<Vec<_>>(), ["shop"]);
+    assert_eq!(part.nodes_at("192.0.2.2".parse().unwrap()).map(|name| &**name).collect::<Vec<_>>(), ["n2"]);
+}

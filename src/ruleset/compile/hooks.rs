@@ -8,13 +8,13 @@ use std::{
 use imbl::OrdSet;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{TableBuilder, Tunnels};
+use super::{TableBuilder, Tunnels, logs::drop_unconditionally};
 use crate::{
     model::{Direction, Family, PortRange, Protocol, layout},
     policy::resolve::{LocalPod, Resolved},
     ruleset::{
         BuiltIn, Chain, ChainName, Field, Match, Member, PORT_SLOTS, Rule, SetKind, Target,
-        group::LOGS_PER_SECOND, names,
+        log_prefix::LogPrefix, names,
     },
 };
 
@@ -53,7 +53,7 @@ impl TableBuilder<'_> {
     /// The chains that the built-in ones jump to.
     pub(super) fn hooked_chains(&mut self) {
         let established = Rule::new([Match::Established], Target::Return);
-        self.unknown_chain();
+        self.logged_ends();
         let forward = [
             vec![established.clone()],
             self.errors(),
@@ -111,17 +111,32 @@ impl TableBuilder<'_> {
             .collect()
     }
 
-    /// Where packets from and to unknown pods end: logged and dropped.
-    fn unknown_chain(&mut self) {
-        if !self.options.close_unknown_pods {
-            return;
+    /// The chains in which packets end that are logged and dropped for another reason than a policy.
+    fn logged_ends(&mut self) {
+        let is_logged = self.options.log_group.is_some();
+        for (name, prefix, is_used) in [
+            (names::unknown(), LogPrefix::UnknownPod, self.options.close_unknown_pods),
+            (names::tunnel(), LogPrefix::Tunnel, is_logged),
+            (names::link(), LogPrefix::Link, is_logged && self.options.link_rules),
+            (names::no_chain(Direction::Egress), LogPrefix::NoChain(Direction::Egress), is_logged),
+            (names::no_chain(Direction::Ingress), LogPrefix::NoChain(Direction::Ingress), is_logged),
+        ] {
+            if is_used {
+                let chain = drop_unconditionally(self.family, self.options, &prefix).into_iter().collect();
+                self.table.chains.insert(name, chain);
+            }
         }
-        let log = self.options.log_group.map(|group| {
-            let target = Target::Log { group, prefix: "towpath unknown ".into() };
-            Rule::new([Match::Limit { per_second: LOGS_PER_SECOND }], target)
-        });
-        let chain = log.into_iter().chain([Rule::new([], Target::Drop)]).collect();
-        self.table.chains.insert(names::unknown(), chain);
+    }
+
+    /// Drops a packet, in the given chain where it is logged before.
+    pub(super) fn end(&self, chain: ChainName) -> Target {
+        if self.options.log_group.is_some() { Target::Goto(chain) } else { Target::Drop }
+    }
+
+    /// Whether traffic that bypasses the addresses of pods is dropped here.
+    fn drops_link_wide(&self) -> bool {
+        let is_isolated = |pod: &LocalPod| pod.ingress.is_some() || pod.egress.is_some();
+        self.options.link_rules && self.resolved.pods.iter().any(is_isolated)
     }
 
     /// Lets ICMP errors about connections pass. For IPv6 the chain for ICMPv6 does this.
@@ -163,8 +178,7 @@ impl TableBuilder<'_> {
     /// On a bridge, pods also reach each other by broadcast, multicast and link-local addresses, which do not identify
     /// the pod: no policy could allow them, and no set of isolated pods contains them. None of it is ever routed.
     fn link_wide(&self) -> Vec<Rule> {
-        let is_isolated = |pod: &LocalPod| pod.ingress.is_some() || pod.egress.is_some();
-        if !self.options.link_rules || !self.resolved.pods.iter().any(is_isolated) {
+        if !self.drops_link_wide() {
             return Vec::new();
         }
         let matches = match self.family {
@@ -175,7 +189,7 @@ impl TableBuilder<'_> {
                 Match::Destination(MULTICAST_V6),
             ],
         };
-        matches.into_iter().map(|m| Rule::new([m], Target::Drop)).collect()
+        matches.into_iter().map(|m| Rule::new([m], self.end(names::link()))).collect()
     }
 
     /// Drops tunnel packets that a pod sends through this node to anything but a pod: a host could mistake them for its
@@ -184,7 +198,8 @@ impl TableBuilder<'_> {
         let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
         let to_host = Match::NotInSet { set: names::all_pods(self.family), field: Field::Destination };
         let protocols = self.tunnel_protocols().map(Match::Protocol);
-        let drop = |tunnel| Rule::new([tunnel, from_local.clone(), to_host.clone()], Target::Drop);
+        let end = self.end(names::tunnel());
+        let drop = |tunnel| Rule::new([tunnel, from_local.clone(), to_host.clone()], end.clone());
         self.tunnel_ports().chain(protocols).map(drop).collect()
     }
 
@@ -192,6 +207,7 @@ impl TableBuilder<'_> {
     /// it exchanges packets with, as far as these are known.
     fn received_tunnels(&mut self) -> Vec<Rule> {
         let from_local = Match::Set { set: names::local_pods(self.family), field: Field::Source };
+        let end = self.end(names::tunnel());
         let vxlan = self.tunnels.map(|tunnels| &tunnels.vxlan).filter(|ports| !ports.is_empty());
         let mut rules = Vec::new();
         if let (Some(tunnels), Some(ports)) = (self.tunnels, vxlan) {
@@ -200,16 +216,16 @@ impl TableBuilder<'_> {
             self.set(set.clone(), SetKind::Addresses, members);
             for ports in udp_ports(ports.iter().copied()) {
                 let stranger = Match::NotInSet { set: set.clone(), field: Field::Source };
-                rules.push(Rule::new([ports, stranger], Target::Drop));
+                rules.push(Rule::new([ports, stranger], end.clone()));
             }
         }
         let known: BTreeSet<u16> = vxlan.cloned().unwrap_or_default();
         let others = self.all_tunnel_ports().filter(|port| !known.contains(port)).collect::<Vec<_>>();
         for ports in udp_ports(others.into_iter()) {
-            rules.push(Rule::new([ports, from_local.clone()], Target::Drop));
+            rules.push(Rule::new([ports, from_local.clone()], end.clone()));
         }
         for protocol in self.tunnel_protocols() {
-            rules.push(Rule::new([Match::Protocol(protocol), from_local.clone()], Target::Drop));
+            rules.push(Rule::new([Match::Protocol(protocol), from_local.clone()], end.clone()));
         }
         rules
     }
