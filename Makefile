@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
-        bench-cluster bench-tenants bench-guard bench-gate bench-smoke netpol upgrade fuzz fuzz-smoke soak soak-flows mutants mutants-sample manifests image image-rootfs packages \
+        bench-cluster bench-tenants bench-guard bench-gate bench-drops bench-smoke netpol upgrade fuzz fuzz-smoke soak soak-flows mutants mutants-sample manifests image image-rootfs packages \
         clean
 
 help: ## This list
@@ -81,10 +81,13 @@ bench-guard: packages ## The interface guard's cost per packet, and that of alte
 bench-gate: packages ## What the gate adds to a pod's start (root)
 	$(CARGO) bench --locked --bench gate
 
+bench-drops: packages ## What the drop log costs under a flood of denied packets, and how soon it tells (root)
+	$(CARGO) bench --locked --bench drops
+
 bench-smoke: packages ## Runs every bench once, unoptimised
 	@./scripts/control-plane --optional >/dev/null
 	$(CARGO) test --locked --bench core --bench hostile --bench node --bench cluster --bench tenants \
-		--bench guard --bench gate -- --test
+		--bench guard --bench gate --bench drops -- --test
 
 netpol: ## Kubernetes' own NetworkPolicy suite against the image, on a real cluster of two nodes (root, Go)
 	@./scripts/netpol "$(NETPOL)"

@@ -120,6 +120,10 @@ pub struct Metrics {
     pub drop_records: IntCounterVec,
     /// `towpath_drops_not_told_total`, by reason.
     pub drops_not_told: IntCounterVec,
+    /// `towpath_namespace_drop_copies_total`, by namespace and direction.
+    pub namespace_drop_copies: IntCounterVec,
+    /// `towpath_pod_drop_copies_total`, by namespace, pod and direction.
+    pub pod_drop_copies: IntCounterVec,
 }
 
 impl Metrics {
@@ -333,6 +337,27 @@ impl Metrics {
                 "towpath_drops_not_told_total",
                 "Copies of dropped packets that are in no record, by reason.",
                 "reason",
+            )?,
+            namespace_drop_copies: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_namespace_drop_copies_total",
+                        "Copies of packets that policies denied, by namespace of the policies and direction; at most 100 \
+                         namespaces, and (other).",
+                    ),
+                    &["namespace", "direction"],
+                ),
+            )?,
+            pod_drop_copies: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "towpath_pod_drop_copies_total",
+                        "The same by pod, for as many pods as --drop-pod-metrics says.",
+                    ),
+                    &["namespace", "pod", "direction"],
+                ),
             )?,
             commands: int_counter("towpath_commands_total", "Commands started by this process.")?,
             registry,

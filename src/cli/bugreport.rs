@@ -39,6 +39,7 @@ What a bug report of towpath contains, all of it readable text:
 status.json, status.txt  what the daemon enforces: names and addresses of the pods of
                          this node, the policies that apply to them, what is wrong
 metrics.txt              its metrics
+drops.json               the packets that it denied lately: between whom, and why
 iptables*, ip6tables*    the filter tables of both variants with counters, rules of
                          other programs included
 nft-*-towpath.txt        the tables of the interface guard
@@ -99,6 +100,7 @@ fn requested(daemon: &DaemonArgs) -> Vec<Sheet> {
         Sheet::new("status.json", report),
         Sheet::new("status.txt", readable),
         Sheet::new("metrics.txt", ask("/metrics")),
+        Sheet::new("drops.json", ask("/drops")),
         Sheet::new("readyz.txt", ask("/readyz")),
         Sheet::new("livez.txt", ask("/livez")),
     ]

@@ -98,12 +98,25 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 struct DropLogArgs {
     /// What to do with the copies of denied packets in the log group of --nflog-group.
-    #[arg(long, value_enum, default_value_t = DropLog::On, env = "TOWPATH_DROP_LOG")]
-    drop_log: DropLog,
+    #[arg(long = "drop-log", value_enum, default_value_t = DropLog::On, env = "TOWPATH_DROP_LOG")]
+    telling: DropLog,
     /// How many records of denied packets are kept for `towpath drops`.
-    #[arg(long, value_name = "N", default_value_t = 1000, env = "TOWPATH_DROP_RECORDS")]
+    #[arg(long = "drop-records", value_name = "N", default_value_t = 1000, env = "TOWPATH_DROP_RECORDS")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    drop_records: u16,
+    records: u16,
+    /// How many pods have a metric of their own for denied packets.
+    #[arg(
+        long = "drop-pod-metrics",
+        value_name = "N",
+        default_value_t = 0,
+        env = "TOWPATH_DROP_POD_METRICS"
+    )]
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    pod_metrics: u16,
+    /// Write Kubernetes Events about denied packets on the pods whose policies denied them, if the API server is the
+    /// source of objects and permits it.
+    #[arg(long = "drop-events", env = "TOWPATH_DROP_EVENTS")]
+    events: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -288,8 +301,10 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
             ipvs: args.ipvs == IpvsServices::Refuse,
             proc_sys_net: args.proc_sys_net.clone(),
         },
-        telling: args.drops.drop_log.into(),
-        drop_records: args.drops.drop_records.into(),
+        telling: args.drops.telling.into(),
+        drop_records: args.drops.records.into(),
+        drop_pod_metrics: args.drops.pod_metrics.into(),
+        drop_events: args.drops.events,
         interface_guard: args.interface_guard.into(),
         gate_install: args.gate.install(&args.run_dir),
         run_dir: args.run_dir.clone(),

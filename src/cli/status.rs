@@ -4,14 +4,30 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use serde::Serialize;
 
 use super::{Ended, Text, client::DaemonArgs, print};
-use crate::web::{Isolation, RefusedObject, Report};
+use crate::{
+    dataplane::{
+        command::Commands,
+        kernel::{
+            Variant,
+            pod_counters::{Counted, PodCounters},
+        },
+    },
+    drops::record::escaped,
+    model::{Direction, ObjectKey},
+    web::{Isolation, PodReport, RefusedObject, Report},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     #[command(flatten)]
     daemon: DaemonArgs,
+    /// Also show what the kernel has counted of each pod: the packets that its policies judged and denied. Needs root on
+    /// the node.
+    #[arg(long, env = "TOWPATH_STATUS_PODS")]
+    pods: bool,
     /// The output format.
     #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
     output: Text,
@@ -27,15 +43,92 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Ended> {
         )));
     }
     let report: Report = serde_json::from_str(&answer.body).context("the answer is no status of towpath")?;
+    let counters = if args.pods { Some(counters(&report)?) } else { None };
     match args.output {
-        Text::Text => print(&text(&report))?,
+        Text::Text => {
+            let counted = counters.as_deref().map_or_else(String::new, counted);
+            print(&(text(&report) + &counted))?;
+        }
         // As received: a newer daemon may send more than this program knows.
         Text::Json => {
-            let value: serde_json::Value = serde_json::from_str(&answer.body)?;
+            let mut value: serde_json::Value = serde_json::from_str(&answer.body)?;
+            let pods = value.get_mut("pods").and_then(serde_json::Value::as_array_mut);
+            for (pod, counters) in pods.into_iter().flatten().zip(counters.iter().flatten()) {
+                pod["counters"] = serde_json::to_value(counters)?;
+            }
             print(&super::json(&value)?)?;
         }
     }
     if report.ready { Ok(()) } else { Err(Ended::No) }
+}
+
+/// What the kernel has counted of a pod: first packets of connections, in both families, since its rules were written.
+#[derive(Debug, Serialize)]
+struct PodCounts {
+    #[serde(skip)]
+    pod: String,
+    /// Judged by its policies for ingress.
+    ingress: Counts,
+    /// Judged by its policies for egress.
+    egress: Counts,
+    /// Those of both that were allowed.
+    allowed: Counts,
+    /// Those of both that were denied.
+    denied: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Counts {
+    packets: u64,
+    bytes: u64,
+}
+
+impl From<Counted> for Counts {
+    fn from(Counted { packets, bytes }: Counted) -> Self {
+        Self { packets, bytes }
+    }
+}
+
+/// What the kernel of this node has counted of each pod of the report, in its order.
+fn counters(report: &Report) -> Result<Vec<PodCounts>, Ended> {
+    let variant = Variant::BOTH.into_iter().find(|variant| variant.to_string() == report.iptables);
+    let variant = variant.with_context(|| format!("{:?} is no variant of iptables", report.iptables))?;
+    let counters = PodCounters::read(&Commands::default(), variant)
+        .context("reading what the kernel has counted; this needs root, on the node itself")?;
+    let of_pod = |pod: &PodReport| {
+        let key: Option<ObjectKey> = pod.pod.parse().ok();
+        let judged =
+            |direction| key.as_ref().map_or_else(Counted::default, |key| counters.judged(direction, key));
+        let (ingress, egress) = (judged(Direction::Ingress), judged(Direction::Egress));
+        let denied = counters.denied(&pod.addresses);
+        let allowed = |ingress: u64, egress: u64, denied: u64| (ingress + egress).saturating_sub(denied);
+        let allowed = Counts {
+            packets: allowed(ingress.packets, egress.packets, denied.packets),
+            bytes: allowed(ingress.bytes, egress.bytes, denied.bytes),
+        };
+        let (ingress, egress, denied) = (ingress.into(), egress.into(), denied.into());
+        PodCounts { pod: pod.pod.clone(), ingress, egress, allowed, denied }
+    };
+    Ok(report.pods.iter().map(of_pod).collect())
+}
+
+/// A table of these counts.
+fn counted(counters: &[PodCounts]) -> String {
+    let mut text = "\nfirst packets that policies judged, and their bytes\n".to_owned();
+    let width = counters.iter().map(|one| one.pod.len()).max().unwrap_or(0).max(3);
+    let mut row = |pod: &str, cells: [String; 4]| {
+        let [ingress, egress, allowed, denied] = cells;
+        line(
+            &mut text,
+            &format!("  {pod:<width$}  {ingress:>20}  {egress:>20}  {allowed:>20}  {denied:>20}"),
+        );
+    };
+    row("pod", ["ingress", "egress", "allowed", "denied"].map(str::to_owned));
+    for one in counters {
+        let cell = |counts: Counts| format!("{} ({})", counts.packets, counts.bytes);
+        row(&escaped(&one.pod), [one.ingress, one.egress, one.allowed, one.denied].map(cell));
+    }
+    text
 }
 
 /// The report for people.

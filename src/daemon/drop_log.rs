@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::net::if_::if_indextoname;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
         collector::{Untold, Waiting},
         explain::{LocalPods, Scene, explain},
         record::escaped,
+        tally::{Counted, Tally},
     },
     metrics::Metrics,
     model::ObjectKey,
@@ -81,6 +83,10 @@ pub(super) struct DropLogger {
     pub(super) status: Arc<Status>,
     /// Whether records are logged.
     pub(super) logs: bool,
+    /// How many pods have a metric of their own.
+    pub(super) pod_metrics: usize,
+    /// Where records are sent that become Events.
+    pub(super) events: Option<mpsc::Sender<Record>>,
 }
 
 /// What the two threads share.
@@ -140,6 +146,7 @@ impl DropLogger {
         let mut explained = Allowance::new(PER_SECOND, BURST);
         let mut lines = Allowance::new(LINES_PER_SECOND, LINES_BURST);
         let mut local = LocalPods::default();
+        let mut tally = Tally::new(self.pod_metrics);
         let (mut update_at, mut summary_at) = (Instant::now() + UPDATE, Instant::now() + SUMMARY);
         let mut untold: BTreeMap<Untold, u64> = BTreeMap::new();
         let mut not_logged = 0;
@@ -159,6 +166,11 @@ impl DropLogger {
                     let id = self.log.insert(record.clone());
                     shared.collector().told(&one.dropped, id, one.count);
                     self.metrics.drop_records.with_label_values(&[&*record.kind]).inc();
+                    self.count(tally.record(id, &record));
+                    if let Some(events) = &self.events {
+                        // If it is full, enough is told.
+                        let _ = events.try_send(record.clone());
+                    }
                     not_logged += u64::from(self.logs && !log(&record, &mut lines));
                 }
                 rest(start.elapsed());
@@ -166,6 +178,9 @@ impl DropLogger {
             if start >= update_at {
                 update_at = start + UPDATE;
                 let updates = shared.collector().updates(start);
+                for update in &updates {
+                    self.count(tally.update(update));
+                }
                 for again in updates.iter().filter_map(|update| self.log.update(update)) {
                     not_logged += u64::from(self.logs && !log(&again, &mut lines));
                 }
@@ -193,6 +208,14 @@ impl DropLogger {
                     );
                 }
             }
+        }
+    }
+
+    fn count(&self, counted: Option<Counted>) {
+        let Some(Counted { namespace, pod, direction, copies }) = counted else { return };
+        self.metrics.namespace_drop_copies.with_label_values(&[&namespace, &direction]).inc_by(copies);
+        if let Some(pod) = pod {
+            self.metrics.pod_drop_copies.with_label_values(&[&namespace, &pod, &direction]).inc_by(copies);
         }
     }
 
@@ -374,6 +397,6 @@ mod tests {
         allowance.take(20);
         assert_eq!(allowance.available(now), 0);
         assert_eq!(allowance.available(now + Duration::from_millis(550)), 5);
-        assert_eq!(allowance.available(now + Duration::from_secs(60)), 20);
+        assert_eq!(allowance.available(now + Duration::from_mins(1)), 20);
     }
 }

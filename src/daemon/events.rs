@@ -101,9 +101,11 @@ fn regarding(closed: &Closed) -> Regarding {
             kind: "NetworkPolicy",
             namespace: key.namespace.clone(),
             name: key.name.clone(),
+            uid: None,
         },
         Closed::Namespace(name) => {
-            Regarding { api_version: "v1", kind: "Namespace", namespace: name.clone(), name: name.clone() }
+            let (namespace, name) = (name.clone(), name.clone());
+            Regarding { api_version: "v1", kind: "Namespace", namespace, name, uid: None }
         }
     }
 }

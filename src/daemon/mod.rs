@@ -16,10 +16,12 @@
 //! - `gate`: the threads that answer the CNI plugin.
 //! - `gate_install`: the thread that installs the gate for new pods.
 //! - `drop_log`: the threads that read and explain copies of dropped packets.
+//! - `drop_events`: Kubernetes Events about denied packets, if wanted.
 //! - `host`: the thread that checks settings of the host without which packets bypass the rules.
 //! - `events`: Kubernetes Events about what is over budget.
 
 mod conntrack_cleaner;
+mod drop_events;
 mod drop_log;
 mod events;
 mod gate;
@@ -119,6 +121,10 @@ pub struct Settings {
     pub telling: Telling,
     /// How many records of dropped packets are kept.
     pub drop_records: usize,
+    /// How many pods have a metric of their own for denied packets.
+    pub drop_pod_metrics: usize,
+    /// Whether to write Kubernetes Events about denied packets, if the objects come from the API server.
+    pub drop_events: bool,
     /// Whether to check what pods send.
     pub interface_guard: InterfaceGuard,
     /// Whether to install the gate for new pods.
@@ -351,6 +357,12 @@ impl Daemon {
         } else {
             gate::ObjectReader::Api(settings.access.clone(), runtime.clone())
         };
+        let drop_events = (settings.drop_events && files.is_none()).then(|| {
+            let (sender, records) = drop_events::waiting();
+            let writer = EventWriter::new(settings.access.clone(), settings.node.clone());
+            runtime.spawn(drop_events::report(writer, records));
+            sender
+        });
         // A daemon that waits for another one watches nothing: nothing would take in its changes.
         let source = files.unwrap_or_else(|| {
             let _runtime = runtime.enter();
@@ -365,6 +377,8 @@ impl Daemon {
             metrics: metrics.clone(),
             status: status.clone(),
             logs: settings.telling == Telling::On,
+            pod_metrics: settings.drop_pod_metrics,
+            events: drop_events,
         };
         start_drop_log(logger, settings.telling, options.log_group, wants_log);
         // Only now, since another daemon may have written the guard until just before.

@@ -204,6 +204,7 @@ impl Scene<'_> {
         if let Some(local) = self.local.at(address).next() {
             let object = claimants.iter().find(|pod| pod.key == local.key);
             end.workload = object.and_then(|pod| pod.workload.as_ref()).map(ToString::to_string);
+            end.uid = object.and_then(|pod| pod.uid.clone());
             end.pod = Some(shown(&local.key));
             end.node = Some(self.node.to_owned());
         } else if let Some(pod) = claimants.first() {

@@ -15,6 +15,7 @@ pub mod collector;
 pub mod explain;
 pub mod log;
 pub mod record;
+pub mod tally;
 
 pub use collector::{Collector, Dropped, Packet};
 pub use log::{DropLog, Filter, Page};

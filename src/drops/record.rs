@@ -1,6 +1,6 @@
 //! One record of the drop log, as readers get it.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,9 @@ pub struct End {
     pub workload: Option<String>,
     /// The node of the pod, or the node that has the address.
     pub node: Option<String>,
+    /// The pod's uid, if it is of the node that dropped the packets.
+    #[serde(skip)]
+    pub uid: Option<Arc<str>>,
 }
 
 impl End {
@@ -142,7 +145,8 @@ mod tests {
 
     fn end(pod: Option<&str>, workload: Option<&str>, address: &str) -> End {
         let owned = |text: &str| text.to_owned();
-        End { address: Some(owned(address)), pod: pod.map(owned), workload: workload.map(owned), node: None }
+        let (pod, workload) = (pod.map(owned), workload.map(owned));
+        End { address: Some(owned(address)), pod, workload, ..End::default() }
     }
 
     fn record() -> Record {

@@ -32,6 +32,8 @@ pub struct Regarding {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+    /// Its uid, without which `kubectl describe` does not show an Event about a pod.
+    pub uid: Option<Arc<str>>,
 }
 
 /// Writes Events to the API server.
@@ -111,7 +113,7 @@ impl EventWriter {
 }
 
 fn event_of(instance: &str, regarding: &Regarding, reason: &str, action: &str, note: &str) -> Event {
-    let Regarding { api_version, kind, namespace, name } = regarding;
+    let Regarding { api_version, kind, namespace, name, uid } = regarding;
     Event {
         metadata: ObjectMeta {
             namespace: Some(namespace.to_string()),
@@ -124,6 +126,7 @@ fn event_of(instance: &str, regarding: &Regarding, reason: &str, action: &str, n
             kind: Some((*kind).to_owned()),
             namespace: Some(namespace.to_string()),
             name: Some(name.to_string()),
+            uid: uid.as_ref().map(ToString::to_string),
             ..ObjectReference::default()
         }),
         type_: Some("Warning".to_owned()),
@@ -159,6 +162,7 @@ mod tests {
             kind: "NetworkPolicy",
             namespace: "n".repeat(63).into(),
             name: "p".repeat(253).into(),
+            uid: None,
         };
         let event = event_of(&"n".repeat(253), &regarding, "OverBudget", "Close", &"é".repeat(1000));
         assert_eq!(event.reporting_instance.unwrap().len(), 128);

@@ -379,6 +379,16 @@ fn every_component_has_an_overlay_on_the_base() {
                     json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]});
                 assert_eq!(ours, [base, vec![create]].concat());
             }
+            "drop-events" => {
+                assert_eq!((more.len(), less.len()), (2, 2));
+                let rules =
+                    |objects: &[Value]| one(objects, "ClusterRole")["rules"].as_array().unwrap().clone();
+                let (ours, base) = (rules(&overlay), rules(&base));
+                let create =
+                    json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]});
+                assert_eq!(ours, [base, vec![create]].concat());
+                assert_eq!(environment(&daemon(&overlay))["TOWPATH_DROP_EVENTS"]["value"], "true");
+            }
             "dual-stack" => {
                 assert_eq!((more.len(), less.len()), (1, 1));
                 assert_eq!(listen(&overlay), "[::]:9586");

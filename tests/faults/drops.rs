@@ -334,3 +334,39 @@ fn without_the_interface_guard_link_wide_packets_are_told_as_such() {
         assert_eq!(record.from.pod.as_deref(), Some("shop/web"));
     });
 }
+
+#[test]
+fn counts_of_the_kernel_are_shown_for_each_pod_and_namespace() {
+    for_both_variants(|variant| {
+        let bed = bed(variant);
+        let daemon = bed.run(&["--drop-pod-metrics", "5"]);
+        daemon.wait_until_it_records();
+        assert_eq!(bed.reaches("shop/web", "shop/db"), [true; 2]);
+        assert_eq!(bed.reaches("shop/far", "shop/db"), [false; 2]);
+        let (status, text, error) = bed.towpath(&["status", "--pods", "-o", "json"]);
+        assert_eq!(status, Some(0), "{error}");
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let pods = report["pods"].as_array().unwrap();
+        let counters = |name: &str| &pods.iter().find(|pod| pod["pod"] == name).unwrap()["counters"];
+        let packets = |counts: &serde_json::Value| counts["packets"].as_u64().unwrap();
+        let db = counters("shop/db");
+        // At least one first packet in each family was allowed, and one was denied.
+        assert!(packets(&db["allowed"]) >= 2 && packets(&db["denied"]) >= 2, "{db}");
+        assert_eq!(packets(&db["ingress"]), packets(&db["allowed"]) + packets(&db["denied"]), "{db}");
+        assert_eq!(packets(&db["egress"]), 0, "{db}");
+        let web = counters("shop/web");
+        assert_eq!((packets(&web["ingress"]), packets(&web["denied"])), (0, 0), "{web}");
+        let (_, text, _) = bed.towpath(&["status", "--pods"]);
+        assert!(text.contains("first packets that policies judged"), "{text}");
+        for series in [
+            "towpath_namespace_drop_copies_total{direction=\"ingress\",namespace=\"shop\"}",
+            "towpath_pod_drop_copies_total{direction=\"ingress\",namespace=\"shop\",pod=\"db\"}",
+        ] {
+            wait_until(series, TOLD, || {
+                let (_, text) = daemon.get("/metrics").unwrap();
+                text.lines().any(|line| line.starts_with(series))
+            });
+            assert!(daemon.metric(series) >= 2.0);
+        }
+    });
+}

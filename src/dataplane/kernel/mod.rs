@@ -15,6 +15,7 @@
 //! links       the interfaces of the node, and what is behind them
 //! guard       what may enter through the interfaces of pods
 //! nflog       copies of dropped packets
+//! pod_counters   what was counted of each pod
 //! netlink     the messages that watch, conntrack, links and guard exchange with the kernel
 //! ```
 
@@ -29,6 +30,7 @@ pub mod links;
 pub mod lock;
 mod netlink;
 pub mod nflog;
+pub mod pod_counters;
 mod sets;
 pub mod survey;
 pub mod sysctl;
