@@ -9,14 +9,17 @@ mod client;
 mod compile;
 #[cfg(feature = "lab")]
 pub mod demo;
+mod diff;
 mod drops;
 pub mod explain;
 mod lint;
 pub mod matrix;
+mod names;
 mod objects;
 mod prepare;
 mod run;
 mod status;
+mod terminal;
 pub mod words;
 
 use std::{
@@ -74,6 +77,11 @@ enum Command {
         after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432"
     )]
     Explain(ExplainArgs),
+    /// Shows which flows a change of policies, namespaces or pods opens, and which it closes.
+    #[command(after_help = "Example: towpath diff manifests/ objects.yaml\n\
+                      Example: towpath diff --before main/ --after branch/ -o markdown --exit-code=opened\n\
+                      Example: towpath diff -f new-policy.yaml")]
+    Diff(Box<diff::DiffArgs>),
     /// Checks manifests and reports every error with its line and column; exit status 1 if there are errors.
     #[command(after_help = "Example: towpath lint manifests/")]
     Lint(lint::LintArgs),
@@ -450,6 +458,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Compile(args) => compile::compile(args, verbose),
         Command::Matrix(args) => print_matrix(args, verbose),
         Command::Explain(args) => print_explanation(args, verbose),
+        Command::Diff(args) => diff::diff(args, verbose),
         Command::Lint(args) => lint::lint(args),
         Command::Cleanup(args) => cleanup::cleanup(args),
         Command::Prepare(args) => prepare::prepare(args),

@@ -24,8 +24,28 @@ pub(super) fn read(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<
     loaded(files, workloads, verbose).map(|loaded| loaded.cluster())
 }
 
-/// The same, before it is a cluster.
+/// The objects of these files, which are only a part of those of a cluster: other files declare their namespaces.
+pub(super) fn read_part(files: &[PathBuf], verbose: bool) -> Result<Cluster, Ended> {
+    loaded_part(files, true, verbose).map(|loaded| loaded.cluster())
+}
+
+/// The objects of these files, before they are a cluster.
 pub(super) fn loaded(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Loaded, Ended> {
+    let loaded = loaded_part(files, workloads, verbose)?;
+    // Faults with -v have named them already.
+    if !verbose && !loaded.undeclared.is_empty() && selects_namespaces(&loaded.changes) {
+        let names: Vec<&str> = loaded.undeclared.iter().take(NOTES).map(|name| &**name).collect();
+        let more = loaded.undeclared.len() - names.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        eprintln!(
+            "note: not declared in these files, and taken to exist with no label but their name: {}{more}",
+            names.join(", ")
+        );
+    }
+    Ok(loaded)
+}
+
+fn loaded_part(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Loaded, Ended> {
     let loaded = load(files, Options { workloads, foreign: ForeignTexts::LeaveOut })?;
     for fault in &loaded.faults {
         if fault.is_error() || verbose {
@@ -54,16 +74,6 @@ pub(super) fn loaded(files: &[PathBuf], workloads: bool, verbose: bool) -> Resul
             "there is no object of a kind that is read, only what was left out"
         )));
     }
-    // Faults with -v have named them already.
-    if !verbose && !loaded.undeclared.is_empty() && selects_namespaces(&loaded.changes) {
-        let names: Vec<&str> = loaded.undeclared.iter().take(NOTES).map(|name| &**name).collect();
-        let more = loaded.undeclared.len() - names.len();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        eprintln!(
-            "note: not declared in these files, and taken to exist with no label but their name: {}{more}",
-            names.join(", ")
-        );
-    }
     Ok(loaded)
 }
 
@@ -91,9 +101,14 @@ pub(super) fn queried(args: &QuestionArgs, verbose: bool) -> Result<Cluster, End
     if !files.is_empty() {
         return read(&files, true, verbose);
     }
+    of_cluster(&args.cluster.access())
+}
+
+/// The objects of the cluster as they are now.
+pub(super) fn of_cluster(access: &watch::Access) -> Result<Cluster, Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (cluster, refusals) = runtime
-        .block_on(watch::snapshot(&args.cluster.access()))
+        .block_on(watch::snapshot(access))
         .map_err(|error| anyhow::anyhow!("no objects: {error}. For objects of files, name them with -f"))?;
     for refusal in refusals {
         eprintln!("{refusal}");

@@ -1,8 +1,8 @@
 //! The documents show what the program prints.
 //!
-//! Each ```` ```console ```` block of README.md is a session in the root of the repository: each `$ command` is
-//! followed by its standard output and then its standard error. Blocks marked `console root` change the kernel and are
-//! not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes the output into README.md.
+//! Each ```` ```console ```` block of README.md and docs/diff.md is a session in the root of the repository: each
+//! `$ command` is followed by its standard output and then its standard error. Blocks marked `console root` change the
+//! kernel and are not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes the output into them.
 
 use std::{
     collections::BTreeSet,
@@ -42,25 +42,30 @@ fn rerun(text: &str) -> (String, usize) {
     (result, commands)
 }
 
+/// The documents with sessions, and the least number of commands in each.
+const SESSIONS: [(&str, usize); 2] = [("README.md", 7), ("docs/diff.md", 3)];
+
 #[test]
-fn readme_sessions_match_the_output_of_the_program() {
-    let shown = text("README.md");
-    let (printed, commands) = rerun(&shown);
-    assert!(commands >= 7, "README.md has only {commands} commands that can be run");
-    if std::env::var_os("TOWPATH_UPDATE_README").is_some() {
-        fs::write(root().join("README.md"), &printed).unwrap();
-        return;
+fn sessions_in_documents_match_the_output_of_the_program() {
+    for (document, least) in SESSIONS {
+        let shown = text(document);
+        let (printed, commands) = rerun(&shown);
+        assert!(commands >= least, "{document} has only {commands} commands that can be run");
+        if std::env::var_os("TOWPATH_UPDATE_README").is_some() {
+            fs::write(root().join(document), &printed).unwrap();
+            continue;
+        }
+        let differs =
+            shown.lines().zip(printed.lines()).enumerate().find(|(_, (shown, printed))| shown != printed);
+        assert!(
+            differs.is_none() && shown == printed,
+            "{document} differs from the output: {differs:?}; see tests/cli/documents.rs"
+        );
     }
-    let differs =
-        shown.lines().zip(printed.lines()).enumerate().find(|(_, (shown, printed))| shown != printed);
-    assert!(
-        differs.is_none() && shown == printed,
-        "README.md differs from the output: {differs:?}; see tests/cli/documents.rs"
-    );
 }
 
 #[test]
-fn readme_session_with_other_output_is_detected() {
+fn session_with_other_output_is_detected() {
     let text = "a\n```console\n$ echo b; echo c >&2\nold\n```\n```console root\n# false\nkept\n```\n";
     let (printed, commands) = rerun(text);
     assert_eq!(commands, 1);

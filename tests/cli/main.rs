@@ -3,8 +3,10 @@
 #![cfg(test)]
 
 mod answers;
+mod ci;
 mod cni;
 mod daemon;
+mod diff;
 mod documents;
 mod help;
 #[path = "../support/http.rs"]
