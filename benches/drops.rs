@@ -107,7 +107,9 @@ impl Bed {
                 "spec": { "nodeName": "n1" },
                 "status": { "phase": "Running", "podIPs": [{ "ip": address }] },
             });
-            objects += &format!("---\n{object}\n");
+            objects.push_str("---\n");
+            objects.push_str(&object.to_string());
+            objects.push('\n');
         }
         fs::write(folder.path().join("objects.yaml"), objects).expect("objects");
         Self { lab, ids, folder }

@@ -116,7 +116,7 @@ struct DropLogArgs {
     /// Write Kubernetes Events about denied packets on the pods whose policies denied them, if the API server is the
     /// source of objects and permits it.
     #[arg(long = "drop-events", env = "TOWPATH_DROP_EVENTS")]
-    events: bool,
+    drop_events: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -304,7 +304,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         telling: args.drops.telling.into(),
         drop_records: args.drops.records.into(),
         drop_pod_metrics: args.drops.pod_metrics.into(),
-        drop_events: args.drops.events,
+        drop_events: args.drops.drop_events,
         interface_guard: args.interface_guard.into(),
         gate_install: args.gate.install(&args.run_dir),
         run_dir: args.run_dir.clone(),
