@@ -1,357 +1,285 @@
-//! `towpath explain`: one flow, its verdict in each direction, and the policies and rules behind it.
+//! `towpath explain`: one question about a flow, its verdict, the cause of a denial, and the smallest change that would
+//! allow it.
 
-use std::fmt::{self, Write as _};
+pub mod advice;
+pub mod answer;
+pub mod patch;
 
-use serde::Serialize;
-
-use super::words::{ByFamily, Word, by_family, port_and_protocol};
-use crate::{
-    model::{
-        Cluster, Direction, Family, Flow, NetworkPolicy, ObjectKey, Peer, Peers, PodPeer, PolicyRule, Port,
-        Ports, Scope, Standing,
-    },
-    policy::{DirectionVerdict, Verdict, evaluate, evaluate_families},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    io::IsTerminal as _,
 };
 
-/// The verdict in words: a line for the flow, then for each direction its reason and every rule that was evaluated.
-///
-/// If the families differ, one such text for each.
-#[must_use]
-pub fn text(cluster: &Cluster, flow: &Flow) -> String {
-    let verdicts = evaluate_families(cluster, flow);
-    let mut text = String::new();
-    if differing(&verdicts) {
-        for (family, verdict) in &verdicts {
-            if !text.is_empty() {
-                text.push('\n');
-            }
-            write_verdict(&mut text, cluster, flow, Some(*family), verdict);
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use self::{
+    advice::{Advice, Objects},
+    answer::Explanation,
+};
+use super::{
+    Ended, QuestionArgs,
+    ends::{AskedPort, End, MOST_PODS, NameError, Names, Ports, asked_port, ports},
+    json,
+    objects::{Queried, queried_with_services},
+    print,
+};
+use crate::{
+    model::{Cluster, Endpoint, Family, Flow, ObjectKey, Protocol, Transport},
+    policy::{
+        RuleRef,
+        budget::{Closed, OverBudget},
+        evaluate, evaluate_families,
+        resolve::Resolver,
+    },
+};
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    objects: QuestionArgs,
+    /// The sender: [NAMESPACE/]POD, an IP address, or [NAMESPACE/]KIND/NAME of a workload, a Service or a node, with
+    /// kubectl's short forms: deploy/web, shop/sts/db, svc/web, node/n1.
+    #[arg(long, value_name = "X", env = "TOWPATH_FROM")]
+    from: String,
+    /// The receiver, likewise. A Service stands for the pods that it leads to, and for their ports.
+    #[arg(long, value_name = "Y", env = "TOWPATH_TO")]
+    to: String,
+    /// The receiver's port: a number or the name of a port, alone or with /PROTOCOL. Default: every port that the
+    /// receiver declares; 80 if it declares none.
+    #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = asked_port, env = "TOWPATH_PORT")]
+    port: Option<AskedPort>,
+    /// The protocol of the port: TCP, UDP or SCTP. Default: that of the port, or TCP.
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol, env = "TOWPATH_PROTOCOL")]
+    protocol: Option<Protocol>,
+    /// The namespace of names that give none. Default: the one in which the name occurs; of several, that of the
+    /// kubeconfig's context.
+    #[arg(short, long, value_name = "NAMESPACE", env = "TOWPATH_NAMESPACE")]
+    namespace: Option<String>,
+    /// The output format.
+    #[arg(short, long, value_enum, default_value_t = Output::Text, env = "TOWPATH_OUTPUT")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+    /// Only the change that would allow it, as kubectl commands for a shell.
+    Fix,
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    text.to_ascii_uppercase().parse().map_err(|error| format!("{error}"))
+}
+
+/// How many answers are given to one question.
+const MOST_ANSWERS: usize = 40;
+
+pub(super) fn explain(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
+    let Queried { cluster, services, namespace } = queried_with_services(&args.objects, verbose)?;
+    let names = Names {
+        cluster: &cluster,
+        services: &services,
+        namespace: args.namespace.as_deref(),
+        preferred: namespace.as_deref(),
+    };
+    let wrong = |error: NameError| Ended::WrongUse(error.into());
+    let from = names.resolve(&args.from).map_err(wrong)?;
+    let to = names.resolve(&args.to).map_err(wrong)?;
+    let asked = ports(&cluster, &to, args.port.as_ref(), args.protocol).map_err(wrong)?;
+    let groups = groups(&cluster, &from, &asked);
+    let Some(first) = groups.iter().find(|group| !group.allowed).or_else(|| groups.first()) else {
+        return Err(Ended::WrongUse(anyhow::anyhow!("none of the ports that were asked for exists there")));
+    };
+    for note in closed_for(&cluster, [&first.flow.from, &first.flow.to]) {
+        eprintln!("note: the nodes do otherwise with the default budgets: {note}");
+    }
+    let objects = Objects { cluster: &cluster, services: &services };
+    match args.output {
+        Output::Text => {
+            let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            print(&text(objects, &groups, [&from, &to], asked.why.as_deref(), color))?;
         }
-    } else {
-        write_verdict(&mut text, cluster, flow, None, &evaluate(cluster, flow));
+        Output::Json => print(&json(&Asked::new(objects, first, &groups, [&from, &to], &asked))?)?,
+        Output::Fix => print(&fixes(objects, &groups))?,
+    }
+    if first.allowed { Ok(()) } else { Err(Ended::No) }
+}
+
+/// Flows that are decided by the same policies and rules in the same way. Only the first is answered.
+struct Group {
+    flow: Flow,
+    allowed: bool,
+    /// How many flows it stands for.
+    flows: usize,
+}
+
+/// For each family and direction whether it is allowed, the policies that isolate, and the rules that allow.
+type DecidedBy = Vec<(Option<Family>, [(bool, Vec<ObjectKey>, Vec<RuleRef>); 2])>;
+
+/// The flows that are asked about, grouped by what decides them.
+fn groups(cluster: &Cluster, from: &End, asked: &Ports) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut known: BTreeMap<(Transport, DecidedBy), usize> = BTreeMap::new();
+    let receivers: BTreeSet<&Endpoint> = asked.asked.iter().map(|port| &port.to).collect();
+    let senders = || from.endpoints.iter().take(MOST_PODS);
+    // A pod of the receiver's own workload reaches itself whatever the policies say, which says nothing of the others.
+    let has_others = senders().any(|sender| receivers.iter().any(|receiver| *receiver != sender));
+    for receiver in &asked.asked {
+        for sender in senders().filter(|sender| !has_others || **sender != receiver.to) {
+            let (from, to) = (sender.clone(), receiver.to.clone());
+            let flow = Flow { from, to, transport: receiver.transport, family: None };
+            let place = *known.entry((flow.transport, decided_by(cluster, &flow))).or_insert(groups.len());
+            if let Some(group) = groups.get_mut(place) {
+                group.flows += 1;
+            } else {
+                let allowed = evaluate(cluster, &flow).allowed();
+                groups.push(Group { flow, allowed, flows: 1 });
+            }
+        }
+    }
+    groups
+}
+
+fn decided_by(cluster: &Cluster, flow: &Flow) -> DecidedBy {
+    let of_direction = |verdict: &crate::policy::DirectionVerdict| {
+        (verdict.allowed(), verdict.isolated_by.clone(), verdict.allowed_by.clone())
+    };
+    let mut verdicts: Vec<_> =
+        evaluate_families(cluster, flow).into_iter().map(|(family, one)| (Some(family), one)).collect();
+    if verdicts.is_empty() {
+        verdicts.push((None, evaluate(cluster, flow)));
+    }
+    let both = |verdict: &crate::policy::Verdict| [&verdict.egress, &verdict.ingress].map(of_direction);
+    verdicts.iter().map(|(family, verdict)| (*family, both(verdict))).collect()
+}
+
+/// What is asked about, where this is not what was typed.
+fn heading(ends: [&End; 2], groups: &[Group], why: Option<&str>) -> String {
+    let mut text = String::new();
+    let count = |end: &End| end.endpoints.len();
+    for end in ends {
+        let Some(title) = &end.title else { continue };
+        let pods = match &end.endpoints[..] {
+            [only] => only.to_string(),
+            [first, ..] if count(end) > MOST_PODS => {
+                format!("{} pods, of which {MOST_PODS} are asked about, such as {first}", count(end))
+            }
+            [first, ..] => format!("{} pods, such as {first}", count(end)),
+            [] => continue,
+        };
+        // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "{title} is {pods}");
+    }
+    if let Some(why) = why {
+        let _ = writeln!(text, "{why}");
+    }
+    if let [only] = groups
+        && only.flows > 1
+    {
+        let _ = writeln!(text, "all {} flows are decided alike; this is one of them", only.flows);
     }
     text
 }
 
-fn differing(verdicts: &[(Family, Verdict)]) -> bool {
-    verdicts.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.allowed() != b.allowed()))
-}
-
-fn write_verdict(
-    text: &mut String,
-    cluster: &Cluster,
-    flow: &Flow,
-    family: Option<Family>,
-    verdict: &Verdict,
-) {
-    let Flow { from, to, transport, .. } = flow;
-    let over = family.map_or_else(String::new, |family| format!(" over {family}"));
-    // Writing to a String cannot fail, here and below.
-    let _ = writeln!(text, "{}: {from} to {to}, {transport}{over}", word(verdict.allowed()));
-    for direction in Direction::BOTH {
-        write_direction(text, cluster, direction, verdict.of(direction));
-    }
-}
-
-fn write_direction(text: &mut String, cluster: &Cluster, direction: Direction, verdict: &DirectionVerdict) {
-    let _ = writeln!(text, "\n{direction} {}: {}", word(verdict.allowed()), verdict.reason);
-    let policies = verdict.isolated_by.iter().filter_map(|key| cluster.policy(key));
-    for policy in policies {
-        write_policy(text, policy, direction, verdict);
-    }
-}
-
-fn write_policy(text: &mut String, policy: &NetworkPolicy, direction: Direction, verdict: &DirectionVerdict) {
-    let rules = policy.rules(direction).unwrap_or_default();
-    let comment = match policy.standing {
-        Standing::Refused => " could not be read, and allows nothing",
-        Standing::TooLarge(_) => " is too large to be kept, and allows nothing",
-        Standing::Accepted if rules.is_empty() => " has no rule, and allows nothing",
-        Standing::Accepted => "",
-    };
-    let _ = writeln!(text, "  {}{comment}", policy.key);
-    if policy.standing == Standing::Refused {
-        return;
-    }
-    for (index, rule) in rules.iter().enumerate() {
-        let allows = verdict.allowed_by.iter().any(|by| by.policy == policy.key && by.rule == index);
-        let mark = if allows { "allows" } else { "does not match" };
-        let _ = writeln!(text, "    rule {index} {mark}: {}", RuleText(direction, rule));
-    }
-}
-
-const fn word(allowed: bool) -> &'static str {
-    if allowed { "allowed" } else { "denied" }
-}
-
-/// A rule in words: `from pods app=api in shop, on 5432/TCP`.
-struct RuleText<'a>(Direction, &'a PolicyRule);
-
-impl fmt::Display for RuleText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(direction, PolicyRule { peers, ports }) = self;
-        f.write_str(match direction {
-            Direction::Ingress => "from ",
-            Direction::Egress => "to ",
-        })?;
-        match peers {
-            Peers::Any => f.write_str("everybody")?,
-            Peers::Of(peers) => alternatives(f, "nobody", peers.iter().map(peer_text))?,
+fn text(objects: Objects<'_>, groups: &[Group], ends: [&End; 2], why: Option<&str>, color: bool) -> String {
+    let heading = heading(ends, groups, why);
+    let mut text = match groups {
+        [only] => answer::text(objects, &only.flow, color),
+        several => {
+            let mut text = String::new();
+            for group in several.iter().take(MOST_ANSWERS) {
+                answer::write_short(&mut text, objects, &group.flow, group.flows, color);
+            }
+            if several.len() > MOST_ANSWERS {
+                let rest = several.iter().skip(MOST_ANSWERS);
+                let denied = rest.clone().filter(|group| !group.allowed).count();
+                let _ = writeln!(text, "and {} more, of which {denied} are denied", rest.count());
+            }
+            text.push_str(
+                "\nFor the rules, and for a change that would allow it, ask for one port and one pod.\n",
+            );
+            text
         }
-        f.write_str(", on ")?;
-        match ports {
-            Ports::Any => f.write_str("every port and protocol"),
-            Ports::Of(ports) => alternatives(f, "no port", ports.iter().map(port_text)),
+    };
+    // Behind the verdict, if there is one for all.
+    let one = text.find('\n').map_or(text.len(), |end| end + 1);
+    text.insert_str(if groups.len() == 1 { one } else { 0 }, &heading);
+    text
+}
+
+/// The commands that would allow all denied flows of a question.
+fn fixes(objects: Objects<'_>, groups: &[Group]) -> String {
+    let mut text = String::new();
+    for group in groups.iter().take(MOST_ANSWERS) {
+        for (flow, verdict) in answer::denied(objects.cluster, &group.flow) {
+            let advice = Advice::new(objects, &flow, &verdict);
+            match advice.fix {
+                Ok(fix) => text.push_str(&patch::script(&fix)),
+                Err(none) => {
+                    let _ = writeln!(text, "# {} to {}, {}: {none}", flow.from, flow.to, flow.transport);
+                }
+            }
         }
     }
+    text
 }
 
-fn alternatives(
-    f: &mut fmt::Formatter<'_>,
-    none: &str,
-    texts: impl ExactSizeIterator<Item = String>,
-) -> fmt::Result {
-    if texts.len() == 0 {
-        return f.write_str(none);
-    }
-    for (at, text) in texts.enumerate() {
-        write!(f, "{}{text}", if at == 0 { "" } else { " or " })?;
-    }
-    Ok(())
-}
-
-fn peer_text(peer: &Peer) -> String {
-    let (scope, pods) = match peer {
-        Peer::Block(block) => return block.to_string(),
-        Peer::Pods(PodPeer { scope, pods }) => (scope, pods),
-    };
-    let pods = if pods.is_everything() { "all pods".to_owned() } else { format!("pods {pods}") };
-    match scope {
-        Scope::Own(namespace) => format!("{pods} in {namespace}"),
-        Scope::Matching(selector) if selector.is_everything() => format!("{pods} in all namespaces"),
-        Scope::Matching(selector) => format!("{pods} in namespaces {selector}"),
-    }
-}
-
-fn port_text(port: &Port) -> String {
-    match port {
-        Port::All(protocol) => format!("every {protocol} port"),
-        Port::Range(protocol, range) => format!("{range}/{protocol}"),
-        Port::Named(protocol, name) => format!("{name}/{protocol}"),
-    }
-}
-
-/// What `-o json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Explanation {
-    /// Whether it passes, in the first family of the receiver that the sender has too.
-    pub verdict: Word,
-    /// The sender: `ns/pod` or `ip:ADDRESS`.
-    pub from: String,
-    /// The receiver, likewise.
-    pub to: String,
-    /// The receiver's port; null for a protocol without ports.
-    pub port: Option<u16>,
-    /// TCP, UDP or SCTP; else the IP protocol number.
-    pub protocol: String,
-    /// What the sender's policies say.
-    pub egress: DirectionExplanation,
-    /// What the receiver's policies say.
-    pub ingress: DirectionExplanation,
-    /// The verdict of each family, if they differ.
+/// What `-o json` prints: the answer to the first flow that is denied, else to the first of all.
+#[derive(Serialize)]
+struct Asked {
+    #[serde(flatten)]
+    explanation: Explanation,
+    /// What `--from` and `--to` named, if it is neither a pod nor an address.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub families: Option<ByFamily>,
+    from_named: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_named: Option<String>,
+    /// Every answer, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    answers: Vec<Explanation>,
+    /// Why these ports, if none was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ports: Option<String>,
 }
 
-/// One direction of an [`Explanation`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DirectionExplanation {
-    /// Whether a policy selects this end in this direction.
-    pub isolated: bool,
-    /// Whether this end lets it pass.
-    pub verdict: Word,
-    /// The policies that select this end: `ns/name`.
-    pub isolated_by: Vec<String>,
-    /// Every rule of theirs that allows it.
-    pub allowed_by: Vec<RuleExplanation>,
-    /// What decided, as a sentence without its full stop.
-    pub reason: String,
-}
-
-/// A rule that allows.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RuleExplanation {
-    /// Its policy: `ns/name`.
-    pub policy: String,
-    /// Which entry of its `ingress` or `egress`, counted from 0.
-    pub rule: usize,
-}
-
-/// The same for scripts.
-#[must_use]
-pub fn json(cluster: &Cluster, flow: &Flow) -> Explanation {
-    let verdict = evaluate(cluster, flow);
-    let families = evaluate_families(cluster, flow);
-    let (port, protocol) = port_and_protocol(flow.transport);
-    Explanation {
-        verdict: Word::of(verdict.allowed()),
-        from: flow.from.to_string(),
-        to: flow.to.to_string(),
-        port,
-        protocol,
-        egress: direction_json(&verdict.egress),
-        ingress: direction_json(&verdict.ingress),
-        families: differing(&families)
-            .then(|| by_family(families.iter().map(|(family, verdict)| (*family, verdict.allowed())))),
+impl Asked {
+    fn new(
+        objects: Objects<'_>,
+        first: &Group,
+        groups: &[Group],
+        [from, to]: [&End; 2],
+        asked: &Ports,
+    ) -> Self {
+        let explanation = answer::json(objects, &first.flow);
+        let answers = match groups {
+            [_] => Vec::new(),
+            several => {
+                several.iter().take(MOST_ANSWERS).map(|group| answer::json(objects, &group.flow)).collect()
+            }
+        };
+        let (from_named, to_named) = (from.title.clone(), to.title.clone());
+        Self { explanation, from_named, to_named, answers, ports: asked.why.clone() }
     }
 }
 
-fn direction_json(verdict: &DirectionVerdict) -> DirectionExplanation {
-    let allowed_by = verdict.allowed_by.iter();
-    DirectionExplanation {
-        isolated: verdict.isolated(),
-        verdict: Word::of(verdict.allowed()),
-        isolated_by: verdict.isolated_by.iter().map(ObjectKey::to_string).collect(),
-        allowed_by: allowed_by
-            .map(|by| RuleExplanation { policy: by.policy.to_string(), rule: by.rule })
-            .collect(),
-        reason: verdict.reason.to_string(),
+/// What is over budget and therefore closes one of these ends on its node.
+fn closed_for(cluster: &Cluster, ends: [&Endpoint; 2]) -> BTreeSet<OverBudget> {
+    let mut closed = BTreeSet::new();
+    for end in ends {
+        let Endpoint::Pod(key) = end else { continue };
+        let Some(node) = cluster.pod(key).and_then(|pod| pod.node.clone()) else { continue };
+        let resolved = Resolver::of(node, cluster).resolve(cluster);
+        let Some(pod) = resolved.pods.iter().find(|pod| pod.key == *key) else { continue };
+        let concerns = |over: &&OverBudget| match &over.closed {
+            Closed::Policy(policy) => pod.policies.iter().any(|one| one.key == *policy),
+            Closed::Namespace(namespace) => *namespace == key.namespace,
+        };
+        closed.extend(resolved.over_budget.iter().filter(concerns).cloned());
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{
-        Change, Endpoint, IpBlock, LabelSelector, Labels, Namespace, Pod, PortRange, Protocol, Requirement,
-    };
-
-    fn app(name: &str) -> LabelSelector {
-        LabelSelector::new([Requirement::equals("app", name)])
-    }
-
-    fn policy(name: &str, ingress: Vec<PolicyRule>) -> NetworkPolicy {
-        NetworkPolicy {
-            key: ObjectKey::new("shop", name),
-            subject: app("db"),
-            ingress: Some(ingress),
-            egress: None,
-            standing: Standing::Accepted,
-        }
-    }
-
-    /// `web` and `db`, both with both families, and these policies.
-    fn cluster(policies: impl IntoIterator<Item = NetworkPolicy>) -> Cluster {
-        let mut cluster = Cluster::new();
-        cluster.apply(Change::SetNamespace(Namespace { name: "shop".into(), labels: Labels::default() }));
-        for (at, name) in ["web", "db"].into_iter().enumerate() {
-            let labels: Labels = [("app", name)].into_iter().collect();
-            let addresses = [format!("10.0.0.{at}"), format!("fd00::{at}")];
-            let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            cluster.apply(Change::SetPod(Pod {
-                labels,
-                addresses,
-                ..Pod::new(ObjectKey::new("shop", name))
-            }));
-        }
-        for policy in policies {
-            cluster.apply(Change::SetPolicy(policy));
-        }
-        cluster
-    }
-
-    fn web_to_db() -> Flow {
-        let end = |name| Endpoint::Pod(ObjectKey::new("shop", name));
-        Flow { from: end("web"), to: end("db"), transport: "5432".parse().unwrap(), family: None }
-    }
-
-    fn rule(peer: Peer, ports: Ports) -> PolicyRule {
-        PolicyRule { peers: Peers::Of(vec![peer]), ports }
-    }
-
-    fn pods(scope: Scope, pods: LabelSelector) -> Peer {
-        Peer::Pods(PodPeer { scope, pods })
-    }
-
-    #[test]
-    fn text_names_every_policy_and_the_result_of_each_rule() {
-        let postgres = || Ports::Of(vec![Port::Range(Protocol::Tcp, PortRange::single(5432))]);
-        let ours = || Scope::Own("shop".into());
-        let from_api = rule(pods(ours(), app("api")), postgres());
-        let everywhere = Scope::Matching(LabelSelector::everything());
-        let from_web = rule(pods(everywhere, app("web")), postgres());
-        let cluster = cluster([policy("closed", vec![]), policy("open", vec![from_api, from_web])]);
-        let expected = "\
-allowed: shop/web to shop/db, 5432/TCP
-
-egress allowed: no policy selects shop/web for egress
-
-ingress allowed: shop/open rule 1 allows it
-  shop/closed has no rule, and allows nothing
-  shop/open
-    rule 0 does not match: from pods app=api in shop, on 5432/TCP
-    rule 1 allows: from pods app=web in all namespaces, on 5432/TCP
-";
-        assert_eq!(text(&cluster, &web_to_db()), expected);
-    }
-
-    #[test]
-    fn text_names_the_policy_that_could_not_be_read() {
-        let refused = NetworkPolicy { standing: Standing::Refused, ..policy("broken", vec![]) };
-        let text = text(&cluster([refused]), &web_to_db());
-        assert!(text.starts_with("denied: shop/web to shop/db, 5432/TCP\n"));
-        assert!(text.contains("  shop/broken could not be read, and allows nothing\n"));
-    }
-
-    #[test]
-    fn differing_verdicts_of_families_are_shown_separately() {
-        let block = IpBlock::new("10.0.0.0/8".parse().unwrap(), ["10.9.0.0/16".parse().unwrap()]).unwrap();
-        let cluster = cluster([policy("v4", vec![rule(Peer::Block(block), Ports::Any)])]);
-        let text = text(&cluster, &web_to_db());
-        assert!(text.starts_with("allowed: shop/web to shop/db, 5432/TCP over IPv4\n"));
-        assert!(
-            text.contains("rule 0 allows: from 10.0.0.0/8 except 10.9.0.0/16, on every port and protocol\n")
-        );
-        assert!(text.contains("\ndenied: shop/web to shop/db, 5432/TCP over IPv6\n"));
-        let families = json(&cluster, &web_to_db()).families.unwrap();
-        assert_eq!(families, by_family([(Family::V4, true), (Family::V6, false)]));
-    }
-
-    #[test]
-    fn rules_are_formatted_as_sentences() {
-        let tenants = LabelSelector::new([Requirement::equals("team", "a")]);
-        let ports = vec![Port::All(Protocol::Udp), Port::Named(Protocol::Tcp, "http".into())];
-        let some = rule(pods(Scope::Matching(tenants), LabelSelector::everything()), Ports::Of(ports));
-        assert_eq!(
-            RuleText(Direction::Egress, &some).to_string(),
-            "to all pods in namespaces team=a, on every UDP port or http/TCP"
-        );
-        let all = PolicyRule { peers: Peers::Any, ports: Ports::Any };
-        assert_eq!(
-            RuleText(Direction::Ingress, &all).to_string(),
-            "from everybody, on every port and protocol"
-        );
-        let none = PolicyRule { peers: Peers::Of(vec![]), ports: Ports::Of(vec![]) };
-        assert_eq!(RuleText(Direction::Ingress, &none).to_string(), "from nobody, on no port");
-    }
-
-    #[test]
-    fn json_has_the_documented_fields() {
-        let all = PolicyRule { peers: Peers::Any, ports: Ports::Any };
-        let cluster = cluster([policy("closed", vec![]), policy("open", vec![all])]);
-        let value = serde_json::to_value(json(&cluster, &web_to_db())).unwrap();
-        let expected = serde_json::json!({
-            "verdict": "allow", "from": "shop/web", "to": "shop/db", "port": 5432, "protocol": "TCP",
-            "egress": {
-                "isolated": false, "verdict": "allow", "isolated_by": [], "allowed_by": [],
-                "reason": "no policy selects shop/web for egress",
-            },
-            "ingress": {
-                "isolated": true, "verdict": "allow", "isolated_by": ["shop/closed", "shop/open"],
-                "allowed_by": [{"policy": "shop/open", "rule": 0}],
-                "reason": "shop/open rule 0 allows it",
-            },
-        });
-        assert_eq!(value, expected);
-    }
+    closed
 }

@@ -11,6 +11,7 @@ mod compile;
 pub mod demo;
 mod diff;
 mod drops;
+mod ends;
 pub mod explain;
 mod lint;
 pub mod matrix;
@@ -23,7 +24,6 @@ mod terminal;
 pub mod words;
 
 use std::{
-    collections::BTreeSet,
     io::{IsTerminal as _, Write as _},
     net::IpAddr,
     path::PathBuf,
@@ -37,13 +37,8 @@ use ipnet::IpNet;
 use crate::{
     dataplane::kernel::{Backend, Variant},
     k8s::watch::Access,
-    model::{Cluster, Endpoint, Flow, ObjectKey, Transport},
-    policy::{
-        Reachability,
-        budget::{Budgets, Closed, OverBudget},
-        known_transports,
-        resolve::Resolver,
-    },
+    model::Transport,
+    policy::{Reachability, budget::Budgets, known_transports},
     ruleset::compile::{DenyAction, LogLimit, Options},
 };
 
@@ -72,11 +67,15 @@ enum Command {
         after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9"
     )]
     Matrix(MatrixArgs),
-    /// Explains whether a connection is allowed, and which policies and rules decide it.
+    /// Explains whether a connection is allowed, which policies and rules decide it, and what would allow it. Exit status:
+    /// 0 if it is allowed, 1 if it is denied or the objects have errors, 2 if an end or port does not exist, 3 if the
+    /// objects cannot be read.
     #[command(
-        after_help = "Example: towpath explain -f objects.yaml --from shop/web --to shop/db --port 5432"
+        after_help = "Example: towpath explain -f objects.yaml --from shop/api --to shop/db --port 5432\n\
+                      Example: towpath explain --from shop/deploy/web --to shop/svc/db\n\
+                      Example: towpath explain -n shop --from web --to db --port postgres -o fix | sh"
     )]
-    Explain(ExplainArgs),
+    Explain(explain::ExplainArgs),
     /// Shows which flows a change of policies, namespaces or pods opens, and which it closes.
     #[command(after_help = "Example: towpath diff manifests/ objects.yaml\n\
                       Example: towpath diff --before main/ --after branch/ -o markdown --exit-code=opened\n\
@@ -355,33 +354,6 @@ enum Text {
     Json,
 }
 
-#[derive(Debug, Args)]
-struct ExplainArgs {
-    #[command(flatten)]
-    objects: QuestionArgs,
-    /// The sender: NAMESPACE/POD or an IP address.
-    #[arg(long, value_name = "X", value_parser = endpoint, env = "TOWPATH_FROM")]
-    from: Endpoint,
-    /// The receiver: NAMESPACE/POD or an IP address.
-    #[arg(long, value_name = "Y", value_parser = endpoint, env = "TOWPATH_TO")]
-    to: Endpoint,
-    /// The receiver's port: PORT for TCP, or PORT/PROTOCOL.
-    #[arg(long, value_name = "PORT[/PROTOCOL]", default_value = "80/TCP", env = "TOWPATH_PORT")]
-    port: Transport,
-    /// The output format.
-    #[arg(short, long, value_enum, default_value_t = Text::Text, env = "TOWPATH_OUTPUT")]
-    output: Text,
-}
-
-/// Parses `ns/pod`, an address, or `ip:ADDRESS` as the matrix prints it.
-fn endpoint(text: &str) -> Result<Endpoint, String> {
-    let address: Result<IpAddr, _> = text.strip_prefix("ip:").unwrap_or(text).parse();
-    address.map(Endpoint::Address).or_else(|_| {
-        let key: Result<ObjectKey, _> = text.parse();
-        key.map(Endpoint::Pod).map_err(|_| format!("{text:?} is neither NAMESPACE/POD nor an IP address"))
-    })
-}
-
 /// How a command ended, if it did not do what it was asked.
 #[derive(Debug)]
 enum Ended {
@@ -457,7 +429,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Run(args) => run::run(args),
         Command::Compile(args) => compile::compile(args, verbose),
         Command::Matrix(args) => print_matrix(args, verbose),
-        Command::Explain(args) => print_explanation(args, verbose),
+        Command::Explain(args) => explain::explain(args, verbose),
         Command::Diff(args) => diff::diff(args, verbose),
         Command::Lint(args) => lint::lint(args),
         Command::Cleanup(args) => cleanup::cleanup(args),
@@ -487,43 +459,6 @@ fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
         Table::Table => print(&matrix::table(&reachability)),
         Table::Json => print(&json(&matrix::json(&reachability))?),
     }
-}
-
-fn print_explanation(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::queried(&args.objects, verbose)?;
-    for end in [&args.from, &args.to] {
-        if let Endpoint::Pod(key) = end
-            && cluster.pod(key).is_none()
-        {
-            return Err(Ended::WrongUse(anyhow::anyhow!("there is no pod {key} among the objects")));
-        }
-    }
-    let (from, to) = (args.from.clone(), args.to.clone());
-    for note in closed_for(&cluster, [&from, &to]) {
-        eprintln!("note: the nodes do otherwise with the default budgets: {note}");
-    }
-    let flow = Flow { from, to, transport: args.port, family: None };
-    match args.output {
-        Text::Text => print(&explain::text(&cluster, &flow)),
-        Text::Json => print(&json(&explain::json(&cluster, &flow))?),
-    }
-}
-
-/// What is over budget and therefore closes one of these ends on its node.
-fn closed_for(cluster: &Cluster, ends: [&Endpoint; 2]) -> BTreeSet<OverBudget> {
-    let mut closed = BTreeSet::new();
-    for end in ends {
-        let Endpoint::Pod(key) = end else { continue };
-        let Some(node) = cluster.pod(key).and_then(|pod| pod.node.clone()) else { continue };
-        let resolved = Resolver::of(node, cluster).resolve(cluster);
-        let Some(pod) = resolved.pods.iter().find(|pod| pod.key == *key) else { continue };
-        let concerns = |over: &&OverBudget| match &over.closed {
-            Closed::Policy(policy) => pod.policies.iter().any(|one| one.key == *policy),
-            Closed::Namespace(namespace) => *namespace == key.namespace,
-        };
-        closed.extend(resolved.over_budget.iter().filter(concerns).cloned());
-    }
-    closed
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Ended> {

@@ -6,6 +6,7 @@ use super::{Ended, QuestionArgs};
 use crate::{
     k8s::{
         manifest::{ForeignTexts, Loaded, Options, load},
+        service::Service,
         watch,
     },
     model::{Change, Cluster, Direction, Peer, Peers, PodPeer, Scope},
@@ -114,6 +115,34 @@ pub(super) fn of_cluster(access: &watch::Access) -> Result<Cluster, Ended> {
         eprintln!("{refusal}");
     }
     Ok(cluster)
+}
+
+/// What a question about one flow is answered from.
+pub(super) struct Queried {
+    pub(super) cluster: Cluster,
+    /// The Services, as far as they can be read.
+    pub(super) services: Vec<Service>,
+    /// The namespace of the kubeconfig's context.
+    pub(super) namespace: Option<String>,
+}
+
+/// The same as [`queried`], with the Services. Without the right to list Services the question is answered without them.
+pub(super) fn queried_with_services(args: &QuestionArgs, verbose: bool) -> Result<Queried, Ended> {
+    let files = args.files();
+    if !files.is_empty() {
+        let loaded = loaded(&files, true, verbose)?;
+        let cluster = loaded.cluster();
+        return Ok(Queried { cluster, services: loaded.services, namespace: None });
+    }
+    let cluster = queried(args, verbose)?;
+    let access = args.cluster.access();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let services = runtime.block_on(watch::services(&access)).unwrap_or_else(|error| {
+        eprintln!("note: answered without Services, which cannot be listed: {error}");
+        Vec::new()
+    });
+    let namespace = runtime.block_on(access.default_namespace()).ok().flatten();
+    Ok(Queried { cluster, services, namespace })
 }
 
 /// What would be closed on some node for being over budget: policies, wherever their pods are, and namespaces on the

@@ -18,6 +18,7 @@ pub mod fault;
 pub mod files;
 pub mod intern;
 pub mod manifest;
+pub mod service;
 #[cfg(test)]
 mod tests;
 pub mod types;

@@ -6,11 +6,13 @@
 //! results.
 
 pub mod budget;
+pub mod cause;
 pub mod cidr;
 pub mod classes;
 mod counts;
 pub mod difference;
 pub mod evaluate;
+pub mod fix;
 pub mod members;
 pub mod moves;
 pub mod near_miss;

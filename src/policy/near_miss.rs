@@ -11,6 +11,9 @@ mod parts;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use display::Short;
+pub(super) use parts::meant;
+
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
@@ -179,6 +182,8 @@ pub struct PortMiss {
     pub allowed: Vec<Port>,
     /// How many more it has, as far as they were looked at.
     pub more: usize,
+    /// The lowest number that each name among them has at the receiver, if it has one.
+    pub numbers: Vec<(Arc<str>, u16)>,
     /// What does not match.
     pub fault: PortFault,
 }

@@ -80,10 +80,10 @@ fn json_explanation_names_the_policies_and_rules_of_each_direction() {
 }
 
 #[test]
-fn denied_flow_exits_with_success() {
+fn denied_flow_exits_with_1() {
     let finished =
         run(&["explain", "-f", SHOP, "--from", "shop/web", "--to", "10.244.2.12", "--port", "5432"]);
-    assert_eq!(finished.status, 0, "{finished:?}");
+    assert_eq!(finished.status, 1, "{finished:?}");
     assert!(
         finished.stdout.starts_with("denied: shop/web to ip:10.244.2.12, 5432/TCP\n"),
         "{}",
@@ -93,12 +93,12 @@ fn denied_flow_exits_with_success() {
 }
 
 #[test]
-fn protocol_defaults_to_tcp_and_port_to_80() {
+fn protocol_of_a_number_defaults_to_tcp() {
     let explain = |more: &[&str]| {
         let arguments = ["explain", "-f", SHOP, "--from", "198.51.100.7", "--to", "shop/web"];
         run(&[&arguments, more].concat()).stdout.lines().next().unwrap_or_default().to_owned()
     };
-    assert_eq!(explain(&[]), "allowed: ip:198.51.100.7 to shop/web, 80/TCP");
+    assert_eq!(explain(&["--port", "80"]), "allowed: ip:198.51.100.7 to shop/web, 80/TCP");
     assert_eq!(explain(&["--port", "443"]), "denied: ip:198.51.100.7 to shop/web, 443/TCP");
     assert_eq!(explain(&["--port", "80/UDP"]), "denied: ip:198.51.100.7 to shop/web, 80/UDP");
 }
@@ -208,7 +208,7 @@ fn files_of_other_programs_are_left_out_with_a_note() {
     let note = format!("{path}/package.json:1:1: note: left out: it is no Kubernetes object\n");
     for arguments in [
         &["matrix", path][..],
-        &["explain", path, "--from", "shop/web", "--to", "shop/db"],
+        &["explain", path, "--from", "shop/api", "--to", "shop/db", "--port", "5432"],
         &["compile", path, "--node-name", "node-1"],
     ] {
         let finished = run(arguments);

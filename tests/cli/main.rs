@@ -13,7 +13,9 @@ mod help;
 mod http;
 #[path = "../support/isolated.rs"]
 mod isolated;
+mod mistakes;
 mod program;
+mod questions;
 mod refusals;
 #[path = "../support/repository.rs"]
 mod repository;

@@ -52,9 +52,10 @@ fn queries_without_files_use_the_cluster_and_exit_with_3_if_it_is_unreachable() 
 #[test]
 fn endpoint_that_is_neither_pod_nor_address_exits_with_2() {
     let explain = |from| ["explain", "-f", SHOP, "--from", from, "--to", "shop/db"];
-    refused(&explain("web"), 2, "\"web\" is neither NAMESPACE/POD nor an IP address");
     refused(&explain("10.244.1"), 2, "neither NAMESPACE/POD nor an IP address");
     refused(&explain("shop/missing"), 2, "towpath: there is no pod shop/missing among the objects\n");
+    refused(&explain("shop/pod/api/x"), 2, "nor [NAMESPACE/]KIND/NAME");
+    refused(&explain("a b"), 2, "\"a b\" is neither NAMESPACE/POD nor an IP address");
 }
 
 #[test]

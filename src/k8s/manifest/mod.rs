@@ -36,7 +36,11 @@ use self::{
     foreign::Surroundings,
 };
 use crate::{
-    k8s::{fault::Fault, intern::Interner},
+    k8s::{
+        fault::Fault,
+        intern::Interner,
+        service::{self, Service},
+    },
     model::{Change, Cluster},
 };
 
@@ -78,6 +82,8 @@ pub struct Loaded {
     /// The namespaces that objects name and no file declares. They are among the objects, with their name as their only
     /// label.
     pub undeclared: BTreeSet<Arc<str>>,
+    /// The Services of files that were read by [`load`]. No policy depends on them, and the daemon does not read them.
+    pub services: Vec<Service>,
 }
 
 impl Loaded {
@@ -136,6 +142,7 @@ pub fn load(paths: &[PathBuf], options: Options) -> Result<Loaded, LoadError> {
     let mut surroundings = (options.foreign == ForeignTexts::LeaveOut).then(|| Surroundings::of(&found));
     let mut files: Vec<(PathBuf, FileContents)> = Vec::new();
     let mut left_out = Vec::new();
+    let mut services = Vec::new();
     let mut names = Interner::new();
     for file in found {
         let bytes = read_bytes(&file).map_err(|source| LoadError { path: file.clone(), source })?;
@@ -144,13 +151,14 @@ pub fn load(paths: &[PathBuf], options: Options) -> Result<Loaded, LoadError> {
             left_out.extend(surroundings.leave_out(&file, &bytes, &mut contents));
         }
         files.push((file, contents));
+        services.extend(std::str::from_utf8(&bytes).into_iter().flat_map(service::in_text));
     }
     if let Some(surroundings) = surroundings {
         left_out.extend(surroundings.builds());
     }
     let files: Vec<(&PathBuf, &FileContents)> =
         files.iter().map(|(path, contents)| (path, contents)).collect();
-    Ok(Loaded { left_out, ..assemble(&files, &mut names).into() })
+    Ok(Loaded { left_out, services, ..assemble(&files, &mut names).into() })
 }
 
 /// Reads one text as if it were the file `name`.
@@ -173,6 +181,7 @@ impl From<Assembly> for Loaded {
             skipped: assembly.skipped,
             left_out: Vec::new(),
             undeclared: assembly.undeclared,
+            services: Vec::new(),
         }
     }
 }

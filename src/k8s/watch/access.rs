@@ -83,6 +83,15 @@ impl Access {
         Ok(Connection { client, server, expires })
     }
 
+    /// The namespace of the context, as kubectl uses it for names without one; `None` if it names none.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read.
+    pub async fn default_namespace(&self) -> Result<Option<String>, AccessError> {
+        let config = self.config().await?;
+        Ok(Some(config.default_namespace).filter(|namespace| !namespace.is_empty()))
+    }
+
     async fn config(&self) -> Result<Config, AccessError> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let of_kubeconfig = |error| AccessError::Kubeconfig(Arc::new(error));

@@ -13,6 +13,7 @@
 //! | policies | the same without rules, if they take too much memory | `memory` |
 //! | errors | what an operator has to do | [`error`] |
 //! | one list of each kind | a cluster, for a question | [`snapshot`](snapshot()) |
+//! | the Services | what they lead to, for a question | [`services`](services()) |
 //!
 //! Known objects are kept while the API server cannot be reached, however long. A list is never older than what was
 //! delivered before: it is asked for as of now, not as of whenever the server's cache was last fresh.
@@ -27,6 +28,7 @@ mod inventory;
 pub mod kinds;
 mod memory;
 mod received;
+mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,7 @@ pub use follow::SILENCE;
 pub use inventory::Rejection;
 pub use kinds::Kind;
 pub use memory::MemoryLimits;
+pub use services::services;
 pub use snapshot::{pod, snapshot};
 
 use self::follow::Follower;

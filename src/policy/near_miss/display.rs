@@ -1,6 +1,9 @@
 //! A near miss in words.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
 use super::{
     BlockFault, LabelMiss, Miss, NamespaceFault, NearMiss, PeerMiss, PeerName, PortFault, PortMiss, RuleMiss,
@@ -16,7 +19,7 @@ const LABELS: usize = 4;
 
 /// What displays, cut after [`SHOWN`] characters and without control characters: whoever writes a policy or labels a pod
 /// decides what they contain.
-pub(super) struct Short<T>(pub(super) T);
+pub(crate) struct Short<T>(pub(crate) T);
 
 impl<T: fmt::Display> fmt::Display for Short<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -259,10 +262,13 @@ impl fmt::Display for PortWords<'_> {
                 // The protocol only says something if it is not the same for all.
                 if self.miss.allowed.iter().all(|port| protocol(port) == sent) {
                     write!(f, "{number} is not among ")?;
-                    listed(f, self.miss.allowed.iter().map(|port| PortText(port, false)))?;
+                    listed(
+                        f,
+                        self.miss.allowed.iter().map(|port| PortText(port, false, &self.miss.numbers)),
+                    )?;
                 } else {
                     write!(f, "{transport} is not among ")?;
-                    listed(f, self.miss.allowed.iter().map(|port| PortText(port, true)))?;
+                    listed(f, self.miss.allowed.iter().map(|port| PortText(port, true, &self.miss.numbers)))?;
                 }
                 if self.miss.more > 0 { write!(f, " and {} more", self.miss.more) } else { Ok(()) }
             }
@@ -284,8 +290,8 @@ impl fmt::Display for PortWords<'_> {
     }
 }
 
-/// A port of a rule, with or without its protocol.
-struct PortText<'p>(&'p Port, bool);
+/// A port of a rule, with or without its protocol, and with the number that a name has.
+struct PortText<'p>(&'p Port, bool, &'p [(Arc<str>, u16)]);
 
 impl fmt::Display for PortText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -297,6 +303,9 @@ impl fmt::Display for PortText<'_> {
             }
             Port::Named(protocol, name) => {
                 Short(name).fmt(f)?;
+                if let Some((_, number)) = self.2.iter().find(|(known, _)| known == name) {
+                    write!(f, " ({number})")?;
+                }
                 protocol
             }
         };

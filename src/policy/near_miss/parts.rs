@@ -92,17 +92,23 @@ impl Context<'_, '_> {
 
     fn ports(&self, ports: &Ports, budget: &mut Budget) -> Part<PortMiss> {
         let Ports::Of(ports) = ports else { return Part::Matches };
-        let miss = |distance, fault, looked: usize| {
-            let allowed: Vec<Port> = ports.iter().take(LISTED).cloned().collect();
-            let more = looked.saturating_sub(allowed.len());
-            Part::Misses(distance, PortMiss { allowed, more, fault })
-        };
-        let Transport::Port(sent, number) = self.transport else {
-            return miss((1, POSSIBLE, 1), PortFault::WithoutPorts, ports.len());
-        };
         let receivers: Vec<&Claimant<'_>> = match self.direction {
             Direction::Ingress => vec![self.subject],
             Direction::Egress => self.pair.to.pods(self.pair.family).take(PODS).collect(),
+        };
+        let miss = |distance, fault, looked: usize| {
+            let allowed: Vec<Port> = ports.iter().take(LISTED).cloned().collect();
+            let more = looked.saturating_sub(allowed.len());
+            let number = |port: &Port| {
+                let Port::Named(protocol, name) = port else { return None };
+                let numbers = receivers.first()?.pod.named_port(name, *protocol);
+                Some((name.clone(), *numbers.first()?))
+            };
+            let numbers = allowed.iter().filter_map(number).collect();
+            Part::Misses(distance, PortMiss { allowed, more, numbers, fault })
+        };
+        let Transport::Port(sent, number) = self.transport else {
+            return miss((1, POSSIBLE, 1), PortFault::WithoutPorts, ports.len());
         };
         let mut fault: Option<(Distance, PortFault)> = None;
         let mut looked = ports.len();
@@ -267,6 +273,18 @@ fn misses(selector: &LabelSelector, labels: &Labels) -> (Distance, Vec<LabelMiss
     let misses: Vec<LabelMiss> = failing.map(|requirement| label_miss(requirement, labels)).collect();
     let likely = if misses.iter().all(|miss| miss.meant.is_some()) { LIKELY } else { POSSIBLE };
     ((usize::from(!misses.is_empty()), likely, misses.len()), misses)
+}
+
+/// The selector that was probably meant, if all that keeps `selector` from matching looks like typos.
+pub(in crate::policy) fn meant(selector: &LabelSelector, labels: &Labels) -> Option<LabelSelector> {
+    let (_, misses) = misses(selector, labels);
+    let corrected = selector.requirements().iter().map(|requirement| {
+        let miss = misses.iter().find(|miss| miss.requirement == *requirement);
+        let Some(miss) = miss else { return Some(requirement.clone()) };
+        miss.meant.as_ref().map(|(key, value)| Requirement::equals(key.clone(), value.clone()))
+    });
+    let corrected: Option<Vec<Requirement>> = corrected.collect();
+    corrected.map(LabelSelector::new)
 }
 
 /// How many labels of one object are compared with a key that it does not have.

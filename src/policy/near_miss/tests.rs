@@ -189,7 +189,7 @@ fn port_name_that_the_pod_does_not_have_is_shown_with_those_that_it_has() {
     let web = Port::Named(Protocol::Tcp, "web".into());
     assert_eq!(
         words_of(rule([own(&[("app", "web")])], [web]), "shop/web", "8081"),
-        "shop/p rule 0 allows shop/web, but 8081 is not among web"
+        "shop/p rule 0 allows shop/web, but 8081 is not among web (8080)"
     );
     let egress = NetworkPolicy {
         ingress: None,
