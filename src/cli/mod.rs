@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit status: 0 done; 1 the answer is "no", or
 //! faults were found; 2 wrong use; 3 could not do it.
 
+mod all_nodes;
 mod bugreport;
 mod cleanup;
 mod client;
@@ -88,8 +89,10 @@ enum Command {
     /// if it cannot be reached.
     #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
     Status(status::StatusArgs),
-    /// Shows what this node dropped, between whom, and by which policies; exit status 3 if the daemon cannot be reached.
-    #[command(after_help = "Example: towpath drops --follow --namespace shop")]
+    /// Shows what this node dropped, or all nodes, between whom, and by which policies; exit status 3 if a daemon cannot
+    /// be reached.
+    #[command(after_help = "Example: towpath drops --follow --namespace shop\n\
+                      Example: towpath drops --all-nodes --pod shop/web --since 10m")]
     Drops(drops::DropsArgs),
     /// Collects into one .tar.gz what a bug report needs: the daemon's status and metrics, the filter tables, our sets,
     /// versions and settings. Prints the file's name. Needs root for the tables and sets.
@@ -346,7 +349,7 @@ enum Table {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Text {
     /// For people.
     Text,

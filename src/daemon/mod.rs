@@ -38,7 +38,7 @@ pub use host::HostChecks;
 
 use std::{
     io::ErrorKind,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -198,7 +198,9 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         gate: gate.clone(),
         drops: drops.clone(),
     };
-    runtime.spawn(web.serve(listener));
+    let near = runtime.block_on(loopback(settings.listen));
+    runtime.spawn(web.clone().serve(listener));
+    near.map(|near| runtime.spawn(web.serve(near)));
     runtime.spawn(warn_of_lag(status.clone()));
     runtime.spawn(report_slow_commands(commands.clone(), status.clone()));
     if settings.writes_events && settings.files.is_empty() {
@@ -242,6 +244,21 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
                 tokio::time::sleep(IN_USE / 20).await;
             }
             result => return result,
+        }
+    }
+}
+
+/// Listens on loopback as well, if the address is another one: what a kubelet forwards to the daemon arrives there.
+async fn loopback(address: SocketAddr) -> Option<TcpListener> {
+    if address.ip().is_loopback() || address.ip().is_unspecified() {
+        return None;
+    }
+    let near = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port());
+    match TcpListener::bind(near).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            info!(%error, "not listening on {near}; towpath drops --all-nodes does not reach this node");
+            None
         }
     }
 }

@@ -10,9 +10,10 @@
 //! | files, for as long as the daemon runs | changes | [`files`] |
 //! | the API server, for as long as the daemon runs | changes | [`watch`] |
 //!
-//! Only [`events`] writes to the API server.
+//! Only [`events`] writes to the API server. [`daemons`] connects to the daemons of other nodes through it, for a person.
 
 pub mod convert;
+pub mod daemons;
 pub mod events;
 pub mod fault;
 pub mod files;

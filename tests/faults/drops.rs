@@ -1,7 +1,7 @@
 //! The drop log: each dropped packet is told with its pods and the reason, whoever tries to hide it.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +18,7 @@ use towpath::{
 
 use crate::{
     conditions::{bed, db_admits},
+    http,
     testbed::{Bed, Daemon, for_both_variants},
     wait::wait_until,
     yaml_objects::{namespace, policy},
@@ -368,5 +369,28 @@ fn counts_of_the_kernel_are_shown_for_each_pod_and_namespace() {
             });
             assert!(daemon.metric(series) >= 2.0);
         }
+    });
+}
+
+#[test]
+fn daemon_that_listens_on_another_address_is_reached_over_loopback_and_not_by_pods() {
+    for_both_variants(|variant| {
+        let bed = bed(variant);
+        let node = bed.node().addresses()[0];
+        let listen = SocketAddr::new(node, 9586).to_string();
+        let daemon = bed.run(&["--listen", &listen]);
+        daemon.wait_until_it_records();
+        bed.reaches("shop/far", "shop/db");
+        daemon.told("a record", |record| is_between(record, "shop/far", "shop/db"));
+        for address in [listen.as_str(), "127.0.0.1:9586"] {
+            let (status, text, error) = bed.towpath(&["drops", "--addr", address]);
+            assert_eq!(status, Some(0), "{address}: {error}");
+            assert!(text.contains("shop/far -> shop/db"), "{address}: {text}");
+        }
+        let netns = bed.lab.pod(bed.pod("shop/web")).unwrap().netns();
+        let asked = netns.run(move || http::get(TcpStream::connect((node, 9586)), "/drops")).unwrap();
+        let (status, body) = asked.unwrap();
+        assert_eq!(status, 403, "{body}");
+        assert!(!body.contains("shop/"), "{body}");
     });
 }
