@@ -8,7 +8,6 @@ pub mod patch;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    io::IsTerminal as _,
 };
 
 use clap::{Args, ValueEnum};
@@ -24,6 +23,7 @@ use super::{
     json,
     objects::{Queried, queried_with_services},
     print,
+    terminal::{Layout, LayoutArgs},
 };
 use crate::{
     model::{Cluster, Endpoint, Family, Flow, ObjectKey, Protocol, Transport},
@@ -60,6 +60,8 @@ pub(super) struct ExplainArgs {
     /// The output format.
     #[arg(short, long, value_enum, default_value_t = Output::Text, env = "TOWPATH_OUTPUT")]
     output: Output,
+    #[command(flatten)]
+    layout: LayoutArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,8 +103,8 @@ pub(super) fn explain(args: &ExplainArgs, verbose: bool) -> Result<(), Ended> {
     let objects = Objects { cluster: &cluster, services: &services };
     match args.output {
         Output::Text => {
-            let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            print(&text(objects, &groups, [&from, &to], asked.why.as_deref(), color))?;
+            let layout = args.layout.layout();
+            print(&text(objects, &groups, [&from, &to], asked.why.as_deref(), layout))?;
         }
         Output::Json => print(&json(&Asked::new(objects, first, &groups, [&from, &to], &asked))?)?,
         Output::Fix => print(&fixes(objects, &groups))?,
@@ -186,14 +188,20 @@ fn heading(ends: [&End; 2], groups: &[Group], why: Option<&str>) -> String {
     text
 }
 
-fn text(objects: Objects<'_>, groups: &[Group], ends: [&End; 2], why: Option<&str>, color: bool) -> String {
+fn text(
+    objects: Objects<'_>,
+    groups: &[Group],
+    ends: [&End; 2],
+    why: Option<&str>,
+    layout: Layout,
+) -> String {
     let heading = heading(ends, groups, why);
     let mut text = match groups {
-        [only] => answer::text(objects, &only.flow, color),
+        [only] => answer::text(objects, &only.flow, layout),
         several => {
             let mut text = String::new();
             for group in several.iter().take(MOST_ANSWERS) {
-                answer::write_short(&mut text, objects, &group.flow, group.flows, color);
+                answer::write_short(&mut text, objects, &group.flow, group.flows, layout);
             }
             if several.len() > MOST_ANSWERS {
                 let rest = several.iter().skip(MOST_ANSWERS);

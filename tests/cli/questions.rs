@@ -41,7 +41,7 @@ spec:
 ";
 
 fn ask(arguments: &[&str]) -> Finished {
-    run_with_input(&[&["explain", "-f", "-"], arguments].concat(), OBJECTS)
+    run_with_input(&[&["explain", "-f", "-", "--width", "400"], arguments].concat(), OBJECTS)
 }
 
 #[track_caller]

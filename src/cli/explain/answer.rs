@@ -8,13 +8,18 @@ use super::{
     advice::{Advice, Objects, Told},
     patch::{self, FixExplanation},
 };
-use crate::cli::words::{ByFamily, Word, by_family, port_and_protocol};
+use crate::cli::{
+    terminal::{Layout, Paint, Printable, wrapped},
+    words::{ByFamily, Word, by_family, port_and_protocol},
+};
 use crate::{
     model::{
         Cluster, Direction, Family, Flow, NetworkPolicy, ObjectKey, Peer, Peers, PodPeer, PolicyRule, Port,
         Ports, Scope, Standing,
     },
-    policy::{DirectionVerdict, Verdict, cause::Cause, evaluate, evaluate_families, near_miss::Miss},
+    policy::{
+        DirectionVerdict, Verdict, cause::Cause, evaluate, evaluate_families, fix::Fix, near_miss::Miss,
+    },
 };
 
 /// The verdict in words: a line for the flow; the cause, the change that would allow it, and notes; then for each
@@ -22,7 +27,7 @@ use crate::{
 ///
 /// If the families differ, one such text for each.
 #[must_use]
-pub fn text(objects: Objects<'_>, flow: &Flow, color: bool) -> String {
+pub(in crate::cli) fn text(objects: Objects<'_>, flow: &Flow, layout: Layout) -> String {
     let verdicts = evaluate_families(objects.cluster, flow);
     let mut text = String::new();
     if differing(&verdicts) {
@@ -30,10 +35,10 @@ pub fn text(objects: Objects<'_>, flow: &Flow, color: bool) -> String {
             if !text.is_empty() {
                 text.push('\n');
             }
-            write_verdict(&mut text, objects, flow, Some(*family), verdict, color);
+            write_verdict(&mut text, objects, flow, Some(*family), verdict, layout);
         }
     } else {
-        write_verdict(&mut text, objects, flow, None, &evaluate(objects.cluster, flow), color);
+        write_verdict(&mut text, objects, flow, None, &evaluate(objects.cluster, flow), layout);
     }
     text
 }
@@ -53,16 +58,22 @@ pub fn denied(cluster: &Cluster, flow: &Flow) -> Vec<(Flow, Verdict)> {
 }
 
 /// The answer in few lines, for one of several flows.
-pub(super) fn write_short(text: &mut String, objects: Objects<'_>, flow: &Flow, flows: usize, color: bool) {
+pub(super) fn write_short(
+    text: &mut String,
+    objects: Objects<'_>,
+    flow: &Flow,
+    flows: usize,
+    layout: Layout,
+) {
     let Flow { from, to, transport, .. } = flow;
     let allowed = evaluate(objects.cluster, flow).allowed();
     let alike = if flows > 1 { format!(" (and {} flows alike)", flows - 1) } else { String::new() };
     // Writing to a String cannot fail, here and below.
-    let _ = writeln!(text, "{}: {from} to {to}, {transport}{alike}", colored(allowed, color));
+    let _ = writeln!(text, "{}: {from} to {to}, {transport}{alike}", colored(allowed, layout));
     for (flow, verdict) in denied(objects.cluster, flow) {
         let over = flow.family.map_or_else(String::new, |family| format!("over {family}: "));
         for cause in Advice::new(objects, &flow, &verdict).causes {
-            let _ = writeln!(text, "  {over}{cause}");
+            write_wrapped(text, &format!("  {over}{cause}"), layout, 4);
         }
     }
 }
@@ -77,56 +88,61 @@ fn write_verdict(
     flow: &Flow,
     family: Option<Family>,
     verdict: &Verdict,
-    color: bool,
+    layout: Layout,
 ) {
     let Flow { from, to, transport, .. } = flow;
     let over = family.map_or_else(String::new, |family| format!(" over {family}"));
-    let _ = writeln!(text, "{}: {from} to {to}, {transport}{over}", colored(verdict.allowed(), color));
-    write_advice(text, &Advice::new(objects, &Flow { family, ..flow.clone() }, verdict));
+    let _ = writeln!(text, "{}: {from} to {to}, {transport}{over}", colored(verdict.allowed(), layout));
+    write_advice(text, &Advice::new(objects, &Flow { family, ..flow.clone() }, verdict), layout);
     for direction in Direction::BOTH {
         write_direction(text, objects.cluster, direction, verdict.of(direction));
     }
 }
 
-fn write_advice(text: &mut String, Advice { causes, fix, notes }: &Advice) {
+fn write_advice(text: &mut String, Advice { causes, fix, notes }: &Advice, layout: Layout) {
     if !causes.is_empty() {
         text.push('\n');
     }
     for cause in causes {
-        let _ = writeln!(text, "cause: {cause}");
+        write_wrapped(text, &format!("cause: {cause}"), layout, 2);
     }
     match fix {
-        Ok(fix) => {
-            for step in &fix.steps {
-                let _ = writeln!(text, "fix: {}", patch::summary(step));
-            }
-            let _ = write!(text, "\n{}", patch::script(fix));
-        }
+        Ok(fix) => write_fix(text, fix),
         Err(none) if !causes.is_empty() => {
             let _ = writeln!(text, "fix: {none}");
         }
         Err(_) => {}
     }
     for Told { text: sentences, fix, .. } in notes {
-        let _ = writeln!(text, "\nnote: {sentences}");
+        text.push('\n');
+        write_wrapped(text, &format!("note: {sentences}"), layout, 2);
         if let Some(fix) = fix {
-            let _ = write!(text, "{}", patch::script(fix));
+            write_fix(text, fix);
         }
     }
 }
 
-/// `allowed` in green, `denied` in red, where colours are shown.
-fn colored(allowed: bool, color: bool) -> String {
-    let word = word(allowed);
-    match (color, allowed) {
-        (false, _) => word.to_owned(),
-        (true, true) => format!("\u{1b}[32m{word}\u{1b}[0m"),
-        (true, false) => format!("\u{1b}[31m{word}\u{1b}[0m"),
+fn write_fix(text: &mut String, fix: &Fix) {
+    for step in &fix.steps {
+        let _ = writeln!(text, "fix: {}", patch::summary(step));
+    }
+    let _ = write!(text, "\n{}", patch::script(fix));
+}
+
+/// A paragraph, in lines that fit.
+fn write_wrapped(text: &mut String, paragraph: &str, layout: Layout, indent: usize) {
+    for line in wrapped(paragraph, layout.width, indent) {
+        let _ = writeln!(text, "{line}");
     }
 }
 
+/// `allowed` in green, `denied` in red, where colours are shown.
+fn colored(allowed: bool, layout: Layout) -> String {
+    layout.paint(if allowed { Paint::Green } else { Paint::Red }, word(allowed))
+}
+
 fn write_direction(text: &mut String, cluster: &Cluster, direction: Direction, verdict: &DirectionVerdict) {
-    let _ = writeln!(text, "\n{direction} {}: {}", word(verdict.allowed()), Printable(&verdict.reason));
+    let _ = writeln!(text, "\n{direction} {}: {}", word(verdict.allowed()), printable(&verdict.reason));
     let policies = verdict.isolated_by.iter().filter_map(|key| cluster.policy(key));
     for policy in policies {
         write_policy(text, policy, direction, verdict);
@@ -141,30 +157,37 @@ fn write_policy(text: &mut String, policy: &NetworkPolicy, direction: Direction,
         Standing::Accepted if rules.is_empty() => " has no rule, and allows nothing",
         Standing::Accepted => "",
     };
-    let _ = writeln!(text, "  {}{comment}", Printable(&policy.key));
+    let _ = writeln!(text, "  {}{comment}", printable(&policy.key));
     if policy.standing == Standing::Refused {
         return;
     }
+    let mut others = 0;
     for (index, rule) in rules.iter().enumerate() {
         let allows = verdict.allowed_by.iter().any(|by| by.policy == policy.key && by.rule == index);
         let mark = if allows { "allows" } else { "does not match" };
-        let _ = writeln!(text, "    rule {index} {mark}: {}", Printable(RuleText(direction, rule)));
+        others += usize::from(!allows);
+        if !allows && others > OTHER_RULES {
+            continue;
+        }
+        let _ = writeln!(text, "    rule {index} {mark}: {}", printable(&RuleText(direction, rule)));
+    }
+    if let Some(more @ 1..) = others.checked_sub(OTHER_RULES) {
+        let _ = writeln!(text, "    and {more} more that do not match");
     }
 }
 
-/// What displays, with control characters escaped: objects of an API server may have values that no terminal should get.
-struct Printable<T>(T);
+/// How many rules that do not match are shown of each policy. It may have tens of thousands.
+const OTHER_RULES: usize = 100;
 
-impl<T: fmt::Display> fmt::Display for Printable<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.to_string().chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_unicode())?;
-            } else {
-                f.write_char(character)?;
-            }
-        }
-        Ok(())
+/// How many characters of a rule are shown. A block may have tens of thousands of excepts.
+const CHARACTERS: usize = 2000;
+
+/// A text for a terminal, cut if it is long.
+fn printable(text: &impl fmt::Display) -> String {
+    let text = text.to_string();
+    match text.char_indices().nth(CHARACTERS) {
+        Some((end, _)) => format!("{}...", Printable(text.get(..end).unwrap_or_default())),
+        None => Printable(&text).to_string(),
     }
 }
 
@@ -425,7 +448,7 @@ mod tests {
     }
 
     fn text(cluster: &Cluster, flow: &Flow) -> String {
-        super::text(Objects { cluster, services: &[] }, flow, false)
+        super::text(Objects { cluster, services: &[] }, flow, Layout { width: 400, color: false })
     }
 
     fn json(cluster: &Cluster, flow: &Flow) -> Explanation {
@@ -473,6 +496,21 @@ ingress allowed: shop/open rule 1 allows it
         let text = text(&cluster([refused]), &web_to_db());
         assert!(text.starts_with("denied: shop/web to shop/db, 5432/TCP\n"));
         assert!(text.contains("  shop/broken could not be read, and allows nothing\n"));
+    }
+
+    #[test]
+    fn long_policies_are_shown_in_part_and_control_characters_are_escaped() {
+        let rules = (0..150).map(|_| rule(pods(Scope::Own("shop".into()), app("a\u{1b}[2J")), Ports::Any));
+        let excepts = (0..5000_u32).map(|n| format!("10.{}.{}.0/24", n / 250 + 1, n % 250).parse().unwrap());
+        let block = IpBlock::new("10.0.0.0/8".parse().unwrap(), excepts).unwrap();
+        let open = PolicyRule { peers: Peers::Any, ports: Ports::Any };
+        let rules = rules.chain([rule(Peer::Block(block), Ports::Any), open]);
+        let text = text(&cluster([policy("long", rules.collect())]), &web_to_db());
+        assert!(!text.contains('\u{1b}') && text.contains("a\\u{1b}[2J"), "{text}");
+        assert!(text.contains("    rule 151 allows: from everybody, on every port and protocol\n"), "{text}");
+        assert!(text.contains("    rule 150 allows: from 10.0.0.0/8 except 10.1.0.0/24"), "{text}");
+        assert!(text.contains("    and 50 more that do not match\n"), "{text}");
+        assert!(text.len() < 20_000, "{}", text.len());
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Write for Cut<'_, '_> {
                 return Err(fmt::Error);
             };
             self.left = left;
-            if character.is_control() {
+            if character.is_control() || is_invisible(character) {
                 write!(self.to, "{}", character.escape_unicode())?;
             } else {
                 self.to.write_char(character)?;
@@ -52,6 +52,11 @@ impl Write for Cut<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Characters that change the direction of text or show nothing.
+const fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// A list with a separator, of which the last one may be another.
