@@ -14,7 +14,7 @@ mod diff;
 mod drops;
 mod ends;
 pub mod explain;
-mod lint;
+pub mod lint;
 pub mod matrix;
 mod names;
 mod objects;
@@ -82,8 +82,10 @@ enum Command {
                       Example: towpath diff --before main/ --after branch/ -o markdown --exit-code=opened\n\
                       Example: towpath diff -f new-policy.yaml")]
     Diff(Box<diff::DiffArgs>),
-    /// Checks manifests and reports every error with its line and column; exit status 1 if there are errors.
-    #[command(after_help = "Example: towpath lint manifests/")]
+    /// Checks manifests: every error with its line and column, and what policies probably do not mean. docs/lint.md
+    /// explains each code. Exit status 1 if there are errors.
+    #[command(after_help = "Example: towpath lint manifests/\n\
+                      Example: towpath lint manifests/ --ignore TP501 --warnings-as-errors -o sarif > lint.sarif")]
     Lint(lint::LintArgs),
     /// Shows what the daemon on this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3
     /// if it cannot be reached.

@@ -47,7 +47,7 @@ pub(super) fn loaded(files: &[PathBuf], workloads: bool, verbose: bool) -> Resul
 }
 
 fn loaded_part(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Loaded, Ended> {
-    let loaded = load(files, Options { workloads, foreign: ForeignTexts::LeaveOut })?;
+    let loaded = load(files, Options { workloads, foreign: ForeignTexts::LeaveOut, ..Options::default() })?;
     for fault in &loaded.faults {
         if fault.is_error() || verbose {
             eprintln!("{fault}");

@@ -12,6 +12,7 @@ pub mod classes;
 mod counts;
 pub mod difference;
 pub mod evaluate;
+pub mod findings;
 pub mod fix;
 pub mod members;
 pub mod moves;

@@ -13,6 +13,7 @@ use crate::{
         fault::Fault,
         intern::Interner,
         manifest::{
+            Options,
             assemble::{FileContents, Finding, Key, assemble},
             chunk::{Chunk, ParsedChunks, PlacedChunk, TextReader},
             not_utf8,
@@ -65,7 +66,7 @@ impl Store {
         };
         self.settled = false;
         let file = self.files.entry(path.to_owned()).or_default();
-        let (chunks, known) = TextReader::new(&file.known, false, &mut self.names).read(text);
+        let (chunks, known) = TextReader::new(&file.known, Options::default(), &mut self.names).read(text);
         let mut contents = FileContents { chunks, unreadable: None };
         contents.chunks.extend(kept(&file.contents, &contents));
         *file = File { contents, known };

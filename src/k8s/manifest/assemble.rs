@@ -9,6 +9,7 @@ use std::{
 use super::{
     chunk::PlacedChunk,
     object::{Manifest, Object},
+    source::Source,
 };
 use crate::{
     k8s::{
@@ -63,9 +64,25 @@ pub struct Assembly {
     pub skipped: BTreeMap<String, usize>,
     /// The namespaces that objects name and no file declares. They are taken to exist.
     pub undeclared: BTreeSet<Arc<str>>,
+    /// Where each valid object is, if that was kept.
+    pub sources: BTreeMap<Key, Source>,
 }
 
 impl Key {
+    /// What identifies the object that a user names so.
+    #[must_use]
+    pub fn of(id: &ObjectId) -> Self {
+        let key = |id: &ObjectId| ObjectKey {
+            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
+            name: id.name.clone(),
+        };
+        match id.kind {
+            "Namespace" => Self::Namespace(id.name.clone()),
+            "NetworkPolicy" => Self::Policy(key(id)),
+            _ => Self::Pod(key(id)),
+        }
+    }
+
     /// The removal of the object.
     #[must_use]
     pub fn removal(self) -> Change {
@@ -105,18 +122,6 @@ impl Definition<'_> {
             fault.path = FieldPath::of(&["items"]).index(item).join(&problem.path).to_string();
         }
         fault
-    }
-
-    fn key(id: &ObjectId) -> Key {
-        let key = |id: &ObjectId| ObjectKey {
-            namespace: id.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.into()),
-            name: id.name.clone(),
-        };
-        match id.kind {
-            "Namespace" => Key::Namespace(id.name.clone()),
-            "NetworkPolicy" => Key::Policy(key(id)),
-            _ => Key::Pod(key(id)),
-        }
     }
 
     /// What to use for the object when it cannot be used as written.
@@ -223,7 +228,7 @@ impl Assembly {
 
     fn record(&mut self, place: Definition<'_>, duplicates: &BTreeSet<&ObjectId>, names: &mut Interner) {
         let Some(id) = &place.manifest.id else { return };
-        let key = Definition::key(id);
+        let key = Key::of(id);
         if duplicates.contains(id) {
             let finding = self.findings.entry(key).or_insert(Finding::Rejected(None));
             if matches!(finding, Finding::Rejected(None)) {
@@ -236,6 +241,7 @@ impl Assembly {
             None => Finding::Rejected(place.fallback()),
         };
         let std::collections::btree_map::Entry::Occupied(taken) = self.findings.entry(key.clone()) else {
+            self.keep_source(key.clone(), place);
             self.findings.insert(key, finding);
             return;
         };
@@ -249,7 +255,22 @@ impl Assembly {
             let problem = Problem::warning(FieldPath::of(&["metadata", "name"]), text);
             self.faults.push(place.fault(place.manifest.name_at, &problem));
             pod.key = ObjectKey { name: names.string(&name), ..key };
+            self.keep_source(Key::Pod(pod.key.clone()), place);
             self.findings.insert(Key::Pod(pod.key.clone()), Finding::Valid(Arc::new(Object::Pod(pod))));
+        }
+    }
+
+    fn keep_source(&mut self, key: Key, place: Definition<'_>) {
+        if let (Some(written), Some(id)) = (&place.manifest.written, &place.manifest.id) {
+            let source = Source {
+                file: place.file.to_owned(),
+                lines: place.piece.lines,
+                columns: place.piece.columns,
+                item: place.piece.item,
+                id: id.clone(),
+                written: written.clone(),
+            };
+            self.sources.insert(key, source);
         }
     }
 

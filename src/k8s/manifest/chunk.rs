@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::object::{self, Contents, Manifest};
+use super::{
+    Options,
+    object::{self, Contents, Manifest},
+};
 use crate::k8s::{
     intern::Interner,
     yaml::{
@@ -52,19 +55,19 @@ pub struct ParsedChunks {
 pub struct TextReader<'r> {
     before: &'r ParsedChunks,
     now: ParsedChunks,
-    workloads: bool,
+    options: Options,
     names: &'r mut Interner,
 }
 
 impl<'r> TextReader<'r> {
     /// Starts to parse a text that may share pieces with the one that `before` was read from.
     #[must_use]
-    pub fn new(before: &'r ParsedChunks, workloads: bool, names: &'r mut Interner) -> Self {
+    pub fn new(before: &'r ParsedChunks, options: Options, names: &'r mut Interner) -> Self {
         let now = ParsedChunks {
             hasher: before.hasher.clone(),
             chunks: HashMap::with_capacity(before.chunks.len()),
         };
-        Self { before, now, workloads, names }
+        Self { before, now, options, names }
     }
 
     /// Parses `text`; also returns what to know when it is parsed the next time.
@@ -84,12 +87,12 @@ impl<'r> TextReader<'r> {
     }
 
     fn document(&mut self, Piece { lines, columns, text }: Piece<'_>) -> PlacedChunk {
-        let chunk = self.known(text, "", "", |text, workloads, names| {
+        let chunk = self.known(text, "", "", |text, options, names| {
             let (documents, error) = node::parse(text);
             let mut chunk = Chunk { error, ..Chunk::default() };
             for document in documents {
                 let Some(root) = &document.root else { continue };
-                chunk.add(object::read(root, &document.repeated, None, workloads, names));
+                chunk.add(object::read(root, &document.repeated, None, options, names));
             }
             chunk
         });
@@ -101,7 +104,7 @@ impl<'r> TextReader<'r> {
         let kind = (!list.kind.is_empty()).then_some((list.api.as_str(), list.kind.as_str()));
         let mut placed = Vec::with_capacity(list.items.len());
         for (index, Piece { lines, columns, text }) in list.items.iter().copied().enumerate() {
-            let chunk = self.known(text, &list.api, &list.kind, |text, workloads, names| {
+            let chunk = self.known(text, &list.api, &list.kind, |text, options, names| {
                 let (documents, mut error) = node::parse(text);
                 let mut chunk = Chunk::default();
                 let item = match &documents[..] {
@@ -113,7 +116,7 @@ impl<'r> TextReader<'r> {
                 match item {
                     Some((item, repeated)) => {
                         let repeated = within_item(repeated);
-                        chunk.add(object::read(item, &repeated, kind, workloads, names));
+                        chunk.add(object::read(item, &repeated, kind, options, names));
                     }
                     None if error.is_none() => {
                         error = Some(SyntaxError { at: Position::START, text: "not one item".to_owned() });
@@ -136,12 +139,12 @@ impl<'r> TextReader<'r> {
         text: &str,
         api: &str,
         kind: &str,
-        read: impl FnOnce(&str, bool, &mut Interner) -> Chunk,
+        read: impl FnOnce(&str, Options, &mut Interner) -> Chunk,
     ) -> Arc<Chunk> {
         let key = (self.now.hasher.hash_one((api, kind, text)), text.len());
         let chunk = match self.before.chunks.get(&key) {
             Some(chunk) => chunk.clone(),
-            None => Arc::new(read(text, self.workloads, self.names)),
+            None => Arc::new(read(text, self.options, self.names)),
         };
         self.now.chunks.insert(key, chunk.clone());
         chunk
@@ -172,7 +175,8 @@ mod tests {
     fn truncated_chunk_keeps_its_complete_documents() {
         let mut names = Interner::new();
         let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n...\nkind: [\n";
-        let (placed, _) = TextReader::new(&ParsedChunks::default(), false, &mut names).read(text);
+        let (placed, _) =
+            TextReader::new(&ParsedChunks::default(), Options::default(), &mut names).read(text);
         assert_eq!(placed[0].chunk.manifests.len(), 1);
         assert!(placed[0].chunk.error.is_some());
     }
@@ -191,10 +195,10 @@ mod tests {
     fn items_of_a_long_list_are_parsed_one_by_one_and_only_once() {
         let mut names = Interner::new();
         let (before, known) =
-            TextReader::new(&ParsedChunks::default(), false, &mut names).read(&long_list(""));
+            TextReader::new(&ParsedChunks::default(), Options::default(), &mut names).read(&long_list(""));
         assert_eq!(before.len(), 2000);
         let extra = "    nam: a\n    name: b\n";
-        let (after, _) = TextReader::new(&known, false, &mut names).read(&long_list(extra));
+        let (after, _) = TextReader::new(&known, Options::default(), &mut names).read(&long_list(extra));
         let read = |n: &usize| !Arc::ptr_eq(&before[*n].chunk, &after[*n].chunk);
         assert_eq!((0..2000).filter(read).collect::<Vec<_>>(), [1234]);
         let PlacedChunk { lines, item, chunk, .. } = &after[1234];
@@ -208,7 +212,8 @@ mod tests {
     fn long_list_with_an_alias_between_items_is_parsed_as_a_whole() {
         let mut names = Interner::new();
         let text = long_list("").replacen("- metadata:", "- metadata: &m", 1) + "- metadata: *m\n";
-        let (placed, _) = TextReader::new(&ParsedChunks::default(), false, &mut names).read(&text);
+        let (placed, _) =
+            TextReader::new(&ParsedChunks::default(), Options::default(), &mut names).read(&text);
         assert_eq!(placed.len(), 1);
         assert_eq!(placed[0].chunk.manifests.len(), 2001);
     }

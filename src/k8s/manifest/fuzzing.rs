@@ -50,8 +50,9 @@ pub fn manifest(data: &[u8]) {
 
 fn load_after(before: &str, text: &str, workloads: bool) -> Loaded {
     let mut names = Interner::new();
-    let (_, known) = TextReader::new(&ParsedChunks::default(), workloads, &mut names).read(before);
-    let (chunks, _) = TextReader::new(&known, workloads, &mut names).read(text);
+    let options = Options { workloads, ..Options::default() };
+    let (_, known) = TextReader::new(&ParsedChunks::default(), options, &mut names).read(before);
+    let (chunks, _) = TextReader::new(&known, options, &mut names).read(text);
     let contents = FileContents { chunks, unreadable: None };
     assemble(&[(&FILE.into(), &contents)], &mut names).into()
 }

@@ -20,6 +20,7 @@ pub mod fuzzing;
 pub mod hints;
 mod mismatch;
 pub mod object;
+pub mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,10 +31,11 @@ use std::{
 };
 
 use self::{
-    assemble::{ALWAYS, Assembly, FileContents, Finding, assemble},
+    assemble::{ALWAYS, Assembly, FileContents, Finding, Key, assemble},
     chunk::{ParsedChunks, TextReader},
     folder::walk,
     foreign::Surroundings,
+    source::Source,
 };
 use crate::{
     k8s::{
@@ -52,6 +54,8 @@ pub struct Options {
     pub workloads: bool,
     /// What to do with texts that are no Kubernetes objects, templates and patches.
     pub foreign: ForeignTexts,
+    /// Whether to keep what a later finding about a valid object needs: where its fields are.
+    pub sources: bool,
 }
 
 /// What to do with a text that is no Kubernetes object, but a file of another program, a template of Helm, or a patch of
@@ -84,6 +88,8 @@ pub struct Loaded {
     pub undeclared: BTreeSet<Arc<str>>,
     /// The Services of files that were read by [`load`]. No policy depends on them, and the daemon does not read them.
     pub services: Vec<Service>,
+    /// Where each object is, with [`Options::sources`].
+    pub sources: BTreeMap<Key, Source>,
 }
 
 impl Loaded {
@@ -166,7 +172,8 @@ pub fn load(paths: &[PathBuf], options: Options) -> Result<Loaded, LoadError> {
 pub fn load_text(name: &Path, text: &str, options: Options) -> Loaded {
     let mut names = Interner::new();
     let contents = read(text.as_bytes(), options, &mut names);
-    assemble(&[(&name.to_owned(), &contents)], &mut names).into()
+    let services = service::in_text(text);
+    Loaded { services, ..assemble(&[(&name.to_owned(), &contents)], &mut names).into() }
 }
 
 impl From<Assembly> for Loaded {
@@ -182,6 +189,7 @@ impl From<Assembly> for Loaded {
             left_out: Vec::new(),
             undeclared: assembly.undeclared,
             services: Vec::new(),
+            sources: assembly.sources,
         }
     }
 }
@@ -189,7 +197,7 @@ impl From<Assembly> for Loaded {
 fn read(bytes: &[u8], options: Options, names: &mut Interner) -> FileContents {
     match std::str::from_utf8(bytes) {
         Ok(text) => {
-            let (chunks, _) = TextReader::new(&ParsedChunks::default(), options.workloads, names).read(text);
+            let (chunks, _) = TextReader::new(&ParsedChunks::default(), options, names).read(text);
             FileContents { chunks, unreadable: None }
         }
         Err(error) => FileContents { chunks: Vec::new(), unreadable: Some(not_utf8(error)) },

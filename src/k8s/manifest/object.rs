@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{apps, batch, core, networking};
 use serde::de::DeserializeOwned;
 
-use super::{deserialize::ObjectReader, foreign, hints};
+use super::{Options, deserialize::ObjectReader, foreign, hints, source::Written};
 use crate::{
     k8s::{
         convert::{self, Conversion, DEFAULT_NAMESPACE, Origin, network_policy},
@@ -48,6 +48,8 @@ pub struct Manifest {
     pub problems: Vec<(Position, Problem)>,
     /// Why it may be left out where files of other programs are.
     pub foreign: Option<foreign::Foreign>,
+    /// Its text as a tree, with [`Options::sources`].
+    pub written: Option<Arc<Written>>,
 }
 
 impl Manifest {
@@ -62,6 +64,7 @@ impl Manifest {
             stand_in: None,
             problems: vec![problem],
             foreign: None,
+            written: None,
         }
     }
 }
@@ -106,17 +109,17 @@ pub fn read(
     root: &YamlNode<'_>,
     repeated: &[RepeatedKey],
     item: Option<(&str, &str)>,
-    workloads: bool,
+    options: Options,
     names: &mut Interner,
 ) -> Contents {
-    let mut reader = Reader { repeated, workloads, names, contents: Contents::default() };
+    let mut reader = Reader { repeated, options, names, contents: Contents::default() };
     reader.object(root, &FieldPath::root(), item);
     reader.contents
 }
 
 struct Reader<'r> {
     repeated: &'r [RepeatedKey],
-    workloads: bool,
+    options: Options,
     names: &'r mut Interner,
     contents: Contents,
 }
@@ -133,14 +136,16 @@ impl Reader<'_> {
     fn object(&mut self, root: &YamlNode<'_>, at: &FieldPath, item: Option<(&str, &str)>) {
         match report(root, item) {
             Recognized::Known(_, ManifestKind::List) => self.list(root, at),
-            Recognized::Known(kind, ManifestKind::Workload) if !self.workloads => {
+            Recognized::Known(kind, ManifestKind::Workload) if !self.options.workloads => {
                 let api = root.get("apiVersion").and_then(YamlNode::as_str).unwrap_or_default();
                 self.contents.skipped.push(format!("{api}/{kind}"));
             }
             Recognized::Known(name, kind) => {
                 let manifest = self.known(root, at, name, kind);
                 let foreign = foreign::patch(root, kind == ManifestKind::Workload);
-                self.contents.manifests.push(Manifest { foreign, ..manifest });
+                let is_policy = kind == ManifestKind::NetworkPolicy;
+                let written = self.options.sources.then(|| Arc::new(Written::of(root, is_policy, at)));
+                self.contents.manifests.push(Manifest { foreign, written, ..manifest });
             }
             Recognized::Other(kind) => self.contents.skipped.push(kind),
             Recognized::Wrong(problem) => {
@@ -330,6 +335,7 @@ impl<Slim, T> ParsedObject<Slim, T> {
             stand_in: None,
             problems: self.problems.into_iter().map(placed).collect(),
             foreign: None,
+            written: None,
         }
     }
 }

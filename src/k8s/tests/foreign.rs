@@ -18,7 +18,9 @@ fn folder(files: &[(&str, &str)]) -> (Loaded, Loaded) {
     for (name, text) in files {
         write(name, text.as_bytes());
     }
-    let read = |foreign| load(&[folder.path().to_owned()], Options { workloads: true, foreign }).unwrap();
+    let read = |foreign| {
+        load(&[folder.path().to_owned()], Options { workloads: true, foreign, ..Options::default() }).unwrap()
+    };
     (read(ForeignTexts::LeaveOut), read(ForeignTexts::Refuse))
 }
 
@@ -146,6 +148,6 @@ fn document_of_utf_16_is_no_foreign_file() {
     let bytes: Vec<u8> =
         "\u{feff}".encode_utf16().chain(POLICY.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     fs::write(folder.path().join("a.yaml"), bytes).unwrap();
-    let options = Options { workloads: true, foreign: ForeignTexts::LeaveOut };
+    let options = Options { workloads: true, foreign: ForeignTexts::LeaveOut, ..Options::default() };
     assert!(load(&[folder.path().to_owned()], options).unwrap().has_errors());
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::manifest::{ForeignTexts, Loaded, Options, load_text};
 use crate::model::{NetworkPolicy, ObjectKey, Pod};
 
-const ALL: Options = Options { workloads: true, foreign: ForeignTexts::Refuse };
+const ALL: Options = Options { workloads: true, foreign: ForeignTexts::Refuse, sources: false };
 
 fn loaded(text: &str) -> Loaded {
     load_text(Path::new("f.yaml"), text, ALL)

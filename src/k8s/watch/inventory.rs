@@ -19,7 +19,7 @@ use crate::{
         convert::{Conversion, DEFAULT_NAMESPACE},
         fault::{ObjectId, Problem, Severity},
         intern::Interner,
-        manifest::object,
+        manifest::{Options, object},
         types::Meta,
         yaml::{node, path::FieldPath},
     },
@@ -410,7 +410,7 @@ impl<S: Watched> Inventory<S> {
         let manifest = match S::KIND {
             // `object::read` does not know nodes.
             Kind::Node => None,
-            _ => object::read(root, &[], Some(item), false, &mut self.names).manifests.pop(),
+            _ => object::read(root, &[], Some(item), Options::default(), &mut self.names).manifests.pop(),
         };
         let Some(manifest) = manifest else { return (None, None) };
         let key = manifest.id.map(|id| (id.namespace, id.name));

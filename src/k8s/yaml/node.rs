@@ -146,6 +146,24 @@ impl<'t> YamlNode<'t> {
         (node, at, true)
     }
 
+    /// The same tree, with texts of its own.
+    #[must_use]
+    pub fn into_owned(self) -> YamlNode<'static> {
+        let value = match self.value {
+            Value::Scalar(text, kind) => Value::Scalar(Cow::Owned(text.into_owned()), kind),
+            Value::List(items) => Value::List(items.into_iter().map(YamlNode::into_owned).collect()),
+            Value::Map(entries) => {
+                let owned = |MapEntry { at, key, value }: MapEntry<'t>| MapEntry {
+                    at,
+                    key: Cow::Owned(key.into_owned()),
+                    value: value.into_owned(),
+                };
+                Value::Map(entries.into_iter().map(owned).collect())
+            }
+        };
+        YamlNode { at: self.at, value }
+    }
+
     /// The number of nodes in it, itself included.
     fn size(&self) -> usize {
         1 + match &self.value {
