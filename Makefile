@@ -8,7 +8,7 @@ export CARGO_TERM_COLOR ?= auto
 .DEFAULT_GOAL := help
 .PHONY: help build cni-plugin demo test fmt fmt-check clippy doc unit kernel attacks cluster control-plane scenarios deny bench bench-node \
         bench-cluster bench-tenants bench-guard bench-gate bench-drops bench-smoke netpol upgrade fuzz fuzz-smoke soak soak-flows mutants mutants-sample manifests image image-rootfs packages \
-        clean
+        ui screenshots clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,8 +38,9 @@ clippy: ## Lints, warnings denied: the program as it is released, and everything
 doc: ## Checks that the documentation builds without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --features lab --no-deps --document-private-items
 
-unit: packages ## All tests; those that need root or a control plane report when they are skipped
+unit: packages ## All tests; those that need root, a control plane or a browser report when they are skipped
 	@./scripts/control-plane --optional >/dev/null
+	@./scripts/ui --optional
 	$(CARGO) test --locked --workspace
 
 kernel: packages ## Only the tests with real packets and the real kernel (root)
@@ -56,6 +57,14 @@ cluster: packages control-plane ## Only the tests with a real kube-apiserver (ro
 
 control-plane: ## Builds etcd, kube-apiserver and kubectl once (Go), unless KUBEBUILDER_ASSETS has them; prints where
 	@./scripts/control-plane
+
+ui: ## Builds what the browser loads, from ui/src into ui/dist, which is committed (npm)
+	@./scripts/ui
+	node ui/build.mjs
+
+screenshots: ## The pictures of docs/page.md, taken from the page in a browser, into docs/images (npm, chromium)
+	@./scripts/packages page
+	./scripts/screenshots
 
 scenarios: ## Only the truth tables of the standard's clauses
 	$(CARGO) test --locked --test scenarios -- --nocapture

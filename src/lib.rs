@@ -20,7 +20,8 @@
 //! - [`metrics`]: every name, help text and bucket.
 //! - [`agent`]: the loop that keeps the kernel in the desired state. Knows neither Kubernetes nor HTTP.
 //! - [`drops`]: the drop log. What was dropped, between whom, and why.
-//! - [`web`]: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`.
+//! - [`page`]: the page: who may talk to whom, in a browser, and an editor for policies.
+//! - [`web`]: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`, the page of a daemon.
 //! - [`daemon`]: starts and connects all parts.
 //! - `lab` (with the feature of that name): the test lab. Random and sized clusters, and whole networks of namespaces
 //!   with real packets.
@@ -63,6 +64,7 @@ pub mod k8s;
 pub mod lab;
 pub mod metrics;
 pub mod model;
+pub mod page;
 pub mod policy;
 pub mod ruleset;
 pub mod web;

@@ -83,6 +83,9 @@ pub enum Input {
     Detached(Vec<AttachmentId>, SyncSender<()>),
     /// Who has these addresses, as far as the objects say. Sent to at once; nothing else happens.
     Identify(BTreeSet<IpAddr>, SyncSender<Identified>),
+    /// Somebody wants to see all objects, unless they still are those of this revision. That costs the loop a copy of
+    /// the references to all of them: whoever asks must not ask often.
+    Snapshot(u64, SyncSender<Snapshot>),
     /// Stop; what is in the kernel stays.
     Stop,
 }
@@ -94,6 +97,15 @@ pub struct Identified {
     pub owners: Cluster,
     /// The addresses of all pods of the cluster.
     pub all_pods: Members,
+}
+
+/// The answer to [`Input::Snapshot`].
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Increases with every change of an object.
+    pub revision: u64,
+    /// The objects; `None` if the revision is the one that is known.
+    pub cluster: Option<Cluster>,
 }
 
 impl Input {
@@ -192,6 +204,8 @@ pub struct Agent<D> {
     /// Attachments that are gone, not written yet.
     detaching: Vec<SyncSender<()>>,
     cluster: Cluster,
+    /// How many changes the cluster has seen.
+    revision: u64,
     resolver: Resolver,
     kernel: Option<Observed>,
     broken: BTreeSet<Object>,
@@ -239,6 +253,7 @@ impl<D: Dataplane> Agent<D> {
             attaching: Vec::new(),
             detaching: Vec::new(),
             cluster: Cluster::new(),
+            revision: 0,
             resolver: Resolver::new(node),
             kernel: None,
             broken: BTreeSet::new(),
@@ -354,6 +369,11 @@ impl<D: Dataplane> Agent<D> {
                 // The asker may have stopped waiting.
                 let _ = answer.try_send(Identified { owners, all_pods: self.resolver.all_pods().clone() });
             }
+            Input::Snapshot(known, reply) => {
+                let cluster = (known != self.revision).then(|| self.cluster.clone());
+                // Whoever asked may have gone.
+                let _ = reply.try_send(Snapshot { revision: self.revision, cluster });
+            }
             Input::Stop => return false,
         }
         true
@@ -391,6 +411,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn change(&mut self, change: Change, received: Instant) {
         let Some(delta) = self.cluster.apply(change) else { return };
+        self.revision += 1;
         self.resolver.update(&self.cluster, &delta);
         self.count(&delta);
         if let Delta::Pod { after: Some(pod), .. } = &delta {

@@ -22,6 +22,7 @@ mod prepare;
 mod run;
 mod status;
 mod terminal;
+mod ui;
 pub mod words;
 
 use std::{
@@ -87,6 +88,11 @@ enum Command {
     #[command(after_help = "Example: towpath lint manifests/\n\
                       Example: towpath lint manifests/ --ignore TP501 --warnings-as-errors -o sarif > lint.sarif")]
     Lint(lint::LintArgs),
+    /// Serves a page for a browser on this machine: who may talk to whom, why, and an editor for policies that shows what
+    /// a change opens and closes before it is applied. Prints its address, with a token that is new at each start.
+    #[command(after_help = "Example: towpath ui -f manifests/\n\
+                      Example: towpath ui --context staging")]
+    Ui(ui::UiArgs),
     /// Shows what the daemon on this node enforces, since when, and what is wrong; exit status 1 if it is not ready, 3
     /// if it cannot be reached.
     #[command(after_help = "Example: towpath status --addr 127.0.0.1:9586")]
@@ -439,6 +445,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Lint(args) => lint::lint(args),
         Command::Cleanup(args) => cleanup::cleanup(args),
         Command::Prepare(args) => prepare::prepare(args),
+        Command::Ui(args) => ui::ui(args),
         Command::Status(args) => status::status(args),
         Command::Drops(args) => drops::drops(args),
         Command::Bugreport(args) => bugreport::bugreport(args),

@@ -11,10 +11,11 @@ use clap::{Args, ValueEnum};
 use super::{
     BackendArg, BudgetArgs, ClusterArgs, Ended, EnforcementArgs, LogFormat, NodeArgs,
     client::{DEFAULT_ADDRESS, address_and_port},
+    ui::EXPLAINER,
 };
 use crate::{
     agent::LAG_LIMIT,
-    daemon::{self, GateInstall, HostChecks, Settings},
+    daemon::{self, GateInstall, HostChecks, PageSettings, Settings},
     dataplane::{
         command::COMMAND_LIMIT,
         kernel::{lock, sysctl},
@@ -39,7 +40,7 @@ pub(super) struct RunArgs {
     #[arg(long, visible_alias = "backend", value_enum, default_value_t = BackendArg::Auto)]
     #[arg(env = "TOWPATH_IPTABLES_BACKEND")]
     iptables_backend: BackendArg,
-    /// The address to serve /metrics, /status, /drops, /livez and /readyz on.
+    /// The address to serve /metrics, /status, /drops, /livez, /readyz and the page on.
     #[arg(long, value_name = "ADDR:PORT", default_value = DEFAULT_ADDRESS, env = "TOWPATH_LISTEN")]
     #[arg(value_parser = address_and_port)]
     listen: SocketAddr,
@@ -89,6 +90,9 @@ pub(super) struct RunArgs {
     /// read is saved there as well: a file that cannot be read after a restart keeps what was enforced from it.
     #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
     run_dir: PathBuf,
+    /// Who may see the page, which shows every pod and policy that the daemon knows, at the address of --listen.
+    #[arg(long, value_enum, default_value_t = PageFor::Node, env = "TOWPATH_PAGE")]
+    page: PageFor,
     /// The format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "TOWPATH_LOG_FORMAT")]
     pub(super) log_format: LogFormat,
@@ -244,6 +248,16 @@ enum Events {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PageFor {
+    /// Processes on this node's network, and so whoever may use `kubectl port-forward`.
+    Node,
+    /// Everybody who reaches the address: pods and other machines too.
+    Everybody,
+    /// Nobody: there is no page.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum BridgeNetfilter {
     /// Load `br_netfilter`, set its sysctls and watch them; not ready while they are wrong.
     Require,
@@ -307,6 +321,8 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Ended> {
         drop_events: args.drops.drop_events,
         interface_guard: args.interface_guard.into(),
         gate_install: args.gate.install(&args.run_dir),
+        page: (args.page != PageFor::Off)
+            .then_some(PageSettings { explainer: EXPLAINER, for_all: args.page == PageFor::Everybody }),
         run_dir: args.run_dir.clone(),
     })?;
     Ok(())

@@ -73,13 +73,14 @@ use crate::{
         watch::{Access, MemoryLimits},
     },
     metrics::Metrics,
+    page::{Explainer, api::Page, guard::Guard},
     policy::budget::Budgets,
     ruleset::{
         Field, Match, Rule, Target,
         compile::{LogLimit, Options},
         log_prefix::LogPrefix,
     },
-    web::{About, Web},
+    web::{About, NodeObjects, NodePage, Web},
 };
 use drop_log::DropLogger;
 use source::{Outputs, Source};
@@ -129,8 +130,19 @@ pub struct Settings {
     pub interface_guard: InterfaceGuard,
     /// Whether to install the gate for new pods.
     pub gate_install: GateInstall,
+    /// The page, if it is served.
+    pub page: Option<PageSettings>,
     /// The folder of the writer lock, of the gate's socket and records, and of what was read from files.
     pub run_dir: PathBuf,
+}
+
+/// How the daemon serves its page.
+#[derive(Clone, Copy, Debug)]
+pub struct PageSettings {
+    /// How it explains a flow.
+    pub explainer: Explainer,
+    /// Whether everybody who reaches the daemon sees it, or only clients on this node's network.
+    pub for_all: bool,
 }
 
 /// Whether to check what pods send.
@@ -198,9 +210,15 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         gate: gate.clone(),
         drops: drops.clone(),
     };
+    let (inputs, inbox) = mpsc::channel();
+    let page = settings.page.map(|page| NodePage {
+        router: Page::new(Arc::new(NodeObjects::new(web.clone(), inputs.clone())), page.explainer)
+            .router(Guard { token: None }),
+        for_all: page.for_all,
+    });
     let near = runtime.block_on(loopback(settings.listen));
-    runtime.spawn(web.clone().serve(listener));
-    near.map(|near| runtime.spawn(web.serve(near)));
+    runtime.spawn(web.clone().serve_with(listener, page.clone()));
+    near.map(|near| runtime.spawn(web.serve_with(near, page)));
     runtime.spawn(warn_of_lag(status.clone()));
     runtime.spawn(report_slow_commands(commands.clone(), status.clone()));
     if settings.writes_events && settings.files.is_empty() {
@@ -208,7 +226,6 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         runtime.spawn(events::report(writer, status.clone()));
     }
 
-    let (inputs, inbox) = mpsc::channel();
     let daemon = Daemon { settings, commands, metrics, status, gate, drops, inputs: inputs.clone() };
     let mut ended = {
         // The watches need the context of the runtime.

@@ -10,7 +10,8 @@
 //! | files, for as long as the daemon runs | changes | [`files`] |
 //! | the API server, for as long as the daemon runs | changes | [`watch`] |
 //!
-//! Only [`events`] writes to the API server. [`daemons`] connects to the daemons of other nodes through it, for a person.
+//! Only [`events`] writes to the API server, and what a person confirms on the [page](crate::page). [`daemons`] connects
+//! to the daemons of other nodes through it, for a person.
 
 pub mod convert;
 pub mod daemons;

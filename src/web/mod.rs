@@ -1,10 +1,11 @@
-//! The daemon's HTTP endpoints: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`.
+//! The daemon's HTTP endpoints: `/metrics`, `/status`, `/drops`, `/livez`, `/readyz`, and the page.
 //!
 //! A client can delay neither the loop nor later clients: a response is built in memory from values that are locked for
 //! no longer than it takes to copy them, a connection carries one request and lives for seconds, and if too many are
 //! open the oldest is closed.
 
 mod drops;
+mod node_page;
 mod report;
 
 use std::{
@@ -37,6 +38,7 @@ use tokio::{
     time,
 };
 
+pub use node_page::NodeObjects;
 pub use report::{Amounts, GateReport, Isolation, OverBudgetReport, PodReport, RefusedObject, Report};
 
 use crate::{
@@ -74,6 +76,16 @@ pub struct About {
     pub iptables: String,
 }
 
+/// The page of a daemon.
+#[derive(Clone, Debug)]
+pub struct NodePage {
+    /// Its routes.
+    pub router: Router,
+    /// Whether it is for everybody who reaches the daemon. If not, only for clients on this node's network: it shows
+    /// every pod and policy of all tenants.
+    pub for_all: bool,
+}
+
 /// What the endpoints report on.
 #[derive(Clone, Debug)]
 pub struct Web {
@@ -96,21 +108,30 @@ struct Follows(Arc<AtomicBool>);
 impl Web {
     /// Answers requests until it is dropped.
     pub async fn serve(self, listener: TcpListener) {
+        self.serve_with(listener, None).await;
+    }
+
+    /// The same, and serves this page.
+    pub async fn serve_with(self, listener: TcpListener, page: Option<NodePage>) {
         let common = Router::new()
             .route("/metrics", get(metrics))
             .route("/livez", get(livez))
             .route("/readyz", get(readyz));
         let followers = drops::Followers::default();
-        let near = common
+        let mut near = common
             .clone()
             .route("/status", get(status))
             .route("/drops", get(drops::drops))
             .layer(Extension(followers))
             .with_state(self.clone());
-        let far = common
+        let mut far = common
             .route("/status", get(status_from_afar))
             .route("/drops", get(drops_from_afar))
             .with_state(self);
+        if let Some(page) = page {
+            near = near.merge(page.router.clone());
+            far = if page.for_all { far.merge(page.router) } else { far.fallback(status_from_afar) };
+        }
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .keep_alive(false)
@@ -182,7 +203,10 @@ async fn status(State(web): State<Web>) -> impl IntoResponse {
 
 /// 403: pods and strangers must not learn which pods and policies there are.
 async fn status_from_afar() -> impl IntoResponse {
-    (StatusCode::FORBIDDEN, "only processes on this node's network may read this: use towpath status\n")
+    (
+        StatusCode::FORBIDDEN,
+        "only processes on this node's network may read this: use towpath status there, or kubectl port-forward\n",
+    )
 }
 
 /// 403: pods and strangers must not learn who tries to reach whom.

@@ -3,7 +3,7 @@
 use crate::program::{commands, examples, run, shell};
 
 /// Commands that need root, a daemon or a container runtime, or do not end by themselves.
-const NOT_RUN: [&str; 8] = ["run", "status", "drops", "bugreport", "cleanup", "prepare", "cni", "demo"];
+const NOT_RUN: [&str; 9] = ["run", "ui", "status", "drops", "bugreport", "cleanup", "prepare", "cni", "demo"];
 
 #[test]
 fn every_command_has_a_working_example() {

@@ -6,6 +6,8 @@
 #![expect(clippy::expect_used, reason = "as above")]
 #![expect(clippy::panic, reason = "as above")]
 
+#[path = "../support/browser.rs"]
+mod browser;
 #[path = "../support/churn_flows.rs"]
 mod churn_flows;
 mod clock;
@@ -30,6 +32,7 @@ mod metrics;
 mod our_sets;
 mod outages;
 mod packets;
+mod page;
 #[path = "../support/reach.rs"]
 mod reach;
 #[path = "../support/ready.rs"]

@@ -98,6 +98,18 @@ impl ApiSource {
         watches.spawn(Follower::<types::NetworkPolicy>::new(shared).run());
         Self { _watches: watches }
     }
+
+    /// Watches every namespace, pod and policy, and no node, within the current tokio runtime: what a person asks about.
+    pub fn of_cluster(access: Access, limits: MemoryLimits, sink: Arc<dyn Sink>) -> Self {
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Node);
+        let missing = Mutex::new(kinds.collect());
+        let shared = Arc::new(Shared { access, node: "".into(), limits, sink, missing });
+        let mut watches = JoinSet::new();
+        watches.spawn(Follower::<types::Namespace>::new(shared.clone()).run());
+        watches.spawn(Follower::<types::Pod>::new(shared.clone()).run());
+        watches.spawn(Follower::<types::NetworkPolicy>::new(shared).run());
+        Self { _watches: watches }
+    }
 }
 
 /// What the watches share.

@@ -10,11 +10,11 @@
 //! without objects of a previous test. A [`World`] is a lab whose nodes and pods are objects there. There is no
 //! kubelet, scheduler or controller: what those would write, [`objects`] and [`Api`] write.
 
-mod api;
+pub(crate) mod api;
 pub(crate) mod control_plane;
 pub(crate) mod objects;
 mod pki;
-mod process;
+pub(crate) mod process;
 mod world;
 
 pub(crate) use api::Api;

@@ -1,0 +1,178 @@
+//! A policy that is being written: its faults, the pods that it selects, and what it would change.
+
+use std::path::Path;
+
+use k8s_openapi::api::networking::v1;
+use serde::Serialize;
+
+use super::{Edit, Failure, Snapshot, graph, key_of};
+use crate::{
+    k8s::{
+        fault::{Fault, Severity},
+        manifest::{Options, deserialize::ObjectReader, load_text},
+        yaml::node,
+    },
+    model::{Change, Cluster, NetworkPolicy, ObjectKey, Standing},
+};
+
+/// What is known about a text while it is written.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Validation {
+    /// What is wrong with it, by position.
+    pub faults: Vec<FaultAt>,
+    /// The policy that it is: `namespace/name`.
+    pub policy: Option<String>,
+    /// The pods that it selects.
+    pub pods: Vec<String>,
+    /// Whether it could be stored as it is.
+    pub valid: bool,
+}
+
+/// A fault in the text.
+#[derive(Clone, Debug, Serialize)]
+pub struct FaultAt {
+    /// The line, counted from 1.
+    pub line: u32,
+    /// The column in characters, counted from 1.
+    pub column: u32,
+    /// `error` or `warning`.
+    pub severity: String,
+    /// What is wrong, and what to do.
+    pub text: String,
+    /// The field.
+    pub path: String,
+}
+
+impl FaultAt {
+    fn of(fault: &Fault) -> Self {
+        let (severity, text, path) = (fault.severity.to_string(), fault.text.clone(), fault.path.clone());
+        Self { line: fault.line, column: fault.column, severity, text, path }
+    }
+
+    fn at_start(severity: Severity, text: impl Into<String>) -> Self {
+        let (severity, text) = (severity.to_string(), text.into());
+        Self { line: 1, column: 1, severity, text, path: String::new() }
+    }
+}
+
+/// The one policy of a text, and every fault.
+fn read(text: &str, cluster: &Cluster) -> (Option<NetworkPolicy>, Vec<FaultAt>) {
+    let loaded = load_text(Path::new("the policy"), text, Options::default());
+    let mut policies: Vec<NetworkPolicy> = Vec::new();
+    let mut others = loaded.skipped.values().sum::<usize>();
+    for change in loaded.changes {
+        match change {
+            Change::SetPolicy(policy) => policies.push(policy),
+            Change::SetPod(_) => others += 1,
+            // The namespaces that every cluster has are always among them.
+            _ => {}
+        }
+    }
+    let is_known = |name: &str| cluster.namespace(name).is_some() || cluster.pods_in(name).next().is_some();
+    let named_in = |policy: &NetworkPolicy| is_known(&policy.key.namespace);
+    // A text alone never declares the namespace that it is in: the cluster does.
+    let mut faults: Vec<FaultAt> = loaded
+        .faults
+        .iter()
+        .filter(|fault| fault.is_error() || fault.path != "metadata.namespace")
+        .map(FaultAt::of)
+        .collect();
+    let error = |text: &str| FaultAt::at_start(Severity::Error, text);
+    if policies.len() > 1 || others > 0 {
+        faults.push(error("more than one object: write one NetworkPolicy here"));
+        return (None, faults);
+    }
+    let policy = policies.pop();
+    match &policy {
+        None if faults.is_empty() => faults.push(error("no NetworkPolicy: write one here")),
+        Some(policy) if !named_in(policy) => {
+            let text = format!("there is no namespace {}: this policy selects no pod", policy.key.namespace);
+            faults.push(FaultAt::at_start(Severity::Warning, text));
+        }
+        _ => {}
+    }
+    (policy, faults)
+}
+
+/// Checks a text.
+#[must_use]
+pub fn validate(text: &str, snapshot: &Snapshot) -> Validation {
+    let (policy, mut faults) = read(text, &snapshot.cluster);
+    let accepted = policy.as_ref().is_some_and(|policy| policy.standing == Standing::Accepted);
+    let pods: Vec<String> = policy.iter().flat_map(|one| selected(&snapshot.cluster, one)).collect();
+    if let Some(policy) = &policy
+        && accepted
+        && pods.is_empty()
+        && faults.is_empty()
+    {
+        let text = format!("no pod in {} matches podSelector {}", policy.key.namespace, policy.subject);
+        faults.push(FaultAt::at_start(Severity::Warning, text));
+    }
+    let valid = accepted && !faults.iter().any(|fault| fault.severity == "error");
+    Validation { policy: policy.map(|policy| policy.key.to_string()), faults, pods, valid }
+}
+
+/// The pods that a policy selects, by name.
+#[must_use]
+pub fn selected(cluster: &Cluster, policy: &NetworkPolicy) -> Vec<String> {
+    let pods = cluster.pods_in(&policy.key.namespace);
+    let pods = pods.filter(|pod| pod.is_subject() && policy.subject.matches(&pod.labels));
+    pods.map(|pod| pod.key.to_string()).collect()
+}
+
+/// The graph after an edit, and what it opens and closes.
+///
+/// # Errors
+/// If the text is not one valid policy.
+pub fn compare(edit: &Edit, snapshot: &Snapshot) -> Result<graph::Comparison, Failure> {
+    let mut after = snapshot.cluster.clone();
+    if let Some(replaced) = &edit.replaces {
+        after.apply(Change::RemovePolicy(key_of(replaced)?));
+    }
+    if let Some(text) = &edit.text {
+        after.apply(Change::SetPolicy(accepted(text, &snapshot.cluster)?));
+    }
+    Ok(graph::compare(&snapshot.cluster, &after))
+}
+
+/// The policy of a text without errors.
+fn accepted(text: &str, cluster: &Cluster) -> Result<NetworkPolicy, Failure> {
+    let (policy, faults) = read(text, cluster);
+    let fault = faults.iter().find(|fault| fault.severity == "error");
+    match (policy, fault) {
+        (Some(policy), None) => Ok(policy),
+        (_, Some(FaultAt { line, column, text, path, .. })) => {
+            let path = if path.is_empty() { String::new() } else { format!(" ({path})") };
+            Err(Failure::new(422, format!("line {line}, column {column}: {text}{path}")))
+        }
+        (None, None) => Err(Failure::new(422, "there is no NetworkPolicy in this text")),
+    }
+}
+
+/// Which policy a text is.
+///
+/// # Errors
+/// If the text is not one valid policy.
+pub(super) fn key(text: &str) -> Result<ObjectKey, Failure> {
+    Ok(accepted(text, &Cluster::new())?.key)
+}
+
+/// The object of a text, with every field that the API knows.
+///
+/// # Errors
+/// If the text is not one valid policy.
+pub(super) fn object(text: &str) -> Result<v1::NetworkPolicy, Failure> {
+    let key = key(text)?;
+    let (documents, _) = node::parse(text);
+    let root = documents.iter().find_map(|document| document.root.as_ref());
+    let object: Option<v1::NetworkPolicy> = root.and_then(|root| ObjectReader::new(root).read());
+    let mut object = object.ok_or_else(|| Failure::new(422, "there is no NetworkPolicy in this text"))?;
+    object.metadata.namespace = Some(key.namespace.to_string());
+    // These are the API server's: a person who copied them from another version does not mean them.
+    object.metadata.managed_fields = None;
+    object.metadata.resource_version = None;
+    object.metadata.uid = None;
+    object.metadata.creation_timestamp = None;
+    object.metadata.generation = None;
+    Ok(object)
+}
