@@ -48,6 +48,9 @@ const files = {
 };
 for (const { path, text } of bundled.outputFiles) files[path.split('/').pop()] = text;
 
+// For people who read the repository.
+const readable = files['NOTICE.txt'];
+
 const isCheck = process.argv.includes('--check');
 mkdirSync('dist', { recursive: true });
 let differs = false;
@@ -63,5 +66,10 @@ for (const [name, text] of Object.entries(files)) {
     writeFileSync(path, gzipSync(text, { level: 9 }));
   }
   if (!isCheck) console.log(`${path}: ${text.length} bytes, compressed ${statSync(path).size}`);
+}
+if (!isCheck) writeFileSync('NOTICE.txt', readable);
+else if (!existsSync('NOTICE.txt') || readFileSync('NOTICE.txt', 'utf8') !== readable) {
+  console.error('ui/NOTICE.txt does not list what is bundled: run make ui');
+  differs = true;
 }
 process.exitCode = differs ? 1 : 0;

@@ -176,3 +176,75 @@ pub(super) fn object(text: &str) -> Result<v1::NetworkPolicy, Failure> {
     object.metadata.generation = None;
     Ok(object)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Pod;
+
+    const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                          metadata: {name: p, namespace: shop, labels: {team: a}}\nspec: {podSelector: {}}\n";
+
+    /// A pod in the namespace `shop`.
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        snapshot.cluster.apply(Change::SetPod(Pod::new(ObjectKey::new("shop", "web"))));
+        snapshot
+    }
+
+    fn faults(text: &str) -> (bool, Vec<String>) {
+        let Validation { faults, valid, .. } = validate(text, &snapshot());
+        let texts =
+            faults.into_iter().map(|fault| format!("{} {}: {}", fault.severity, fault.line, fault.text));
+        (valid, texts.collect())
+    }
+
+    #[test]
+    fn valid_policy_has_its_pods_and_no_fault() {
+        let validation = validate(POLICY, &snapshot());
+        assert!(validation.valid && validation.faults.is_empty(), "{validation:?}");
+        assert_eq!(
+            (validation.policy.as_deref(), &*validation.pods),
+            (Some("shop/p"), &["shop/web".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn policy_that_selects_nothing_is_valid_with_a_warning() {
+        let (valid, texts) =
+            faults(&POLICY.replace("podSelector: {}", "podSelector: {matchLabels: {app: no}}"));
+        assert!(valid && texts == ["warning 1: no pod in shop matches podSelector app=no"], "{texts:?}");
+        let (valid, texts) = faults(&POLICY.replace("shop", "nowhere"));
+        assert!(
+            valid && texts == ["warning 1: there is no namespace nowhere: this policy selects no pod"],
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn text_must_be_exactly_one_policy() {
+        let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}\n";
+        let other = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: a}\n";
+        let second = format!("---\n{}", POLICY.replace("name: p", "name: q"));
+        for more in [pod, other, &second] {
+            let (valid, texts) = faults(&[POLICY, more].concat());
+            assert!(
+                !valid && texts.iter().any(|text| text.contains("more than one object")),
+                "{more}: {texts:?}"
+            );
+        }
+        for text in ["", "# nothing\n", "kind: [", "a: b\n"] {
+            let (valid, texts) = faults(text);
+            assert!(!valid && texts.iter().any(|text| text.starts_with("error")), "{text:?}: {texts:?}");
+        }
+    }
+
+    #[test]
+    fn object_for_the_api_server_has_every_field_but_those_that_the_server_sets() {
+        let text = POLICY.replace("labels:", "resourceVersion: '7', uid: u, labels:");
+        let object = object(&text).unwrap();
+        assert_eq!((object.metadata.resource_version, object.metadata.uid), (None, None));
+        assert_eq!(object.metadata.labels.unwrap()["team"], "a");
+        assert!(object.spec.unwrap().pod_selector.is_some());
+    }
+}

@@ -16,6 +16,7 @@ use super::{About, Edit, Failure, Objects, Snapshot, StoredPolicy, draft, key_of
 use crate::{
     k8s::{
         convert::DEFAULT_NAMESPACE,
+        fault::Severity,
         manifest::{
             Options,
             folder::{Stamp, is_manifest, walk},
@@ -103,9 +104,10 @@ impl Folder {
                 places.entry(key).or_insert_with(|| format!("{}:{line}", file.display()));
             });
         }
+        let faults = loaded.faults.iter().filter(|fault| fault.severity != Severity::Note);
         let snapshot = Arc::new(Snapshot {
             version: known.snapshot.as_ref().map_or(1, |before| before.version + 1),
-            faults: loaded.faults.iter().map(ToString::to_string).collect(),
+            faults: faults.map(ToString::to_string).collect(),
             cluster: loaded.cluster(),
             places,
             stale: None,

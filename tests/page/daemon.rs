@@ -1,12 +1,14 @@
 //! The page of `towpath run`, in a network namespace of its own (root).
 
 use std::{
+    io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use nix::sched::CloneFlags;
+use nix::{sched::CloneFlags, unistd::gettid};
+use towpath::lab::Netns;
 
 use crate::{
     http::{self, LISTEN},
@@ -52,8 +54,11 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// The status of a request with this `Host`.
 fn status(method: &str, path: &str, host: &str) -> u16 {
-    use std::io::{Read as _, Write as _};
-    let mut stream = TcpStream::connect(LISTEN).unwrap();
+    status_at(&LISTEN.to_string(), method, path, host)
+}
+
+fn status_at(address: &str, method: &str, path: &str, host: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}")
         .unwrap();
     let mut answer = String::new();
@@ -85,5 +90,41 @@ fn page_of_a_daemon_can_be_turned_off() {
             assert_eq!(status("GET", path, "127.0.0.1:9586"), 404, "{path}");
         }
         assert_eq!(status("GET", "/status", "127.0.0.1:9586"), 200);
+    });
+}
+
+/// Another machine, with a cable to this namespace.
+fn other_machine() -> Netns {
+    let other = Netns::new("another machine").unwrap();
+    let lines = [
+        format!("link add cable type veth peer name cable netns {}", gettid()),
+        "addr add 192.0.2.2/24 dev cable".to_owned(),
+        "link set cable up".to_owned(),
+    ];
+    other.ip(&lines).unwrap();
+    for arguments in
+        [["addr", "add", "192.0.2.1/24", "dev", "cable"].as_slice(), &["link", "set", "cable", "up"]]
+    {
+        assert!(Command::new("ip").args(arguments).status().unwrap().success());
+    }
+    other
+}
+
+#[test]
+fn other_machines_see_the_page_of_a_daemon_only_if_it_is_for_everybody() {
+    in_namespace(|| {
+        let other = other_machine();
+        for (arguments, expected) in
+            [(&[][..], 403), (&["--page", "everybody"], 200), (&["--page", "off"], 404)]
+        {
+            let _daemon = Daemon::start(&[&["--listen", "0.0.0.0:9586"], arguments].concat());
+            for path in ["/", "/api/v1/graph"] {
+                let seen =
+                    other.run(move || status_at("192.0.2.1:9586", "GET", path, "192.0.2.1:9586")).unwrap();
+                assert_eq!(seen, expected, "{arguments:?} {path}");
+            }
+            let near = status_at("192.0.2.1:9586", "GET", "/api/v1/graph", "192.0.2.1:9586");
+            assert_eq!(near, if expected == 404 { 404 } else { 200 }, "{arguments:?}");
+        }
     });
 }

@@ -92,7 +92,7 @@ function Code({ text, faults, graph, onChange, readOnly }) {
     const diagnostics = faults.map((fault) => {
       const line = doc.line(Math.min(Math.max(fault.line, 1), doc.lines));
       const from = Math.min(line.from + fault.column - 1, line.to);
-      return { from, to: Math.max(from, line.to), severity: fault.severity, message: fault.text };
+      return { from, to: Math.max(from, line.to), severity: fault.severity === 'note' ? 'info' : fault.severity, message: fault.text };
     });
     view.current.dispatch(setDiagnostics(view.current.state, diagnostics));
   }, [faults]);

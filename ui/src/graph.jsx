@@ -74,13 +74,14 @@ export function GraphView({ graph, selected, pair, search, comparison, drawing, 
   const arrows = useMemo(() => merge(graph, shape.nodeOf, comparison, selected), [graph, shape, comparison, selected]);
   const crowded = arrows.length > CROWD;
   const all = showAll ?? !crowded;
-  const focus = hovered ?? (selected !== null ? shape.nodeOf.get(selected) : null) ?? null;
+  const chosenNode = selected !== null ? shape.nodeOf.get(selected) ?? null : null;
+  const focus = hovered ?? chosenNode;
   const found = search ? new Set(shape.nodes.flatMap((node, at) => (node.members.some((one) => workloadMatches(search, graph.workloads[one])) ? [at] : []))) : null;
 
   const isShown = (one) => {
     if (one.opened.size || one.closed.size) return true;
     if (!one.edges.length) return false;
-    return all || !one.open || one.from === focus || one.to === focus;
+    return all || !one.open || one.from === chosenNode || one.to === chosenNode;
   };
   const shown = arrows.filter(isShown);
   const labelled = shown.length <= 45;

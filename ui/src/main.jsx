@@ -154,7 +154,7 @@ function App() {
     const inverse = isDeletion
       ? { replaces: null, revision: null, text: before }
       : { replaces: policy, revision: stored.revision, text: before };
-    setUndo([...undo.slice(-19), { what, inverse }]);
+    setUndo([...undo.slice(-19), { what, inverse, policy: isDeletion ? draft.replaces : policy, from: draft.revision }]);
     setNotice({ text: `${what[0].toUpperCase()}${what.slice(1)}.` });
     setComparison(null);
     if (isDeletion) setDraft(null);
@@ -168,7 +168,10 @@ function App() {
     const last = undo[undo.length - 1];
     try {
       const stored = await post('apply', last.inverse);
-      setUndo(undo.slice(0, -1).map((entry) => (stored && entry.inverse.replaces === last.inverse.replaces ? { ...entry, inverse: { ...entry.inverse, revision: stored.revision } } : entry)));
+      // What came just before it can be undone next: it left what this one began with, which is stored again. A change of
+      // somebody else in between keeps its version, and is not overwritten.
+      const follows = (entry) => entry.policy === last.policy && entry.inverse.revision === last.from;
+      setUndo(undo.slice(0, -1).map((entry) => (stored && follows(entry) ? { ...entry, inverse: { ...entry.inverse, revision: stored.revision } } : entry)));
       setNotice({ text: `Undone: ${last.what}.` });
       setDraft(null);
       setComparison(null);

@@ -48,7 +48,7 @@ export function Matrix({ graph, search, comparison, onPair }) {
     <div class="matrix">
       <div class="tools">
         <label>Port <select value={port} onChange={(event) => setPort(event.target.value)}><option value="">every one</option>{known.map((name) => <option key={name}>{name}</option>)}</select></label>
-        <span class="muted">Rows send, columns receive. ● everything passes, ✕ nothing, else what passes.</span>
+        <span class="muted">Rows send, columns receive. ● all traffic passes (grey: because nothing forbids it), ✕ nothing passes, else what passes.</span>
       </div>
       {found.length > ends.length && <p class="note">{found.length} workloads: the first {ends.length} are shown. Search for a namespace, a name or a label.</p>}
       <div class="scroll">

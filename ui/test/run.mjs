@@ -21,7 +21,7 @@ const browser = await chromium.launch({ executablePath, args: ['--no-sandbox', '
 let failed = false;
 const complaints = [];
 try {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, deviceScaleFactor: shots ? 2 : 1, ...scenario.context });
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...scenario.context });
   context.setDefaultTimeout(30_000);
   const page = await context.newPage();
   const origin = new URL(url).origin;
