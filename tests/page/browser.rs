@@ -34,7 +34,7 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: backend-policy, namespace: stars}
+metadata: {name: backend-policy, namespace: stars} # kept
 spec:
   podSelector: {matchLabels: {role: backend}}
   ingress:
@@ -62,6 +62,11 @@ fn graph_shows_who_may_talk_to_whom_and_explains_each_pair() {
 #[test]
 fn matrix_and_list_show_policies_and_what_they_decide() {
     play("tables", &[("objects.yaml", STARS), ("policies.yaml", POLICIES)]);
+}
+
+#[test]
+fn fix_that_explain_proposes_is_a_change_in_the_editor() {
+    play("fix", &[("objects.yaml", STARS), ("policies.yaml", POLICIES)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 import { get, post } from './api.js';
 import { Editor, open } from './editor.jsx';
 import { GraphView } from './graph.jsx';
-import { blank, ofArrow, ofStored } from './manifest.js';
+import { blank, ofArrow, ofManifest, ofStored, patched } from './manifest.js';
 import { edgeBetween, firstPort, fullName, isAddress } from './model.js';
 import { PairPanel, WorkloadPanel } from './panel.jsx';
 import { Drops, Matrix, Nodes, PolicyList } from './tables.jsx';
@@ -144,6 +144,19 @@ function App() {
     const edge = edgeBetween(shown, from, to);
     setArrow({ from: idAt(from), to: idAt(to), port: port ?? firstPort(sender, receiver, edge), direction: isAddress(receiver) ? 'egress' : 'ingress' });
   };
+  /** Opens a step of what `explain` proposes in the editor: a new policy, or a change of one. */
+  const onFix = async (step) => {
+    try {
+      if (step.manifest) {
+        edit({ replaces: null, revision: null, text: ofManifest(step.manifest), original: '', place: about.mode === 'folder' ? about.title : '' });
+        return;
+      }
+      const draft = await open(step.policy);
+      edit({ ...draft, text: patched(draft.text, step.patch) });
+    } catch (error) {
+      setNotice({ text: error.message, isBad: true });
+    }
+  };
   const startNew = () => {
     const namespace = selected !== null && shown.workloads[selected].namespace;
     const first = graph.workloads.find((one) => one.namespace)?.namespace ?? graph.namespaces[0]?.name ?? 'default';
@@ -222,7 +235,7 @@ function App() {
       </main>
       {hasSide && (
         <aside aria-label="Details">
-          {pair && <PairPanel graph={shown} pair={pair} version={state?.version} writable={about.writable} onPolicy={onPolicy} onDraw={onDraw} onSelect={onSelect} onClose={() => setPairIds(null)} />}
+          {pair && <PairPanel graph={shown} pair={pair} version={state?.version} writable={about.writable} onPolicy={onPolicy} onDraw={onDraw} onFix={onFix} onSelect={onSelect} onClose={() => setPairIds(null)} />}
           {!pair && selected !== null && <WorkloadPanel graph={shown} at={selected} writable={about.writable} onPair={onPair} onPolicy={onPolicy} onDrawFrom={(from) => [setDrawing(true), setDrawFrom(idAt(from))]} onClose={() => setSelectedId(null)} />}
           {draft && <Editor key={`${draft.replaces} ${draft.original}`} draft={draft} about={about} graph={graph} version={state?.version} onDraft={setDraft} onComparison={setComparison} onDone={onDone} onClose={() => edit(null)} />}
         </aside>

@@ -1,5 +1,5 @@
 // Manifests as text: of a stored object, of a drawn arrow, of an empty start.
-import { stringify } from 'yaml';
+import { parseDocument, stringify } from 'yaml';
 import { isAddress, selectorOf } from './model.js';
 
 const text = (object) => stringify(object, { indentSeq: false, lineWidth: 0 });
@@ -58,3 +58,21 @@ export function ofArrow(graph, from, to, port, direction = 'ingress') {
     },
   });
 }
+
+/** A manifest with a JSON patch applied; its comments stay. */
+export function patched(manifest, patch) {
+  const document = parseDocument(manifest);
+  for (const { op, path, value } of patch) {
+    const steps = path.split('/').slice(1).map((step) => step.replace(/~1/g, '/').replace(/~0/g, '~'));
+    const keys = steps.map((step) => (/^\d+$/.test(step) ? Number(step) : step));
+    const parent = keys.slice(0, -1);
+    const last = keys[keys.length - 1];
+    if (op === 'add' && last === '-') document.addIn(parent, document.createNode(value));
+    else if (op === 'add' && typeof last === 'number') document.getIn(parent).items.splice(last, 0, document.createNode(value));
+    else if (op === 'add' || op === 'replace') document.setIn(keys, document.createNode(value));
+    else if (op === 'remove') document.deleteIn(keys);
+  }
+  return document.toString({ indentSeq: false, lineWidth: 0 });
+}
+
+export const ofManifest = text;

@@ -75,7 +75,7 @@ export function WorkloadPanel({ graph, at, writable, onPair, onPolicy, onDrawFro
 }
 
 /** One pair of pods and a port: the answer of `towpath explain`. */
-export function PairPanel({ graph, pair, version, writable, onPolicy, onDraw, onSelect, onClose }) {
+export function PairPanel({ graph, pair, version, writable, onPolicy, onDraw, onFix, onSelect, onClose }) {
   const [from, to] = [graph.workloads[pair.from], graph.workloads[pair.to]];
   const edge = edgeBetween(graph, pair.from, pair.to);
   const [question, setQuestion] = useState(null);
@@ -126,6 +126,9 @@ export function PairPanel({ graph, pair, version, writable, onPolicy, onDraw, on
           <>
             <p class={`verdict ${answer.explanation.verdict}`}>{answer.explanation.verdict === 'allow' ? 'Allowed' : 'Denied'} on {question.port}</p>
             <pre class="explanation">{answer.text}</pre>
+            {writable && (answer.explanation.fix?.steps ?? []).map((step) => (
+              <p key={step.summary} class="fix"><button onClick={() => onFix(step)}>Open this fix</button> <span>{step.summary}</span></p>
+            ))}
             {involved.length > 0 && <p>Policies: <Policies policies={involved} onPolicy={onPolicy} /></p>}
           </>
         )}

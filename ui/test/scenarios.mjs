@@ -112,6 +112,24 @@ export const scenarios = {
     },
   },
 
+  /** The change that `explain` proposes, taken as it is. */
+  fix: {
+    async run({ page, folder }) {
+      await ready(page);
+      await view(page, 'Matrix');
+      await page.getByRole('button', { name: /^client\/client to stars\/backend:/ }).click();
+      await page.getByText('Denied on 6379/TCP').waitFor();
+      await page.getByRole('button', { name: 'Open this fix' }).first().click();
+      await page.locator('.editor .changes li').first().waitFor();
+      const opened = await changes(page);
+      assert.deepEqual(opened.map((text) => text.replace(/\s+/g, ' ')), ['+ opens 6379/TCPclient/client → stars/backend']);
+      await store(page);
+      await page.getByText('Allowed on 6379/TCP').waitFor();
+      const texts = readdirSync(folder).map((file) => readFileSync(join(folder, file), 'utf8')).join('\n');
+      assert.match(texts, /# kept/, 'comments of the file stay');
+    },
+  },
+
   write: {
     refusals: true,
     async run({ page, folder }) {
