@@ -10,7 +10,12 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::net::TcpListener;
 
-use super::{Ended, QuestionArgs, client::address_and_port, explain, print};
+use super::{
+    Ended, QuestionArgs,
+    client::address_and_port,
+    explain::{advice::Objects as Known, answer},
+    print,
+};
 use crate::{
     daemon::stop_signal,
     model::{Cluster, Flow},
@@ -36,11 +41,15 @@ pub(super) struct UiArgs {
     read_only: bool,
 }
 
-/// How the page explains a flow: as `towpath explain` does.
-pub(super) const EXPLAINER: Explainer = Explainer { json: as_json, text: explain::text };
+/// How the page explains a flow: as `towpath explain` does, without Services, which the page does not read.
+pub(super) const EXPLAINER: Explainer = Explainer { json: as_json, text: as_text };
 
 fn as_json(cluster: &Cluster, flow: &Flow) -> serde_json::Value {
-    serde_json::to_value(explain::json(cluster, flow)).unwrap_or_default()
+    serde_json::to_value(answer::json(Known { cluster, services: &[] }, flow)).unwrap_or_default()
+}
+
+fn as_text(cluster: &Cluster, flow: &Flow) -> String {
+    answer::text(Known { cluster, services: &[] }, flow, false)
 }
 
 pub(super) fn ui(args: &UiArgs) -> Result<(), Ended> {
