@@ -15,6 +15,7 @@ use super::{
     client::address_and_port,
     explain::{advice::Objects as Known, answer},
     print,
+    terminal::Layout,
 };
 use crate::{
     daemon::stop_signal,
@@ -49,7 +50,9 @@ fn as_json(cluster: &Cluster, flow: &Flow) -> serde_json::Value {
 }
 
 fn as_text(cluster: &Cluster, flow: &Flow) -> String {
-    answer::text(Known { cluster, services: &[] }, flow, false)
+    // The page wraps long lines itself.
+    let layout = Layout { width: usize::MAX, color: false };
+    answer::text(Known { cluster, services: &[] }, flow, layout)
 }
 
 pub(super) fn ui(args: &UiArgs) -> Result<(), Ended> {

@@ -26,6 +26,9 @@ use crate::{
     yaml_objects,
 };
 
+/// How long it may take to send some packets, on a busy machine.
+const SENT: Duration = Duration::from_secs(10);
+
 /// Ports of datagrams that no policy allows, and that one allows.
 const DENIED: u16 = 4000;
 const ALLOWED: u16 = 5000;
@@ -338,7 +341,10 @@ fn no_packet_reaches_a_process_of_a_pod_that_starts_after_the_node_and_before_th
                 (sink, back, daemon)
             });
             thread::sleep(Duration::from_millis(200));
-            assert!(back.stop() > 50 && strangers.into_iter().all(|sender| sender.stop() > 50));
+            wait_until("enough packets in both directions", SENT, || {
+                back.sent() > 50 && strangers.iter().all(|sender| sender.sent() > 50)
+            });
+            drop((back.stop(), strangers.map(Sender::stop)));
             assert_eq!((sink.arrived(), peer.arrived()), (0, 0));
             stage.network.del(stage.bed.node().netns(), &pod.container).unwrap();
             stage.remove_pod(&pod);
