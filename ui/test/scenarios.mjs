@@ -38,6 +38,9 @@ async function write(page, text, verb = 'Save') {
 }
 
 async function store(page, verb = 'Save') {
+  // The notice of an earlier change would say at once that this one is done.
+  const dismiss = page.getByRole('button', { name: 'Dismiss' });
+  if (await dismiss.count()) await dismiss.click();
   await page.getByRole('button', { name: `${verb}…` }).click();
   await page.getByRole('dialog').getByRole('button', { name: verb, exact: true }).click();
   await page.locator('.notices .note').waitFor();
