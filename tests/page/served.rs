@@ -1,6 +1,7 @@
 //! A running `towpath ui`, on a port of its own.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
@@ -62,9 +63,9 @@ impl Served {
         let mut stream = TcpStream::connect(self.host()).unwrap();
         let mut request = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
         for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
+            write!(request, "{name}: {value}\r\n").unwrap();
         }
-        request.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+        write!(request, "Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
