@@ -177,13 +177,6 @@ impl Status {
         self.state().pods.clone()
     }
 
-    /// The pod behind the interface with this name, if the interface guard knows it.
-    #[must_use]
-    pub fn pod_behind(&self, interface: &str) -> Option<ObjectKey> {
-        let state = self.state();
-        state.guard.pods.iter().find(|(_, name)| *name == interface).map(|(pod, _)| pod.clone())
-    }
-
     /// A message if pods are closed because their interface is not known.
     #[must_use]
     pub fn unbound(&self) -> Option<String> {

@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nix::net::if_::if_indextoname;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -30,8 +29,6 @@ use crate::{
         tally::{Counted, Tally},
     },
     metrics::Metrics,
-    model::ObjectKey,
-    ruleset::log_prefix::LogPrefix,
 };
 
 /// How many flows are explained per second, and at once after a quiet time.
@@ -237,19 +234,8 @@ impl DropLogger {
             owners: &identified.owners,
             local,
             over_budget: &self.status.over_budget(),
-            interface: self.interface(&waiting.dropped),
         };
         explain(waiting, &scene)
-    }
-
-    /// The name of the interface that the guard dropped a packet at, and the pod behind it.
-    fn interface(&self, dropped: &Dropped) -> Option<(String, Option<ObjectKey>)> {
-        if !matches!(dropped.prefix, LogPrefix::Guard(_)) || dropped.interface == 0 {
-            return None;
-        }
-        let name = if_indextoname(dropped.interface).ok()?.to_string_lossy().into_owned();
-        let pod = self.status.pod_behind(&name);
-        Some((name, pod))
     }
 }
 

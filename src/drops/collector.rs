@@ -3,8 +3,7 @@
 //! Copies of one flow (whatever its source port) within a minute are one entry with a count. Each sender may have only so
 //! many entries, and if there are too many in all, the one with the most loses its oldest; those that wait are taken in
 //! turns, one of each sender. A sender is a pod, whose address nobody else can use. What comes from outside the cluster
-//! can have any address, so for each receiver all of it is one sender; and what the interface guard drops may have any,
-//! so there the interface is the sender.
+//! can have any address, so for each receiver all of it is one sender.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -36,8 +35,6 @@ const IN_ALL: usize = 4096;
 pub struct Dropped {
     /// The rule that dropped it.
     pub prefix: LogPrefix,
-    /// The index of the interface that it entered by, if the interface guard dropped it; else 0.
-    pub interface: u32,
     /// What is known of the packets; `None` if they could not be read.
     pub packet: Option<Packet>,
 }
@@ -123,8 +120,6 @@ enum Sender {
     Pod(IpAddr),
     /// Whatever is outside of the cluster and sends to this address.
     Outside(IpAddr),
-    /// Whatever is behind an interface that the guard watches.
-    Interface(u32),
     /// Packets that could not be read.
     Unreadable,
 }
@@ -162,12 +157,11 @@ impl Dropped {
     #[must_use]
     pub fn of(copied: &Copied<'_>) -> Option<(Self, Option<u16>)> {
         let prefix = LogPrefix::parse(copied.prefix)?;
-        let interface = if matches!(prefix, LogPrefix::Guard(_)) { copied.entered_by } else { 0 };
         let source_port = copied.headers.and_then(|headers| match headers.payload {
             Payload::Tcp { ports: (from, _), .. } | Payload::Ports { ports: (from, _), .. } => Some(from),
             Payload::Arp | Payload::Icmp { .. } | Payload::Other(_) => None,
         });
-        Some((Self { prefix, interface, packet: copied.headers.map(Packet::of) }, source_port))
+        Some((Self { prefix, packet: copied.headers.map(Packet::of) }, source_port))
     }
 
     /// The addresses of its ends.
@@ -295,9 +289,6 @@ impl Collector {
     }
 
     fn sender(&self, dropped: &Dropped) -> Sender {
-        if let LogPrefix::Guard(_) = dropped.prefix {
-            return Sender::Interface(dropped.interface);
-        }
         let Some(packet) = &dropped.packet else { return Sender::Unreadable };
         let is_pod =
             |address: IpAddr| self.all_pods.of(Family::of(address)).contains(&Member::Address(address));

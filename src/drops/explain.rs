@@ -16,7 +16,7 @@ use crate::{
         resolve::LocalPod,
         verdict::Reason,
     },
-    ruleset::{guard::render::COUNTERS, log_prefix::LogPrefix},
+    ruleset::log_prefix::LogPrefix,
 };
 
 /// How many policies of a pod are compared with a packet: the first ones, by name.
@@ -36,8 +36,6 @@ pub struct Scene<'a> {
     pub local: &'a LocalPods,
     /// What is closed for being over budget.
     pub over_budget: &'a [OverBudget],
-    /// The interface that it entered by, and the pod behind it, if the interface guard dropped it.
-    pub interface: Option<(String, Option<ObjectKey>)>,
 }
 
 /// The pods of a node, by address.
@@ -77,11 +75,7 @@ impl LocalPods {
 pub fn explain(waiting: &Waiting, scene: &Scene<'_>) -> Record {
     let (dropped, packet) = (&waiting.dropped, waiting.dropped.packet);
     let ends = packet.map(|packet| [packet.source, packet.destination].map(|address| scene.end(address)));
-    let [mut from, to] = ends.unwrap_or_default();
-    let (interface, behind) = match &scene.interface {
-        Some((name, pod)) => (Some(name.clone()), pod.as_ref()),
-        None => (None, None),
-    };
+    let [from, to] = ends.unwrap_or_default();
     let mut policies = Vec::new();
     let reason = match &dropped.prefix {
         LogPrefix::Policy(direction, digest) => {
@@ -119,23 +113,6 @@ pub fn explain(waiting: &Waiting, scene: &Scene<'_>) -> Record {
                             isolated"
                 .to_owned()
         }
-        LogPrefix::Guard(name) => {
-            let why = COUNTERS.into_iter().find(|(known, _)| known == name).map_or("", |(_, why)| why);
-            match behind {
-                Some(pod) => {
-                    let pod = shown(pod);
-                    // Its true sender: the addresses may be forged.
-                    from = End {
-                        pod: Some(pod.clone()),
-                        node: Some(scene.node.to_owned()),
-                        workload: None,
-                        ..from
-                    };
-                    format!("interface guard: {pod} sent {why}")
-                }
-                None => format!("interface guard: {why}"),
-            }
-        }
     };
     Record {
         cursor: 0,
@@ -152,7 +129,6 @@ pub fn explain(waiting: &Waiting, scene: &Scene<'_>) -> Record {
         protocol: packet.map(protocol),
         port: packet.and_then(|packet| packet.port),
         source_port: waiting.source_port,
-        interface,
         policies,
         reason,
         note: packet.and_then(note),

@@ -23,7 +23,7 @@ pub struct Record {
     pub count: u64,
     /// Whether the record is complete: further packets are another record.
     pub complete: bool,
-    /// Which rules dropped them: `policy`, `no-chain`, `unknown-pod`, `tunnel`, `link` or `guard`.
+    /// Which rules dropped them: `policy`, `no-chain`, `unknown-pod`, `tunnel` or `link`.
     pub kind: String,
     /// `ingress` or `egress`, if isolation in this direction is the reason.
     pub direction: Option<String>,
@@ -37,8 +37,6 @@ pub struct Record {
     pub port: Option<u16>,
     /// The source port of the last packet; null if there is none.
     pub source_port: Option<u16>,
-    /// The interface that they entered by, if the interface guard dropped them.
-    pub interface: Option<String>,
     /// The policies that isolate the pod in this direction, as `namespace/name`; at most ten.
     pub policies: Vec<String>,
     /// Why, in words.

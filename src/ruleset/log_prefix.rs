@@ -8,12 +8,12 @@
 //! towpath no-chain ingress      the pod is isolated in this direction, and has no chain yet
 //! towpath tunnel                a tunnel packet of a pod, or to this node from a host that it has no tunnel with
 //! towpath link                  past the addresses of pods: multicast, broadcast, link-local
-//! towpath guard REASON          the interface guard, with the name of its counter
 //! ```
+//!
+//! What the interface guard drops is counted by reason, and not copied.
 
 use std::{fmt, sync::Arc};
 
-use super::guard::render::COUNTERS;
 use crate::{
     model::Direction,
     policy::digest::{DIGITS, is_digest},
@@ -32,8 +32,6 @@ pub enum LogPrefix {
     Tunnel,
     /// A rule about traffic that bypasses the addresses of pods.
     Link,
-    /// The interface guard; the name is that of its counter.
-    Guard(&'static str),
 }
 
 impl LogPrefix {
@@ -51,9 +49,6 @@ impl LogPrefix {
             ["tunnel"] => Some(Self::Tunnel),
             ["link"] => Some(Self::Link),
             ["no-chain", word] => direction(word).map(Self::NoChain),
-            ["guard", reason] => {
-                COUNTERS.into_iter().find(|(name, _)| *name == reason).map(|(name, _)| Self::Guard(name))
-            }
             [word, digest] if is_digest(digest, DIGITS) => {
                 direction(word).map(|direction| Self::Policy(direction, digest.into()))
             }
@@ -66,7 +61,7 @@ impl LogPrefix {
     pub const fn direction(&self) -> Option<Direction> {
         match self {
             Self::Policy(direction, _) | Self::NoChain(direction) => Some(*direction),
-            Self::UnknownPod | Self::Tunnel | Self::Link | Self::Guard(_) => None,
+            Self::UnknownPod | Self::Tunnel | Self::Link => None,
         }
     }
 
@@ -79,7 +74,6 @@ impl LogPrefix {
             Self::NoChain(_) => "no-chain",
             Self::Tunnel => "tunnel",
             Self::Link => "link",
-            Self::Guard(_) => "guard",
         }
     }
 }
@@ -93,7 +87,6 @@ impl fmt::Display for LogPrefix {
             Self::NoChain(direction) => write!(f, "towpath no-chain {direction} "),
             Self::Tunnel => f.write_str("towpath tunnel "),
             Self::Link => f.write_str("towpath link "),
-            Self::Guard(reason) => write!(f, "towpath guard {reason} "),
         }
     }
 }
@@ -113,7 +106,6 @@ mod tests {
             all.push(LogPrefix::Policy(direction, digest(&"x").into()));
             all.push(LogPrefix::NoChain(direction));
         }
-        all.extend(COUNTERS.map(|(name, _)| LogPrefix::Guard(name)));
         for prefix in all {
             let text = prefix.to_string();
             assert!(text.len() <= LONGEST, "{text}");
@@ -129,7 +121,6 @@ mod tests {
             assert_eq!(LogPrefix::parse(text), None, "{text:?}");
         }
         assert_eq!(LogPrefix::parse("towpath ingress aaaaaaaaaaaaaaa1 "), None, "no digest has a 1");
-        assert_eq!(LogPrefix::parse("towpath guard nothing "), None);
         assert_eq!(LogPrefix::parse("towpath tunnel tunnel "), None);
     }
 }

@@ -18,8 +18,6 @@ const CONFIGURE: u16 = SUBSYSTEM | 1;
 
 /// Attributes of a copy.
 const PACKET_HEADER: u16 = 1;
-const ENTERED_BY: u16 = 4;
-const ENTERED_BY_PORT: u16 = 6;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
 const NUMBER: u16 = 12;
@@ -60,8 +58,6 @@ pub struct Nflog {
 pub struct Copied<'a> {
     /// The prefix that the rule gave it.
     pub prefix: &'a str,
-    /// The interface through which it entered; a port of a bridge rather than the bridge. 0 if it entered by none.
-    pub entered_by: u32,
     /// Its headers, as far as they can be read.
     pub headers: Option<Headers>,
 }
@@ -129,14 +125,11 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Option<u32>, Copied<'a
     }
     let number = |payload: &[u8]| payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
     let (mut ethertype, mut packet, mut prefix, mut count) = (0, None, "", None);
-    let (mut link, mut port) = (None, None);
     for (kind, payload) in message.attributes() {
         match kind {
             PACKET_HEADER => {
                 ethertype = payload.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
             }
-            ENTERED_BY => link = number(payload),
-            ENTERED_BY_PORT => port = number(payload),
             PAYLOAD => packet = Some(payload),
             PREFIX => prefix = text(payload),
             NUMBER => count = number(payload),
@@ -144,7 +137,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Option<u32>, Copied<'a
         }
     }
     let headers = packet.and_then(|packet| Headers::parse(ethertype, packet));
-    Some((count, Copied { prefix, entered_by: port.or(link).unwrap_or(0), headers }))
+    Some((count, Copied { prefix, headers }))
 }
 
 #[cfg(test)]
@@ -161,19 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn copy_has_prefix_interface_and_headers() {
+    fn copy_has_prefix_and_headers() {
         let packet = packet_v4(17, 0, &[156, 64, 0, 53, 0, 8, 0, 0]);
         let bytes = message(&[
             (PACKET_HEADER, &[8, 0, 2, 0]),
             (PREFIX, b"towpath unknown \0"),
-            (ENTERED_BY, &[0, 0, 0, 3]),
-            (ENTERED_BY_PORT, &[0, 0, 0, 7]),
             (PAYLOAD, &packet),
             (NUMBER, &[0, 0, 1, 0]),
         ]);
         let (number, copied) = parse(&messages(&bytes).next().unwrap()).unwrap();
         assert_eq!(number, Some(256));
-        assert_eq!((copied.prefix, copied.entered_by), ("towpath unknown ", 7));
+        assert_eq!(copied.prefix, "towpath unknown ");
         assert_eq!(copied.headers.unwrap().protocol(), Some(17));
     }
 
@@ -181,7 +172,7 @@ mod tests {
     fn copy_without_a_readable_packet_is_still_one() {
         let bytes = message(&[(PREFIX, b"x\0"), (PAYLOAD, &[0x90, 1, 2])]);
         let (number, copied) = parse(&messages(&bytes).next().unwrap()).unwrap();
-        assert_eq!((number, copied), (None, Copied { prefix: "x", entered_by: 0, headers: None }));
+        assert_eq!((number, copied), (None, Copied { prefix: "x", headers: None }));
         assert!(parse(&messages(&encode_body(CONFIGURE, 0, 0, &[0; 4])).next().unwrap()).is_none());
     }
 }

@@ -17,7 +17,7 @@ fn flow(from: IpAddr, to: IpAddr, port: u16) -> Dropped {
         is_mid_connection: false,
         is_later_fragment: false,
     };
-    Dropped { prefix: LogPrefix::UnknownPod, interface: 0, packet: Some(packet) }
+    Dropped { prefix: LogPrefix::UnknownPod, packet: Some(packet) }
 }
 
 /// A collector that knows `pods` pods, at `address(0)` and those after it.
@@ -115,16 +115,4 @@ fn when_full_those_with_most_flows_lose_their_oldest() {
     collector.updates(now + WINDOW);
     assert!(collector.flows.is_empty() && collector.senders.is_empty() && collector.turns.is_empty());
     assert!(collector.by_count.is_empty());
-}
-
-#[test]
-fn what_the_guard_drops_belongs_to_its_interface() {
-    let (mut collector, now) = (collector(2), Instant::now());
-    for port in 1..=500 {
-        let forged = flow(address(1), address(0), port);
-        take(&mut collector, Dropped { prefix: LogPrefix::Guard("source"), interface: 9, ..forged }, now);
-    }
-    assert_eq!(collector.flows.len(), OF_A_SENDER);
-    take(&mut collector, flow(address(1), address(0), 80), now);
-    assert_eq!(collector.flows.len(), OF_A_SENDER + 1, "whose address was forged has its own share");
 }

@@ -59,14 +59,13 @@ struct World {
     cluster: Cluster,
     local: LocalPods,
     over_budget: Vec<OverBudget>,
-    interface: Option<(String, Option<ObjectKey>)>,
 }
 
 impl World {
     fn new() -> Self {
         let cluster = cluster();
         let local = LocalPods::new(Resolver::of("n1", &cluster).resolve(&cluster).pods);
-        Self { cluster, local, over_budget: Vec::new(), interface: None }
+        Self { cluster, local, over_budget: Vec::new() }
     }
 
     /// The prefix of what the policies of `pod` drop.
@@ -76,17 +75,11 @@ impl World {
     }
 
     fn record(&self, prefix: LogPrefix, packet: Packet) -> Record {
-        let dropped = Dropped { prefix, interface: 0, packet: Some(packet) };
+        let dropped = Dropped { prefix, packet: Some(packet) };
         let now = SystemTime::now();
         let waiting = Waiting { dropped, count: 1, seen: (now, now), source_port: Some(40_000) };
         let owners = self.cluster.part_at(&[packet.source, packet.destination].into());
-        let scene = Scene {
-            node: "n1",
-            owners: &owners,
-            local: &self.local,
-            over_budget: &self.over_budget,
-            interface: self.interface.clone(),
-        };
+        let scene = Scene { node: "n1", owners: &owners, local: &self.local, over_budget: &self.over_budget };
         explain(&waiting, &scene)
     }
 }
@@ -145,19 +138,13 @@ fn budget_is_named_when_it_closes_the_pod() {
 
 #[test]
 fn drops_that_no_policy_made_are_told_apart() {
-    let mut world = World::new();
+    let world = World::new();
     let to_unknown = packet("10.244.1.7", "10.244.1.200");
     let reason = |prefix| world.record(prefix, to_unknown).reason;
     assert!(reason(LogPrefix::UnknownPod).starts_with("no pod of this node is known to have 10.244.1.200"));
     assert!(reason(LogPrefix::NoChain(Direction::Egress)).contains("shop/web: it is isolated"));
     assert!(reason(LogPrefix::Tunnel).starts_with("tunnel packet"));
     assert!(reason(LogPrefix::Link).starts_with("multicast"));
-    world.interface = Some(("veth7".to_owned(), Some(ObjectKey::new("shop", "web@1"))));
-    let forged = world.record(LogPrefix::Guard("source"), packet("10.244.2.3", "10.244.1.9"));
-    assert_eq!(forged.reason, "interface guard: shop/web sent a source address that is not the pod's");
-    assert_eq!(forged.from.pod.as_deref(), Some("shop/web"));
-    assert_eq!(forged.from.address.as_deref(), Some("10.244.2.3"));
-    assert_eq!(forged.interface.as_deref(), Some("veth7"));
 }
 
 #[test]

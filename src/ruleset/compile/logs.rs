@@ -42,7 +42,7 @@ pub(in crate::ruleset) fn logs(
         }
         LogPrefix::UnknownPod | LogPrefix::Tunnel => vec![rule(&of_pods), rule(&[of_others, all])],
         // Rare, or no pod's own address.
-        LogPrefix::NoChain(_) | LogPrefix::Link | LogPrefix::Guard(_) => vec![rule(&[all])],
+        LogPrefix::NoChain(_) | LogPrefix::Link => vec![rule(&[all])],
     }
 }
 
