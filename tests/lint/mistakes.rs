@@ -1,6 +1,6 @@
 //! Cases beside those of the page: where a finding must not be, and what it says.
 
-use std::time::Instant;
+use std::{fs, path::Path, time::Instant};
 
 use towpath::{
     lab::{self, sized::Size},
@@ -210,6 +210,39 @@ fn findings_say_the_line_of_their_field_also_in_a_list() {
                 matchLabels:\n        app: b\n";
     says(text, "f.yaml:12:5: warning: it selects no pod of default");
     says(text, "[TP101] (items[1].spec.podSelector)");
+}
+
+/// The mistakes that `explain` recognises in a flow, and what is found of them without one. Two cannot be seen in the
+/// objects: that a default deny is meant to have an exception, and that a pod has no address yet.
+#[test]
+fn mistakes_behind_denied_flows_are_found_without_the_flow() {
+    let expected = [
+        ("block-of-pod-addresses", Code::BlockCoversPods),
+        ("both-selectors-in-one-peer", Code::AndForOr),
+        ("client-on-the-host-network", Code::HostNetworkPeer),
+        ("dns-forgotten", Code::NoDns),
+        ("egress-forgotten", Code::ClientEgress),
+        ("empty-list-of-rules", Code::AllowDenies),
+        ("empty-pod-selector", Code::EmptySubject),
+        ("end-port", Code::UndeclaredPort),
+        ("except-with-the-client", Code::BlockCoversPods),
+        ("label-typo", Code::PeerMatchesNothing),
+        ("namespace-name-as-a-label", Code::NameLabel),
+        ("namespace-selector-missing", Code::PeerMatchesNothing),
+        ("not-in-without-the-label", Code::ExcludesNothing),
+        ("one-family", Code::OneFamily),
+        ("policy-types-without-the-section", Code::TypeWithoutRules),
+        ("port-name-typo", Code::NoSuchPort),
+        ("port-of-the-service", Code::ServicePort),
+        ("two-peers-meant-as-one", Code::OrForAnd),
+        ("udp-for-tcp", Code::WrongProtocol),
+        ("wrong-namespace", Code::SelectsNothing),
+    ];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mistakes");
+    for (name, code) in expected {
+        let text = fs::read_to_string(folder.join(name).join("cluster.yaml")).unwrap();
+        assert!(codes(&text).contains(&code), "{name}: {:#?}", lines(&text));
+    }
 }
 
 /// The time for ten thousand pods and a thousand policies is printed, not asserted:

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Code, Part, Place, Search, rules::covers_ports};
 use crate::{
-    model::{Cluster, Direction, Family, IpBlock, NetworkPolicy, Peer, Peers, Pod},
+    model::{Cluster, Direction, Family, IpBlock, NetworkPolicy, Peer, Peers, Pod, Scope},
     policy::cidr::CidrSet,
 };
 
@@ -39,6 +39,7 @@ impl Search<'_> {
     /// The blocks in the rules of a policy.
     pub(super) fn blocks(&mut self, policy: &NetworkPolicy) {
         for direction in Direction::BOTH {
+            self.one_family(policy, direction);
             for (rule, one) in policy.rules(direction).unwrap_or_default().iter().enumerate() {
                 let Peers::Of(peers) = &one.peers else { continue };
                 for (at, peer) in peers.iter().enumerate() {
@@ -50,6 +51,35 @@ impl Search<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// Blocks of one family, as all that a policy allows in a direction, for pods that have both.
+    fn one_family(&mut self, policy: &NetworkPolicy, direction: Direction) {
+        let rules = policy.rules(direction).unwrap_or_default();
+        let mut found: Option<(Family, Place)> = None;
+        for (rule, one) in rules.iter().enumerate() {
+            let Peers::Of(peers) = &one.peers else { return };
+            for (at, peer) in peers.iter().enumerate() {
+                let Peer::Block(block) = peer else { return };
+                let family = Family::of_net(block.cidr());
+                match found {
+                    Some((before, _)) if before != family => return,
+                    Some(_) => {}
+                    None => found = Some((family, Place::Peer(direction, rule, at, Part::Block))),
+                }
+            }
+        }
+        let Some((family, place)) = found else { return };
+        let pods = self.index.matches(&Scope::Own(policy.key.namespace.clone()), &policy.subject);
+        let has_other = |pod: &&Arc<Pod>| pod.addresses.iter().any(|address| Family::of(*address) != family);
+        if let Some(pod) = pods.sample.iter().find(has_other) {
+            let text = format!(
+                "{} has addresses of the other family as well, in which the policy isolates it and allows nothing: only \
+                 {family} blocks are allowed",
+                pod.key
+            );
+            self.add(policy, place, Code::OneFamily, text);
         }
     }
 

@@ -126,6 +126,8 @@ codes! {
     EmptyBlock = "TP404" "empty-block" Warning,
     /// What a block excepts is allowed by another peer or rule of the policy.
     ExceptAllowed = "TP405" "except-allowed-elsewhere" Warning,
+    /// Only addresses of one family are allowed, and the pods have both.
+    OneFamily = "TP406" "one-family" Note,
     /// No policy isolates some pods of a namespace that has policies or pods.
     NoDefaultDeny = "TP501" "no-default-deny" Note,
     /// Pods are isolated for egress, and cannot ask the cluster's DNS.
