@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::{
     served::{STARS, Served},
-    tools::{check, has_browser, has_node, play as command, ui},
+    tools::{check, has_browser, play as command, ui},
 };
 
 /// Plays a scenario on the page of a folder with these files.
@@ -48,7 +48,7 @@ fn stars() -> Vec<(&'static str, &'static str)> {
 
 #[test]
 fn assets_are_what_their_sources_give() {
-    if !has_node() {
+    if !has_browser() {
         return;
     }
     check(Command::new("node").arg(ui().join("build.mjs")).arg("--check").output().unwrap());

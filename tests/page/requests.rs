@@ -109,7 +109,8 @@ fn page_and_command_line_explain_alike() {
             "-o",
             format,
         ]);
-        let output = command.arg("-f").arg(served.path()).output().unwrap();
+        // The page wraps lines itself.
+        let output = command.args(["--width", "100000", "-f"]).arg(served.path()).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(answer["explanation"], serde_json::from_str::<Value>(&output("json")).unwrap());

@@ -10,22 +10,13 @@ pub(crate) fn ui() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/ui"))
 }
 
-/// Whether node and the packages are there. If not, it prints that the test is skipped; in CI the test fails.
-pub(crate) fn has_node() -> bool {
-    has(&[])
-}
-
-/// The same, with Chromium.
+/// Whether all of that is there. If not, it prints that the test is skipped; in CI the test fails.
 pub(crate) fn has_browser() -> bool {
-    has(&["chromium"])
-}
-
-fn has(programs: &[&'static str]) -> bool {
     let is_there = |program: &str| {
         Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
     };
-    let programs = ["node"].iter().chain(programs);
-    let mut missing: Vec<&str> = programs.copied().filter(|program| !is_there(program)).collect();
+    let mut missing: Vec<&str> =
+        ["node", "chromium"].into_iter().filter(|program| !is_there(program)).collect();
     if !ui().join("node_modules/.package-lock.json").exists() {
         missing.push("ui/node_modules, which scripts/ui installs");
     }
