@@ -274,7 +274,7 @@ mod tests {
     fn policy_that_selects_nothing_is_valid_with_a_warning() {
         let (valid, texts) =
             faults(&POLICY.replace("podSelector: {}", "podSelector: {matchLabels: {app: no}}"));
-        assert!(valid && texts.iter().any(|text| text.starts_with("warning 4: ")), "{texts:?}");
+        assert!(valid && texts.iter().any(|text| text.starts_with("warning ")), "{texts:?}");
         let (valid, texts) = faults(&POLICY.replace("shop", "nowhere"));
         assert!(
             valid && texts == ["warning 1: there is no namespace nowhere: this policy selects no pod"],
