@@ -11,7 +11,12 @@ use towpath::{
         sized::{self, NODE, SIZES, Size},
     },
     model::{Change, Cluster, Endpoint, Flow, Protocol, Transport},
-    policy::{evaluate, resolve::Resolver},
+    policy::{
+        classes::{ClassTable, Classes},
+        difference::{Difference, Limits},
+        evaluate, known_transports,
+        resolve::Resolver,
+    },
     ruleset::{
         compile::{Compiler, Options, compile},
         observed::Observed,
@@ -48,6 +53,28 @@ impl Settled {
         }
         steps.len()
     }
+}
+
+/// The size of a large cluster that is compared as a whole.
+const COMPARED: Size = Size { name: "10k pods, 1k policies", pods: 10_000, policies: 1_000, local: 250 };
+
+/// Questions about all pairs of pods.
+fn pairs(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group(COMPARED.name);
+    group.sample_size(10);
+    let before = cluster_of(sized::cluster(COMPARED));
+    let mut after = before.clone();
+    after.apply(Change::RemovePolicy(sized::policy(COMPARED, 8).key));
+    group.bench_function("classes", |bencher| bencher.iter(|| Classes::new(black_box(&before), &[])));
+    let (classes, transports) = (Classes::new(&before, &[]), known_transports(&before));
+    group.bench_function("table of classes", |bencher| {
+        bencher.iter(|| ClassTable::new(black_box(&classes), &transports));
+    });
+    group.bench_function("difference", |bencher| {
+        bencher.iter(|| Difference::between(black_box(&before), &after, Limits::default()));
+    });
+    println!("{} ends in {} classes", classes.endpoints().len(), classes.members().len());
+    group.finish();
 }
 
 fn whole(criterion: &mut Criterion) {
@@ -111,5 +138,5 @@ fn one_change(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, whole, one_change);
+criterion_group!(benches, pairs, whole, one_change);
 criterion_main!(benches);

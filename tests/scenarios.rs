@@ -22,7 +22,7 @@ use std::{
 };
 
 use towpath::{
-    cli::matrix,
+    cli::matrix::pods,
     k8s::{
         fault::Fault,
         manifest::{Options, load_text},
@@ -407,7 +407,7 @@ impl Scenario {
         if transports.is_empty() {
             transports = known_transports(cluster);
         }
-        same(&expected, &matrix::table(&Reachability::new(cluster, &external, &transports)))
+        same(&expected, &pods::table(&Reachability::new(cluster, &external, &transports)))
     }
 }
 

@@ -27,7 +27,6 @@ pub mod words;
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -39,8 +38,7 @@ use ipnet::IpNet;
 use crate::{
     dataplane::kernel::{Backend, Variant},
     k8s::watch::Access,
-    model::Transport,
-    policy::{Reachability, budget::Budgets, known_transports},
+    policy::budget::Budgets,
     ruleset::compile::{DenyAction, LogLimit, Options},
 };
 
@@ -66,9 +64,11 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Shows which pods may connect to which.
     #[command(
-        after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9"
+        after_help = "Example: towpath matrix -f objects.yaml --port 80 --port 53/UDP --external 203.0.113.9\n\
+                      Example: towpath matrix -n shop --denied\n\
+                      Example: towpath matrix -f manifests/ -o svg > matrix.svg"
     )]
-    Matrix(MatrixArgs),
+    Matrix(Box<matrix::MatrixArgs>),
     /// Explains whether a connection is allowed, which policies and rules decide it, and what would allow it. Exit status:
     /// 0 if it is allowed, 1 if it is denied or the objects have errors, 2 if an end or port does not exist, 3 if the
     /// objects cannot be read.
@@ -333,30 +333,6 @@ impl From<BackendArg> for Backend {
     }
 }
 
-#[derive(Debug, Args)]
-struct MatrixArgs {
-    #[command(flatten)]
-    objects: QuestionArgs,
-    /// A port to check: PORT for TCP, or PORT/PROTOCOL; may be repeated. Default: every port that a pod declares and
-    /// every port number in a policy.
-    #[arg(long, value_name = "PORT[/PROTOCOL]", env = "TOWPATH_PORT", value_delimiter = ',')]
-    port: Vec<Transport>,
-    /// An address outside the cluster to include; may be repeated.
-    #[arg(long, value_name = "IP", env = "TOWPATH_EXTERNAL", value_delimiter = ',')]
-    external: Vec<IpAddr>,
-    /// The output format.
-    #[arg(short, long, value_enum, default_value_t = Table::Table, env = "TOWPATH_OUTPUT")]
-    output: Table,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Table {
-    /// For people.
-    Table,
-    /// For scripts.
-    Json,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Text {
     /// For people.
@@ -439,7 +415,7 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Compile(args) => compile::compile(args, verbose),
-        Command::Matrix(args) => print_matrix(args, verbose),
+        Command::Matrix(args) => matrix::matrix(args, verbose),
         Command::Explain(args) => explain::explain(args, verbose),
         Command::Diff(args) => diff::diff(args, verbose),
         Command::Lint(args) => lint::lint(args),
@@ -460,16 +436,6 @@ fn one_shot(command: &Command, verbose: bool) -> Result<(), Ended> {
         Command::Demo(_) => Err(Ended::Failed(anyhow::anyhow!(
             "this build has no demo: run `make demo` in the source, or build with `cargo build --release --features lab`"
         ))),
-    }
-}
-
-fn print_matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
-    let cluster = objects::queried(&args.objects, verbose)?;
-    let transports = if args.port.is_empty() { known_transports(&cluster) } else { args.port.clone() };
-    let reachability = Reachability::new(&cluster, &args.external, &transports);
-    match args.output {
-        Table::Table => print(&matrix::table(&reachability)),
-        Table::Json => print(&json(&matrix::json(&reachability))?),
     }
 }
 

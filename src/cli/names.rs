@@ -14,6 +14,9 @@ use crate::model::{Family, ObjectKey, Workload};
 /// Up to this many pods of a workload are named, if not all of it is meant.
 const FEW_PODS: usize = 3;
 
+/// Workloads with one name in at least this many namespaces are named together.
+const MANY_NAMESPACES: usize = 3;
+
 /// An end, as far as its name goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NamedEnd {
@@ -87,29 +90,67 @@ impl Names {
             parts.push(format!("{every} pod"));
             left.retain(|at| !self.pods.contains(at));
         }
+        let mut whole: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (namespace, pods) in &self.namespaces {
             if let Some(every) = self.every(pods, &left, itself) {
-                parts.push(format!("{every} pod in {}", Printable(namespace)));
+                whole.entry(every).or_default().push(namespace);
                 left.retain(|at| !pods.contains(at));
             }
         }
-        for (owner, pods) in &self.owners {
+        parts
+            .extend(whole.iter().map(|(every, namespaces)| format!("{every} pod in {}", listed(namespaces))));
+        let mut same: BTreeMap<(&str, Option<&str>), Vec<&Owner>> = BTreeMap::new();
+        for (owner @ (_, name, kind), pods) in &self.owners {
             let present: BTreeSet<usize> = pods.intersection(&left).copied().collect();
             if present.len() == pods.len() {
-                let count = self.count(pods);
-                let many = if count > 1 { format!(" ({count} pods)") } else { String::new() };
-                parts.push(format!("{}{many}", self.title(owner)));
+                same.entry((name, kind.as_deref())).or_default().push(owner);
             } else if (1..=FEW_PODS).contains(&present.len()) {
                 parts.extend(self.single(&present));
             } else if !present.is_empty() {
                 parts.push(format!("{} of {} pods of {}", present.len(), pods.len(), self.title(owner)));
             }
         }
+        for ((name, _), owners) in same {
+            if owners.len() >= MANY_NAMESPACES {
+                let namespaces: Vec<&str> = owners.iter().map(|(namespace, ..)| &**namespace).collect();
+                parts.push(format!("{} in {}", Printable(name), listed(&namespaces)));
+            } else {
+                parts.extend(owners.into_iter().map(|owner| self.title(owner)));
+            }
+        }
         parts.extend(self.describe_outside(&left));
         parts
     }
 
-    /// The same by workload, pod and network, for scripts: complete, and without counts.
+    /// One name for all of these ends, if there is one.
+    pub(super) fn short(&self, ends: &[usize]) -> Option<String> {
+        let of: BTreeSet<usize> = ends.iter().copied().collect();
+        if let [only] = ends {
+            return self.short_single(*only);
+        }
+        let NamedEnd::Pod(key, workload) = self.ends.get(*ends.first()?)? else { return None };
+        let owner = owner(key, workload.as_deref());
+        let pods = self.owners.get(&owner)?;
+        if of.is_subset(pods) {
+            let of = if of.len() == pods.len() { String::new() } else { format!("{} of ", of.len()) };
+            return Some(format!("{} ({of}{} pods)", self.title(&owner), pods.len()));
+        }
+        let is_namespace = self.namespaces.get(&key.namespace) == Some(&of);
+        is_namespace.then(|| format!("{}/* ({} pods)", Printable(&key.namespace), of.len()))
+    }
+
+    /// The workload, if a pod is all of it; its own name else.
+    fn short_single(&self, at: usize) -> Option<String> {
+        if let NamedEnd::Pod(key, workload) = self.ends.get(at)? {
+            let owner = owner(key, workload.as_deref());
+            if self.owners.get(&owner).is_some_and(|pods| pods.len() == 1) {
+                return Some(self.title(&owner));
+            }
+        }
+        self.name(at)
+    }
+
+    /// What [`Self::describe`] says by workload, pod and network, for scripts: complete, and without counts.
     pub(super) fn list(&self, ends: &[usize], others: &[usize]) -> Vec<String> {
         let (left, _) = without_itself(ends, others);
         let mut parts = Vec::new();
@@ -229,6 +270,16 @@ impl Names {
     }
 }
 
+/// `a`, `a and b`, `a, b and c`.
+fn listed(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| Printable(name).to_string()).collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
 fn owner(key: &ObjectKey, workload: Option<&Workload>) -> Owner {
     match workload {
         Some(workload) => (key.namespace.clone(), workload.name.clone(), Some(workload.kind.clone())),
@@ -274,7 +325,7 @@ mod tests {
         let describe = |ends: &[usize], others: &[usize]| names().describe(ends, others).join(", ");
         assert_eq!(describe(&[0, 1, 2, 3, 4, 6], &[]), "every pod, internet");
         assert_eq!(describe(&[1, 2, 3], &[]), "every pod in shop");
-        assert_eq!(describe(&[2, 3], &[]), "shop/web (2 pods)");
+        assert_eq!(describe(&[2, 3], &[]), "shop/web");
         assert_eq!(describe(&[0, 3], &[]), "blog/front, shop/web-2");
         assert_eq!(describe(&[4, 5], &[]), "internet (IPv4), 10.0.0.0/8");
     }
@@ -284,10 +335,30 @@ mod tests {
         let describe = |ends: &[usize], others: &[usize]| names().describe(ends, others).join(", ");
         assert_eq!(describe(&[0, 2, 3], &[1]), "every other pod");
         assert_eq!(describe(&[0, 1, 2, 3], &[1]), "every other pod");
-        assert_eq!(describe(&[2, 3], &[1]), "shop/web (2 pods)");
+        assert_eq!(describe(&[2, 3], &[1]), "shop/web");
         assert_eq!(describe(&[1, 3], &[2]), "every other pod in shop");
         assert_eq!(describe(&[0, 1], &[1]), "blog/front");
         assert_eq!(names().list(&[0, 1, 2, 3, 4], &[1]), ["blog/front", "shop/web", "ip:0.0.0.0/0"]);
+    }
+
+    #[test]
+    fn workloads_of_one_name_in_many_namespaces_are_named_together() {
+        let pods = ["a/web", "a/db", "b/web", "b/db", "c/web", "c/db", "d/web"];
+        let names = Names::new(pods.map(|name| pod(name, None)).into());
+        assert_eq!(names.describe(&[0, 2, 4], &[]), ["web in a, b and c"]);
+        assert_eq!(names.describe(&[0, 2, 3], &[]), ["every pod in b", "a/web"]);
+        assert_eq!(names.describe(&[0, 1, 2, 3, 6], &[]), ["every pod in a and b", "d/web"]);
+    }
+
+    #[test]
+    fn one_name_for_all_ends_is_that_of_their_workload_or_namespace() {
+        let short = |ends: &[usize]| names().short(ends);
+        assert_eq!(short(&[2, 3]).as_deref(), Some("shop/web (2 pods)"));
+        assert_eq!(short(&[2]).as_deref(), Some("shop/web-1"));
+        assert_eq!(short(&[0]).as_deref(), Some("blog/front"));
+        assert_eq!(short(&[1, 2, 3]).as_deref(), Some("shop/* (3 pods)"));
+        assert_eq!(short(&[1, 2]), None);
+        assert_eq!(short(&[5]).as_deref(), Some("ip:10.0.0.0/8"));
     }
 
     #[test]

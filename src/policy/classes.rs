@@ -83,6 +83,12 @@ impl<'a> Classes<'a> {
         is_own_node(one, other)
     }
 
+    /// Whether an end is a node: its address, or a pod on its network.
+    #[must_use]
+    pub fn is_node(&self, end: usize) -> bool {
+        self.ends.get(end).is_some_and(|end| !end.nodes().is_empty())
+    }
+
     /// The families in which packets can go from one end to another; empty if no address of them is known.
     #[must_use]
     pub fn families(&self, from: usize, to: usize) -> Vec<Family> {

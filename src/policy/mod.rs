@@ -14,6 +14,7 @@ pub mod difference;
 pub mod evaluate;
 pub mod findings;
 pub mod fix;
+pub mod groups;
 pub mod members;
 pub mod moves;
 pub mod near_miss;

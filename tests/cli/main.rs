@@ -13,6 +13,7 @@ mod help;
 mod http;
 #[path = "../support/isolated.rs"]
 mod isolated;
+mod matrix;
 mod mistakes;
 mod program;
 mod questions;

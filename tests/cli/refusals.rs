@@ -22,7 +22,7 @@ fn invalid_arguments_exit_with_2_and_an_explanation() {
     refused(&["enforce"], 2, "unrecognized subcommand 'enforce'");
     refused(&["compile"], 2, "--file <PATH>");
     refused(&["matrix", "-f", SHOP, "--kubeconfig", "k"], 2, "cannot be used with '--kubeconfig <FILE>'");
-    refused(&["matrix", "-f", SHOP, "--color"], 2, "unexpected argument '--color'");
+    refused(&["matrix", "-f", SHOP, "--colour"], 2, "unexpected argument '--colour'");
     refused(&["matrix", "-f", SHOP, "--port", "99999"], 2, "\"99999\" is not a port");
     refused(&["matrix", "-f", SHOP, "--port", "80/ICMP"], 2, "80/ICMP");
     refused(&["matrix", "-f", SHOP, "--external", "shop"], 2, "invalid value 'shop'");
