@@ -14,6 +14,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, proto::MetricFamily,
 };
 
+mod process;
+
+use process::Process;
+
 /// Bucket bounds for everything that is timed, in seconds: from an idle sync to a very large first one.
 const SECONDS: [f64; 14] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -103,6 +107,11 @@ pub struct Metrics {
     /// `towpath_commands_total`.
     pub commands: IntCounter,
     started: OnceLock<Count>,
+    /// `towpath_ready`; updated when the metrics are read.
+    ready: IntGauge,
+    ready_now: OnceLock<Count>,
+    /// What the process uses; updated when the metrics are read.
+    process: Process,
     /// `towpath_oldest_pending_change_seconds`; updated when the metrics are read.
     pending: Gauge,
     pending_age: OnceLock<Age>,
@@ -154,12 +163,31 @@ impl Metrics {
             let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
             register(&registry, HistogramVec::new(options, &[label]))
         };
+        let syncs = counters(
+            "towpath_syncs_total",
+            "Syncs that compared the kernel with the wanted rules and wrote the difference, by result.",
+            "result",
+        )?;
+        let gate_requests = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new(
+                    "towpath_gate_requests_total",
+                    "Requests of the CNI plugin, by command and outcome.",
+                ),
+                &["command", "outcome"],
+            ),
+        )?;
+        // Prometheus sees no increase in a counter that appears with its first event: what alerts use exists from the
+        // start.
+        for result in ["success", "failure"] {
+            syncs.with_label_values(&[result]);
+        }
+        for outcome in ["done", "failed"] {
+            gate_requests.with_label_values(&["add", outcome]);
+        }
         Ok(Self {
-            syncs: counters(
-                "towpath_syncs_total",
-                "Syncs that compared the kernel with the wanted rules and wrote the difference, by result.",
-                "result",
-            )?,
+            syncs,
             sync_duration: seconds(
                 "towpath_sync_duration_seconds",
                 "Duration of each stage of a sync.",
@@ -255,16 +283,7 @@ impl Metrics {
                 "towpath_attachments",
                 "Attachments of this node's pods to the network, as the CNI plugin reported them.",
             )?,
-            gate_requests: register(
-                &registry,
-                IntCounterVec::new(
-                    Opts::new(
-                        "towpath_gate_requests_total",
-                        "Requests of the CNI plugin, by command and outcome.",
-                    ),
-                    &["command", "outcome"],
-                ),
-            )?,
+            gate_requests,
             gate_duration: seconds(
                 "towpath_gate_duration_seconds",
                 "Time from a request of the CNI plugin to its answer, by command.",
@@ -288,6 +307,9 @@ impl Metrics {
                 "reason",
             )?,
             started: OnceLock::new(),
+            ready: int_gauge("towpath_ready", "1 while /readyz answers 200, else 0.")?,
+            ready_now: OnceLock::new(),
+            process: Process::new(&registry)?,
             pending: register(
                 &registry,
                 Gauge::new(
@@ -418,6 +440,11 @@ impl Metrics {
         let _ = self.started.set(Count(Box::new(started)));
     }
 
+    /// Sets the source of readiness: whether `/readyz` is 200. Only the first call counts.
+    pub fn show_ready(&self, ready: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.ready_now.set(Count(Box::new(move || u64::from(ready()))));
+    }
+
     /// Frames that the interface guard dropped, by reason.
     #[must_use]
     pub fn guard_drops_by_reason(&self) -> BTreeMap<String, u64> {
@@ -451,6 +478,10 @@ impl Metrics {
         if let Some(Count(started)) = self.started.get() {
             self.commands.inc_by(started().saturating_sub(self.commands.get()));
         }
+        if let Some(Count(ready)) = self.ready_now.get() {
+            self.ready.set(i64::from(ready() == 1));
+        }
+        self.process.update();
         if let Some(Age(age)) = self.pending_age.get() {
             self.pending.set(age().as_secs_f64());
         }

@@ -26,6 +26,14 @@ pub enum Readiness {
     Failing(String),
 }
 
+impl Readiness {
+    /// Whether `/readyz` is 200.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready | Self::Degraded(_))
+    }
+}
+
 /// The loop's state, readable at any time.
 #[derive(Debug)]
 pub struct Status(Mutex<Fields>);

@@ -190,6 +190,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     status.set_lag_limit(settings.ready_lag);
     let waiting = status.clone();
     metrics.show_pending(move || waiting.waiting());
+    let ready = status.clone();
+    metrics.show_ready(move || ready.readiness().is_ready());
     let kernel = Kernel::new(commands.clone(), settings.backend)?;
     info!(node = %settings.node, iptables = %kernel.variant(), version = env!("CARGO_PKG_VERSION"), "starting towpath");
     if settings.interface_guard == InterfaceGuard::Require {

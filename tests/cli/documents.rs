@@ -91,12 +91,12 @@ fn rows(text: &str) -> BTreeSet<String> {
 
 /// The names of metrics in the source that registers them.
 fn registered() -> BTreeSet<String> {
-    let source = text("src/metrics.rs");
-    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let sources = ["src/metrics.rs", "src/metrics/process.rs"].map(text);
+    let code = sources.iter().map(|source| source.split("#[cfg(test)]").next().unwrap_or_default());
     let is_name = |text: &&str| {
         text.starts_with("towpath_") && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     };
-    code.split('"').filter(is_name).map(str::to_owned).collect()
+    code.flat_map(|code| code.split('"')).filter(is_name).map(str::to_owned).collect()
 }
 
 #[test]
