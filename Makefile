@@ -127,7 +127,8 @@ mutants: packages ## Mutates the source place by place and reports mutants that 
 mutants-sample: packages ## A few of these mutants, different ones for each commit; at most eight minutes
 	./scripts/mutants --sample
 
-manifests: ## Renders deploy/towpath.yaml from deploy/ (needs kubectl)
+manifests: ## Renders deploy/towpath.yaml from deploy/ (needs kubectl), and the PrometheusRule from its rules
+	@rule=$$(./scripts/prometheus-rule) && printf '%s\n' "$$rule" > deploy/components/alerts/prometheusrule.yaml
 	@manifests=$$(./scripts/manifests) && printf '%s\n' "$$manifests" > deploy/towpath.yaml
 
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)

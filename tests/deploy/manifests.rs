@@ -91,6 +91,17 @@ fn rendered_file_matches_the_kustomization() {
 }
 
 #[test]
+fn rule_of_the_operator_is_that_of_the_plain_file() {
+    let output = Command::new(root().join("scripts/prometheus-rule")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = "deploy/components/alerts/prometheusrule.yaml";
+    assert!(String::from_utf8(output.stdout).unwrap() == text(file), "{file} is stale: make manifests");
+    let (rule, rules) = (documents(&text(file)), documents(&text("deploy/components/alerts/rules.yaml")));
+    assert_eq!((rule.len(), &rule[0]["kind"]), (1, &json!("PrometheusRule")));
+    assert_eq!(rule[0]["spec"], rules[0]);
+}
+
+#[test]
 fn rendered_file_contains_the_objects_of_the_base() {
     let key = |object: &Value| (object["kind"].to_string(), object["metadata"]["name"].to_string());
     let sorted = |mut objects: Vec<Value>| {
@@ -363,6 +374,27 @@ fn every_component_has_an_overlay_on_the_base() {
                 );
                 let selector = &more[0]["spec"]["selector"]["matchLabels"];
                 assert_eq!(selector, &one(&base, "DaemonSet")["spec"]["selector"]["matchLabels"]);
+            }
+            "alerts" => {
+                let kinds: BTreeSet<_> = more.iter().map(|it| it["kind"].as_str().unwrap()).collect();
+                assert_eq!((kinds, less.len()), (["PodMonitor", "PrometheusRule"].into(), 0));
+                let rule = one(&overlay, "PrometheusRule");
+                assert_eq!(rule["metadata"]["namespace"], "towpath");
+                let rules = documents(&text("deploy/components/alerts/rules.yaml"));
+                assert_eq!(rule["spec"], rules[0]);
+            }
+            "grafana" => {
+                assert_eq!((more.len(), less.len()), (1, 0));
+                let map = one(&overlay, "ConfigMap");
+                assert_eq!(
+                    (&map["metadata"]["name"], &map["metadata"]["namespace"]),
+                    (&json!("towpath-dashboard"), &json!("towpath"))
+                );
+                // Without quotes the API server would refuse the label.
+                assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+                let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+                let file = text("deploy/components/grafana/towpath.json");
+                assert_eq!(json(map["data"]["towpath.json"].as_str().unwrap()), json(&file));
             }
             "kube-proxy-nftables" => {
                 assert_eq!((more.len(), less.len()), (1, 1));
