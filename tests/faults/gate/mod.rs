@@ -259,6 +259,11 @@ impl<'a> Always<'a> {
 
     fn stop(self) -> u64 {
         let sent = self.senders.into_iter().map(Sender::stop).sum::<u64>();
+        // On a busy machine the last ones wait in the socket for their reader.
+        let deadline = Instant::now() + SENT;
+        while self.sink.arrived() < sent && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(self.sink.arrived(), sent, "allowed packets were lost");
         self.stage.network.del(self.stage.bed.node().netns(), &self.pod.container).unwrap();
         sent
