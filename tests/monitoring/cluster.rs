@@ -205,7 +205,7 @@ impl Cluster {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let _ = socket.send_to(b"x", SocketAddr::new(IpAddr::from(db), port));
+                let _ = socket.send_to(b"x", SocketAddr::new(db, port));
                 thread::sleep(Duration::from_millis(20));
             }
         };

@@ -1,4 +1,4 @@
-//! The names in an expression of PromQL: its metrics, each with the labels that it matches, and the labels by which it
+//! The names in an expression of `PromQL`: its metrics, each with the labels that it matches, and the labels by which it
 //! groups. Prometheus itself checks the syntax.
 
 use std::collections::BTreeSet;

@@ -6,6 +6,7 @@
 
 mod alerts;
 mod cluster;
+#[expect(dead_code, reason = "the tests of the gate use more of it")]
 #[path = "../support/cni.rs"]
 mod cni;
 #[path = "../support/daemon_command.rs"]
