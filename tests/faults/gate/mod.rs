@@ -350,7 +350,9 @@ fn no_packet_reaches_a_process_of_a_pod_that_starts_after_the_node_and_before_th
                 back.sent() > 50 && strangers.iter().all(|sender| sender.sent() > 50)
             });
             back.stop();
-            strangers.map(Sender::stop);
+            for sender in strangers {
+                sender.stop();
+            }
             assert_eq!((sink.arrived(), peer.arrived()), (0, 0));
             stage.network.del(stage.bed.node().netns(), &pod.container).unwrap();
             stage.remove_pod(&pod);
