@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
