@@ -7,7 +7,7 @@ use crate::{
         manifest::hints::nearest,
         service::{Service, ServicePort},
     },
-    model::{Cluster, ContainerPort, Endpoint, ObjectKey, Pod, Protocol, Transport},
+    model::{Cluster, ContainerPort, Endpoint, ObjectKey, Pod, Protocol, Transport, Workload},
     policy::near_miss::Short,
 };
 
@@ -167,14 +167,15 @@ impl Names<'_> {
         }
         let mut seen = BTreeSet::new();
         for pod in pods() {
-            let Some(workload) = pod.workload.as_ref().filter(|workload| *workload.name == *name) else {
-                continue;
+            let Some(workload) = &pod.workload else { continue };
+            let is_it = |of: &&(&'static str, &[&str])| {
+                is_of(workload, of.0, name) && is_wanted(NamedKind::Workload(of.0))
             };
-            let Some((of, _)) = WORKLOADS.iter().find(|(kind, _)| *kind == &*workload.kind) else { continue };
+            let Some((of, _)) = WORKLOADS.iter().find(is_it) else { continue };
             // A workload of a file is its only pod, and has its name.
             let is_pod = kind.is_none() && *pod.key.name == *name;
-            if is_wanted(NamedKind::Workload(of)) && !is_pod && seen.insert((&pod.key.namespace, *of)) {
-                found.push(candidate(NamedKind::Workload(of), &pod.key.namespace, &workload.name));
+            if !is_pod && seen.insert((&pod.key.namespace, *of)) {
+                found.push(candidate(NamedKind::Workload(of), &pod.key.namespace, &name.into()));
             }
         }
         // A Service usually has the name of its pods' workload, which is meant then.
@@ -275,9 +276,8 @@ impl Names<'_> {
         match (kind, key) {
             (NamedKind::Pod, Some(key)) => self.cluster.pod(&key).map(|pod| of_pod(pod)).ok_or_else(gone),
             (NamedKind::Workload(kind), Some(key)) => {
-                let is_of = |pod: &&Arc<Pod>| {
-                    pod.workload.as_ref().is_some_and(|one| one.name == key.name && *one.kind == **kind)
-                };
+                let is_of =
+                    |pod: &&Arc<Pod>| pod.workload.as_ref().is_some_and(|one| is_of(one, kind, &key.name));
                 let pods = self.cluster.pods_in(&key.namespace).filter(is_of);
                 // Those that have finished say nothing of those that run.
                 let (finished, running): (Vec<_>, Vec<_>) = pods.partition(|pod| pod.is_finished());
@@ -323,6 +323,16 @@ impl Names<'_> {
         let title = format!("{}/service/{}", Short(&service.key.namespace), Short(&service.key.name));
         Ok(End { title: Some(title), endpoints, service: Some(service.clone()) })
     }
+}
+
+/// Whether this is the workload of that kind and name. The pods of a `CronJob` belong to Jobs, whose names are its own with
+/// a number.
+fn is_of(workload: &Workload, kind: &str, name: &str) -> bool {
+    let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    let job =
+        || workload.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).is_some_and(is_number);
+    (*workload.kind == *kind && *workload.name == *name)
+        || (kind == "CronJob" && *workload.kind == *"Job" && job())
 }
 
 fn of_pod(pod: &Pod) -> End {

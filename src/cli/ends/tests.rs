@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     k8s::service::TargetPort,
-    model::{Change, LabelSelector, Labels, Namespace, Requirement, Workload},
+    model::{Change, LabelSelector, Labels, Namespace, Requirement},
 };
 
 fn port(name: Option<&str>, protocol: Protocol, number: u16) -> ContainerPort {
@@ -29,7 +29,11 @@ fn objects() -> (Cluster, Vec<Service>) {
         addresses: vec!["10.0.0.9".parse().unwrap()],
         ..db("bank", vec![port(None, Protocol::Udp, 53)])
     };
-    for pod in [web("web-5d-aa"), web("web-5d-bb"), db("shop", Vec::new()), on_node] {
+    let backup = Pod {
+        workload: Some(Arc::new(Workload { kind: "Job".into(), name: "backup-2901".into() })),
+        ..Pod::new(ObjectKey::new("shop", "backup-2901-x"))
+    };
+    for pod in [web("web-5d-aa"), web("web-5d-bb"), db("shop", Vec::new()), on_node, backup] {
         cluster.apply(Change::SetPod(pod));
     }
     let service = Service {
@@ -92,6 +96,10 @@ fn pods_addresses_workloads_services_and_nodes_have_the_names_that_kubectl_knows
     for text in ["shop/svc/front", "shop/service/front", "front", "10.96.0.7"] {
         assert_eq!(means(text), web, "{text}");
     }
+    for text in ["cj/backup", "shop/cronjob/backup", "job/backup-2901"] {
+        assert_eq!(means(text), "shop/backup-2901-x", "{text}");
+    }
+    assert_eq!(means("cj/backup-2901"), "error: there is no CronJob backup-2901 among the objects");
     assert_eq!(means("node/n1"), "ip:192.168.0.1");
     assert_eq!(means("n1"), "ip:192.168.0.1");
     assert_eq!(means("po/web-5d-aa"), "shop/web-5d-aa");
