@@ -1,6 +1,6 @@
 //! The documents show what the program prints.
 //!
-//! Each ```` ```console ```` block of README.md, docs/diff.md and docs/explain.md is a session in the root of the
+//! Each ```` ```console ```` block of the documents in [`SESSIONS`] is a session in the root of the
 //! repository: each `$ command` is followed by its standard output and then its standard error. Blocks marked
 //! `console root` change the kernel and are not run. `TOWPATH_UPDATE_README=1 cargo test --test cli` writes the output
 //! into them.
@@ -44,7 +44,8 @@ fn rerun(text: &str) -> (String, usize) {
 }
 
 /// The documents with sessions, and the least number of commands in each.
-const SESSIONS: [(&str, usize); 3] = [("README.md", 7), ("docs/diff.md", 3), ("docs/explain.md", 20)];
+const SESSIONS: [(&str, usize); 4] =
+    [("README.md", 7), ("docs/diff.md", 3), ("docs/explain.md", 20), ("docs/lint.md", 1)];
 
 #[test]
 fn sessions_in_documents_match_the_output_of_the_program() {

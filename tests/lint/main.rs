@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod mistakes;
+mod no_effect;
 mod page;
 mod program;
 

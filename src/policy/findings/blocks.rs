@@ -33,6 +33,14 @@ impl Addresses {
         let within = self.0[first..].iter().take_while(|(address, _)| block.cidr().contains(address));
         within.take(COMPARED).find(|(address, _)| block.contains(*address))
     }
+
+    /// Whether a pod with an address in a block may fulfil a condition. If there are many, it may.
+    pub(super) fn may_have(&self, block: &IpBlock, condition: impl Fn(&Pod) -> bool) -> bool {
+        let first = self.0.partition_point(|(address, _)| *address < block.cidr().network());
+        let within = self.0[first..].iter().take_while(|(address, _)| block.cidr().contains(address));
+        let mut seen = 0;
+        within.take(COMPARED).inspect(|_| seen += 1).any(|(_, pod)| condition(pod)) || seen == COMPARED
+    }
 }
 
 impl Search<'_> {

@@ -48,6 +48,12 @@ impl Search<'_> {
                 for (at, port) in ports.iter().enumerate().take(CHECKED) {
                     let place = Place::Port(direction, rule, at);
                     match port {
+                        // A block may cover pods, whose ports have names.
+                        Port::Named(protocol, name)
+                            if direction == Direction::Egress
+                                && self.in_blocks(&one.peers, |pod| {
+                                    !pod.named_port(name, *protocol).is_empty()
+                                }) => {}
                         Port::Named(_, name) if direction == Direction::Egress && addresses_only => {
                             let text = format!(
                                 "addresses have no port {name}: it matches nothing here, write the number"
@@ -63,6 +69,15 @@ impl Search<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a pod with an address in one of the blocks among these peers may fulfil a condition.
+    fn in_blocks(&self, peers: &Peers, condition: impl Fn(&Pod) -> bool) -> bool {
+        let Peers::Of(peers) = peers else { return false };
+        peers.iter().any(|peer| match peer {
+            Peer::Block(block) => self.addresses.may_have(block, &condition),
+            Peer::Pods(_) => false,
+        })
     }
 
     /// Whether any pod there fulfils a condition.
