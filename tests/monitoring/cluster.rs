@@ -121,7 +121,7 @@ impl Cluster {
         let real = std::env::split_paths(&search).map(|it| it.join("ipset")).find(|it| it.is_file()).unwrap();
         let (fails, real) = (flag.display(), real.display());
         let script = format!(
-            "#!/bin/sh\nif rm {fails} 2>/dev/null; then echo no >&2; exit 1; fi\nexec {real} \"$@\"\n"
+            "#!/bin/sh\nif [ \"$1\" = restore ] && rm {fails} 2>/dev/null; then echo no >&2; exit 1; fi\nexec {real} \"$@\"\n"
         );
         fs::write(&ipset, script).unwrap();
         fs::set_permissions(&ipset, fs::Permissions::from_mode(0o755)).unwrap();
