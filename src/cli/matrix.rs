@@ -1,8 +1,8 @@
 //! `towpath matrix`: who may talk to whom.
 //!
-//! For people, pods that behave alike are one row and one column ([`grouped`]): as a table if it fits ([`table`]), else as
-//! a list of who may reach whom ([`list`]); as a graph for Graphviz ([`dot`]) and as a picture ([`svg`]). For scripts, and
-//! with `--pods`, every pod is on its own ([`pods`]).
+//! For people, pods that behave alike are one row and one column (`grouped`): as a table if it fits (`table`), else as
+//! a list of who may reach whom (`list`); as a graph for Graphviz (`dot`) and as a picture (`svg`). For scripts, and
+//! with `--pods`, every pod is on its own (`pods`).
 
 mod dot;
 mod filter;
