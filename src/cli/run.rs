@@ -91,7 +91,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = lock::FOLDER, env = "TOWPATH_RUN_DIR")]
     run_dir: PathBuf,
     /// Who may see the page, which shows every pod and policy that the daemon knows, at the address of --listen.
-    #[arg(long, value_enum, default_value_t = PageFor::Node, env = "TOWPATH_PAGE")]
+    #[arg(long, value_enum, default_value_t = PageFor::Off, env = "TOWPATH_PAGE")]
     page: PageFor,
     /// The format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "TOWPATH_LOG_FORMAT")]
@@ -249,7 +249,7 @@ enum Events {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum PageFor {
-    /// Processes on this node's network, and so whoever may use `kubectl port-forward`.
+    /// Processes on this node's network, and so whoever may use `kubectl port-forward`, and the probes of any pod.
     Node,
     /// Everybody who reaches the address: pods and other machines too.
     Everybody,

@@ -69,7 +69,7 @@ fn status_at(address: &str, method: &str, path: &str, host: &str) -> u16 {
 #[test]
 fn daemon_shows_its_objects_on_its_page_and_changes_nothing() {
     in_namespace(|| {
-        let _daemon = Daemon::start(&[]);
+        let _daemon = Daemon::start(&["--page", "node"]);
         assert_eq!(status("GET", "/api/v1/graph", "127.0.0.1:9586"), 200);
         assert_eq!(status("GET", "/api/v1/graph", "evil.example"), 421);
         assert_eq!(status("GET", "/", "evil.example"), 421);
@@ -83,9 +83,9 @@ fn daemon_shows_its_objects_on_its_page_and_changes_nothing() {
 }
 
 #[test]
-fn page_of_a_daemon_can_be_turned_off() {
+fn daemon_has_no_page_unless_it_is_turned_on() {
     in_namespace(|| {
-        let _daemon = Daemon::start(&["--page", "off"]);
+        let _daemon = Daemon::start(&[]);
         for path in ["/", "/app.js", "/api/v1/graph"] {
             assert_eq!(status("GET", path, "127.0.0.1:9586"), 404, "{path}");
         }
@@ -115,7 +115,7 @@ fn other_machines_see_the_page_of_a_daemon_only_if_it_is_for_everybody() {
     in_namespace(|| {
         let other = other_machine();
         for (arguments, expected) in
-            [(&[][..], 403), (&["--page", "everybody"], 200), (&["--page", "off"], 404)]
+            [(&["--page", "node"][..], 403), (&["--page", "everybody"], 200), (&["--page", "off"], 404)]
         {
             let _daemon = Daemon::start(&[&["--listen", "0.0.0.0:9586"], arguments].concat());
             for path in ["/", "/api/v1/graph"] {
