@@ -112,9 +112,14 @@ impl Drop for Daemon {
 
 /// The first line and the body of a response.
 fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
+    get_as(address, path, "127.0.0.1")
+}
+
+/// The same, of a request to this host.
+fn get_as(address: SocketAddr, path: &str, host: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: towpath\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -197,7 +202,7 @@ fn too_large_request_is_refused() {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let long = "x".repeat(100_000);
     // The other end may close before it has read everything.
-    let _ = write!(stream, "GET /metrics HTTP/1.1\r\nHost: towpath\r\nX-Long: {long}\r\n\r\n");
+    let _ = write!(stream, "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: {long}\r\n\r\n");
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     let answer = String::from_utf8_lossy(&answer);
@@ -231,12 +236,31 @@ fn drops_are_filtered_by_pod_namespace_and_cursor() {
 }
 
 #[test]
+fn what_concerns_tenants_is_answered_to_addresses_and_not_to_names() {
+    let daemon = Daemon::start();
+    let status = |path: &str, host: &str| get_as(daemon.address, path, host).unwrap().0;
+    for path in ["/status", "/drops", "/drops?follow=true"] {
+        for host in ["evil.example", "evil.example:9586", "127.0.0.1.evil.example"] {
+            assert_eq!(status(path, host), "HTTP/1.1 421 Misdirected Request", "{path} {host}");
+        }
+    }
+    for host in ["127.0.0.1:9586", "localhost:8080", "[::1]:9586"] {
+        assert_eq!(status("/status", host), "HTTP/1.1 200 OK", "{host}");
+        assert_eq!(status("/drops", host), "HTTP/1.1 200 OK", "{host}");
+    }
+    // Prometheus and kubelet may use names.
+    for path in ["/metrics", "/livez", "/readyz"] {
+        assert_eq!(status(path, "node.example"), "HTTP/1.1 200 OK", "{path}");
+    }
+}
+
+#[test]
 fn follower_receives_each_record_as_it_comes() {
     let daemon = Daemon::start();
     daemon.drops.insert(record("shop/web", "shop/db"));
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET /drops?follow=true&namespace=shop HTTP/1.0\r\n\r\n").unwrap();
+    write!(stream, "GET /drops?follow=true&namespace=shop HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
     assert!(lines.next().unwrap().ends_with("200 OK"));
     let mut next = || loop {
@@ -256,7 +280,7 @@ fn followers_are_few_and_others_are_served_beside_them() {
     let follow = || {
         let mut stream = TcpStream::connect(daemon.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET /drops?follow=true HTTP/1.0\r\n\r\n").unwrap();
+        write!(stream, "GET /drops?follow=true HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
         let mut status = String::new();
         let mut reader = BufReader::new(stream);
         reader.read_line(&mut status).unwrap();

@@ -80,7 +80,8 @@ pub(super) async fn lines(
 
 async fn request(stream: &mut (impl AsyncWrite + Unpin), path: &str) -> std::io::Result<()> {
     // HTTP/1.0, so that the answer is not in chunks and ends with the connection.
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: towpath\r\n\r\n").as_bytes()).await?;
+    // The daemon answers to an address, not to a name: kubelet connects to its loopback.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").as_bytes()).await?;
     stream.flush().await
 }
 
@@ -159,7 +160,7 @@ mod tests {
         .await;
         result.unwrap();
         assert_eq!(seen, ["{\"a\":1}", "{\"a\":2}"]);
-        assert!(asked.starts_with("GET /drops?follow=true HTTP/1.0\r\n"), "{asked}");
+        assert!(asked.starts_with("GET /drops?follow=true HTTP/1.0\r\nHost: 127.0.0.1\r\n"), "{asked}");
     }
 
     #[tokio::test]

@@ -112,7 +112,10 @@ fn request(address: &str, path: &str) -> io::Result<TcpStream> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // HTTP/1.0, so that the answer is not in chunks and ends with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    // The daemon answers to an address, not to a name.
+    let peer = stream.peer_addr()?;
+    let host = SocketAddr::new(peer.ip(), peer.port());
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
     Ok(stream)
 }
 

@@ -78,6 +78,23 @@ pub struct Guard {
     pub token: Option<Token>,
 }
 
+/// Answers a request only if it was sent to an address or `localhost`. A browser sends the name that it was told to open,
+/// so a site whose owner makes its name point to this machine reads nothing.
+pub async fn check_host(request: Request<Body>, next: Next) -> Response {
+    match strange_host(request.headers()) {
+        None => next.run(request).await,
+        Some(refusal) => refusal.into_response(),
+    }
+}
+
+fn strange_host(headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+    let host = text(headers, &header::HOST).unwrap_or_default();
+    (!is_address(host)).then_some((
+        StatusCode::MISDIRECTED_REQUEST,
+        "ask for this by an address: that of the node, 127.0.0.1 or localhost\n",
+    ))
+}
+
 /// Answers a request only if it comes from the page, a program of this machine that has the token, or a person.
 pub async fn check(State(guard): State<Guard>, request: Request<Body>, next: Next) -> Response {
     let mut response = match refuse(&guard, &request) {
@@ -92,13 +109,10 @@ pub async fn check(State(guard): State<Guard>, request: Request<Body>, next: Nex
 
 fn refuse(guard: &Guard, request: &Request<Body>) -> Option<(StatusCode, &'static str)> {
     let headers = request.headers();
-    let host = text(headers, &header::HOST).unwrap_or_default();
-    if !is_address(host) {
-        return Some((
-            StatusCode::MISDIRECTED_REQUEST,
-            "open this page by its address: 127.0.0.1 or localhost\n",
-        ));
+    if let Some(refusal) = strange_host(headers) {
+        return Some(refusal);
     }
+    let host = text(headers, &header::HOST).unwrap_or_default();
     if let Some(origin) = text(headers, &header::ORIGIN)
         && origin.strip_prefix("http://") != Some(host)
     {

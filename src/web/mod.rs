@@ -24,6 +24,7 @@ use axum::{
     Extension, Json, Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::IntoResponse,
     routing::get,
 };
@@ -46,6 +47,7 @@ use crate::{
     drops::DropLog,
     gate::install::{Installation, State as GateState},
     metrics::Metrics,
+    page::guard,
 };
 
 /// A loop without a heartbeat for this long is stuck. Longer than the longest wait for another process' xtables lock.
@@ -118,12 +120,12 @@ impl Web {
             .route("/livez", get(livez))
             .route("/readyz", get(readyz));
         let followers = drops::Followers::default();
-        let mut near = common
-            .clone()
+        let for_the_node = Router::new()
             .route("/status", get(status))
             .route("/drops", get(drops::drops))
             .layer(Extension(followers))
-            .with_state(self.clone());
+            .layer(middleware::from_fn(guard::check_host));
+        let mut near = common.clone().merge(for_the_node).with_state(self.clone());
         let mut far = common
             .route("/status", get(status_from_afar))
             .route("/drops", get(drops_from_afar))

@@ -13,7 +13,7 @@ pub(crate) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCAL
 pub(crate) fn get(connection: io::Result<TcpStream>, path: &str) -> Option<(u16, String)> {
     let mut connection = connection.ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: towpath\r\nConnection: close\r\n\r\n").ok()?;
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").ok()?;
     let mut response = String::new();
     connection.read_to_string(&mut response).ok()?;
     let status = response.split(' ').nth(1)?.parse().ok()?;
