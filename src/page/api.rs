@@ -5,18 +5,18 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Query, State},
-    http::{HeaderMap, StatusCode, Uri, header},
+    http::{HeaderMap, StatusCode, Uri},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
 
 use super::{
     About, Edit, Explainer, Failure, Objects, Snapshot, assets, draft, graph,
     guard::{self, Guard},
     key_of,
+    work::{self, Kept, Work},
 };
 use crate::model::{Cluster, Direction, Endpoint, Flow, NetworkPolicy, Standing};
 
@@ -26,18 +26,17 @@ const MOST_BYTES: usize = 4 << 20;
 /// How many pods of a policy are listed.
 const MOST_PODS: usize = 1000;
 
+/// How many bytes the names of all listed pods may have. Policies beyond are listed with the number of their pods alone.
+const MOST_NAMES: usize = work::MOST_BYTES / 4;
+
 /// What the page is served from.
 #[derive(Clone)]
 pub struct Page {
     objects: Arc<dyn Objects>,
     explainer: Explainer,
-    /// The graph of the last version that was asked for, as JSON: the cost of one is shared by all tabs, and while one
-    /// is computed others wait for it.
-    graph: Arc<Mutex<KnownGraph>>,
+    /// What is computed: its cost is shared by all tabs, and while one thing is computed others wait.
+    work: Work,
 }
-
-/// The version that a graph is of, and the graph.
-type KnownGraph = Option<(u64, Arc<str>)>;
 
 impl std::fmt::Debug for Page {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,7 +47,7 @@ impl std::fmt::Debug for Page {
 impl Page {
     /// A page about these objects.
     pub fn new(objects: Arc<dyn Objects>, explainer: Explainer) -> Self {
-        Self { objects, explainer, graph: Arc::default() }
+        Self { objects, explainer, work: Work::default() }
     }
 
     /// Its routes, behind the guard.
@@ -81,12 +80,6 @@ impl IntoResponse for Failure {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self)).into_response()
     }
-}
-
-/// Work that takes long, off the threads that answer requests.
-async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| Failure::new(500, "the computation failed: please report it"))
 }
 
 async fn asset(uri: Uri, headers: HeaderMap) -> Response {
@@ -122,19 +115,11 @@ async fn state(State(page): State<Page>) -> Result<Json<PageState>, Failure> {
 }
 
 async fn whole_graph(State(page): State<Page>) -> Result<Response, Failure> {
+    let turn = page.work.turn().await;
     let snapshot = page.snapshot().await?;
-    let mut known = page.graph.lock().await;
-    let text = match &*known {
-        Some((version, text)) if *version == snapshot.version => text.clone(),
-        _ => {
-            let version = snapshot.version;
-            let text = compute(move || serde_json::to_string(&graph::graph(&snapshot.cluster))).await?;
-            let text: Arc<str> = text.map_err(|error| Failure::new(500, error.to_string()))?.into();
-            *known = Some((version, text.clone()));
-            text
-        }
-    };
-    Ok(([(header::CONTENT_TYPE, "application/json")], text.to_string()).into_response())
+    let version = snapshot.version;
+    let graph = move || work::json(&graph::graph(&snapshot.cluster));
+    Ok(work::response(turn.kept(Kept::Graph, version, graph).await?))
 }
 
 #[derive(Deserialize)]
@@ -150,22 +135,20 @@ struct Answer {
     text: String,
 }
 
-async fn explain(
-    State(page): State<Page>,
-    Query(question): Query<Question>,
-) -> Result<Json<Answer>, Failure> {
+async fn explain(State(page): State<Page>, Query(question): Query<Question>) -> Result<Response, Failure> {
+    let turn = page.work.turn().await;
     let snapshot = page.snapshot().await?;
     let (from, to) = (end(&snapshot.cluster, &question.from)?, end(&snapshot.cluster, &question.to)?);
     let transport = question.port.parse().map_err(|error| Failure::new(400, format!("{error}")))?;
     let explainer = page.explainer;
-    let answer = compute(move || {
+    let answer = turn.run(move || {
         let flow = Flow { from, to, transport, family: None };
-        Answer {
+        work::json(&Answer {
             explanation: (explainer.json)(&snapshot.cluster, &flow),
             text: (explainer.text)(&snapshot.cluster, &flow),
-        }
+        })
     });
-    Ok(Json(answer.await?))
+    Ok(work::response(answer.await?))
 }
 
 /// Reads `ns/pod`, or `ip:ADDRESS`.
@@ -196,12 +179,26 @@ struct PolicyRow {
     pods: Vec<String>,
 }
 
-async fn policies(State(page): State<Page>) -> Result<Json<Vec<PolicyRow>>, Failure> {
+async fn policies(State(page): State<Page>) -> Result<Response, Failure> {
+    let turn = page.work.turn().await;
     let snapshot = page.snapshot().await?;
-    let row = |snapshot: &Snapshot, policy: &NetworkPolicy| {
+    let version = snapshot.version;
+    let rows = turn.kept(Kept::Policies, version, move || work::json(&rows(&snapshot, MOST_NAMES)));
+    Ok(work::response(rows.await?))
+}
+
+/// All policies, with the names of pods that have at most this many bytes together.
+fn rows(snapshot: &Snapshot, most_names: usize) -> Vec<PolicyRow> {
+    let mut left = most_names;
+    let mut row = |policy: &NetworkPolicy| {
         let mut pods = draft::selected(&snapshot.cluster, policy);
         let count = pods.len();
         pods.truncate(MOST_PODS);
+        let bytes = pods.iter().map(String::len).sum();
+        match left.checked_sub(bytes) {
+            Some(rest) => left = rest,
+            None => pods = Vec::new(),
+        }
         PolicyRow {
             policy: policy.key.to_string(),
             namespace: policy.key.namespace.to_string(),
@@ -219,8 +216,7 @@ async fn policies(State(page): State<Page>) -> Result<Json<Vec<PolicyRow>>, Fail
             pods,
         }
     };
-    let rows = compute(move || snapshot.cluster.policies().map(|policy| row(&snapshot, policy)).collect());
-    Ok(Json(rows.await?))
+    snapshot.cluster.policies().map(|policy| row(policy)).collect()
 }
 
 #[derive(Deserialize)]
@@ -246,17 +242,18 @@ struct Draft {
     text: String,
 }
 
-async fn validate(
-    State(page): State<Page>,
-    Json(draft): Json<Draft>,
-) -> Result<Json<draft::Validation>, Failure> {
+async fn validate(State(page): State<Page>, Json(draft): Json<Draft>) -> Result<Response, Failure> {
+    let turn = page.work.turn().await;
     let snapshot = page.snapshot().await?;
-    Ok(Json(compute(move || draft::validate(&draft.text, &snapshot)).await?))
+    let validation = turn.run(move || work::json(&draft::validate(&draft.text, &snapshot)));
+    Ok(work::response(validation.await?))
 }
 
-async fn diff(State(page): State<Page>, Json(edit): Json<Edit>) -> Result<Json<graph::Comparison>, Failure> {
+async fn diff(State(page): State<Page>, Json(edit): Json<Edit>) -> Result<Response, Failure> {
+    let turn = page.work.turn().await;
     let snapshot = page.snapshot().await?;
-    Ok(Json(compute(move || draft::compare(&edit, &snapshot)).await??))
+    let comparison = turn.run(move || work::json(&draft::compare(&edit, &snapshot)?));
+    Ok(work::response(comparison.await?))
 }
 
 async fn apply(State(page): State<Page>, Json(edit): Json<Edit>) -> Result<Response, Failure> {
@@ -264,4 +261,29 @@ async fn apply(State(page): State<Page>, Json(edit): Json<Edit>) -> Result<Respo
         return Err(super::read_only());
     }
     Ok(Json(page.objects.apply(edit).await?).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Change, ObjectKey, Pod};
+
+    #[test]
+    fn names_of_selected_pods_are_bounded_over_all_policies() {
+        let mut snapshot = Snapshot::default();
+        for name in ["a", "b", "c"] {
+            let text = format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                 metadata: {{name: {name}, namespace: shop}}\nspec: {{podSelector: {{}}}}\n"
+            );
+            let policy = draft::accepted(&text, &snapshot.cluster).unwrap();
+            snapshot.cluster.apply(Change::SetPolicy(policy));
+            snapshot.cluster.apply(Change::SetPod(Pod::new(ObjectKey::new("shop", name))));
+        }
+        let listed = |most: usize| -> Vec<(usize, usize)> {
+            rows(&snapshot, most).iter().map(|row| (row.count, row.pods.len())).collect()
+        };
+        assert_eq!(listed(MOST_NAMES), [(3, 3), (3, 3), (3, 3)]);
+        assert_eq!(listed(2 * 3 * "shop/a".len()), [(3, 3), (3, 3), (3, 0)]);
+    }
 }

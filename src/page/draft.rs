@@ -194,7 +194,7 @@ pub fn compare(edit: &Edit, snapshot: &Snapshot) -> Result<graph::Comparison, Fa
 }
 
 /// The policy of a text without errors.
-fn accepted(text: &str, cluster: &Cluster) -> Result<NetworkPolicy, Failure> {
+pub(super) fn accepted(text: &str, cluster: &Cluster) -> Result<NetworkPolicy, Failure> {
     let (policy, faults) = read(text, cluster);
     let fault = faults.iter().find(|fault| fault.severity == "error");
     match (policy, fault) {

@@ -12,6 +12,7 @@ use std::{
 
 use serde::Serialize;
 
+use super::work::MOST_BYTES;
 use crate::model::{Cluster, ContainerPort, Direction, Labels, ObjectKey, Pod, Workload as Owner};
 use crate::policy::{
     classes::{ClassTable, Classes},
@@ -32,6 +33,12 @@ const MANY: usize = 150;
 
 /// How many networks that policies name are shown, the rest of the world included.
 const MOST_NETWORKS: usize = 24;
+
+/// How many bytes all edges may have, so that there is room for the workloads in an answer.
+const MOST_EDGE_BYTES: usize = MOST_BYTES / 4 * 3;
+
+/// The names of an edge's fields, as JSON, have about this many bytes.
+const EDGE_BYTES: usize = 90;
 
 /// How many pod names of a workload are listed.
 const MOST_NAMES: usize = 200;
@@ -146,6 +153,26 @@ pub struct PairChange {
     pub closed: Vec<String>,
 }
 
+impl Edge {
+    /// It has at least this many bytes as JSON.
+    fn least_bytes(&self) -> usize {
+        let texts = [&self.ports, &self.words, &self.partly, &self.partly_words];
+        EDGE_BYTES + texts.into_iter().map(|texts| bytes_of(texts)).sum::<usize>()
+    }
+}
+
+impl PairChange {
+    /// It has at least this many bytes as JSON.
+    fn least_bytes(&self) -> usize {
+        self.from.len() + self.to.len() + bytes_of(&self.opened) + bytes_of(&self.closed)
+    }
+}
+
+/// How many bytes of JSON these texts are, at least: each is quoted.
+fn bytes_of(texts: &[String]) -> usize {
+    texts.iter().map(|text| text.len() + 2).sum()
+}
+
 /// Two graphs and their differences.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
@@ -191,7 +218,7 @@ impl Common {
 /// The graph of a cluster.
 #[must_use]
 pub fn graph(cluster: &Cluster) -> Graph {
-    Evaluated::new(cluster, &Common::of(&[cluster])).graph(cluster)
+    Evaluated::new(cluster, &Common::of(&[cluster])).graph(cluster, MOST_EDGE_BYTES)
 }
 
 /// The graph of `after`, and how it differs from that of `before`.
@@ -200,6 +227,7 @@ pub fn compare(before: &Cluster, after: &Cluster) -> Comparison {
     let common = Common::of(&[before, after]);
     let (old, new) = (Evaluated::new(before, &common), Evaluated::new(after, &common));
     let mut changes = Vec::new();
+    let mut bytes = 0;
     let id = |at: usize| new.workloads.get(at).map(|workload| workload.id.clone()).unwrap_or_default();
     // A draft changes policies only, so both have the same workloads.
     for (&(from, to), now) in &new.pairs {
@@ -210,9 +238,15 @@ pub fn compare(before: &Cluster, after: &Cluster) -> Comparison {
             set.parts()
         };
         let (opened, closed) = (differs(|then, now| now > then), differs(|then, now| now < then));
-        changes.push(PairChange { from: id(from), to: id(to), opened, closed });
+        let change = PairChange { from: id(from), to: id(to), opened, closed };
+        bytes += change.least_bytes();
+        changes.push(change);
+        if bytes > MOST_BYTES {
+            // More than an answer may have: it will be refused, and needs no more memory.
+            break;
+        }
     }
-    Comparison { after: new.graph(after), changes }
+    Comparison { after: new.graph(after, MOST_EDGE_BYTES), changes }
 }
 
 /// Identifies a workload: namespace, kind and name.
@@ -273,8 +307,10 @@ impl Evaluated {
         evaluated
     }
 
-    fn graph(self, cluster: &Cluster) -> Graph {
+    /// The graph, whose edges have no more than this many bytes as JSON: if they had, none of them is in it.
+    fn graph(mut self, cluster: &Cluster, most_bytes: usize) -> Graph {
         let mut edges = Vec::new();
+        let mut bytes = 0;
         let open_left_out = self.workloads.len() > MANY;
         // Few different texts, on many edges.
         let mut texts: HashMap<(Arc<[Amount]>, Amount), Texts> = HashMap::new();
@@ -304,7 +340,19 @@ impl Evaluated {
             let (ports, words) = if all { Default::default() } else { texts_of(amounts, Amount::All) };
             let (partly, partly_words) =
                 if all { Default::default() } else { texts_of(amounts, Amount::Some) };
-            edges.push(Edge { from, to, all, ports, words, partly, partly_words, open });
+            let edge = Edge { from, to, all, ports, words, partly, partly_words, open };
+            bytes += edge.least_bytes();
+            if bytes > most_bytes {
+                // Some of them would look like all of them.
+                edges = Vec::new();
+                self.incomplete = Some(format!(
+                    "No arrows: those between {} workloads are too many for this page. Ask about single pairs, or use \
+                     towpath matrix and towpath explain.",
+                    self.workloads.len()
+                ));
+                break;
+            }
+            edges.push(edge);
         }
         let mut namespaces: BTreeMap<String, NamespaceNode> = BTreeMap::new();
         for namespace in cluster.namespaces() {
@@ -570,6 +618,19 @@ spec:
         let graph = graph(&cluster);
         let edge = edge(&graph, "shop/Deployment/all", DB).unwrap();
         assert_eq!((&edge.ports[..], &edge.partly[..]), (&[][..], &["5432/TCP".to_owned()][..]));
+    }
+
+    #[test]
+    fn graph_with_too_many_arrows_has_none_and_says_so() {
+        let cluster = cluster(PODS);
+        let within = |bytes| Evaluated::new(&cluster, &Common::of(&[&cluster])).graph(&cluster, bytes);
+        let whole = within(MOST_EDGE_BYTES);
+        let bytes: usize = whole.edges.iter().map(Edge::least_bytes).sum();
+        assert!(bytes > 0 && bytes <= serde_json::to_vec(&whole.edges).unwrap().len(), "{bytes}");
+        assert_eq!(within(bytes), whole);
+        let cut = within(bytes - 1);
+        assert_eq!((cut.edges.len(), cut.workloads.len()), (0, whole.workloads.len()));
+        assert!(cut.incomplete.unwrap().starts_with("No arrows: "));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | a cluster | workloads and who may talk to whom | [`graph`] |
 //! | a text that is being written | its faults, and what it would change | [`draft`] |
 //! | a request | its answer as JSON | [`api`] |
+//! | what is computed for requests | one thing at a time, and kept | `work` |
 //! | any request | whether it may be answered at all | [`guard`] |
 //!
 //! What the browser runs is built from `ui/` and embedded by [`assets`].
@@ -17,6 +18,7 @@ pub mod draft;
 pub mod folder;
 pub mod graph;
 pub mod guard;
+mod work;
 
 use std::{collections::BTreeMap, sync::Arc};
 
