@@ -176,14 +176,18 @@ impl Folder {
             let text = format!("{} has {replaced} in one document with others: edit the file", place.name());
             return Err(Failure::new(422, text));
         }
-        match &edit.text {
+        let written = match &edit.text {
             Some(text) => {
                 let marker = if place.document().starts_with("---") { "---\n" } else { "" };
                 let body = text.trim_end().strip_prefix("---\n").unwrap_or_else(|| text.trim_end());
-                place.write(&format!("{marker}{body}\n"))?;
+                place.write(&format!("{marker}{body}\n"))
             }
-            None => place.write("")?,
-        }
+            None => place.write(""),
+        };
+        written.map_err(|failure| match failure.status {
+            409 => Failure { current: self.stored(&replaced).ok().map(Box::new), ..failure },
+            _ => failure,
+        })?;
         key.map(|key| self.stored(&key)).transpose()
     }
 
@@ -237,7 +241,8 @@ impl Place {
     }
 
     /// Replaces the document in its file, at once: a reader sees the old file or the new one. A file that is left with
-    /// nothing in it is removed.
+    /// nothing in it is removed. If it is not what was read any more, nothing happens. That is looked at last: what is left
+    /// of the time between reading and writing is that of one system call.
     fn write(&self, document: &str) -> Result<(), Failure> {
         let failed =
             |error: io::Error| Failure::new(500, format!("cannot write {}: {error}", self.file.display()));
@@ -246,23 +251,52 @@ impl Place {
         let (before, after) = (self.content.get(..self.start), self.content.get(self.end..));
         let content = [before.unwrap_or_default(), document, after.unwrap_or_default()].concat();
         if content.trim().is_empty() {
+            self.check_unchanged(&file)?;
             return fs::remove_file(&file).map_err(failed);
         }
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
-        let write = || -> io::Result<()> {
-            let mut new = File::create(&temporary)?;
+        let (mut new, temporary) = new_beside(&file).map_err(failed)?;
+        let mut complete = || -> io::Result<()> {
             new.set_permissions(fs::metadata(&file)?.permissions())?;
             new.write_all(content.as_bytes())?;
-            new.sync_all()?;
-            fs::rename(&temporary, &file)
+            new.sync_all()
         };
-        write().map_err(|error| {
-            // It may not have been created.
+        let written = complete().map_err(failed).and_then(|()| {
+            self.check_unchanged(&file)?;
+            fs::rename(&temporary, &file).map_err(failed)
+        });
+        if written.is_err() {
+            // Nothing refers to it; if it stays, no file of the folder is called like it.
             let _ = fs::remove_file(&temporary);
-            failed(error)
-        })
+        }
+        written
     }
+
+    /// Fails unless the file is still what was read.
+    fn check_unchanged(&self, file: &Path) -> Result<(), Failure> {
+        let same = match fs::read(file) {
+            Ok(now) => now == self.content.as_bytes(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(unreadable(file, &error)),
+        };
+        let text = || format!("{} was changed meanwhile: nothing was written", self.file.display());
+        if same { Ok(()) } else { Err(Failure::new(409, text())) }
+    }
+}
+
+/// A new file next to another one, with a name that nobody takes for a manifest. Whatever has such a name already, also a
+/// link, is left alone.
+fn new_beside(file: &Path) -> io::Result<(File, PathBuf)> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
+    for number in 0..100 {
+        let path = file.with_file_name(format!(".{name}.{}-{number}", std::process::id()));
+        match File::create_new(&path) {
+            Ok(new) => return Ok((new, path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
 }
 
 /// Calls `found` for every policy of a text, with the bytes of its document, its line, and whether it is alone there.
@@ -406,6 +440,33 @@ mod tests {
         assert_eq!(fs::read_to_string(place.path().join("a.yaml")).unwrap(), theirs);
         fs::remove_file(place.path().join("a.yaml")).unwrap();
         assert_eq!(folder.edit(&edit).unwrap_err().status, 409);
+    }
+
+    #[test]
+    fn change_after_the_file_was_read_is_not_overwritten_and_not_removed() {
+        let (place, folder) = folder(&[("a.yaml", policy("a", DENY))]);
+        let read = folder.find(&ObjectKey::new("shop", "a")).unwrap().unwrap();
+        let theirs = policy("a", "{podSelector: {matchLabels: {app: db}}}");
+        fs::write(place.path().join("a.yaml"), &theirs).unwrap();
+        for document in [policy("a", ALLOW), String::new()] {
+            assert_eq!(read.write(&document).unwrap_err().status, 409);
+            assert_eq!(fs::read_to_string(place.path().join("a.yaml")).unwrap(), theirs);
+        }
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn link_with_the_name_of_the_temporary_file_is_not_followed() {
+        let (place, folder) = folder(&[("a.yaml", policy("a", DENY)), ("victim", "precious".to_owned())]);
+        let at = |name: &str| place.path().join(name);
+        let process = std::process::id();
+        for name in [format!(".a.yaml.{process}"), format!(".a.yaml.{process}-0")] {
+            std::os::unix::fs::symlink(at("victim"), at(&name)).unwrap();
+        }
+        folder.edit(&change(&folder, "a", Some(policy("a", ALLOW)))).unwrap();
+        assert_eq!(fs::read_to_string(at("victim")).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(at("a.yaml")).unwrap(), policy("a", ALLOW));
+        assert!(!fs::symlink_metadata(at("a.yaml")).unwrap().is_symlink());
     }
 
     #[test]
