@@ -40,6 +40,9 @@ pub(super) struct UiArgs {
     /// Only show: no policy can be changed.
     #[arg(long, env = "TOWPATH_READ_ONLY")]
     read_only: bool,
+    /// The namespace of towpath's daemons, for the view of the nodes.
+    #[arg(long, value_name = "NAMESPACE", default_value = "towpath", env = "TOWPATH_DAEMON_NAMESPACE")]
+    daemon_namespace: String,
 }
 
 /// How the page explains a flow: as `towpath explain` does, without Services, which the page does not read.
@@ -70,7 +73,13 @@ pub(super) fn ui(args: &UiArgs) -> Result<(), Ended> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(async {
         let objects: Arc<dyn Objects> = if file.is_empty() {
-            let watched = Watched::start(cluster.access(), cluster.context.as_deref(), !args.read_only).await;
+            let watched = Watched::start(
+                cluster.access(),
+                cluster.context.as_deref(),
+                !args.read_only,
+                args.daemon_namespace.clone(),
+            )
+            .await;
             let watched = watched.map_err(|failure| {
                 anyhow::anyhow!("{}. For objects of files, name them with -f", failure.error)
             })?;

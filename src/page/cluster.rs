@@ -42,6 +42,8 @@ pub struct Watched {
     access: Access,
     title: String,
     writable: bool,
+    /// The namespace of towpath's daemons.
+    daemons: String,
     view: Arc<View>,
     _source: ApiSource,
 }
@@ -141,7 +143,12 @@ impl Watched {
     ///
     /// # Errors
     /// If it is not known how to reach its API server.
-    pub async fn start(access: Access, context: Option<&str>, writable: bool) -> Result<Self, Failure> {
+    pub async fn start(
+        access: Access,
+        context: Option<&str>,
+        writable: bool,
+        daemons: String,
+    ) -> Result<Self, Failure> {
         let connection = connect(&access).await?;
         let title = match context {
             Some(context) => format!("{context} ({})", connection.server),
@@ -149,7 +156,7 @@ impl Watched {
         };
         let view = Arc::new(View { state: Mutex::default(), synced: watch::Sender::new(false) });
         let source = ApiSource::of_cluster(access.clone(), MemoryLimits::default(), view.clone());
-        Ok(Self { access, title, writable, view, _source: source })
+        Ok(Self { access, title, writable, daemons, view, _source: source })
     }
 
     async fn read(&self) -> Result<Arc<Snapshot>, Failure> {
@@ -237,7 +244,9 @@ impl Watched {
     }
 
     async fn daemons(&self) -> Result<Option<Vec<NodeHealth>>, Failure> {
-        let pods: Api<core::v1::Pod> = Api::all(connect(&self.access).await?.client);
+        // Anybody's pod may have the label; the namespace is towpath's own.
+        let client = connect(&self.access).await?.client;
+        let pods: Api<core::v1::Pod> = Api::namespaced(client, &self.daemons);
         let list = within(pods.list(&ListParams::default().labels(DAEMONS))).await?;
         let list = list.map_err(|error| Failure::new(502, format!("cannot list towpath's pods: {error}")))?;
         let mut nodes: Vec<NodeHealth> = list.items.iter().map(health).collect();
