@@ -84,8 +84,9 @@ pub enum Input {
     /// Who has these addresses, as far as the objects say. Sent to at once; nothing else happens.
     Identify(BTreeSet<IpAddr>, SyncSender<Identified>),
     /// Somebody wants to see all objects, unless they still are those of this revision. That costs the loop a copy of
-    /// the references to all of them: whoever asks must not ask often.
-    Snapshot(u64, SyncSender<Snapshot>),
+    /// the references to all of them: whoever asks must not ask often. After the given moment nobody waits for the answer
+    /// any more, and there is none.
+    Snapshot(u64, Instant, SyncSender<Snapshot>),
     /// Stop; what is in the kernel stays.
     Stop,
 }
@@ -369,10 +370,12 @@ impl<D: Dataplane> Agent<D> {
                 // The asker may have stopped waiting.
                 let _ = answer.try_send(Identified { owners, all_pods: self.resolver.all_pods().clone() });
             }
-            Input::Snapshot(known, reply) => {
-                let cluster = (known != self.revision).then(|| self.cluster.clone());
-                // Whoever asked may have gone.
-                let _ = reply.try_send(Snapshot { revision: self.revision, cluster });
+            Input::Snapshot(known, until, reply) => {
+                if Instant::now() < until {
+                    let cluster = (known != self.revision).then(|| self.cluster.clone());
+                    // Whoever asked may have gone.
+                    let _ = reply.try_send(Snapshot { revision: self.revision, cluster });
+                }
             }
             Input::Stop => return false,
         }

@@ -393,3 +393,15 @@ fn changed_attachments_are_recorded() {
         .collect();
     assert_eq!(seen, [Some(false), Some(true), None]);
 }
+
+#[test]
+fn objects_are_handed_over_only_while_somebody_waits_for_them() {
+    let mut agent = agent();
+    let mut ask = |until: Instant| {
+        let (reply, answer) = sync_channel(1);
+        assert!(agent.take(Input::Snapshot(u64::MAX, until, reply)));
+        answer.try_recv().is_ok()
+    };
+    assert!(ask(Instant::now() + HOUR));
+    assert!(!ask(Instant::now()));
+}

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Report, Web};
 use crate::{
@@ -51,16 +51,25 @@ impl NodeObjects {
     }
 
     async fn read(&self) -> Result<Arc<Snapshot>, Failure> {
-        // Held while the loop is asked, so that it is asked once.
-        let mut known = self.known.lock().await;
-        let now = Instant::now();
+        let mut known = self.known.clone().lock_owned().await;
         if let Some(known) = known.as_mut().filter(|known| known.asked.elapsed() < EVERY) {
-            known.seen = now;
+            known.seen = Instant::now();
             return Ok(known.snapshot.clone());
         }
+        // In a task of its own: if the client goes away, the answer is for the next one, and the loop is not asked again.
+        let this = self.clone();
+        let asking = tokio::spawn(async move { this.ask(known).await });
+        asking
+            .await
+            .unwrap_or_else(|_| Err(Failure::new(500, "reading the objects failed: please report it")))
+    }
+
+    /// Asks the loop, with the lock held, so that it is asked once.
+    async fn ask(&self, mut known: OwnedMutexGuard<Option<Known>>) -> Result<Arc<Snapshot>, Failure> {
+        let (now, is_first) = (Instant::now(), known.is_none());
         let revision = known.as_ref().map_or(0, |known| known.snapshot.version);
         let (reply, answer) = mpsc::sync_channel(1);
-        let sent = self.inputs.send(Input::Snapshot(revision, reply));
+        let sent = self.inputs.send(Input::Snapshot(revision, now + PATIENCE, reply));
         let answer = tokio::task::spawn_blocking(move || answer.recv_timeout(PATIENCE).ok()).await;
         let answer = answer.ok().flatten().filter(|_| sent.is_ok());
         let snapshot = match (answer, known.take()) {
@@ -77,7 +86,9 @@ impl NodeObjects {
             (None, None) => return Err(Failure::new(503, "the sync loop is busy: try again")),
         };
         *known = Some(Known { snapshot: snapshot.clone(), asked: now, seen: now });
-        self.forget_later();
+        if is_first {
+            self.forget_later();
+        }
         Ok(snapshot)
     }
 
@@ -90,14 +101,7 @@ impl NodeObjects {
 
     /// Drops the objects once nobody looks at them any more.
     fn forget_later(&self) {
-        let known = self.known.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(IDLE).await;
-            let mut known = known.lock().await;
-            if known.as_ref().is_some_and(|known| known.seen.elapsed() >= IDLE) {
-                *known = None;
-            }
-        });
+        tokio::spawn(forget(self.known.clone(), IDLE));
     }
 
     fn health(&self) -> NodeHealth {
@@ -108,6 +112,20 @@ impl NodeObjects {
             ready: report.ready,
             reason: report.reasons.join("; "),
             since: report.since,
+        }
+    }
+}
+
+/// Waits until nobody has looked at the objects for this long, and drops them.
+async fn forget(known: Arc<Mutex<Option<Known>>>, idle: Duration) {
+    let mut wait = idle;
+    loop {
+        tokio::time::sleep(wait).await;
+        let mut known = known.lock().await;
+        wait = idle.saturating_sub(known.as_ref().map_or(idle, |known| known.seen.elapsed()));
+        if wait.is_zero() {
+            *known = None;
+            return;
         }
     }
 }
@@ -135,5 +153,26 @@ impl Objects for NodeObjects {
         let page = self.web.drops.page(&self.web.about.node, &Filter::default());
         let drops = serde_json::to_value(page).map_err(|error| Failure::new(500, error.to_string()));
         async move { drops.map(Some) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn objects_are_dropped_after_the_last_look_and_not_after_the_first() {
+        let now = Instant::now();
+        let looked_at = Known { snapshot: Arc::default(), asked: now, seen: now };
+        let known = Arc::new(Mutex::new(Some(looked_at)));
+        let idle = Duration::from_millis(400);
+        let forgetting = tokio::spawn(forget(known.clone(), idle));
+        tokio::time::sleep(idle / 2).await;
+        if let Some(known) = known.lock().await.as_mut() {
+            known.seen = Instant::now();
+        }
+        forgetting.await.unwrap();
+        assert!(now.elapsed() >= idle + idle / 2, "{:?}", now.elapsed());
+        assert!(known.lock().await.is_none());
     }
 }
