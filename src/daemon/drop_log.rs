@@ -161,7 +161,7 @@ impl DropLogger {
                 for one in &waiting {
                     let record = self.explain(one, &identified, &mut local);
                     let id = self.log.insert(record.clone());
-                    shared.collector().told(&one.dropped, id, one.count);
+                    shared.collector().told(one, id);
                     self.metrics.drop_records.with_label_values(&[&*record.kind]).inc();
                     self.count(tally.record(id, &record));
                     if let Some(events) = &self.events {

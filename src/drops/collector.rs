@@ -134,6 +134,8 @@ pub struct Collector {
     turns: VecDeque<Sender>,
     all_pods: Members,
     untold: BTreeMap<Untold, u64>,
+    /// The last updates of those that were told and are gone before their time.
+    ended: Vec<Update>,
 }
 
 #[derive(Debug)]
@@ -256,14 +258,22 @@ impl Collector {
         next
     }
 
-    /// A flow was told under a number, with this count.
-    pub fn told(&mut self, dropped: &Dropped, id: u64, count: u64) {
-        if let Some(entry) = self.flows.get_mut(dropped) {
-            entry.told = Some((id, count));
+    /// A flow was told under a number, with the count that it had when it was taken.
+    pub fn told(&mut self, told: &Waiting, id: u64) {
+        let Waiting { dropped, count, seen: (_, last), .. } = told;
+        let entry = self.flows.get_mut(dropped).filter(|entry| {
+            // If it had to go meanwhile and came again, this is another one, which waits.
+            let of_sender = self.senders.get(&entry.sender);
+            let waits = of_sender.is_some_and(|flows| flows.waiting.contains(dropped));
+            !waits
+        });
+        match entry {
+            Some(entry) => entry.told = Some((id, *count)),
+            None => self.ended.push(Update { id, count: *count, last: *last, is_final: true }),
         }
     }
 
-    /// What changed of the flows that were told. Those of more than [`WINDOW`] ago end.
+    /// What changed of the flows that were told. Those of more than [`WINDOW`] ago end. Each that was told ends once.
     pub fn updates(&mut self, now: Instant) -> Vec<Update> {
         let is_over = |entry: &Entry| now.saturating_duration_since(entry.began) >= WINDOW;
         let over: Vec<Dropped> = self
@@ -272,7 +282,7 @@ impl Collector {
             .filter(|entry| is_over(entry))
             .map(|entry| entry.waiting.dropped.clone())
             .collect();
-        let mut updates = Vec::new();
+        let mut updates = std::mem::take(&mut self.ended);
         for dropped in over {
             updates.extend(self.remove(&dropped));
         }
@@ -300,8 +310,8 @@ impl Collector {
         let Some((most, sender)) = self.by_count.last().copied() else { return false };
         let oldest = self.senders.get(&sender).and_then(|flows| flows.all.front()).cloned();
         let Some(oldest) = oldest.filter(|_| most > than) else { return false };
-        // What was told of it stays as it was told.
-        self.remove(&oldest);
+        let ended = self.remove(&oldest);
+        self.ended.extend(ended);
         true
     }
 

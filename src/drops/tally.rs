@@ -76,6 +76,12 @@ impl Tally {
         }
         (more > 0).then_some(counted)
     }
+
+    /// How many records are not complete.
+    #[cfg(test)]
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
 }
 
 #[cfg(test)]

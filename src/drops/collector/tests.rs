@@ -1,5 +1,11 @@
 use super::*;
-use crate::policy::members::Member;
+use crate::{
+    drops::{
+        record::{End, Record},
+        tally::Tally,
+    },
+    policy::members::Member,
+};
 
 fn address(last: u16) -> IpAddr {
     let [high, low] = last.to_be_bytes();
@@ -41,7 +47,7 @@ fn repeated_packets_of_a_flow_are_one_entry_until_its_minute_ends() {
     }
     let waiting = collector.next(10);
     assert_eq!((waiting.len(), waiting[0].count), (1, 12));
-    collector.told(&one, 7, 12);
+    collector.told(&waiting[0], 7);
     assert_eq!(collector.updates(now), [], "nothing new");
     take(&mut collector, one.clone(), now);
     let update = collector.updates(now);
@@ -115,4 +121,67 @@ fn when_full_those_with_most_flows_lose_their_oldest() {
     collector.updates(now + WINDOW);
     assert!(collector.flows.is_empty() && collector.senders.is_empty() && collector.turns.is_empty());
     assert!(collector.by_count.is_empty());
+}
+
+/// Tells all that wait, under numbers from `first` on.
+fn tell(collector: &mut Collector, tally: &mut Tally, first: u64) {
+    let waiting = collector.next(usize::MAX);
+    for (id, one) in (first..).zip(&waiting) {
+        tell_one(collector, tally, one, id);
+    }
+}
+
+fn tell_one(collector: &mut Collector, tally: &mut Tally, one: &Waiting, id: u64) {
+    collector.told(one, id);
+    let to = End { pod: Some("shop/web".to_owned()), ..End::default() };
+    let direction = Some("ingress".to_owned());
+    tally.record(id, &Record { to, direction, count: one.count, ..Record::default() });
+}
+
+fn update(collector: &mut Collector, tally: &mut Tally, now: Instant) {
+    for update in collector.updates(now) {
+        tally.update(&update);
+    }
+}
+
+#[test]
+fn told_flows_that_had_to_go_are_counted_to_their_end_and_forgotten() {
+    let (mut collector, mut tally, now) = (collector(4000), Tally::new(10), Instant::now());
+    let heavy = u16::try_from(IN_ALL / OF_A_SENDER).unwrap();
+    for sender in 0..heavy {
+        for port in 1..=u16::try_from(OF_A_SENDER).unwrap() {
+            take(&mut collector, flow(address(sender), address(3999), port), now);
+        }
+    }
+    tell(&mut collector, &mut tally, 0);
+    assert_eq!((collector.flows.len(), tally.open()), (IN_ALL, IN_ALL));
+    for sender in heavy..heavy + 1000 {
+        take(&mut collector, flow(address(sender), address(3999), 80), now);
+    }
+    tell(&mut collector, &mut tally, 10_000);
+    update(&mut collector, &mut tally, now);
+    assert_eq!((collector.flows.len(), tally.open()), (IN_ALL, IN_ALL));
+    update(&mut collector, &mut tally, now + WINDOW);
+    assert_eq!((collector.flows.len(), tally.open()), (0, 0));
+}
+
+#[test]
+fn flow_that_had_to_go_while_it_was_told_ends_and_is_another_one_if_it_came_again() {
+    let (mut collector, mut tally, now) = (collector(2), Tally::new(10), Instant::now());
+    let one = flow(address(0), address(1), 80);
+    for comes_again in [false, true] {
+        take(&mut collector, one.clone(), now);
+        let waiting = collector.next(1);
+        collector.remove(&one);
+        if comes_again {
+            take(&mut collector, one.clone(), now);
+        }
+        tell_one(&mut collector, &mut tally, &waiting[0], 1);
+        assert_eq!(tally.open(), 1);
+        update(&mut collector, &mut tally, now);
+        assert_eq!((collector.flows.len(), tally.open()), (usize::from(comes_again), 0));
+    }
+    tell(&mut collector, &mut tally, 2);
+    update(&mut collector, &mut tally, now + WINDOW);
+    assert_eq!((collector.flows.len(), tally.open()), (0, 0));
 }
