@@ -203,13 +203,8 @@ impl Gate {
         if rules == PodRules::Closed {
             warn!(%pod, "object of a new pod not found; the pod is closed until it is");
         }
-        let left = match closed {
-            Some(forgetting) => {
-                forgetting.wait(WRITING);
-                Traffic::Waiting
-            }
-            None => Traffic::All,
-        };
+        let are_forgotten = closed.is_some_and(|forgetting| forgetting.wait(WRITING));
+        let left = if are_forgotten { Traffic::Waiting } else { Traffic::All };
         self.traffic.forget(left, addresses).wait(WRITING);
         debug!(%pod, attachment = %id, after = ?start.elapsed(), "pod may start");
         Ok(())
@@ -479,6 +474,50 @@ mod tests {
             });
             gate.answer(Request::Add(attachment))
         })
+    }
+
+    /// What is removed for a new pod with an address, in this order. The address is closed, and removals succeed, if
+    /// these say so.
+    fn forgotten(is_closed: bool, succeeds: bool) -> Vec<Traffic> {
+        let folder = tempfile::tempdir().unwrap();
+        let (inputs, received) = mpsc::channel();
+        let (sender, removed) = mpsc::channel();
+        let fake = TrafficCleaner::fake(move |traffic| {
+            sender.send(traffic).unwrap();
+            succeeds
+        });
+        let gate = Gate { traffic: fake, ..gate(&folder, inputs) };
+        let attachment = protocol::Attachment {
+            id: protocol::AttachmentId::new("c0ffee", "eth0").unwrap(),
+            network: "cbr0".to_owned(),
+            pod: protocol::PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: None },
+            netns: String::new(),
+            host_interfaces: Vec::new(),
+            mac: None,
+            addresses: vec![IpAddr::from([10, 244, 1, 7])],
+        };
+        let answer = thread::scope(|scope| {
+            let gate = &gate;
+            scope.spawn(move || {
+                let Input::Attached(attached) = received.recv().unwrap() else { panic!("no pod") };
+                attached.taken.send(is_closed).unwrap();
+                attached.written.send(PodRules::Policies).unwrap();
+            });
+            gate.answer(Request::Add(attachment))
+        });
+        assert!(!matches!(answer, None | Some(Response::Failed { .. })), "{answer:?}");
+        removed.try_iter().collect()
+    }
+
+    #[test]
+    fn connections_of_a_former_owner_are_removed_once_while_the_rules_are_written() {
+        assert_eq!(forgotten(true, true), [Traffic::Connections, Traffic::Waiting]);
+        assert_eq!(forgotten(false, true), [Traffic::All]);
+    }
+
+    #[test]
+    fn connections_are_removed_after_the_rules_are_written_if_that_failed_before() {
+        assert_eq!(forgotten(true, false), [Traffic::Connections, Traffic::All]);
     }
 
     #[test]

@@ -37,18 +37,20 @@ pub(super) enum Traffic {
 struct Forget {
     traffic: Traffic,
     addresses: BTreeSet<IpAddr>,
-    done: SyncSender<()>,
+    /// Is told whether it is removed.
+    done: SyncSender<bool>,
 }
 
 /// Traffic that is being removed.
-pub(super) struct Forgetting(Receiver<()>);
+pub(super) struct Forgetting(Receiver<bool>);
 
 impl Forgetting {
-    /// Waits until it is removed, or until `patience` ends.
-    pub(super) fn wait(self, patience: Duration) {
-        if self.0.recv_timeout(patience).is_err() {
+    /// Waits until it is removed, or until `patience` ends. Returns whether it is removed.
+    pub(super) fn wait(self, patience: Duration) -> bool {
+        self.0.recv_timeout(patience).unwrap_or_else(|_| {
             warn!("connections of the former owner of an address may still be tracked");
-        }
+            false
+        })
     }
 }
 
@@ -72,6 +74,18 @@ impl TrafficCleaner {
         let _ = self.0.send(Forget { traffic, addresses, done });
         Forgetting(forgotten)
     }
+
+    /// One that removes nothing, and answers like this.
+    #[cfg(test)]
+    pub(super) fn fake(mut answer: impl FnMut(Traffic) -> bool + Send + 'static) -> Self {
+        let (sender, requests) = channel::<Forget>();
+        thread::spawn(move || {
+            for request in requests {
+                let _ = request.done.try_send(answer(request.traffic));
+            }
+        });
+        Self(sender)
+    }
 }
 
 /// Deletes tracked connections, and packets that wait for hardware addresses. Pods that start together wait for one
@@ -84,32 +98,43 @@ fn forget_traffic(requests: &Receiver<Forget>, metrics: &Metrics) {
             these.flat_map(|request| request.addresses.iter().copied()).collect()
         };
         let addresses = of_all(Traffic::Waiting);
-        if !addresses.is_empty() {
-            forget_connections(&addresses, metrics);
-        }
+        let without_connections = addresses.is_empty() || forget_connections(&addresses, metrics);
         let addresses = of_all(Traffic::Connections);
-        if !addresses.is_empty()
-            && let Err(source) = Links::open().and_then(|mut links| links.forget_neighbours(&addresses))
-        {
-            let doing = "dropping packets that wait for a new pod".to_owned();
-            let error = DataplaneError::System { doing, source };
-            error!(%error, "cannot remove what the node holds for the former owner of an address");
-            metrics.failed("gate", error.reason().label());
-        }
+        let without_waiting = addresses.is_empty() || forget_waiting(&addresses, metrics);
         for request in requests {
+            let is_done = match request.traffic {
+                Traffic::Connections => without_connections,
+                Traffic::Waiting => without_waiting,
+                Traffic::All => without_connections && without_waiting,
+            };
             // The plugin may have given up.
-            let _ = request.done.try_send(());
+            let _ = request.done.try_send(is_done);
         }
     }
 }
 
-fn forget_connections(addresses: &BTreeSet<IpAddr>, metrics: &Metrics) {
+/// Deletes tracked connections. Returns whether that was possible.
+fn forget_connections(addresses: &BTreeSet<IpAddr>, metrics: &Metrics) -> bool {
     match Conntrack::open().and_then(|mut conntrack| conntrack.forget(addresses)) {
         Ok(0) => {}
         Ok(count) => info!(count, "removed tracked connections of the former owner of an address"),
         Err(error) => {
             error!(%error, "cannot remove tracked connections of the former owner of an address");
             metrics.failed("conntrack", error.reason().label());
+            return false;
         }
     }
+    true
+}
+
+/// Drops packets that wait for hardware addresses. Returns whether that was possible.
+fn forget_waiting(addresses: &BTreeSet<IpAddr>, metrics: &Metrics) -> bool {
+    if let Err(source) = Links::open().and_then(|mut links| links.forget_neighbours(addresses)) {
+        let doing = "dropping packets that wait for a new pod".to_owned();
+        let error = DataplaneError::System { doing, source };
+        error!(%error, "cannot remove what the node holds for the former owner of an address");
+        metrics.failed("gate", error.reason().label());
+        return false;
+    }
+    true
 }
