@@ -186,6 +186,7 @@ impl Gate {
             entries.insert(id.clone(), entry);
         }
         let mut closed = None;
+        let repairs = self.metrics.drift_repairs.get();
         let mut rules = self.attach(&id, start, None, |is_closed| {
             // No connection can begin any more. What is left of the former owner's is deleted while the rules are
             // written, since finding it takes as long.
@@ -203,7 +204,9 @@ impl Gate {
         if rules == PodRules::Closed {
             warn!(%pod, "object of a new pod not found; the pod is closed until it is");
         }
-        let are_forgotten = closed.is_some_and(|forgetting| forgetting.wait(WRITING));
+        // If another program changed the rules, the addresses were perhaps not closed.
+        let are_forgotten = closed.is_some_and(|forgetting| forgetting.wait(WRITING))
+            && self.metrics.drift_repairs.get() == repairs;
         let left = if are_forgotten { Traffic::Waiting } else { Traffic::All };
         self.traffic.forget(left, addresses).wait(WRITING);
         debug!(%pod, attachment = %id, after = ?start.elapsed(), "pod may start");
@@ -476,9 +479,9 @@ mod tests {
         })
     }
 
-    /// What is removed for a new pod with an address, in this order. The address is closed, and removals succeed, if
-    /// these say so.
-    fn forgotten(is_closed: bool, succeeds: bool) -> Vec<Traffic> {
+    /// What is removed for a new pod with an address, in this order. The address is closed, and the first removal
+    /// succeeds, if these say so; `meanwhile` happens before its rules are written.
+    fn forgotten(is_closed: bool, succeeds: bool, meanwhile: impl FnOnce(&Gate) + Send) -> Vec<Traffic> {
         let folder = tempfile::tempdir().unwrap();
         let (inputs, received) = mpsc::channel();
         let (sender, removed) = mpsc::channel();
@@ -501,6 +504,7 @@ mod tests {
             scope.spawn(move || {
                 let Input::Attached(attached) = received.recv().unwrap() else { panic!("no pod") };
                 attached.taken.send(is_closed).unwrap();
+                meanwhile(gate);
                 attached.written.send(PodRules::Policies).unwrap();
             });
             gate.answer(Request::Add(attachment))
@@ -511,13 +515,19 @@ mod tests {
 
     #[test]
     fn connections_of_a_former_owner_are_removed_once_while_the_rules_are_written() {
-        assert_eq!(forgotten(true, true), [Traffic::Connections, Traffic::Waiting]);
-        assert_eq!(forgotten(false, true), [Traffic::All]);
+        assert_eq!(forgotten(true, true, |_| ()), [Traffic::Connections, Traffic::Waiting]);
+        assert_eq!(forgotten(false, true, |_| ()), [Traffic::All]);
     }
 
     #[test]
     fn connections_are_removed_after_the_rules_are_written_if_that_failed_before() {
-        assert_eq!(forgotten(true, false), [Traffic::Connections, Traffic::All]);
+        assert_eq!(forgotten(true, false, |_| ()), [Traffic::Connections, Traffic::All]);
+    }
+
+    #[test]
+    fn connections_are_removed_again_if_the_rules_were_repaired_meanwhile() {
+        let repaired = forgotten(true, true, |gate| gate.metrics.drift_repairs.inc());
+        assert_eq!(repaired, [Traffic::Connections, Traffic::All]);
     }
 
     #[test]
