@@ -144,7 +144,7 @@ fn fix_script_is_accepted_by_a_shell() {
     let shell =
         std::process::Command::new("sh").args(["-c", &format!("{kubectl}{script}")]).output().unwrap();
     let printed = String::from_utf8(shell.stdout).unwrap();
-    assert!(printed.starts_with("kubectl apply -f -\napiVersion: networking.k8s.io/v1\n"), "{printed}");
+    assert!(printed.starts_with("kubectl create -f -\napiVersion: networking.k8s.io/v1\n"), "{printed}");
     assert!(printed.contains("kubernetes.io/metadata.name: default"), "{printed}");
 }
 

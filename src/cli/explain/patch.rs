@@ -135,7 +135,7 @@ fn command(step: &Step) -> String {
             quoted(&key.namespace),
             quoted(&patch.to_string())
         ),
-        None => format!("kubectl apply -f - <<'EOF'\n{}EOF\n", yaml(&manifest(&step.policy))),
+        None => format!("kubectl create -f - <<'EOF'\n{}EOF\n", yaml(&manifest(&step.policy))),
     }
 }
 
