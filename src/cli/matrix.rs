@@ -83,7 +83,11 @@ pub(super) fn matrix(args: &MatrixArgs, verbose: bool) -> Result<(), Ended> {
     }
     let grouped = Grouped::new(&cluster, &args.external, &transports, &filter, args.pods);
     if let Some(missing) = grouped.what_is_missing() {
-        return print(missing);
+        if !matches!(args.output, Format::Dot | Format::Svg) {
+            return print(missing);
+        }
+        // Another program reads these: it gets an empty graph.
+        eprint!("note: {missing}");
     }
     print(&match args.output {
         Format::Table => table::table(&grouped, layout).unwrap_or_else(|| list::list(&grouped, layout)),

@@ -221,6 +221,59 @@ fn picture_has_a_line_for_each_flow_between_groups_that_is_not_open_to_everyone(
 }
 
 #[test]
+fn note_below_a_picture_fits_into_it() {
+    let number = |text: &str, before: &str| -> usize {
+        let (_, rest) = text.split_once(before).unwrap();
+        rest.split_once('"').unwrap().0.parse().unwrap()
+    };
+    for (tenants, pods) in [(1, 1), (2, 6)] {
+        let picture = ask(&cluster(tenants, pods), &["-o", "svg"]).stdout;
+        let (width, height) = (number(&picture, "width=\""), number(&picture, "height=\""));
+        let notes: Vec<&str> =
+            picture.lines().filter(|line| line.starts_with("<text class=\"note\" x=\"14\"")).collect();
+        assert!(notes.last().is_some_and(|note| note.ends_with("pods.</text>")), "{picture}");
+        for note in notes {
+            let words = note.split_once('>').unwrap().1.trim_end_matches("</text>");
+            assert!(14 + words.len() * 73 / 10 <= width, "{width}: {note}");
+            assert!(number(note, " y=\"") < height, "{height}: {note}");
+        }
+    }
+}
+
+#[test]
+fn graph_and_picture_of_nothing_are_empty_and_the_reason_is_on_standard_error() {
+    let nothing = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    let no_port = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n";
+    for (objects, why) in [(nothing, "note: There is no pod"), (no_port, "note: No pod declares a port")] {
+        let graph = ask(objects, &["-o", "dot"]);
+        assert!(graph.stdout.starts_with("digraph ") && graph.stdout.ends_with("}\n"), "{graph:?}");
+        let picture = ask(objects, &["-o", "svg"]);
+        assert!(picture.stdout.starts_with("<svg ") && picture.stdout.ends_with("</svg>\n"), "{picture:?}");
+        assert!(!picture.stdout.contains("reached by nobody"), "{picture:?}");
+        for finished in [graph, picture] {
+            assert!(finished.stderr.contains(why) && !finished.stdout.contains(&why[6..]), "{finished:?}");
+        }
+    }
+}
+
+#[test]
+fn joined_groups_are_named_without_their_namespace() {
+    let pod = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\nspec: \
+             {{containers: [{{name: c, ports: [{{containerPort: 80}}]}}]}}\n"
+        )
+    };
+    let policy = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\nspec:\n  \
+                  podSelector: {matchLabels: {app: db}}\n  policyTypes: [Ingress]\n";
+    let objects = [pod("api"), pod("db"), pod("web"), policy.to_owned()].concat();
+    for output in ["svg", "dot"] {
+        let graph = ask(&objects, &["-o", output]).stdout;
+        assert!(graph.contains("api, web") && !graph.contains("api, shop/web"), "{graph}");
+    }
+}
+
+#[test]
 fn colour_is_on_demand() {
     let arguments = ["matrix", "-f", "examples/shop", "--port", "80"];
     assert!(!run(&arguments).stdout.contains('\u{1b}'));

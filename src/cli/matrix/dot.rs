@@ -21,7 +21,7 @@ pub(super) fn dot(grouped: &Grouped<'_>) -> String {
         for group in groups {
             let title = grouped.own_title(*group);
             let shape = if namespace.is_some() { "" } else { ", shape=ellipse" };
-            let _ = writeln!(text, "{indent}g{group} [label={}{shape}];", quoted(title));
+            let _ = writeln!(text, "{indent}g{group} [label={}{shape}];", quoted(&title));
         }
         if namespace.is_some() {
             text.push_str("  }\n");

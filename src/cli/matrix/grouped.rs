@@ -135,13 +135,14 @@ impl<'c> Grouped<'c> {
         self.titles.get(group).map_or("", String::as_str)
     }
 
-    /// The same, without its namespace.
-    pub(super) fn own_title(&self, group: usize) -> &str {
+    /// The same, without its namespace, which each name in it begins with.
+    pub(super) fn own_title(&self, group: usize) -> String {
         let title = self.title(group);
-        let own = self
-            .namespace(group)
-            .and_then(|namespace| title.strip_prefix(namespace)?.strip_prefix(['/', ' ']));
-        own.unwrap_or(title)
+        let Some(namespace) = self.namespace(group) else { return title.to_owned() };
+        let names = title.split(", ").map(|name| {
+            name.strip_prefix(namespace).and_then(|own| own.strip_prefix(['/', ' '])).unwrap_or(name)
+        });
+        names.collect::<Vec<_>>().join(", ")
     }
 
     /// The ends of a group.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::grouped::{Grouped, Pin, Receiver};
+use crate::cli::terminal::wrapped;
 
 /// The height of a line of text.
 const LINE: usize = 18;
@@ -21,6 +22,8 @@ const PADDING: usize = 8;
 /// Between the two columns, for the lines.
 const LEAST_MIDDLE: usize = 220;
 const MOST_MIDDLE: usize = 520;
+/// The narrowest picture, for the note below it.
+const LEAST_WIDTH: usize = 380;
 /// The longest text in a box, in characters.
 const MOST_TEXT: usize = 72;
 
@@ -105,7 +108,8 @@ enum Source {
 /// The picture.
 pub(super) fn svg(grouped: &Grouped<'_>) -> String {
     let namespaces = grouped.by_namespace();
-    let receivers = grouped.receivers(false);
+    // Without a port to ask about, nobody knows who reaches whom.
+    let receivers = if grouped.transports().is_empty() { Vec::new() } else { grouped.receivers(false) };
     let drawn: Vec<Flows> = receivers
         .iter()
         .enumerate()
@@ -133,8 +137,10 @@ pub(super) fn svg(grouped: &Grouped<'_>) -> String {
     let middle = if used.is_empty() { 0 } else { middle };
     let left_width = if used.is_empty() { 0 } else { left_width };
     let right_x = GAP + left_width + middle;
-    let (width, height) = (right_x + right_width + GAP, left.y.max(right.y).max(LINE));
-    let mut out = head(width, height + 2 * LINE);
+    let width = (right_x + right_width + GAP).max(LEAST_WIDTH);
+    let height = left.y.max(right.y).max(LINE);
+    let note = wrapped(note(grouped), characters(width - 2 * GAP), 0);
+    let mut out = head(width, height + (note.len() + 1) * LINE);
     let (x1, x2) = (GAP + left_width, right_x);
     for Flows { receiver, pin, lines, .. } in drawn.iter().filter(|flows| !flows.lines.is_empty()) {
         let Some(end) = ends.get(&(*receiver, *pin)) else { continue };
@@ -163,18 +169,21 @@ pub(super) fn svg(grouped: &Grouped<'_>) -> String {
     }
     left.write(&mut out, GAP, left_width);
     right.write(&mut out, right_x, right_width);
-    let note = if grouped.is_of_denied() {
-        "Lines are flows that are denied."
-    } else {
-        "Lines are flows that pass."
-    };
-    let _ = writeln!(
-        out,
-        r#"<text class="note" x="{GAP}" y="{}">{note} A line from the title of a namespace is from all of its pods.</text>"#,
-        height + LINE,
-    );
+    for (at, line) in note.iter().enumerate() {
+        let y = height + (at + 1) * LINE;
+        let _ = writeln!(out, r#"<text class="note" x="{GAP}" y="{y}">{line}</text>"#);
+    }
     out.push_str("</svg>\n");
     out
+}
+
+/// How the lines are to be read.
+fn note(grouped: &Grouped<'_>) -> &'static str {
+    if grouped.is_of_denied() {
+        "Lines are flows that are denied. A line from the title of a namespace is from all of its pods."
+    } else {
+        "Lines are flows that pass. A line from the title of a namespace is from all of its pods."
+    }
 }
 
 fn head(width: usize, height: usize) -> String {
@@ -211,7 +220,7 @@ fn senders(
         let y = column.line(0, namespace.unwrap_or("outside"), "name");
         starts.insert(Source::Namespace(at), y);
         for group in groups {
-            let y = column.line(2, grouped.own_title(group), "group");
+            let y = column.line(2, &grouped.own_title(group), "group");
             starts.insert(Source::Group(group), y);
         }
         column.close();
@@ -323,7 +332,7 @@ fn groups_of(source: Source, namespaces: &[(Option<&str>, Vec<usize>)]) -> Vec<u
 /// The names of receivers within the box of their namespace.
 fn own_names(grouped: &Grouped<'_>, receiver: &Receiver) -> String {
     if let [only] = receiver.groups.as_slice() {
-        return grouped.own_title(*only).to_owned();
+        return grouped.own_title(*only);
     }
     let namespace = receiver.groups.first().and_then(|group| grouped.namespace(*group)).unwrap_or_default();
     let names = grouped.names.describe(&grouped.ends(receiver.groups.iter().copied()), &[]);
@@ -395,6 +404,17 @@ fn shortened(text: &str) -> String {
 )]
 fn width(text: &str) -> usize {
     (text.chars().count() as f64 * CHARACTER).ceil() as usize
+}
+
+/// How many characters fit into a width.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a picture is some thousands of pixels wide"
+)]
+fn characters(width: usize) -> usize {
+    (width as f64 / CHARACTER).floor() as usize
 }
 
 fn escaped(text: &str) -> String {
