@@ -28,11 +28,21 @@ pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, String> {
     address.ok_or_else(|| format!("{text:?} is not an IP address and a port, as in {DEFAULT_ADDRESS}"))
 }
 
+/// Checks that there is a port to ask: the host may be an address or a name.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let is_whole =
+        text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if is_whole {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not an address and a port, as in {DEFAULT_ADDRESS}"))
+}
+
 /// Where the daemon is.
 #[derive(Debug, Args)]
 pub(super) struct DaemonArgs {
     /// The address of the daemon. Default: that of `TOWPATH_LISTEN`, or 127.0.0.1:9586.
-    #[arg(long, value_name = "ADDR:PORT", env = "TOWPATH_ADDR")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = host_and_port, env = "TOWPATH_ADDR")]
     addr: Option<String>,
 }
 

@@ -83,8 +83,8 @@ enum Command {
                       Example: towpath diff --before main/ --after branch/ -o markdown --exit-code=opened\n\
                       Example: towpath diff -f new-policy.yaml")]
     Diff(Box<diff::DiffArgs>),
-    /// Checks manifests: every error with its line and column, and what policies probably do not mean. docs/lint.md
-    /// explains each code. Exit status 1 if there are errors.
+    /// Checks manifests: every error with its line and column, and valid policies that probably do not do what was
+    /// meant. docs/lint.md explains each code. Exit status 1 if there are errors, 3 if there is no object.
     #[command(after_help = "Example: towpath lint manifests/\n\
                       Example: towpath lint manifests/ --ignore TP501 --warnings-as-errors -o sarif > lint.sarif")]
     Lint(lint::LintArgs),

@@ -68,9 +68,7 @@ fn loaded_part(files: &[PathBuf], workloads: bool, verbose: bool) -> Result<Load
     if loaded.has_errors() {
         return Err(Ended::No);
     }
-    let only_foreign =
-        loaded.is_without_objects() && loaded.skipped.is_empty() && !loaded.left_out.is_empty();
-    if only_foreign {
+    if loaded.is_empty() && !loaded.left_out.is_empty() {
         return Err(Ended::Failed(anyhow::anyhow!(
             "there is no object of a kind that is read, only what was left out"
         )));
@@ -95,12 +93,31 @@ fn selects_namespaces(changes: &[Change]) -> bool {
     changes.iter().any(of)
 }
 
+/// The objects of these files, of which there have to be some: an answer about none would look like one about all.
+fn question(files: &[PathBuf], verbose: bool) -> Result<Loaded, Ended> {
+    let loaded = loaded(files, true, verbose)?;
+    if loaded.is_empty() { Err(no_objects(files)) } else { Ok(loaded) }
+}
+
+/// What to say of files without objects.
+pub(super) fn no_objects(files: &[PathBuf]) -> Ended {
+    let names: Vec<String> = files
+        .iter()
+        .take(NOTES)
+        .map(|file| match file.display().to_string() {
+            name if name == "-" => "standard input".to_owned(),
+            name => name,
+        })
+        .collect();
+    Ended::Failed(anyhow::anyhow!("there is no Kubernetes object in {}", names.join(", ")))
+}
+
 /// The objects that a question is about: from files, or from the cluster. Faults of single objects of the cluster go to
 /// standard error; the answer is what the daemon would enforce.
 pub(super) fn queried(args: &QuestionArgs, verbose: bool) -> Result<Cluster, Ended> {
     let files = args.files();
     if !files.is_empty() {
-        return read(&files, true, verbose);
+        return question(&files, verbose).map(|loaded| loaded.cluster());
     }
     of_cluster(&args.cluster.access())
 }
@@ -130,7 +147,7 @@ pub(super) struct Queried {
 pub(super) fn queried_with_services(args: &QuestionArgs, verbose: bool) -> Result<Queried, Ended> {
     let files = args.files();
     if !files.is_empty() {
-        let loaded = loaded(&files, true, verbose)?;
+        let loaded = question(&files, verbose)?;
         let cluster = loaded.cluster();
         return Ok(Queried { cluster, services: loaded.services, namespace: None });
     }

@@ -29,6 +29,31 @@ fn invalid_arguments_exit_with_2_and_an_explanation() {
     refused(&["explain", "-f", SHOP, "--to", "shop/db"], 2, "--from <X>");
     refused(&["compile", "-f", SHOP], 2, "--node-name <NODE>");
     refused(&["run", "-f", SHOP, "--node-name", "n", "--check-interval", "0"], 2, "0 is not in 1..=86400");
+    for command in ["status", "drops", "bugreport"] {
+        refused(&[command, "--addr", "foo"], 2, "\"foo\" is not an address and a port");
+        refused(&[command, "--addr", "127.0.0.1:http"], 2, "is not an address and a port");
+    }
+}
+
+#[test]
+fn question_about_no_object_exits_with_3_whatever_there_is_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let message = format!("there is no Kubernetes object in {path}");
+    let flow = ["--from", "10.0.0.1", "--to", "10.0.0.2"];
+    refused(&["matrix", path], 3, &message);
+    refused(&[&["explain", path], &flow[..]].concat(), 3, &message);
+    refused(&["lint", path], 3, &message);
+    refused(&["lint", path, "-o", "json"], 3, &message);
+    for command in ["matrix", "lint"] {
+        let empty = run_with_input(&[command, "-"], "# nothing\n");
+        assert_eq!((empty.status, empty.stdout.as_str()), (3, ""), "{empty:?}");
+        assert!(empty.stderr.contains("there is no Kubernetes object in standard input"), "{empty:?}");
+    }
+    // Of objects that are not read, there is nothing to say.
+    fs::write(folder.path().join("a.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
+        .unwrap();
+    assert_eq!(run(&["lint", path]).status, 0);
 }
 
 #[test]

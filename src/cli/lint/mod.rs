@@ -14,11 +14,15 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use self::report::{Item, Report};
-use super::{ClusterArgs, Ended, json, objects::over_budget, print};
+use super::{
+    ClusterArgs, Ended, json,
+    objects::{no_objects, over_budget},
+    print,
+};
 use crate::{
     k8s::{
         fault::{Fault, ObjectId, Problem, Severity},
-        manifest::{LoadError, Loaded, Options, assemble::Key, load, load_text, source::Source},
+        manifest::{Loaded, Options, assemble::Key, load, load_text, source::Source},
         watch,
         yaml::path::FieldPath,
     },
@@ -100,9 +104,13 @@ const OPTIONS: Options =
 /// Checks files.
 ///
 /// # Errors
-/// A path that cannot be read.
-fn of_files(paths: &[PathBuf], knowledge: &Knowledge, ignored: &BTreeSet<Code>) -> Result<Report, LoadError> {
-    Ok(of_loaded(&load(paths, OPTIONS)?, knowledge, ignored))
+/// A path that cannot be read, or paths without any object.
+fn of_files(paths: &[PathBuf], knowledge: &Knowledge, ignored: &BTreeSet<Code>) -> Result<Report, Ended> {
+    let loaded = load(paths, OPTIONS)?;
+    if loaded.is_empty() {
+        return Err(no_objects(paths));
+    }
+    Ok(of_loaded(&loaded, knowledge, ignored))
 }
 
 /// Checks one text as if it were the file `name`; the codes of what is found, each with its line.

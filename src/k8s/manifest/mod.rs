@@ -113,6 +113,12 @@ impl Loaded {
         !self.changes.iter().any(is_known)
     }
 
+    /// Whether there was nothing to read: no object of any kind, and nothing that is wrong with one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.is_without_objects() && self.skipped.is_empty() && self.faults.is_empty()
+    }
+
     /// Whether any fault is an error.
     #[must_use]
     pub fn has_errors(&self) -> bool {
