@@ -199,7 +199,8 @@ fn text(
     let mut text = match groups {
         [only] => answer::text(objects, &only.flow, layout),
         several => {
-            let mut text = String::new();
+            let mut text =
+                answer::verdict_of_all(several.iter().map(|group| (group.allowed, group.flows)), layout);
             for group in several.iter().take(MOST_ANSWERS) {
                 answer::write_short(&mut text, objects, &group.flow, group.flows, layout);
             }
@@ -214,9 +215,9 @@ fn text(
             text
         }
     };
-    // Behind the verdict, if there is one for all.
+    // Behind the verdict, which is the first line.
     let one = text.find('\n').map_or(text.len(), |end| end + 1);
-    text.insert_str(if groups.len() == 1 { one } else { 0 }, &heading);
+    text.insert_str(one, &heading);
     text
 }
 

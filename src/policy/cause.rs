@@ -236,10 +236,14 @@ fn of_peer(
                 let hint = "A block allows addresses of its own family only, and a policy isolates in both.";
                 (CauseCode::Family, hint.to_owned())
             }
-            BlockFault::NoAddress => (CauseCode::NoAddress, none()),
+            BlockFault::NoAddress | BlockFault::NoSharedFamily(_) => (CauseCode::NoAddress, none()),
         },
         PeerMiss::Pods { fault: SelectorFault::NoPod, .. } => match &miss.peer {
-            PeerName::HostNetwork(..) | PeerName::Node(..) => {
+            PeerName::Node(..) => {
+                let hint = "To policies a node is an address, which only an ipBlock allows.";
+                (CauseCode::HostNetwork, hint.to_owned())
+            }
+            PeerName::HostNetwork(..) => {
                 let hint = "To policies it is the address of its node, which only an ipBlock allows.";
                 (CauseCode::HostNetwork, hint.to_owned())
             }

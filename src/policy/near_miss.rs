@@ -173,6 +173,8 @@ pub enum BlockFault {
     OtherFamily(Family),
     /// It has no address yet.
     NoAddress,
+    /// Its addresses are of this family, of which the pod whose policy it is has none.
+    NoSharedFamily(Family),
 }
 
 /// Why none of a rule's ports matches.

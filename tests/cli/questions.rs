@@ -85,11 +85,43 @@ fn without_a_port_each_declared_one_has_a_short_answer() {
         "  ingress of shop/web is denied: shop/web rule 0 allows shop/client, but 9090 is not among http (8080).",
     ];
     assert_answer(&["--from", "shop/client", "--to", "shop/web"], 1, &lines);
+    let several = ask(&["--from", "shop/client", "--to", "shop/web"]).stdout;
+    assert!(several.starts_with("denied: 1 of 2 flows\n"), "{several}");
     let lines = [
         "allowed: shop/web to shop/client, 80/TCP",
         "shop/client declares no port, so 80/TCP is asked about",
     ];
     assert_answer(&["--from", "deploy/web", "--to", "shop/client"], 0, &lines);
+}
+
+#[test]
+fn address_of_a_family_that_the_pod_lacks_is_said_to_be_one() {
+    let objects = OBJECTS.replace(
+        "labels: {app: client}}, spec: {containers: [{name: c}]}}\n---\n{apiVersion: v1, kind: Pod",
+        "labels: {app: client}}, spec: {containers: [{name: c}]}, status: {podIPs: [{ip: 10.0.0.9}]}}\n---\n{apiVersion: v1, \
+         kind: Pod",
+    );
+    let policy = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: out, namespace: shop}\nspec:\n  \
+                  podSelector: {matchLabels: {app: client}}\n  policyTypes: [Egress]\n  egress: [{to: [{ipBlock: {cidr: \
+                  10.0.0.0/8}}]}]\n";
+    let to = ["explain", "-f", "-", "--width", "400", "--from", "shop/client", "--to", "2001:db8::1"];
+    let finished = run_with_input(&to, &format!("{objects}{policy}"));
+    assert!(finished.stdout.contains("; shop/client has no IPv6 address"), "{finished:?}");
+    assert!(!finished.stdout.contains("2001:db8::1 has no address"), "{finished:?}");
+}
+
+#[test]
+fn node_is_said_to_be_an_address_and_not_a_pod_on_its_node() {
+    let agent = "---\n{apiVersion: v1, kind: Pod, metadata: {name: agent, namespace: default}, spec: {nodeName: n1, \
+                 hostNetwork: true, containers: [{name: c}]}, status: {hostIP: 192.168.0.1, podIPs: [{ip: 192.168.0.1}]}}\n";
+    let ask = |from: &str| {
+        let arguments =
+            ["explain", "-f", "-", "--width", "400", "--to", "shop/web", "--port", "8080", "--from", from];
+        run_with_input(&arguments, &format!("{OBJECTS}{agent}")).stdout
+    };
+    let (node, agent) = (ask("node/n1"), ask("default/agent"));
+    assert!(node.contains("To policies a node is an address, which only an ipBlock allows."), "{node}");
+    assert!(agent.contains("To policies it is the address of its node"), "{agent}");
 }
 
 #[test]

@@ -57,6 +57,17 @@ pub fn denied(cluster: &Cluster, flow: &Flow) -> Vec<(Flow, Verdict)> {
     flows
 }
 
+/// One line for several answers, each of which is about some flows: whether all of them pass.
+pub(super) fn verdict_of_all(answers: impl Iterator<Item = (bool, usize)> + Clone, layout: Layout) -> String {
+    let all: usize = answers.clone().map(|(_, flows)| flows).sum();
+    let denied: usize = answers.filter(|(allowed, _)| !allowed).map(|(_, flows)| flows).sum();
+    match denied {
+        0 => format!("{}: all {all} flows\n", colored(true, layout)),
+        denied if denied == all => format!("{}: all {all} flows\n", colored(false, layout)),
+        denied => format!("{}: {denied} of {all} flows\n", colored(false, layout)),
+    }
+}
+
 /// The answer in few lines, for one of several flows.
 pub(super) fn write_short(
     text: &mut String,

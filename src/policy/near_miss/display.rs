@@ -9,7 +9,9 @@ use super::{
     BlockFault, LabelMiss, Miss, NamespaceFault, NearMiss, PeerMiss, PeerName, PortFault, PortMiss, RuleMiss,
     SelectorFault,
 };
-use crate::model::{ContainerPort, Direction, IpBlock, Operator, Peer, PodPeer, Port, Scope, Transport};
+use crate::model::{
+    ContainerPort, Direction, IpBlock, ObjectKey, Operator, Peer, PodPeer, Port, Scope, Transport,
+};
 
 /// How many characters of one selector, list of labels or list of excepts are shown.
 const SHOWN: usize = 200;
@@ -92,7 +94,7 @@ impl NearMiss {
         };
         match (&rule.peer, &rule.port) {
             (Some(peer), port) => {
-                write!(f, "{towards} {}", PeerWords { miss: peer, end: &self.peer })?;
+                write!(f, "{towards} {}", PeerWords { miss: peer, end: &self.peer, pod: &self.pod })?;
                 if let Some(port) = port {
                     write!(f, "; and {}", PortWords { miss: port, transport: self.transport })?;
                 }
@@ -122,6 +124,8 @@ impl fmt::Display for PeerName {
 struct PeerWords<'m> {
     miss: &'m PeerMiss,
     end: &'m PeerName,
+    /// The pod whose policy it is.
+    pod: &'m ObjectKey,
 }
 
 impl fmt::Display for PeerWords<'_> {
@@ -181,6 +185,9 @@ impl fmt::Display for PeerWords<'_> {
                     write!(f, "{}; this is a flow over {family}", BlockText(block))
                 }
                 BlockFault::NoAddress => write!(f, "{}; {end} has no address yet", BlockText(block)),
+                BlockFault::NoSharedFamily(family) => {
+                    write!(f, "{}; {} has no {family} address", BlockText(block), Short(self.pod))
+                }
             },
         }
     }

@@ -219,7 +219,13 @@ fn of_block(
 ) -> Option<(Distance, BlockFault)> {
     // For a pod, a selector was more likely meant.
     let outside = if matches!(end.who, Who::Pod(_)) { UNLIKELY } else { POSSIBLE };
-    let Some(address) = end.address(family) else { return Some(((1, UNLIKELY, 1), BlockFault::NoAddress)) };
+    let Some(address) = end.address(family) else {
+        let fault = match (family, end.addresses().next()) {
+            (None, Some(address)) => BlockFault::NoSharedFamily(Family::of(address)),
+            _ => BlockFault::NoAddress,
+        };
+        return Some(((1, UNLIKELY, 1), fault));
+    };
     if block.contains(address) {
         return None;
     }
