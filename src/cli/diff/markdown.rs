@@ -48,7 +48,7 @@ pub(super) fn markdown(report: &Report<'_>) -> String {
 /// `2 opened, 1 closed`.
 fn title(report: &Report<'_>) -> String {
     let words = Kind::ALL.into_iter().filter_map(|kind| {
-        let count = report.difference.rows.iter().filter(|row| row.kind == kind).count();
+        let count = report.lines(kind).len();
         let word = match kind {
             Kind::Opened => "opened",
             Kind::Closed => "closed",

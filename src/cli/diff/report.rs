@@ -55,6 +55,50 @@ pub(super) struct Line {
     pub(super) family: Option<Family>,
 }
 
+impl Line {
+    /// What two lines have in common that differ only in the family of the internet, or of the flow.
+    fn without_family(&self) -> [Vec<String>; 3] {
+        let names = |names: &[String]| {
+            let name = |name: &String| match name.as_str() {
+                "internet (IPv4)" | "internet (IPv6)" => "internet".to_owned(),
+                _ => name.clone(),
+            };
+            names.iter().map(name).collect()
+        };
+        [names(&self.from), names(&self.to), self.ports.clone()]
+    }
+
+    /// Whether this line and `other` are about the same flows, each in a family of its own.
+    fn is_other_half(&self, other: &Self) -> bool {
+        let has_other_names = self.from != other.from || self.to != other.to;
+        let is_of_families = self.family.is_some() && other.family.is_some();
+        self.without_family() == other.without_family()
+            && if has_other_names {
+                is_of_families || self.family == other.family
+            } else {
+                is_of_families && self.family != other.family
+            }
+    }
+}
+
+/// The lines, with two that differ only in their family as one without it.
+fn joined(lines: impl Iterator<Item = Line>) -> Vec<Line> {
+    let mut joined: Vec<Line> = Vec::new();
+    let mut known: BTreeMap<[Vec<String>; 3], usize> = BTreeMap::new();
+    for line in lines {
+        let at = *known.entry(line.without_family()).or_insert(joined.len());
+        match joined.get_mut(at) {
+            Some(half) if half.is_other_half(&line) => {
+                let [from, to, ports] = half.without_family();
+                let family = if half.family == line.family { half.family } else { None };
+                *half = Line { from, to, ports, family };
+            }
+            _ => joined.push(line),
+        }
+    }
+    joined
+}
+
 impl<'d> Report<'d> {
     pub(super) fn new(before: &Cluster, after: &Cluster, difference: &'d Difference) -> Self {
         let names = Names::new(difference.ends.iter().filter_map(named).collect());
@@ -64,13 +108,13 @@ impl<'d> Report<'d> {
     /// The rows of one kind, in words.
     pub(super) fn lines(&self, kind: Kind) -> Vec<Line> {
         let rows = self.difference.rows.iter().filter(|row| row.kind == kind);
-        rows.map(|row| Line {
+        let lines = rows.map(|row| Line {
             from: self.names.describe(&row.from, &row.to),
             to: self.names.describe(&row.to, &row.from),
             ports: row.ports.parts(),
             family: row.family,
-        })
-        .collect()
+        });
+        joined(lines)
     }
 
     /// The workloads whose pods are new, or removed, and pods without one.
@@ -194,4 +238,30 @@ fn named(end: &ComparedEnd) -> Option<NamedEnd> {
         (Endpoint::Address(_), Some(network)) => NamedEnd::Network(network),
         (Endpoint::Address(address), None) => NamedEnd::Address(*address),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(from: &str, family: Option<Family>) -> Line {
+        let list = |text: &str| vec![text.to_owned()];
+        Line { from: list(from), to: list("shop/web"), ports: list("80/TCP"), family }
+    }
+
+    fn joined_of(lines: [Line; 2]) -> Vec<(String, Option<Family>)> {
+        joined(lines.into_iter()).into_iter().map(|line| (line.from.join(", "), line.family)).collect()
+    }
+
+    #[test]
+    fn two_lines_that_differ_only_in_their_family_are_one() {
+        let of_names = joined_of([line("internet (IPv4)", None), line("internet (IPv6)", None)]);
+        assert_eq!(of_names, [("internet".to_owned(), None)]);
+        let of_flows = joined_of([line("shop/api", Some(Family::V4)), line("shop/api", Some(Family::V6))]);
+        assert_eq!(of_flows, [("shop/api".to_owned(), None)]);
+        let different = joined_of([line("internet (IPv4)", None), line("shop/api", Some(Family::V6))]);
+        assert_eq!(different.len(), 2);
+        let same = joined_of([line("shop/api", Some(Family::V4)), line("shop/api", None)]);
+        assert_eq!(same.len(), 2);
+    }
 }
