@@ -246,6 +246,10 @@ fn serve(services: Option<Value>) -> String {
 
 /// Asks an API server, with a kubeconfig whose context has the namespace `shop`.
 fn ask_server(server: &str, arguments: &[&str]) -> Finished {
+    run_on_server(server, "explain", arguments)
+}
+
+fn run_on_server(server: &str, command: &str, arguments: &[&str]) -> Finished {
     let folder = tempfile::tempdir().unwrap();
     let kubeconfig = folder.path().join("kubeconfig");
     let text = json!({
@@ -255,7 +259,7 @@ fn ask_server(server: &str, arguments: &[&str]) -> Finished {
         "clusters": [{"name": "c", "cluster": {"server": server}}],
     });
     fs::write(&kubeconfig, text.to_string()).unwrap();
-    run(&[&["explain", "--kubeconfig", kubeconfig.to_str().unwrap()], arguments].concat())
+    run(&[&[command, "--kubeconfig", kubeconfig.to_str().unwrap()], arguments].concat())
 }
 
 #[test]
@@ -268,6 +272,12 @@ fn without_the_right_to_list_services_the_question_is_answered_without_them() {
         finished.stderr.starts_with("note: answered without Services, which cannot be listed: ")
             && finished.stderr.contains("services is forbidden"),
         "{finished:?}"
+    );
+    let lint = run_on_server(&server, "lint", &[]);
+    assert!(
+        lint.stderr.starts_with("note: checked without Services, which cannot be listed: ")
+            && lint.stderr.contains("services is forbidden"),
+        "{lint:?}"
     );
     let finished = ask_server(&server, &["-n", "bank", "--from", "shop/web", "--to", "db"]);
     assert!(finished.stdout.starts_with("allowed: shop/web to bank/db, 5432/TCP\n"), "{finished:?}");

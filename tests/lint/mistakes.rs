@@ -245,6 +245,17 @@ fn mistakes_behind_denied_flows_are_found_without_the_flow() {
     }
 }
 
+#[test]
+fn findings_of_a_service_and_of_another_namespace_say_what_was_found_there() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mistakes");
+    let text = |name: &str| fs::read_to_string(folder.join(name).join("cluster.yaml")).unwrap();
+    says(&text("port-of-the-service"), "policy sees the port of its pods, which is 8080 (http) [TP302]");
+    says(
+        &text("namespace-selector-missing"),
+        " matches, but is in another namespace: without a namespaceSelector",
+    );
+}
+
 /// The time for ten thousand pods and a thousand policies is printed, not asserted:
 /// `cargo test --release --test lint cost -- --nocapture`.
 #[test]

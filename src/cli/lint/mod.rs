@@ -151,7 +151,10 @@ fn of_cluster(args: &ClusterArgs, knowledge: &Knowledge, ignored: &BTreeSet<Code
         .block_on(watch::snapshot(&args.access()))
         .map_err(|error| anyhow::anyhow!("no objects: {error}. For objects of files, name the files"))?;
     // Without the right to list Services, their ports are not compared.
-    let services = runtime.block_on(watch::services(&args.access())).unwrap_or_default();
+    let services = runtime.block_on(watch::services(&args.access())).unwrap_or_else(|error| {
+        eprintln!("note: checked without Services, which cannot be listed: {error}");
+        Vec::new()
+    });
     let knowledge = Knowledge { services: services::of(&services), ..knowledge.clone() };
     let places = Places::default();
     let refused = refusals.into_iter().map(|refusal| {

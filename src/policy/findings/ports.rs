@@ -163,6 +163,13 @@ impl Search<'_> {
                     pod.key.namespace == service.key.namespace && service.pods.matches(&pod.labels)
                 };
                 if range.contains(port.port) && differs && self.any_of(pods, is_behind) {
+                    let number = self.declared(pods).into_iter().find(|declared| {
+                        declared.protocol == protocol && declared.name.as_deref() == Some(&*target)
+                    });
+                    let target = match number {
+                        Some(declared) => format!("{} ({target})", declared.number),
+                        None => target,
+                    };
                     return Some((service.key.to_string(), target));
                 }
             }

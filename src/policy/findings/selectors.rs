@@ -189,7 +189,7 @@ impl Search<'_> {
         };
         let text = match (elsewhere, hint) {
             (Some(pod), hint) if !hint.as_ref().is_some_and(|hint| hint.is_guess) => format!(
-                "it matches no pod {where_to}, but {}: without a namespaceSelector, a peer is in the policy's own namespace",
+                "it matches no pod {where_to}; {} matches, but is in another namespace: without a namespaceSelector, a peer is in the policy's own namespace",
                 pod.key
             ),
             (_, Some(hint)) => format!("it matches no pod {where_to}: {}", hint.text),
