@@ -185,7 +185,8 @@ impl Surroundings {
             }
         }
         if broken && is_template(bytes) {
-            let why = "left out: it is a template, as of Helm: render it, as in `helm template CHART | towpath matrix -f -`";
+            let why = "left out: it is a template, as of Helm: render it, as in `helm template CHART`, and pipe that \
+                       into this command, with - for its name";
             return whole(contents, why);
         }
         if broken && !mentions_object(bytes) {
@@ -222,8 +223,8 @@ impl Surroundings {
         };
         let kustomizations = self.kustomizations.into_iter().map(|folder| {
             let text = format!(
-                "left out: the files beside it are read as they are, without what kustomize makes of them: `kubectl \
-                 kustomize {} | towpath matrix -f -` asks about that",
+                "left out: the files beside it are read as they are, without what kustomize makes of them: for that, \
+                 name - and pipe `kubectl kustomize {}` into this command",
                 quoted(&folder)
             );
             let names = KUSTOMIZATIONS.map(|name| folder.join(name));
@@ -232,7 +233,7 @@ impl Surroundings {
         });
         let charts = self.templates.into_iter().map(|(chart, count)| {
             let text = format!(
-                "left out {count} {} of this chart: `helm template {} | towpath matrix -f -` asks about what it renders",
+                "left out {count} {} of this chart: for what it renders, name - and pipe `helm template {}` into this command",
                 if count == 1 { "template" } else { "templates" },
                 quoted(&chart)
             );

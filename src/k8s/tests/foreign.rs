@@ -83,7 +83,7 @@ fn templates_name_the_command_that_renders_them() {
     let notes: Vec<String> = lenient.left_out.iter().map(ToString::to_string).collect();
     let of_chart = notes.iter().find(|note| note.contains("left out 2 templates")).unwrap();
     assert!(
-        of_chart.contains("`helm template ") && of_chart.contains("/web | towpath matrix -f -`"),
+        of_chart.contains("pipe `helm template ") && of_chart.contains("/web` into this command"),
         "{notes:?}"
     );
 }
