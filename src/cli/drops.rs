@@ -56,7 +56,7 @@ pub(super) struct DropsArgs {
 fn ago(text: &str) -> Result<Duration, String> {
     let read: Option<SignedDuration> = text.parse().ok();
     let duration = read.and_then(|duration| Duration::try_from(duration).ok());
-    duration.ok_or_else(|| format!("{text:?} is no time such as 10m or 1h30m"))
+    duration.ok_or_else(|| format!("{text:?} is not a time such as 10m or 1h30m"))
 }
 
 impl DropsArgs {
@@ -249,7 +249,7 @@ fn page(args: &DropsArgs) -> Result<Page, Ended> {
         let body = escaped(answer.body.trim());
         return Err(Ended::Failed(anyhow!("what listens at {address} answered {}: {body}", answer.status)));
     }
-    Ok(serde_json::from_str(&answer.body).context("the answer is no page of towpath's drop log")?)
+    Ok(serde_json::from_str(&answer.body).context("the answer is not a page of towpath's drop log")?)
 }
 
 /// Prints what is dropped from now on, until nobody reads it. A daemon that is restarted is asked again.

@@ -139,7 +139,7 @@ impl Names<'_> {
                     let words = WORKLOADS.iter().flat_map(|(_, names)| names.iter().copied());
                     let words: Vec<&str> = words.chain(["pod", "service", "svc", "node"]).collect();
                     let hint = did_you_mean(kind, words.into_iter());
-                    return Err(NameError(format!("{:?} is no kind of pods{hint}", Shown(kind))));
+                    return Err(NameError(format!("{:?} is not a kind of pods{hint}", Shown(kind))));
                 };
                 self.within(namespace, Some(kind), name)
             }
@@ -532,7 +532,7 @@ fn of_pod_or_address(
             }
             if pod.is_none() {
                 return Err(NameError(format!(
-                    "{end} is no pod, and has no port named {name}: give its number"
+                    "{end} is not a pod, and has no port named {name}: give its number"
                 )));
             }
             let known = declared.iter().filter_map(|port| port.name.as_deref());

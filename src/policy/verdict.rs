@@ -134,7 +134,7 @@ impl fmt::Display for RuleRef {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAPod(address) => write!(f, "{address} is no pod, so no policy selects it"),
+            Self::NotAPod(address) => write!(f, "{address} is not a pod, so no policy selects it"),
             Self::UnknownPod(pod) => write!(f, "no pod {pod} is known, so no policy selects it"),
             Self::HostNetwork(pod) => write!(f, "{pod} is on its node's network, so no policy selects it"),
             Self::Finished(pod) => write!(f, "{pod} has finished, so no policy selects it"),

@@ -205,7 +205,7 @@ fn files_of_other_programs_are_left_out_with_a_note() {
     assert_eq!((alone.status, alone.stdout.as_str()), (3, ""), "{alone:?}");
     assert!(alone.stderr.contains("towpath: there is no object"), "{alone:?}");
     fs::write(folder.path().join("objects.yaml"), stream()).unwrap();
-    let note = format!("{path}/package.json:1:1: note: left out: it is no Kubernetes object\n");
+    let note = format!("{path}/package.json:1:1: note: left out: it is not a Kubernetes object\n");
     for arguments in [
         &["matrix", path][..],
         &["explain", path, "--from", "shop/api", "--to", "shop/db", "--port", "5432"],

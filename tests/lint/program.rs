@@ -62,7 +62,7 @@ fn findings_are_silenced_by_flag_variable_and_annotation() {
     assert!(text(&annotated("TP102")).contains("[TP101]"));
     let unknown = annotated("TP101,TP999");
     assert!(
-        text(&unknown).contains("warning: \"TP999\" is no code of a finding, such as TP101 [TP005]"),
+        text(&unknown).contains("warning: \"TP999\" is not the code of a finding, such as TP101 [TP005]"),
         "{unknown:?}"
     );
 }

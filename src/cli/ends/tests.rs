@@ -140,7 +140,7 @@ fn misspelt_names_are_answered_with_the_nearest_ones() {
         "there is no pod shop/web-5d among the objects: did you mean web-5d-aa?"
     );
     assert_eq!(error("shop/zzzzzz"), "there is no pod shop/zzzzzz among the objects");
-    assert_eq!(error("shop/deplyo/web"), "\"deplyo\" is no kind of pods: did you mean deploy?");
+    assert_eq!(error("shop/deplyo/web"), "\"deplyo\" is not a kind of pods: did you mean deploy?");
     assert!(error("shop/svc/idle").starts_with("the Service shop/idle leads nowhere: no pod has app=gone"));
     assert!(error("svc/manual").starts_with("the Service shop/manual has no selector"));
     for text in ["", "/", "a//b", "a/b/c/d", "a b", "10.0.0", "\u{1b}[31m\n"] {

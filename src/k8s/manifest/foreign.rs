@@ -190,7 +190,7 @@ impl Surroundings {
             return whole(contents, why);
         }
         if broken && !mentions_object(bytes) {
-            return whole(contents, "left out: it is no Kubernetes object");
+            return whole(contents, "left out: it is not a Kubernetes object");
         }
         let mut notes = Vec::new();
         for piece in &mut contents.chunks {
@@ -205,7 +205,7 @@ impl Surroundings {
                     Some(Foreign::Patch) => {
                         "left out: it is only a part of an object, as patches of kustomize are"
                     }
-                    _ => "left out: it is no Kubernetes object",
+                    _ => "left out: it is not a Kubernetes object",
                 };
                 note(at, text.to_owned())
             }));

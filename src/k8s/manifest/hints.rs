@@ -149,7 +149,7 @@ pub fn missing(field: &str, root: &YamlNode<'_>) -> Problem {
     let Value::Map(entries) = &root.value else {
         return Problem::error(
             FieldPath::root(),
-            "is no Kubernetes object: it must be a mapping with apiVersion and kind",
+            "is not a Kubernetes object: it must be a mapping with apiVersion and kind",
         );
     };
     let names: Vec<&str> = entries.iter().map(|entry| &*entry.key).collect();

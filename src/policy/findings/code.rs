@@ -158,7 +158,7 @@ impl FromStr for Code {
 
 /// A text that is no code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no code of a finding, such as TP101")]
+#[error("{0:?} is not the code of a finding, such as TP101")]
 pub struct CodeError(String);
 
 #[cfg(test)]

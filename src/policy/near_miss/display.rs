@@ -142,9 +142,9 @@ impl fmt::Display for PeerWords<'_> {
                     PeerName::Finished(_) => write!(f, "{end} has finished"),
                     PeerName::Unknown(_) => write!(f, "no pod {end} is known"),
                     PeerName::Node(address, node) => {
-                        write!(f, "{address} is node {}, and no pod", Short(node))
+                        write!(f, "{address} is node {}, and not a pod", Short(node))
                     }
-                    PeerName::Address(address) => write!(f, "{address} is no pod"),
+                    PeerName::Address(address) => write!(f, "{address} is not a pod"),
                     // Does not occur: a pod has labels.
                     PeerName::Pod(_) => write!(f, "{end} is not among them"),
                 }

@@ -245,9 +245,9 @@ fn what_no_selector_can_select_is_said_to_be_so() {
     );
     assert_eq!(
         from("192.168.0.1"),
-        "shop/p rule 0 allows from all pods in shop; 192.168.0.1 is node n1, and no pod"
+        "shop/p rule 0 allows from all pods in shop; 192.168.0.1 is node n1, and not a pod"
     );
-    assert_eq!(from("203.0.113.9"), "shop/p rule 0 allows from all pods in shop; 203.0.113.9 is no pod");
+    assert_eq!(from("203.0.113.9"), "shop/p rule 0 allows from all pods in shop; 203.0.113.9 is not a pod");
 }
 
 #[test]
