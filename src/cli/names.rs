@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(describe(&[0, 1, 2, 3, 4, 6], &[]), "every pod, internet");
         assert_eq!(describe(&[1, 2, 3], &[]), "every pod in shop");
         assert_eq!(describe(&[2, 3], &[]), "shop/web");
-        assert_eq!(describe(&[0, 3], &[]), "blog/front, shop/web-2");
+        assert_eq!(describe(&[0, 3], &[]), "shop/web-2, blog/front");
         assert_eq!(describe(&[4, 5], &[]), "internet (IPv4), 10.0.0.0/8");
     }
 

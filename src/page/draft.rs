@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn policy_that_selects_nothing_is_valid_with_a_warning() {
         let (valid, texts) =
-            faults(&POLICY.replace("podSelector: {}", "podSelector: {matchLabels: {app: no}}"));
+            faults(&POLICY.replace("podSelector: {}", "podSelector: {matchLabels: {app: nobody}}"));
         assert!(valid && texts.iter().any(|text| text.starts_with("warning ")), "{texts:?}");
         let (valid, texts) = faults(&POLICY.replace("shop", "nowhere"));
         assert!(
