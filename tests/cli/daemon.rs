@@ -98,8 +98,7 @@ fn daemon_follows_its_files_and_its_rules_stay_until_cleanup() {
             })
         });
         assert_eq!(get("/livez"), Some((200, "ok\n".to_owned())));
-        // Everything else is the page's, which answers only requests for its own host.
-        assert_eq!(get("/nothing").unwrap().0, 421);
+        assert_eq!(get("/nothing").unwrap().0, 404);
         let metrics = get("/metrics").unwrap().1;
         assert!(metrics.contains("towpath_objects{kind=\"NetworkPolicy\"} 5\n"), "{metrics}");
         assert!(metrics.contains("towpath_isolated_pods{direction=\"egress\"} 1\n"), "{metrics}");
