@@ -156,7 +156,8 @@ fn tests_named_in_documents_exist() {
         word.matches('_').count() > 2 && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     };
     // Metrics and kernel modules are words with underscores, too.
-    let is_test = |word: &&str| !["towpath_", "process_", "ip_set_"].iter().any(|prefix| word.starts_with(prefix));
+    let is_test =
+        |word: &&str| !["towpath_", "process_", "ip_set_"].iter().any(|prefix| word.starts_with(prefix));
     let mut named = 0;
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();

@@ -104,8 +104,6 @@ fn page_and_command_line_explain_alike() {
             "stars/backend",
             "--port",
             "6379",
-            "--width",
-            "10000",
             "-o",
             format,
         ]);

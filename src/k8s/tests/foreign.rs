@@ -50,7 +50,7 @@ fn error(file: &str, text: &str) {
 
 #[test]
 fn files_of_other_programs_are_left_out() {
-    let why = "no Kubernetes object";
+    let why = "not a Kubernetes object";
     left_out("package.json", r#"{"name": "shop", "bin": "x", "scripts": {"test": "jest"}}"#, why);
     left_out("tsconfig.json", "{\n  // comments\n  \"compilerOptions\": {\"strict\": true,},\n}\n", why);
     left_out("values.yaml", "replicas: 3\nimage: {name: web}\nkind: DaemonSet\n", why);

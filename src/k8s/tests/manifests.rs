@@ -134,7 +134,7 @@ fn other_kinds_are_skipped_and_typos_of_known_kinds_are_errors() {
     }
     assert!(faults("metadata: {name: a}\n")[0].contains("kind is missing"));
     assert!(faults("kind: Pod\n")[0].contains("apiVersion is missing"));
-    assert!(faults("- a\n")[0].contains("no Kubernetes object"));
+    assert!(faults("- a\n")[0].contains("not a Kubernetes object"));
     assert_eq!(faults("# nothing\n---\n"), [""; 0]);
 }
 
