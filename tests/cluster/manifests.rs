@@ -21,14 +21,19 @@ fn manifests() -> Vec<[String; 2]> {
     folders.chain([["-f".to_owned(), "deploy/towpath.yaml".to_owned()]]).collect()
 }
 
-/// A definition of the `PodMonitor`, which the Prometheus operator provides: with its name, but without its fields.
-fn pod_monitors() -> Value {
+/// The kinds of the Prometheus operator that deploy/ uses.
+const OPERATOR_KINDS: [&str; 2] = ["PodMonitor", "PrometheusRule"];
+
+/// A definition of such a kind: with its name, but without its fields.
+fn definition(kind: &str) -> Value {
+    let singular = kind.to_lowercase();
+    let plural = format!("{singular}s");
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": { "name": "podmonitors.monitoring.coreos.com" },
+        "metadata": { "name": format!("{plural}.monitoring.coreos.com") },
         "spec": {
             "group": "monitoring.coreos.com", "scope": "Namespaced",
-            "names": { "kind": "PodMonitor", "plural": "podmonitors", "singular": "podmonitor" },
+            "names": { "kind": kind, "plural": plural, "singular": singular },
             "versions": [{
                 "name": "v1", "served": true, "storage": true,
                 "schema": { "openAPIV3Schema": {
@@ -48,16 +53,21 @@ fn apply(plane: &ControlPlane, arguments: &[&str]) -> (bool, String) {
 }
 
 /// Strict validation refuses unknown and repeated fields. The API server reports deprecated ones in a warning. Whether
-/// a kubelet accepts the containers is not tested here, nor whether the Prometheus operator accepts its `PodMonitor`.
+/// a kubelet accepts the containers is not tested here, nor whether the Prometheus operator accepts its objects.
 #[test]
 fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
     with_control_plane(|plane| {
-        plane.api().create(&pod_monitors());
-        let crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podmonitors.monitoring.coreos.com";
-        let established = || plane.api().get(crd).unwrap()["status"]["conditions"].to_string();
-        wait_until("the definition of PodMonitor in use", SOON, || {
-            established().contains(r#""status":"True","type":"Established""#)
-        });
+        let path = |kind: &str| {
+            let name = format!("{}s.monitoring.coreos.com", kind.to_lowercase());
+            format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+        };
+        for kind in OPERATOR_KINDS {
+            plane.api().create(&definition(kind));
+            let established = || plane.api().get(&path(kind)).unwrap()["status"]["conditions"].to_string();
+            wait_until("the definition in use", SOON, || {
+                established().contains(r#""status":"True","type":"Established""#)
+            });
+        }
         let all = manifests();
         assert!(all.len() >= 5, "{all:?}");
         for [how, what] in &all {
@@ -70,7 +80,9 @@ fn manifests_of_deploy_are_accepted_by_an_api_server_without_warnings() {
             assert!(same, "{what}: {again}");
             assert!(!again.contains("configured"), "{what} changes when it is applied again: {again}");
         }
-        plane.api().delete(crd);
+        for kind in OPERATOR_KINDS {
+            plane.api().delete(&path(kind));
+        }
     });
 }
 
