@@ -124,7 +124,7 @@ soak-flows: packages ## A million flows in random clusters, and many more restar
 mutants: packages ## Mutates the source place by place and reports mutants that no test detects (cargo-mutants; hours)
 	./scripts/mutants
 
-mutants-sample: packages ## A few of these mutants, different ones for each commit; at most eight minutes
+mutants-sample: packages ## A few of these mutants, different ones for each commit; at most five minutes
 	./scripts/mutants --sample
 
 manifests: ## Renders deploy/towpath.yaml from deploy/ (needs kubectl), and the PrometheusRule from its rules
