@@ -15,7 +15,9 @@ use towpath::{
         Variant,
         random::{NODES, Stack, externals},
     },
-    model::{self, Change, Cluster, Endpoint, Family, Flow, ObjectKey, Pod, Protocol},
+    model::{
+        self, Change, Cluster, Endpoint, Family, Flow, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol,
+    },
     policy::evaluate,
 };
 
@@ -127,10 +129,22 @@ impl World {
         logs.collect::<Vec<_>>().join("\n")
     }
 
+    /// A namespace that an object in a file names exists, with the label that every namespace has.
+    fn declare_namespace_of(&mut self, change: &Change) {
+        let (Change::SetPod(Pod { key, .. }) | Change::SetPolicy(NetworkPolicy { key, .. })) = change else {
+            return;
+        };
+        if self.cluster.namespace(&key.namespace).is_none() {
+            let labels = [("kubernetes.io/metadata.name", &*key.namespace)].into_iter().collect();
+            self.cluster.apply(Change::SetNamespace(Namespace { name: key.namespace.clone(), labels }));
+        }
+    }
+
     /// Applies the changes: to the pods in the lab first, then to the objects in the folder.
     pub(crate) fn change(&mut self, changes: Vec<Change>) {
         for change in &changes {
             self.cluster.apply(change.clone());
+            self.declare_namespace_of(change);
         }
         // A removed pod makes room for a new one with the same address.
         let wanted: BTreeMap<ObjectKey, Pod> = self
