@@ -218,9 +218,10 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             .router(Guard { token: None }),
         for_all: page.for_all,
     });
-    let near = runtime.block_on(loopback(settings.listen));
-    runtime.spawn(web.clone().serve_with(listener, page.clone()));
-    near.map(|near| runtime.spawn(web.serve_with(near, page)));
+    if let Some(near) = runtime.block_on(loopback(settings.listen)) {
+        runtime.spawn(web.clone().serve_with(near, page.clone()));
+    }
+    runtime.spawn(web.serve_with(listener, page));
     runtime.spawn(warn_of_lag(status.clone()));
     runtime.spawn(report_slow_commands(commands.clone(), status.clone()));
     if settings.writes_events && settings.files.is_empty() {

@@ -1,26 +1,32 @@
 //! `/drops`: what was dropped, and why. One page of JSON, or, with `follow`, one record a line for as long as the client
 //! listens.
 
-use std::{convert::Infallible, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     Extension, Json,
     body::Body,
     extract::{Query, State},
-    http::{StatusCode, header},
+    http::header,
     response::{IntoResponse, Response},
 };
 use futures::stream;
 use serde::Deserialize;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, watch},
     time,
 };
 
 use super::{Follows, Web};
 use crate::drops::{Filter, Record};
 
-/// How many clients may follow at a time.
+/// How many clients may follow at a time. The one that has followed the longest makes room for a new one: kubelet is a
+/// client like others, and the owners of pods must not keep all others out with their probes.
 const FOLLOWERS: usize = 8;
 
 /// How long a client may follow over one connection.
@@ -30,13 +36,38 @@ pub(super) const FOLLOWED_FOR: Duration = Duration::from_hours(1);
 /// daemon learns that the client is gone.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 
-/// The places for clients that follow.
-#[derive(Clone, Debug)]
-pub(super) struct Followers(Arc<Semaphore>);
+/// The clients that follow, by when they came; each waits to be told that it has to go.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Followers(Arc<Mutex<VecDeque<Arc<Notify>>>>);
 
-impl Default for Followers {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(FOLLOWERS)))
+impl Followers {
+    /// A place for a client.
+    fn take_place(&self) -> Place {
+        let must_go = Arc::new(Notify::new());
+        let mut all = self.all();
+        if all.len() >= FOLLOWERS
+            && let Some(oldest) = all.pop_front()
+        {
+            oldest.notify_one();
+        }
+        all.push_back(must_go.clone());
+        Place { followers: self.clone(), must_go }
+    }
+
+    fn all(&self) -> MutexGuard<'_, VecDeque<Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a client among those that follow, until it is dropped.
+struct Place {
+    followers: Followers,
+    must_go: Arc<Notify>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.followers.all().retain(|other| !Arc::ptr_eq(other, &self.must_go));
     }
 }
 
@@ -72,12 +103,10 @@ pub(super) async fn drops(
     if !question.follows() {
         return Json(web.drops.page(&web.about.node, &filter)).into_response();
     }
-    let Ok(place) = followers.0.try_acquire_owned() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many clients follow the drop log\n").into_response();
-    };
+    let place = followers.take_place();
     follows.0.store(true, Ordering::Relaxed);
     let latest = web.drops.follow();
-    let follower = Follower { web, filter, latest, is_first: true, _place: place };
+    let follower = Follower { web, filter, latest, is_first: true, place };
     let lines = stream::unfold(follower, |mut follower| async move {
         let lines = follower.next().await?;
         Some((Ok::<_, Infallible>(lines), follower))
@@ -91,17 +120,20 @@ struct Follower {
     filter: Filter,
     latest: watch::Receiver<u64>,
     is_first: bool,
-    _place: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Follower {
     /// The next lines; at first what there is already.
     async fn next(&mut self) -> Option<String> {
         if !self.is_first {
-            match time::timeout(SIGN_OF_LIFE, self.latest.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return None,
-                Err(_) => return Some("\n".to_owned()),
+            tokio::select! {
+                () = self.place.must_go.notified() => return None,
+                changed = time::timeout(SIGN_OF_LIFE, self.latest.changed()) => match changed {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return None,
+                    Err(_) => return Some("\n".to_owned()),
+                },
             }
         }
         self.is_first = false;

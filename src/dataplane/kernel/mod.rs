@@ -150,9 +150,8 @@ impl Kernel {
             .ok()
     }
 
-    /// Calls `notify` from its own thread when a set of ours became empty, usually within
-    /// a fifth of a second. `None` if that cannot be
-    /// watched.
+    /// Calls `notify` from its own thread when a set of ours became empty, usually within a fifth of a second. `None` if
+    /// that cannot be watched.
     #[must_use]
     pub fn watch_sets(&self, notify: impl Fn() + Send + 'static) -> Option<Watch> {
         Watch::sets(notify)
